@@ -1,0 +1,220 @@
+"""The record of one request and all that came of it, and every value derived from it.
+
+Each stage writes down what it alone knows; the comment at a field names its one writer. Nothing is
+derived anywhere else, so that a log line and a metric can never disagree::
+
+    first byte ─► received ─► sent ─► head ─► first token ··· last token ─► last byte
+    started_at    received_at sent_at head_at first_token_at  last_token_at finished_at
+
+``…_at`` are readings of the event loop's monotonic clock in seconds. Derived durations are seconds
+rounded to the microsecond, and are None where they do not apply.
+"""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from .errors import ProxyError
+from .outcomes import OUTCOMES, Outcome, outcome_of_status
+from .usage import TimeInfo, Usage
+
+__all__ = ("Exchange", "Request")
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's head. ``headers`` have lower-case names, in the order they came."""
+
+    method: str
+    target: bytes
+    http_version: bytes
+    headers: Headers
+
+    @property
+    def path(self) -> bytes:
+        return self.target.partition(b"?")[0]
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of ``name`` (lower case)."""
+        for each, value in reversed(self.headers):
+            if each == name:
+                return value
+        return None
+
+
+def _span(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else round(end - begin, 6)
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """See the module's docstring."""
+
+    started_at: float  # server
+    request: Request | None = None  # server
+    request_id: str = ""  # server
+    trace_id: str = ""  # server
+    traceparent: bytes = b""  # server
+    route: str = "none"  # routes: the path's template, never the path
+    client: str | None = None  # routes: the name of the key presented
+
+    received_at: float | None = None  # downstream: the request was complete
+    status: int = 0  # downstream: what the client was told; 0 if nothing
+    client_blocked_seconds: float = 0.0  # downstream
+
+    model: str | None = None  # relay: asked of upstream; for opaque bodies what the answer says
+    requested_model: str | None = None  # relay
+    stream: bool | None = None  # relay
+
+    sent_at: float | None = None  # upstream
+    head_at: float | None = None  # upstream
+    upstream_status: int | None = None  # upstream
+    upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
+    upstream_wait_seconds: float = 0.0  # upstream: a connection, the head, the body's chunks
+
+    first_token_at: float | None = None  # meter: arrived
+    first_token_sent_at: float | None = None  # meter: written to the client
+    first_answer_sent_at: float | None = None  # meter: the same for the first that is not reasoning
+    last_token_at: float | None = None  # meter
+    last_body_at: float | None = None  # meter: the last bytes of the answer arrived
+    reasons: bool = False  # meter: reasoning was seen
+    events: int = 0  # meter
+    stream_failed: bool = False  # meter: an error event inside a stream
+    usage: Usage | None = None  # meter
+    time_info: TimeInfo | None = None  # meter
+    answered_model: str | None = None  # meter: the model named in the answer
+
+    cost: Decimal | None = None  # relay
+    error: ProxyError | None = None  # server
+    finished_at: float = field(default=0.0)  # server
+
+    @property
+    def is_chat(self) -> bool:
+        return self.route == "/v1/chat/completions"
+
+    @property
+    def outcome(self) -> str:
+        """How the exchange ended: a key of ``outcomes.OUTCOMES``."""
+        if self.error is not None:
+            return self.error.outcome
+        if self.stream_failed:
+            return "upstream_stream_error"
+        return outcome_of_status(self.upstream_status or self.status)
+
+    @property
+    def traits(self) -> Outcome:
+        return OUTCOMES[self.outcome]
+
+    @property
+    def total_time_seconds(self) -> float:
+        """From the request's completion; from its first byte if it never was complete."""
+        began_at = self.started_at if self.received_at is None else self.received_at
+        return round(self.finished_at - began_at, 6)
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time that was spent neither waiting for upstream nor for the client."""
+        waited = self.upstream_wait_seconds + self.client_blocked_seconds
+        return round(max(0.0, self.total_time_seconds - waited), 6)
+
+    @property
+    def ttfb_seconds(self) -> float | None:
+        return _span(self.sent_at, self.head_at)
+
+    @property
+    def ttft_source(self) -> str | None:
+        """``measured`` where a token was seen to arrive, ``derived`` from Cerebras's own account
+        of a plain reply, None where there is neither."""
+        if self.first_token_at is not None:
+            return "measured"
+        return "derived" if self._derived_first_token_at is not None else None
+
+    @property
+    def _derived_first_token_at(self) -> float | None:
+        """A plain reply comes all at once; its tokens were made in the ``completion_time`` that
+        ended when it was sent."""
+        if self.stream or self.last_body_at is None or self.sent_at is None:
+            return None
+        if self.time_info is None or self.time_info.completion is None or self.error is not None:
+            return None
+        derived = self.last_body_at - self.time_info.completion
+        return derived if derived >= self.sent_at else None
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Request complete → first token written to the client: what the agent felt."""
+        if self.first_token_at is not None:
+            return _span(self.received_at, self.first_token_sent_at)
+        derived = self._derived_first_token_at
+        if derived is None or self.last_body_at is None:
+            return None
+        # What the proxy took to pass the reply on it would have taken for the token as well.
+        return _span(self.received_at, derived + self.finished_at - self.last_body_at)
+
+    @property
+    def upstream_ttft_seconds(self) -> float | None:
+        """Request written upstream → first token arrived: what Cerebras and the network did."""
+        if self.first_token_at is not None:
+            return _span(self.sent_at, self.first_token_at)
+        return _span(self.sent_at, self._derived_first_token_at)
+
+    @property
+    def proxy_ttft_seconds(self) -> float | None:
+        """What this proxy added; the difference of the two, so that they always add up."""
+        return _span(self.upstream_ttft_seconds, self.ttft_seconds)
+
+    @property
+    def ttfo_seconds(self) -> float | None:
+        """Like TTFT, for the first token that is not reasoning; of models that reason."""
+        return _span(self.received_at, self.first_answer_sent_at) if self.reasons else None
+
+    @property
+    def generation_seconds(self) -> float | None:
+        return _span(self.first_token_at, self.last_token_at)
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Time per output token after the first; once for a stream, from two tokens on."""
+        if not self.generation_seconds or self.usage is None or self.usage.completion_tokens < 2:
+            return None
+        return round(self.generation_seconds / (self.usage.completion_tokens - 1), 6)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if not self.generation_seconds or self.usage is None:
+            return None
+        return round(self.usage.completion_tokens / self.generation_seconds, 3)
+
+    @property
+    def queue_seconds(self) -> float | None:
+        return self._phase("queue")
+
+    @property
+    def prompt_seconds(self) -> float | None:
+        return self._phase("prompt")
+
+    @property
+    def completion_seconds(self) -> float | None:
+        return self._phase("completion")
+
+    def _phase(self, name: str) -> float | None:
+        value = getattr(self.time_info, name, None)
+        return None if value is None else round(value, 6)
+
+    @property
+    def network_seconds(self) -> float | None:
+        """What is left of the upstream TTFT for network and edge."""
+        ours, queue, prompt = self.upstream_ttft_seconds, self.queue_seconds, self.prompt_seconds
+        if ours is None or queue is None or prompt is None:
+            return None
+        rest = round(ours - queue - prompt, 6)
+        return rest if rest >= 0 else None
+
+    @property
+    def usage_source(self) -> str | None:
+        """``upstream`` or ``missing``, for an exchange whose answer should have told."""
+        if self.usage is not None:
+            return "upstream"
+        answered = self.is_chat and self.upstream_status is not None and self.upstream_status < 300
+        return "missing" if answered else None

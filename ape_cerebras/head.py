@@ -1,0 +1,193 @@
+"""The strict check of a request head, on its raw bytes, before h11 sees it.
+
+h11 parses what reaches it, but it is not a strict front end: it takes a bare LF, folded lines, any
+``HTTP/d.d``, Content-Length beside Transfer-Encoding, control bytes in values and any Host. Each of
+these is a way to make two parsers on one connection disagree (request smuggling), so each is
+refused here, as RFC 9112 says or allows. What passes is a head that h11 and everybody else read
+alike.
+
+The check is made of two plain functions over bytes. ``check_part`` refuses what can no longer
+become a good head, while it is still arriving, so that nobody waits for a deadline to learn of it.
+``check_whole`` refuses the rest.
+"""
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+from typing import NamedTuple
+
+from .errors import (
+    BadRequest,
+    BodyTooLarge,
+    CodingUnknown,
+    HeadersTooLarge,
+    TargetTooLong,
+    VersionUnsupported,
+)
+
+__all__ = ("HEAD_END", "HeadLimits", "check_part", "check_whole")
+
+HEAD_END = b"\r\n\r\n"
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_OTHER_VERSION = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
+# Field values may hold visible ASCII, SP, HTAB and obs-text (RFC 9110 section 5.5).
+_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+# A CR is right only before LF, an LF only after CR; the last byte of a part may still get its LF.
+_NEVER_RIGHT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
+_HOST = re.compile(
+    rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
+    rb"(?::(?P<port>[0-9]{0,5}))?"
+)
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:/[^#]*)?)", re.IGNORECASE)
+
+# More than once, each of these lets one reader act on the first value and another on the last.
+_ONCE = frozenset(
+    (
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+    )
+)
+_MAX_LENGTH_DIGITS = 19
+
+
+class HeadLimits(NamedTuple):
+    """Bytes of the header block (request line apart), lines in it, bytes of target and of body."""
+
+    header_bytes: int
+    headers: int
+    target_bytes: int
+    body_bytes: int
+
+
+def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
+    """Refuse a head whose first bytes are ``part`` if no bytes to come could mend it.
+
+    ``already_checked`` says how many of them an earlier call has seen.
+
+    Raises BadRequest, TargetTooLong, HeadersTooLarge, VersionUnsupported.
+    """
+    line_end = part.find(b"\r\n")
+    if _NEVER_RIGHT.search(part, max(0, already_checked - 1)):
+        raise BadRequest("The request head holds a control byte or a bare line end.", keeps=False)
+    if line_end < 0:
+        if len(part) > limits.target_bytes + 64:
+            raise TargetTooLong
+        return
+    if already_checked < line_end + 2:
+        _check_request_line(part[:line_end], limits)
+    if len(part) - line_end - 2 > limits.header_bytes:
+        raise HeadersTooLarge
+
+
+def check_whole(head: bytes, limits: HeadLimits) -> bytes:
+    """Check a complete head, empty line included; the path and query it asks for.
+
+    The absolute form is reduced to its path once its authority agrees with Host (RFC 9112
+    section 3.2.2), so that it can never choose where a request goes.
+
+    Raises BadRequest, BodyTooLarge, CodingUnknown, HeadersTooLarge, TargetTooLong,
+    VersionUnsupported.
+    """
+    first, *lines = head[: -len(HEAD_END)].split(b"\r\n")
+    if len(lines) > limits.headers:
+        raise HeadersTooLarge
+    if len(head) - len(first) - 2 > limits.header_bytes:
+        raise HeadersTooLarge
+    method, target, is_http_11 = _check_request_line(first, limits)
+    fields = _read_fields(lines)
+    _check_framing(fields, is_http_11, limits)
+    host = _check_host(fields.get(b"host"), is_http_11)
+    return _check_target(method, target, host)
+
+
+def _check_request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bool]:
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        if _OTHER_VERSION.fullmatch(line):
+            raise VersionUnsupported
+        raise BadRequest("The request line is malformed.", keeps=False)
+    method, target, minor = match.groups()
+    if len(target) > limits.target_bytes:
+        raise TargetTooLong
+    return method, target, minor == b"1"
+
+
+def _read_fields(lines: list[bytes]) -> dict[bytes, bytes]:
+    """The fields by lower-case name; of those that may repeat, the last."""
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:  # among others a folded line (RFC 9112 section 5.2)
+            raise BadRequest("A header line is malformed.", keeps=False)
+        name = match[1].lower()
+        if name in fields and name in _ONCE:
+            raise BadRequest("A header that may stand once stands twice.", keeps=False)
+        fields[name] = match[2].rstrip(b" \t")
+    return fields
+
+
+def _check_framing(fields: dict[bytes, bytes], is_http_11: bool, limits: HeadLimits) -> None:
+    """Where the body ends must be beyond doubt (RFC 9112 sections 6.1 to 6.3)."""
+    length = fields.get(b"content-length")
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None or not is_http_11:
+            raise BadRequest("Transfer-Encoding does not go with this request.", keeps=False)
+        if coding.lower() != b"chunked":
+            raise _refusal_of_coding(coding)
+    if length is not None:
+        if not length.isdigit():
+            raise BadRequest("Content-Length is not a number.", keeps=False)
+        if len(length) > _MAX_LENGTH_DIGITS or int(length) > limits.body_bytes:
+            raise BodyTooLarge
+
+
+def _refusal_of_coding(coding: bytes) -> BadRequest | CodingUnknown:
+    """501 for one coding too many, 400 for a list that does not end in chunked, or in it twice."""
+    names = [name.strip().lower() for name in coding.split(b",")]
+    is_list_of_tokens = all(re.fullmatch(_TOKEN, name) for name in names)
+    if is_list_of_tokens and b"chunked" not in names[:-1]:
+        return CodingUnknown()
+    return BadRequest("Transfer-Encoding is malformed.", keeps=False)
+
+
+def _check_host(host: bytes | None, is_http_11: bool) -> bytes | None:
+    """Host's grammar (RFC 9112 section 3.2, RFC 3986 section 3.2.2)."""
+    if host is None:
+        if is_http_11:
+            raise BadRequest("Host is missing.", keeps=False)
+        return None
+    match = _HOST.fullmatch(host)
+    if match is None or int(match["port"] or 0) > 65535 or not _is_ipv6(match["v6"]):
+        raise BadRequest("Host is malformed.", keeps=False)
+    return host
+
+
+def _is_ipv6(text: bytes | None) -> bool:
+    """True too where there is no IPv6 literal to check."""
+    try:
+        return text is None or bool(IPv6Address(text.decode()))
+    except AddressValueError:
+        return False
+
+
+def _check_target(method: bytes, target: bytes, host: bytes | None) -> bytes:
+    """The origin form of the target (RFC 9112 section 3.2)."""
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    absolute = _ABSOLUTE_FORM.fullmatch(target)
+    if absolute:
+        if host is not None and absolute[1].lower() != host.lower():
+            raise BadRequest("The target names another host than Host does.", keeps=False)
+        target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+    if not target.startswith(b"/") or b"#" in target:
+        if method == b"CONNECT":  # its own form, answered 405 by the routes
+            return target
+        raise BadRequest("The request target is malformed.", keeps=False)
+    return target

@@ -1,0 +1,81 @@
+"""The listening sockets and the accept loop, which nothing but cancellation ends."""
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from .network import SocketStream
+
+__all__ = ("accept_connections", "open_listeners")
+
+_BACKLOG = 2048
+_PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
+
+# Out of something for now (accept(2)): wait, and go on with what there is.
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+async def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Listening, non-blocking sockets on every address that ``host`` means.
+
+    With port 0 all get the one port that the first was given. Raises OSError.
+    """
+    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            if port == 0 and listeners:
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])
+            listeners.append(_open_listener(family, address))
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" means both families where it stands alone, as nginx's ipv6only=off does.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def accept_connections(
+    listener: socket.socket,
+    handle: Callable[[SocketStream], None],
+    wait_for_room: Callable[[], Awaitable[None]],
+    complain: Callable[[str], None],
+) -> None:
+    """Give every connection to ``handle``, for as long as ``listener`` is open.
+
+    ``wait_for_room`` returns once another connection may be taken; until then it waits in the
+    backlog. ``complain`` is told, in our words, when the system has nothing left to accept with.
+    """
+    while True:
+        await wait_for_room()
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            await anyio.wait_readable(listener)
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                complain("Cannot accept connections: out of file descriptors or memory")
+                await anyio.sleep(_PAUSE)
+            else:  # the connection broke before it was taken
+                await anyio.lowlevel.checkpoint()
+        else:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            handle(SocketStream(sock))
+            await anyio.lowlevel.checkpoint()

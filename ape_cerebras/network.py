@@ -1,0 +1,261 @@
+"""Streams that know when their bytes arrived, over plain sockets or over any anyio byte stream.
+
+``SocketStream`` works on a non-blocking socket and tries first: it asks the event loop only when
+the kernel has said "would block". For a stream of tokens that saves most trips through the loop
+that anyio's own stream makes (a checkpoint for each send, a change of epoll interest for each
+receive). ``WrappedStream`` gives the same face to any anyio byte stream, for hosts that bring their
+own and for tests over memory streams.
+
+Both stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
+the hook ``before_wait`` just before a read has to wait: the moment to send on what was held back.
+
+Times are readings of the event loop's monotonic clock, ``anyio.current_time()``.
+"""
+
+import select
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio.abc import ByteStream, SocketAttribute
+
+__all__ = (
+    "READ_BYTES",
+    "Outbox",
+    "PeerStalled",
+    "SocketStream",
+    "StampedStream",
+    "WrappedStream",
+    "stamped",
+)
+
+READ_BYTES = 64 * 1024
+
+# After so many operations in a row that needed no wait, the loop gets a turn all the same: a fast
+# upstream with a fast client would else keep every other connection, and every cancellation, out.
+_TURN_EVERY = 32
+
+
+class PeerStalled(Exception):
+    """A read or a write made no progress for as long as it may. Not an OSError, as TimeoutError
+    is, because anyio's TLS stream takes every OSError for a broken connection."""
+
+
+class StampedStream(ByteStream):
+    """What the two streams here have in common; see the module's docstring.
+
+    ``arrived_at``: when the bytes of the latest ``receive`` arrived.
+    ``written_at``: when the latest ``send`` had handed over all its bytes.
+    ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, ever growing.
+    ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
+    """
+
+    def __init__(self) -> None:
+        self.arrived_at = self.written_at = anyio.current_time()
+        self.read_wait_seconds = self.write_wait_seconds = 0.0
+        self.read_timeout: float | None = None
+        self.write_timeout: float | None = None
+        self.before_wait: Callable[[], Awaitable[None]] | None = None
+
+    def close(self) -> None:
+        """Close at once, without awaiting: safe in any ``finally``."""
+        raise NotImplementedError
+
+    def peer_is_gone(self) -> bool:
+        """Whether it is known that the peer takes no more bytes."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        self.close()
+
+
+class SocketStream(StampedStream):
+    """A byte stream over a connected, non-blocking stream socket, which it owns.
+
+    Raises what anyio's streams raise (EndOfStream, BrokenResourceError, ClosedResourceError), and
+    PeerStalled.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._socket = sock
+        self._turns = _TURN_EVERY
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        while True:
+            try:
+                data = self._socket.recv(max_bytes)
+            except BlockingIOError:
+                if self.before_wait is not None:
+                    await self.before_wait()
+                self.read_wait_seconds += await self._wait(anyio.wait_readable, self.read_timeout)
+                continue
+            except OSError as error:
+                raise self._translated(error) from None
+            self.arrived_at = anyio.current_time()
+            if not data:
+                raise EndOfStream
+            await self._take_turn()
+            return data
+
+    async def send(self, item: bytes) -> None:
+        unsent = memoryview(item)
+        while unsent:
+            try:
+                unsent = unsent[self._socket.send(unsent) :]
+            except BlockingIOError:
+                self.write_wait_seconds += await self._wait(anyio.wait_writable, self.write_timeout)
+            except OSError as error:
+                raise self._translated(error) from None
+        self.written_at = anyio.current_time()
+        await self._take_turn()
+
+    def send_nowait(self, item: bytes) -> None:
+        """Send what the socket takes of ``item`` at once, which may be nothing."""
+        with suppress(OSError):
+            self._socket.send(item)
+
+    async def send_eof(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()
+
+    def reset(self) -> None:
+        """Close with a TCP reset, so that the peer cannot take what came for complete."""
+        with suppress(OSError):
+            linger_on_for_0_seconds = b"\x01\0\0\0\0\0\0\0"
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_on_for_0_seconds)
+        self.close()
+
+    def peer_is_gone(self) -> bool:
+        """True after a reset, or once both directions are shut; a half-closed peer is there."""
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)  # errors and hang-up are always reported
+        return bool(poll.poll(0))
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return {SocketAttribute.raw_socket: lambda: self._socket}
+
+    async def _wait(
+        self, until_ready: Callable[[socket.socket], Awaitable[None]], timeout: float | None
+    ) -> float:
+        """Wait for the socket; the seconds that took."""
+        self._turns = _TURN_EVERY
+        began_at = anyio.current_time()
+        if timeout is None:
+            await until_ready(self._socket)
+        else:
+            with anyio.move_on_after(timeout) as scope:
+                await until_ready(self._socket)
+            if scope.cancelled_caught:
+                raise PeerStalled
+        return anyio.current_time() - began_at
+
+    async def _take_turn(self) -> None:
+        self._turns -= 1
+        if self._turns <= 0:
+            self._turns = _TURN_EVERY
+            await anyio.lowlevel.checkpoint()
+
+    def _translated(self, error: OSError) -> Exception:
+        if self._socket.fileno() < 0:
+            return ClosedResourceError()
+        return BrokenResourceError(error.errno)
+
+
+class WrappedStream(StampedStream):
+    """The same over any anyio byte stream; every await counts as a wait there."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        super().__init__()
+        self._stream = stream
+        self._broken = False
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        if self.before_wait is not None:
+            await self.before_wait()
+        began_at = anyio.current_time()
+        with anyio.move_on_after(self.read_timeout) as scope:
+            data = await self._stream.receive(max_bytes)
+        if scope.cancelled_caught:
+            raise PeerStalled
+        self.arrived_at = anyio.current_time()
+        self.read_wait_seconds += self.arrived_at - began_at
+        return data
+
+    async def send(self, item: bytes) -> None:
+        began_at = anyio.current_time()
+        try:
+            with anyio.move_on_after(self.write_timeout) as scope:
+                await self._stream.send(item)
+        except (BrokenResourceError, ClosedResourceError):
+            self._broken = True
+            raise
+        if scope.cancelled_caught:
+            raise PeerStalled
+        self.written_at = anyio.current_time()
+        self.write_wait_seconds += self.written_at - began_at
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    def close(self) -> None:
+        """Nothing can be closed here without awaiting: ``aclose`` does it, forcefully."""
+
+    async def aclose(self) -> None:
+        await anyio.aclose_forcefully(self._stream)
+
+    def peer_is_gone(self) -> bool:
+        return self._broken
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
+
+
+class Outbox:
+    """Bytes on their way to a stream, held until ``flush`` so that they leave in one write."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._held: list[bytes] = []
+        self.size = 0
+        """Bytes held."""
+        self.busy = False
+        """Whether a write is under way."""
+
+    def hold(self, data: bytes | None) -> None:
+        if data:
+            self._held.append(data)
+            self.size += len(data)
+
+    def clear(self) -> None:
+        self._held.clear()
+        self.size = 0
+
+    async def flush(self) -> None:
+        """Write what is held; raises what the stream's ``send`` raises."""
+        if not self._held:
+            return
+        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self.clear()
+        self.busy = True
+        try:
+            await self._stream.send(data)
+        finally:
+            self.busy = False
+
+
+def stamped(stream: ByteStream) -> StampedStream:
+    """``stream`` itself where it stamps its arrivals already, else a wrapper that does."""
+    return stream if isinstance(stream, StampedStream) else WrappedStream(stream)

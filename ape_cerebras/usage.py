@@ -1,0 +1,136 @@
+"""Token counts and timings out of response JSON; the price table; cost in exact decimals.
+
+Counts are read permissively, because they differ by model (a detail may be null or missing, new
+ones appear without notice) and a strange one must not lose the others. Prices are read strictly:
+a price that is wrong is worse than none.
+"""
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+__all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_time_info", "read_usage")
+
+_MILLION = Decimal(1_000_000)
+
+
+class Usage(NamedTuple):
+    """Tokens of one exchange. Cached tokens are part of the prompt, reasoning tokens of the
+    completion, as in OpenAI's usage object."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class TimeInfo(NamedTuple):
+    """Cerebras's own account of a request, in seconds; None for what it left out."""
+
+    queue: float | None
+    prompt: float | None
+    completion: float | None
+
+
+def _count(parent: Any, name: str) -> int:
+    value = parent.get(name) if isinstance(parent, dict) else None
+    return value if type(value) is int and value >= 0 else 0
+
+
+def read_usage(usage: Any) -> Usage | None:
+    """The counts in a response's ``usage`` object; None where that is not an object."""
+    if not isinstance(usage, dict):
+        return None
+    prompt = _count(usage, "prompt_tokens")
+    completion = _count(usage, "completion_tokens")
+    return Usage(
+        prompt,
+        completion,
+        _count(usage, "total_tokens") or prompt + completion,
+        _count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def read_time_info(info: Any) -> TimeInfo | None:
+    """The phases in a response's ``time_info`` object; None where that is not an object."""
+    if not isinstance(info, dict):
+        return None
+
+    def phase(name: str) -> float | None:
+        value = info.get(name)
+        return float(value) if type(value) in (int, float) and value >= 0 else None
+
+    return TimeInfo(phase("queue_time"), phase("prompt_time"), phase("completion_time"))
+
+
+class Price(NamedTuple):
+    """US dollars per million tokens."""
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTable:
+    """Prices by model name. A model that is not in it has no cost, which is not a cost of 0."""
+
+    prices: dict[str, Price]
+
+    def cost(self, model: str, usage: Usage) -> Decimal | None:
+        """US dollars, exact; None where the model has no price."""
+        price = self.prices.get(model)
+        if price is None:
+            return None
+        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        return (
+            (usage.prompt_tokens - cached) * price.input
+            + cached * price.cached_input
+            + usage.completion_tokens * price.output
+        ) / _MILLION
+
+    @classmethod
+    def built_in(cls) -> "PriceTable":
+        """The table that ships with the package: Cerebras's published prices, late 2026.
+
+        No discount for cached tokens is published, so they cost what input costs.
+        """
+        return cls.from_json((files(__package__) / "prices.json").read_text("utf-8"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "PriceTable":
+        """Read ``{"model": {"input": 0.35, "output": 0.75, "cached_input": 0.35}, …}``.
+
+        Values are USD per million tokens, as numbers or strings; ``cached_input`` may be missing
+        and is then the price of input. Raises ValueError, with a text that is ours, where the JSON
+        is anything else.
+        """
+        try:
+            table = json.loads(text, parse_float=Decimal, parse_int=Decimal)
+        except ValueError:
+            raise ValueError("is not valid JSON") from None
+        if not isinstance(table, dict):
+            raise ValueError("must be a JSON object of prices by model")
+        return cls({model: _read_price(model, row) for model, row in table.items()})
+
+
+def _read_price(model: str, row: Any) -> Price:
+    names = {"input", "output", "cached_input"}
+    if not isinstance(row, dict) or not {"input", "output"} <= row.keys() <= names:
+        raise ValueError(f"model {model!r} needs input and output, and may have cached_input")
+    row = {"cached_input": row["input"], **row}
+    return Price(*(_read_amount(model, row[name]) for name in Price._fields))
+
+
+def _read_amount(model: str, value: Any) -> Decimal:
+    try:
+        amount = Decimal(value) if isinstance(value, str | Decimal) else Decimal("NaN")
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise ValueError(f"model {model!r} has a price that is not a number from 0 up")
+    return amount
