@@ -1,1 +1,49 @@
-"""placeholder"""
+"""A small, exact proxy in front of the Cerebras inference API.
+
+The map, from the bottom up; a module imports only from the layers below its own:
+
+====== ================ =========================================================================
+layer  module           what it owns
+====== ================ =========================================================================
+0      version          the version
+0      outcomes         the closed list of ways an exchange can end
+0      errors           every failure as a class
+0      sse              server-sent events, sans I/O
+0      usage            token counts and timings out of JSON; prices; cost in exact decimals
+0      trace            trace and request ids, W3C trace context
+0      network          byte streams that stamp what arrives
+1      head             the strict check of a request head
+1      chat             what is read, and the one thing edited, in a chat request's body
+1      settings         the table of environment variables
+1      exchange         the record of one request, and every value derived from it
+1      listener         listening sockets, the accept loop
+1      transport        TCP and TLS to upstream, and the stream httpcore uses
+1      replies          what a Cerebras API answers: bodies, streams, errors
+2      config           the frozen ``Config``
+2      meter            what a passing response tells
+2      degradation      whether the service is degraded, over a minute
+2      logs             JSON lines, and the writer that never blocks the loop
+3      downstream       the client's connection, through h11
+3      pool             the connections upstream
+3      metrics          the Prometheus registry
+4      upstream         one request to the API and its response
+4      simulator        a stand-in Cerebras API, served by our own ``downstream``
+5      relay            one chat request up, its response down
+5      models           the list of models
+6      routes           the dispatch table, the key check, the local endpoints
+7      proxy            connections, exchanges, the one way through; draining
+8      server           listening and serving
+9      __init__         this map, and the public API
+10     __main__         the command line, signals, the choice of backend
+====== ================ =========================================================================
+
+To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio, or make a
+``Proxy`` and give ``Proxy.handle`` any anyio byte stream.
+"""
+
+from .config import Config, ConfigError
+from .proxy import Proxy
+from .server import serve
+from .version import VERSION
+
+__all__ = ("VERSION", "Config", "ConfigError", "Proxy", "serve")

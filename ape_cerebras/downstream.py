@@ -29,6 +29,7 @@ _READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being a
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
 _PROBE_EVERY = 0.1  # seconds
+_LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -47,7 +48,8 @@ class Downstream:
 
     def __init__(self, stream: StampedStream, config: Config) -> None:
         stream.write_timeout = config.client_write_timeout
-        self._stream = stream
+        self.stream = stream
+        """With its stamps and its account of waiting."""
         self._config = config
         self._limits = HeadLimits(
             config.max_header_bytes,
@@ -77,10 +79,12 @@ class Downstream:
         """When the first byte of the next request arrived; None where no more is to come."""
         self._begin_exchange()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
-        self._stream.read_timeout = self._config.keep_alive_timeout
+        self.stream.read_timeout = self._config.keep_alive_timeout
         try:
             with anyio.CancelScope() as self._idle:
-                while not self._inbox and not (self._input_ended or self.closing):
+                if self.closing:
+                    self.drain()
+                while not self._inbox and not self._input_ended:
                     await self._read_more()
                     if may_skip_line and self._inbox.startswith(b"\r\n"):
                         may_skip_line = False
@@ -89,10 +93,10 @@ class Downstream:
             return None
         finally:
             self._idle = None
-            self._stream.read_timeout = None
-        return self._stream.arrived_at if self._inbox else None
+            self.stream.read_timeout = None
+        return self.stream.arrived_at if self._inbox else None
 
-    async def read_head(self, exchange: Exchange) -> Request:
+    async def read_head(self) -> Request:
         """The request whose first byte has arrived.
 
         Raises what ``head`` raises, RequestTimeout, ClientGone.
@@ -100,7 +104,7 @@ class Downstream:
         checked = 0
         with _deadline(self._config.client_head_timeout):
             while (end := self._inbox.find(HEAD_END, max(0, checked - 3))) < 0:
-                check_part(self._inbox, checked, self._limits)
+                check_part(bytes(self._inbox), checked, self._limits)
                 checked = len(self._inbox)
                 await self._read_more_of_request()
         self._requests_left -= 1
@@ -115,20 +119,23 @@ class Downstream:
             raise BadRequest("The request head is malformed.", keeps=False)
         if not any(name in (b"content-length", b"transfer-encoding") for name, _ in event.headers):
             self._next_event()  # the end of a message that has no body
-            exchange.received_at = self._stream.arrived_at
         return Request(event.method.decode(), target, event.http_version, tuple(event.headers))
 
-    async def read_body(self, exchange: Exchange) -> bytes:
-        """The request's whole body, and note when the request was complete.
+    @property
+    def awaits_100_continue(self) -> bool:
+        """Whether the client holds its body back until asked for it (RFC 9110 section 10.1.1)."""
+        return self._http.they_are_waiting_for_100_continue
+
+    async def read_body(self) -> bytes:
+        """The request's whole body, or what has not been read of it.
 
         Raises BadRequest, BodyTooLarge, RequestTimeout, ClientGone.
         """
         if self._http.their_state is not h11.SEND_BODY:
             return b""
-        if self._http.they_are_waiting_for_100_continue:
-            self._outbox.hold(
-                self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
-            )
+        if self.awaits_100_continue and not self.response_started:
+            interim = h11.InformationalResponse(status_code=100, headers=[])
+            self._outbox.hold(self._http.send(interim))
             await self.flush()
         body = bytearray()
         with _deadline(self._config.client_body_timeout):
@@ -140,16 +147,7 @@ class Downstream:
                 else:
                     await self._read_more_of_request()
         self._inbox[:0], _ = self._http.trailing_data
-        exchange.received_at = self._stream.arrived_at
         return bytes(body)
-
-    async def discard_body(self, exchange: Exchange) -> None:
-        """Read what is left of the request, so that the connection can go on; mark it as closing
-        where a client waits to be asked for its body (RFC 9110 section 10.1.1)."""
-        if self._http.they_are_waiting_for_100_continue:
-            self.closing = True
-        elif not self.closing:
-            await self.read_body(exchange)
 
     def _next_event(self) -> object:
         if self._inbox and self._http.their_state is h11.SEND_BODY:
@@ -167,7 +165,7 @@ class Downstream:
 
     async def _read_more(self) -> None:
         try:
-            self._inbox += await self._stream.receive()
+            self._inbox += await self.stream.receive()
         except EndOfStream:
             self._input_ended = True
         except (BrokenResourceError, ClosedResourceError):
@@ -184,16 +182,6 @@ class Downstream:
     @property
     def response_complete(self) -> bool:
         return self._http.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
-
-    @property
-    def written_at(self) -> float:
-        """When the client's socket had taken the last byte of the latest flush."""
-        return self._stream.written_at
-
-    @property
-    def write_wait_seconds(self) -> float:
-        """Time spent waiting for the client to take bytes, over the connection's life."""
-        return self._stream.write_wait_seconds
 
     def send_head(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Hold a response's head. Framing, Date and Connection are seen to here."""
@@ -219,7 +207,9 @@ class Downstream:
             await self.flush()
 
     async def send_end(self) -> None:
-        """End the response as complete."""
+        """End the response as complete; once is enough."""
+        if self.response_complete:
+            return
         self._outbox.hold(self._http.send(h11.EndOfMessage()))
         await self.flush()
 
@@ -259,7 +249,7 @@ class Downstream:
         response before the head (RFC 9110 section 15.2), a leading zero of the next chunk's size
         after it (RFC 9112 section 7.1). Where that can't be, a FIN is taken for leaving.
         """
-        stream = self._stream
+        stream = self.stream
         if not isinstance(stream, SocketStream) or self._http.their_http_version != b"1.1":
             return
         if not self.response_started:
@@ -271,10 +261,11 @@ class Downstream:
             await anyio.sleep(_PROBE_EVERY)
 
     def drain(self) -> None:
-        """End the connection as soon as no exchange is under way on it."""
+        """End the connection after the exchange under way. Where there is none, a request that is
+        on its way already is still answered, because nobody could know if it was carried out."""
         self.closing = True
         if self._idle is not None:
-            self._idle.cancel()
+            self._idle.deadline = anyio.current_time() + _LAST_CHANCE
 
     @property
     def reusable(self) -> bool:
@@ -283,11 +274,13 @@ class Downstream:
         return done and not self.closing
 
     async def abort(self) -> None:
-        """Cut the response short so that nobody can take it for complete."""
-        self._outbox.clear()
-        if isinstance(self._stream, SocketStream) and not self._chunked:
-            self._stream.reset()
-        await self._stream.aclose()
+        """Cut the response short, so that nobody can take what has been sent for complete."""
+        with suppress(ClientGone, ClientStalled):
+            await self.flush()
+        # Where the connection's end is the body's end, only a reset is a cut.
+        if isinstance(self.stream, SocketStream) and not self._chunked:
+            self.stream.reset()
+        await self.stream.aclose()
 
     async def aclose(self) -> None:
         """Close. Where the client may still be sending, read on a little first: closing with
@@ -296,8 +289,11 @@ class Downstream:
         clean = self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED) and not self._inbox
         if self.response_complete and not clean and not self._input_ended:
             with suppress(Exception), anyio.move_on_after(_LINGER_SECONDS):
-                await self._stream.send_eof()
+                await self.stream.send_eof()
                 unread = _LINGER_BYTES
                 while unread > 0:
-                    unread -= len(await self._stream.receive())
-        await self._stream.aclose()
+                    unread -= len(await self.stream.receive())
+        await self.close_at_once()
+
+    async def close_at_once(self) -> None:
+        await self.stream.aclose()

@@ -59,7 +59,8 @@ class Exchange:
     route: str = "none"  # routes: the path's template, never the path
     client: str | None = None  # routes: the name of the key presented
 
-    received_at: float | None = None  # downstream: the request was complete
+    received_at: float | None = None  # routes: the request was complete
+    body: bytes = b""  # routes
     status: int = 0  # downstream: what the client was told; 0 if nothing
     client_blocked_seconds: float = 0.0  # downstream
 
@@ -80,6 +81,7 @@ class Exchange:
     last_body_at: float | None = None  # meter: the last bytes of the answer arrived
     reasons: bool = False  # meter: reasoning was seen
     events: int = 0  # meter
+    ended: bool = False  # meter: the stream's [DONE] was seen
     stream_failed: bool = False  # meter: an error event inside a stream
     usage: Usage | None = None  # meter
     time_info: TimeInfo | None = None  # meter
@@ -101,6 +103,22 @@ class Exchange:
         if self.stream_failed:
             return "upstream_stream_error"
         return outcome_of_status(self.upstream_status or self.status)
+
+    @property
+    def error_code(self) -> str | None:
+        """Our own code for what went wrong; None where nothing did."""
+        if self.error is not None:
+            return self.error.code
+        return self.outcome if self.traits.failed else None
+
+    @property
+    def method(self) -> str | None:
+        return self.request.method if self.request else None
+
+    @property
+    def renamed_model(self) -> str | None:
+        """What the client asked for, where an alias made another model of it."""
+        return self.requested_model if self.requested_model != self.model else None
 
     @property
     def traits(self) -> Outcome:

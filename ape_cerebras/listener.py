@@ -3,12 +3,13 @@
 import errno
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 
 from .network import SocketStream
 
-__all__ = ("accept_connections", "open_listeners")
+__all__ = ("accept_connections", "accept_waiting", "open_listeners")
 
 _BACKLOG = 2048
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
@@ -75,7 +76,18 @@ async def accept_connections(
             else:  # the connection broke before it was taken
                 await anyio.lowlevel.checkpoint()
         else:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            handle(SocketStream(sock))
+            handle(_stream_over(sock))
             await anyio.lowlevel.checkpoint()
+
+
+def accept_waiting(listener: socket.socket, handle: Callable[[SocketStream], None]) -> None:
+    """Give ``handle`` the connections in the backlog, which closing the listener would reset."""
+    with suppress(OSError):
+        while True:
+            handle(_stream_over(listener.accept()[0]))
+
+
+def _stream_over(sock: socket.socket) -> SocketStream:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return SocketStream(sock)

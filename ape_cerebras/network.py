@@ -48,13 +48,15 @@ class StampedStream(ByteStream):
     """What the two streams here have in common; see the module's docstring.
 
     ``arrived_at``: when the bytes of the latest ``receive`` arrived.
-    ``written_at``: when the latest ``send`` had handed over all its bytes.
+    ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
+    cannot have come before, however late the kernel lets this process go on.
+    ``written_at``: when they had been.
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, ever growing.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
     """
 
     def __init__(self) -> None:
-        self.arrived_at = self.written_at = anyio.current_time()
+        self.arrived_at = self.left_at = self.written_at = anyio.current_time()
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
@@ -104,6 +106,7 @@ class SocketStream(StampedStream):
     async def send(self, item: bytes) -> None:
         unsent = memoryview(item)
         while unsent:
+            self.left_at = anyio.current_time()
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
@@ -194,7 +197,7 @@ class WrappedStream(StampedStream):
         return data
 
     async def send(self, item: bytes) -> None:
-        began_at = anyio.current_time()
+        began_at = self.left_at = anyio.current_time()
         try:
             with anyio.move_on_after(self.write_timeout) as scope:
                 await self._stream.send(item)

@@ -46,12 +46,17 @@ async def connect_tcp(host: str, port: int) -> StampedStream:
             winner.append(sock) if not winner else sock.close()
             racers.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as racers:
-        for family, _, _, _, address in found:
-            failed = anyio.Event()
-            racers.start_soon(attempt, family, address, failed)
-            with anyio.move_on_after(_NEXT_ADDRESS_AFTER):
-                await failed.wait()
+    try:
+        async with anyio.create_task_group() as racers:
+            for family, _, _, _, address in found:
+                failed = anyio.Event()
+                racers.start_soon(attempt, family, address, failed)
+                with anyio.move_on_after(_NEXT_ADDRESS_AFTER):
+                    await failed.wait()
+    except BaseException:
+        for sock in winner:
+            sock.close()
+        raise
     if not winner:
         raise failures[-1] if failures else OSError("no address")
     return SocketStream(winner[0])
@@ -134,7 +139,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             pass
         except PeerStalled:
             raise httpcore.WriteTimeout from None
-        self.sent_at = anyio.current_time()
+        self.sent_at = self.raw.left_at
 
     async def is_quiet(self) -> bool:
         """Whether the connection is up and nothing has arrived on it: fit for another request.

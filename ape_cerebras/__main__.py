@@ -1,0 +1,200 @@
+"""The command line: ``serve``, ``simulate``, ``check``, ``health``; signals; the choice of backend.
+
+The one place that touches what a whole process has only one of.
+"""
+
+import argparse
+import http.client
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import anyio
+
+from .config import Config, ConfigError
+from .logs import Logs
+from .server import serve
+from .settings import Origin
+from .simulator import SIMULATION_FLAGS, Simulation, serve_simulator
+from .version import VERSION
+
+__all__ = ("main",)
+
+_HEALTH_TIMEOUT = 5.0  # seconds
+_NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or (arguments[0].startswith("-") and not _is_about_all(arguments[0])):
+        arguments = ["serve", *arguments]
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+def _is_about_all(flag: str) -> bool:
+    return flag in ("-h", "--help", "--version")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ape-cerebras",
+        description="A small, exact proxy in front of the Cerebras inference API.",
+        epilog="Without a command it serves. The settings are environment variables: see 'check'.",
+    )
+    parser.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        added.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
+        return added
+
+    serving = command("serve", _serve, "serve the proxy")
+    serving.add_argument(
+        "--demo", action="store_true", help="put a simulated Cerebras behind it; needs no key"
+    )
+    serving.add_argument("--backend", help="the event loop: asyncio or trio")
+    simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
+    for name, kind, text in SIMULATION_FLAGS:
+        simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    command("check", _check, "read and check the settings, and print them")
+    asking = command("health", _health, "ask a running proxy whether it is healthy")
+    for with_address in (serving, simulating, asking):
+        with_address.add_argument("--host", help="host name or IP address")
+        with_address.add_argument("--port", help="port")
+    return parser
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """The settings, with the flags that were given in their place."""
+    given = {name.upper(): getattr(options, name, None) for name in ("host", "port", "backend")}
+    return {**os.environ, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _to_standard_output() -> Logs:
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    return Logs("debug", write)
+
+
+def _check(options: argparse.Namespace) -> int:
+    try:
+        config = Config.from_environment(_environment(options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    for name, value in config.visible().items():
+        print(f"{name}={value}")
+    return 0
+
+
+def _health(options: argparse.Namespace) -> int:
+    environment = _environment(options)
+    host = environment.get("HOST") or "127.0.0.1"
+    connection = http.client.HTTPConnection(
+        _ANY_ADDRESS.get(host, host), int(environment.get("PORT") or 8000), timeout=_HEALTH_TIMEOUT
+    )
+    try:
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        print(response.read().decode("utf-8", "replace"))
+    except (OSError, http.client.HTTPException):
+        print("no answer", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    return 0 if response.status == 200 else 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    environment = _environment(options)
+    if options.demo:
+        environment |= {"CEREBRAS_API_KEY": "demo", "CEREBRAS_BASE_URL": _NOWHERE}
+        environment.pop("CEREBRAS_API_KEY_FILE", None)
+    try:
+        config = Config.from_environment(environment)
+    except ConfigError as error:
+        for problem in error.problems:
+            _to_standard_output().event("error", "Wrong setting", problem=problem)
+        return 2
+    work = partial(_serve_proxy, config, options.demo)
+    return anyio.run(_until_stopped, work, f"{config.host}:{config.port}", backend=config.backend)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name, _, _ in SIMULATION_FLAGS}
+    simulation = Simulation(**{name: value for name, value in given.items() if value is not None})
+    host, port = options.host or "127.0.0.1", int(options.port or 8001)
+    work = partial(_serve_simulation, simulation, host, port)
+    return anyio.run(_until_stopped, work, f"{host}:{port}")
+
+
+async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address: str) -> int:
+    """Run ``work`` with an event that the first signal sets; end it at the second. Exit status."""
+    stop = anyio.Event()
+
+    async def watch_signals() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if stop.is_set():
+                    break
+                stop.set()
+        tasks.cancel_scope.cancel()
+
+    status = 0
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch_signals)
+            await work(stop)
+            tasks.cancel_scope.cancel()
+    except* OSError as errors:
+        _report_not_listening(address, errors)
+        status = 1
+    return status
+
+
+def _report_not_listening(address: str, errors: BaseException) -> None:
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    number = getattr(errors, "errno", None) or 0
+    reason = os.strerror(number) if number > 0 else "no such address"
+    _to_standard_output().event("error", "Cannot listen", address=address, reason=reason)
+
+
+async def _serve_proxy(config: Config, demo: bool, stop: anyio.Event) -> None:
+    async with anyio.create_task_group() as tasks:
+        if demo:
+            port = await tasks.start(serve_simulator, Simulation(), "127.0.0.1", 0)
+            config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
+        async with anyio.create_task_group() as serving:
+            proxy = await serving.start(serve, config)
+            await stop.wait()
+            proxy.begin_drain()
+        tasks.cancel_scope.cancel()
+
+
+async def _serve_simulation(
+    simulation: Simulation, host: str, port: int, stop: anyio.Event
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        port = await tasks.start(serve_simulator, simulation, host, port)
+        _to_standard_output().event("info", "Simulating", address=f"http://{host}:{port}")
+        await stop.wait()
+        tasks.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

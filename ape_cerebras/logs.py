@@ -1,0 +1,188 @@
+"""JSON log lines, one for an exchange or an event, and the writer that never blocks the loop.
+
+A line is made from an allow-list of values, none of which can hold a header, a body or a foreign
+exception's text, so there is nothing to redact. What came from outside (a model's name) is cut and
+reduced to printable ASCII; JSON escapes the rest.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from .exchange import Exchange
+
+__all__ = ("LineWriter", "Logs")
+
+_LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+_MAX_TEXT = 256  # characters of anything that came from outside
+_MAX_WAITING = 10_000  # lines
+_BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
+_FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
+
+# Key of the line → attribute of the exchange, in the line's order; None is left out.
+_REQUEST = (
+    ("request_id", "request_id"),
+    ("route", "route"),
+    ("method", "method"),
+    ("status_code", "status"),
+    ("outcome", "outcome"),
+    ("client", "client"),
+    ("model", "model"),
+    ("requested_model", "renamed_model"),
+    ("stream", "stream"),
+)
+_TIMES = tuple(
+    (name, name)
+    for name in (
+        "ttft_seconds",
+        "upstream_ttft_seconds",
+        "proxy_ttft_seconds",
+        "ttfb_seconds",
+        "ttfo_seconds",
+        "total_time_seconds",
+        "generation_seconds",
+        "tpot_seconds",
+        "queue_seconds",
+        "prompt_seconds",
+        "completion_seconds",
+        "network_seconds",
+    )
+)
+_USAGE = tuple(
+    (name, name)
+    for name in (
+        "total_tokens",
+        "prompt_tokens",
+        "completion_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+    )
+)
+_MESSAGES = {
+    "completed": "Chat completion successful",
+    "client_disconnected": "Client disconnected",
+    "refused": "Request refused",
+    "unauthorized": "Request refused",
+}
+
+
+def _outside_text(text: str) -> str:
+    printable = text[:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
+    return printable.replace("\x7f", "\\x7f")
+
+
+def _line(level: str, message: str, trace_id: str | None, rest: dict[str, Any]) -> bytes:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    first = {
+        "timestamp": now.removesuffix("+00:00") + "Z",
+        "level": level,
+        "message": message,
+        "trace_id": trace_id,
+    }
+    return orjson.dumps({**first, **rest}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _known(source: object, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    pairs = ((key, getattr(source, attribute)) for key, attribute in keys)
+    return {key: value for key, value in pairs if value is not None}
+
+
+def exchange_fields(exchange: Exchange) -> dict[str, Any]:
+    """All that a line tells of an exchange after its first four keys."""
+    fields = _known(exchange, _REQUEST)
+    for name in ("model", "requested_model"):
+        if name in fields:
+            fields[name] = _outside_text(fields[name])
+    fields.update(_known(exchange, _TIMES))
+    if exchange.stream:
+        fields["client_blocked_seconds"] = round(exchange.client_blocked_seconds, 6)
+    if exchange.is_chat:
+        fields["ttft_source"] = exchange.ttft_source
+    if exchange.usage is not None:
+        fields.update(_known(exchange.usage, _USAGE))
+        fields.update(_known(exchange, (("tokens_per_second", "tokens_per_second"),)))
+    if exchange.cost is not None:
+        fields["cost_usd"] = orjson.Fragment(format(exchange.cost, "f").encode())
+    fields.update(_known(exchange, (("usage_source", "usage_source"),)))
+    if exchange.error_code is not None:
+        fields["error"] = exchange.error_code
+        fields.update(_known(exchange, (("upstream_status", "upstream_status"),)))
+    return fields
+
+
+class Logs:
+    """Writes lines of ``level`` and above to ``write``, which must not block."""
+
+    def __init__(self, level: str, write: Callable[[bytes], object]) -> None:
+        self._least = _LEVELS[level]
+        self._write = write
+
+    def event(self, level: str, message: str, **fields: Any) -> None:
+        """A line that belongs to no exchange. ``message`` is one of our own texts."""
+        if _LEVELS[level] >= self._least:
+            self._write(_line(level, message, None, fields))
+
+    def exchange(self, exchange: Exchange) -> None:
+        """The line of an exchange that has ended."""
+        level = exchange.traits.level
+        if _LEVELS[level] < self._least:
+            return
+        outcome = exchange.outcome
+        message = _MESSAGES.get(outcome, "Exchange failed")
+        if outcome == "completed" and not exchange.is_chat:
+            message = "Request answered"
+        self._write(_line(level, message, exchange.trace_id, exchange_fields(exchange)))
+
+
+class LineWriter:
+    """Writes lines to a file descriptor from a thread of its own; a context manager.
+
+    A descriptor that stalls or fails costs lines, which are counted in ``dropped``, and never time.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._waiting: deque[bytes] = deque()
+        self._work = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self.dropped = 0
+
+    def __call__(self, line: bytes) -> None:
+        if len(self._waiting) >= _MAX_WAITING:
+            self.dropped += 1
+            return
+        self._waiting.append(line)
+        if not self._work.is_set():
+            self._work.set()
+
+    def __enter__(self) -> "LineWriter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._work.set()
+        self._thread.join(_FINISH_WITHIN)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._work.wait()
+            self._work.clear()
+            self._write_waiting()
+            self._stop.wait(_BATCH_EVERY)
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        unwritten = memoryview(b"".join(lines))
+        try:
+            while unwritten:
+                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
+        except OSError:  # closed, or the disk is full
+            self.dropped += bytes(unwritten).count(b"\n")

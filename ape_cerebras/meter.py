@@ -1,0 +1,177 @@
+"""What a passing response tells: first and last token, usage, ``time_info``, the end marker.
+
+A meter is given every chunk after it has been sent on, so that looking never delays a byte and is
+never part of what is measured. It writes its findings into the exchange.
+
+The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
+``reasoning_content``) or a tool call; the event that only names the role is none. Few events of a
+stream have to be parsed: those up to the first token, up to the first answer token where a model
+reasons first, and those that mention usage, timings or an error. In the others a pattern finds
+whether they carry a token; it cannot be fooled by text, in which every quote is escaped.
+"""
+
+import re
+from typing import Any, Protocol
+
+import orjson
+
+from .exchange import Exchange
+from .sse import EventReader
+from .usage import read_time_info, read_usage
+
+__all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for")
+
+_END = b"[DONE]"
+_TOKEN = re.compile(
+    rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+)
+_MAX_PLAIN_BYTES = 32 * 1024 * 1024
+
+
+class Meter(Protocol):
+    """What a relay needs of a meter."""
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the next chunk may be held back until there is nothing more to read."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether an event of our own could be put in here."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether what has passed is a whole answer, as far as its content can tell."""
+
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
+        """Look at a chunk that arrived, and was written to the client, at these moments."""
+
+    def end(self) -> None:
+        """The response has ended."""
+
+
+def meter_for(exchange: Exchange, status: int, content_type: bytes) -> Meter:
+    """The meter that suits an answer."""
+    if status == 200 and content_type.lower().startswith(b"text/event-stream"):
+        return StreamMeter(exchange)
+    return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
+
+
+class PlainMeter:
+    """Reads a JSON reply once it is whole. One that is not readable is only timed."""
+
+    may_hold = True
+    at_boundary = False
+    complete = True  # its length, or its last chunk, has said so
+
+    def __init__(self, exchange: Exchange, *, readable: bool) -> None:
+        self._exchange = exchange
+        self._readable = readable
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
+        self._exchange.last_body_at = arrived_at
+        self._size += len(chunk)
+        if self._readable and self._size <= _MAX_PLAIN_BYTES:
+            self._chunks.append(chunk)
+
+    def end(self) -> None:
+        if self._readable and self._size <= _MAX_PLAIN_BYTES:
+            _read_totals(self._exchange, _parse(b"".join(self._chunks)))
+        self._chunks.clear()
+
+
+class StreamMeter:
+    """Reads a stream of events as they pass."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._events = EventReader()
+
+    @property
+    def may_hold(self) -> bool:
+        return self._exchange.first_token_at is not None
+
+    @property
+    def at_boundary(self) -> bool:
+        return self._events.at_boundary
+
+    @property
+    def complete(self) -> bool:
+        """An error event may end a stream without the marker; nothing else may."""
+        return self._exchange.ended or self._exchange.stream_failed
+
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
+        exchange = self._exchange
+        exchange.last_body_at = arrived_at
+        for payload in self._events.feed(chunk):
+            exchange.events += 1
+            if payload.startswith(_END):
+                exchange.ended = True
+            elif self._must_be_parsed(payload):
+                self._look_into(_parse(payload), arrived_at, sent_at)
+            elif _TOKEN.search(payload):
+                exchange.last_token_at = arrived_at
+
+    def end(self) -> None:
+        """Nothing is left to look at."""
+
+    def _must_be_parsed(self, payload: bytes) -> bool:
+        exchange = self._exchange
+        if exchange.first_token_at is None:
+            return True
+        if exchange.first_answer_sent_at is None and (
+            b'"content"' in payload or b'"tool_calls"' in payload
+        ):
+            return True
+        return b'"usage"' in payload or b'"error"' in payload or b'"time_info"' in payload
+
+    def _look_into(self, event: Any, arrived_at: float, sent_at: float) -> None:
+        if not isinstance(event, dict):
+            return
+        exchange = self._exchange
+        _read_totals(exchange, event)
+        if event.get("error"):
+            exchange.stream_failed = True
+        answers, reasons = _tokens_in(event.get("choices"))
+        if not (answers or reasons):
+            return
+        exchange.last_token_at = arrived_at
+        exchange.reasons = exchange.reasons or reasons
+        if exchange.first_token_at is None:
+            exchange.first_token_at, exchange.first_token_sent_at = arrived_at, sent_at
+        if answers and exchange.first_answer_sent_at is None:
+            exchange.first_answer_sent_at = sent_at
+
+
+def _parse(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _tokens_in(choices: Any) -> tuple[bool, bool]:
+    """Whether an event's choices carry tokens of the answer, and of reasoning."""
+    answers = reasons = False
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        delta = choice.get("delta")
+        delta = delta if isinstance(delta, dict) else {}
+        answers = answers or bool(
+            delta.get("content") or delta.get("tool_calls") or choice.get("text")
+        )
+        reasons = reasons or bool(delta.get("reasoning") or delta.get("reasoning_content"))
+    return answers, reasons
+
+
+def _read_totals(exchange: Exchange, answer: Any) -> None:
+    """Usage, timings and model, from wherever they stand; the last to come counts."""
+    if isinstance(answer, dict):
+        exchange.usage = read_usage(answer.get("usage")) or exchange.usage
+        exchange.time_info = read_time_info(answer.get("time_info")) or exchange.time_info
+        model = answer.get("model")
+        if isinstance(model, str):
+            exchange.answered_model = model

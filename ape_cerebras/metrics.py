@@ -1,0 +1,261 @@
+"""The Prometheus metrics, in a registry of the instance's own.
+
+``observe`` counts an exchange that has ended; everything it needs stands in the exchange. Labels
+are closed sets: ``model`` is a model of the price table or of the aliases, anything else is
+``other``, so that no client can make a series.
+"""
+
+import platform
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .config import Config
+from .degradation import REASONS
+from .exchange import Exchange
+from .version import VERSION
+
+__all__ = ("Metrics",)
+
+_STEM = "cerebras_proxy"
+
+# Fine between 1 ms and 500 ms for TTFT and down to 0.1 ms for a token, where this upstream lives;
+# the bounds of OpenTelemetry's semantic conventions are all among them, so that their queries work.
+_BUCKETS: dict[str, tuple[float, ...]] = {
+    "ttft": (
+        *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
+        *(0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80),
+    ),
+    "tpot": (
+        *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005),
+        *(0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
+    ),
+    "duration": tuple(0.01 * 2**power for power in range(16)),
+    "overhead": (
+        *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+    ),
+    "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
+}
+
+
+class _Row(NamedTuple):
+    """A histogram: its name, family of buckets, the exchange's attribute, what it shows."""
+
+    name: str
+    family: str
+    attribute: str
+    text: str
+
+
+_CHAT = (
+    _Row(
+        "upstream_ttft_seconds",
+        "ttft",
+        "upstream_ttft_seconds",
+        "Request written upstream to first token arrived",
+    ),
+    _Row("proxy_ttft_seconds", "overhead", "proxy_ttft_seconds", "What the proxy added to TTFT"),
+    _Row("ttfo_seconds", "ttft", "ttfo_seconds", "Like TTFT, to the first token beyond reasoning"),
+    _Row("tpot_seconds", "tpot", "tpot_seconds", "Time per output token, one value a stream"),
+    _Row("network_seconds", "ttft", "network_seconds", "Upstream TTFT less queue and prompt time"),
+    _Row("upstream_queue_seconds", "ttft", "queue_seconds", "Cerebras's own queue_time"),
+    _Row("upstream_prompt_seconds", "ttft", "prompt_seconds", "Cerebras's own prompt_time"),
+    _Row(
+        "output_tokens_per_second",
+        "speed",
+        "tokens_per_second",
+        "Completion tokens over generation time, one value a stream",
+    ),
+)
+_ROUTE = (
+    _Row(
+        "request_duration_seconds",
+        "duration",
+        "total_time_seconds",
+        "Request complete to last byte written",
+    ),
+    _Row(
+        "overhead_seconds",
+        "overhead",
+        "overhead_seconds",
+        "Time not spent waiting for upstream or client",
+    ),
+)
+_RATELIMIT = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
+_NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
+_OPENMETRICS = "application/openmetrics-text"
+_MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
+
+
+class _DroppedLines(Collector):
+    """A counter that somebody else keeps."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        name, text = f"{_STEM}_log_lines_dropped", "Log lines lost: output stalled or closed"
+        yield CounterMetricFamily(name, text, value=self._read())
+
+
+class _WithoutCreated(Collector):
+    """A registry without the ``_created`` samples, which would double its series."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield metric
+
+
+class Metrics:
+    """All metrics of one proxy."""
+
+    def __init__(self, config: Config, backend: str) -> None:
+        self._registry = CollectorRegistry()
+        self._buckets = {**_BUCKETS, **config.histogram_buckets}
+        self._known_models = {*config.model_prices.prices, *config.model_aliases.values()}
+        self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
+        # Looking a child up by its labels costs more than counting in it.
+        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
+        self._make_counters()
+        self._ttft = self._histogram(
+            _Row("ttft_seconds", "ttft", "", "Request complete to first token written to client"),
+            "model",
+            "source",
+        )
+        self._chat = [(self._histogram(row, "model"), row.attribute) for row in _CHAT]
+        self._route = [(self._histogram(row, "route"), row.attribute) for row in _ROUTE]
+        lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
+        self.loop_lag = self._histogram(lag)
+        self._degraded = self._gauge("degraded", "1 while the service is degraded", "reason")
+        for reason in REASONS:
+            self._degraded.labels(reason).set(0)
+        self._quota = {
+            b"limit": self._gauge("upstream_ratelimit_limit", "Quota", "kind", "window"),
+            b"remaining": self._gauge("upstream_ratelimit_remaining", "Left", "kind", "window"),
+        }
+        build = self._gauge("build_info", "Always 1", "version", "python", "backend")
+        build.labels(VERSION, platform.python_version(), backend).set(1)
+
+    def _make_counters(self) -> None:
+        count = self._counter
+        self._requests = count("requests", "Chat exchanges that ended", "model")
+        self._errors = count("errors", "Chat exchanges that failed", "model")
+        self._outcomes = count(
+            "outcomes", "Exchanges by how they ended", "route", "outcome", "status_code"
+        )
+        self._tokens = count(
+            "tokens", "Tokens; cached: of prompt, reasoning: of completion", "model", "type"
+        )
+        self._cost = count("cost_usd", "US dollars, where the model has a price", "model")
+        self._unpriced = count("unpriced_requests", "Answers of models without a price")
+        self._no_usage = count("usage_missing", "Answers that told no usage")
+        self._missed = count("ttft_target_missed", "TTFTs above TTFT_TARGET_MS")
+        self._blocked = count("client_blocked_seconds", "Time spent waiting for slow clients")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_STEM}_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{_STEM}_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, row: _Row, *labels: str) -> Histogram:
+        return Histogram(
+            f"{_STEM}_{row.name}",
+            row.text,
+            labels,
+            registry=self._registry,
+            buckets=self._buckets[row.family],
+        )
+
+    def watch(
+        self,
+        *,
+        in_flight: Callable[[], float],
+        client_connections: Callable[[], float],
+        active: Callable[[], float],
+        idle: Callable[[], float],
+        lines_dropped: Callable[[], float],
+    ) -> None:
+        """The values that are read when somebody asks for them."""
+        self._gauge("requests_in_flight", "Exchanges under way").set_function(in_flight)
+        self._gauge("client_connections", "Open").set_function(client_connections)
+        upstream = self._gauge("upstream_connections", "Open", "state")
+        upstream.labels("active").set_function(active)
+        upstream.labels("idle").set_function(idle)
+        self._registry.register(_DroppedLines(lines_dropped))
+
+    def set_degraded(self, reasons: tuple[str, ...]) -> None:
+        for reason in REASONS:
+            self._child(self._degraded, reason).set(reason in reasons)
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count an exchange that has ended."""
+        status = str(exchange.status)
+        self._child(self._outcomes, exchange.route, exchange.outcome, status).inc()
+        for histogram, attribute in self._route:
+            self._child(histogram, exchange.route).observe(getattr(exchange, attribute))
+        self._blocked.inc(exchange.client_blocked_seconds)
+        self._observe_quota(exchange)
+        if exchange.is_chat:
+            model = exchange.model if exchange.model in self._known_models else "other"
+            self._observe_chat(exchange, model)
+
+    def _observe_chat(self, exchange: Exchange, model: str) -> None:
+        self._child(self._requests, model).inc()
+        # Made in any case: errors over requests is 0 then, where it would else be absent.
+        self._child(self._errors, model).inc(exchange.traits.failed)
+        self._observe_ttft(exchange, model)
+        for histogram, attribute in self._chat:
+            value = getattr(exchange, attribute)
+            if value is not None:
+                self._child(histogram, model).observe(value)
+        self._observe_usage(exchange, model)
+
+    def _observe_ttft(self, exchange: Exchange, model: str) -> None:
+        ttft = exchange.ttft_seconds
+        if ttft is None:
+            return
+        fits = len(exchange.trace_id) <= _MAX_EXEMPLAR_ID
+        exemplar = {"trace_id": exchange.trace_id} if fits else None
+        self._child(self._ttft, model, exchange.ttft_source).observe(ttft, exemplar)
+        if self._target is not None and ttft > self._target:
+            self._missed.inc()
+
+    def _observe_usage(self, exchange: Exchange, model: str) -> None:
+        usage = exchange.usage
+        if usage is None:
+            self._no_usage.inc(exchange.usage_source == "missing")
+            return
+        for kind in ("prompt", "completion", "cached", "reasoning"):
+            self._child(self._tokens, model, kind).inc(getattr(usage, f"{kind}_tokens"))
+        if exchange.cost is None:
+            self._unpriced.inc()
+        else:
+            self._child(self._cost, model).inc(float(exchange.cost))
+
+    def _observe_quota(self, exchange: Exchange) -> None:
+        for name, value in exchange.upstream_headers:
+            match = _RATELIMIT.fullmatch(name)
+            if match and _NUMBER.fullmatch(value):
+                what, kind, window = match.groups()
+                gauge = self._child(self._quota[what], kind.decode(), window.decode())
+                gauge.set(float(value))
+
+    def render(self, accept: bytes) -> tuple[bytes, str]:
+        """The text for a scraper, and its content type; OpenMetrics where it accepts that."""
+        # The library repeats parts of the header it is given, so it is given one of ours.
+        encode, content_type = choose_encoder(
+            f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS.encode() in accept else ""
+        )
+        return encode(_WithoutCreated(self._registry)), content_type

@@ -1,0 +1,82 @@
+"""The list of models: upstream's, kept for a minute; its last one while upstream fails; that of
+the price table when there has never been one."""
+
+from typing import Any
+
+import anyio
+import orjson
+
+from .config import Config
+from .errors import InvalidAnswer, ModelNotFound, ProxyError
+from .exchange import Exchange
+from .upstream import Upstream
+
+__all__ = ("ModelList",)
+
+_PATH = "/v1/models"
+_FRESH_FOR = 60.0  # seconds
+_RETRY_AFTER = 5.0  # seconds, so that an upstream that is down does not delay every caller
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class ModelList:
+    """Asks upstream when somebody asks here, one question at a time, never by itself."""
+
+    def __init__(self, config: Config, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._asking = anyio.Lock()
+        self._good_until = 0.0
+        entries = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "Cerebras"}
+            for name in config.model_prices.prices
+        ]
+        self._set(orjson.dumps({"object": "list", "data": entries}), entries)
+
+    def _set(self, text: bytes, entries: list[Any]) -> None:
+        self._text = text
+        self._by_id = {entry["id"]: orjson.dumps(entry) for entry in entries}
+
+    async def text(self) -> bytes:
+        """The list as JSON: upstream's own bytes where there are any."""
+        async with self._asking:
+            if anyio.current_time() >= self._good_until:
+                await self._refresh()
+        return self._text
+
+    async def entry(self, model: str) -> bytes:
+        """One model as JSON. Raises ModelNotFound."""
+        await self.text()
+        if model not in self._by_id:
+            raise ModelNotFound
+        return self._by_id[model]
+
+    async def _refresh(self) -> None:
+        fresh_for = _FRESH_FOR
+        try:
+            self._set(*await self._ask())
+        except ProxyError:
+            fresh_for = _RETRY_AFTER
+        self._good_until = anyio.current_time() + fresh_for
+
+    async def _ask(self) -> tuple[bytes, list[Any]]:
+        own = Exchange(started_at=anyio.current_time())
+        body = bytearray()
+        async with self._upstream.send(own, "GET", _PATH, ()) as response:
+            while (chunk := await response.next_chunk()) is not None:
+                body += chunk
+                if len(body) > _MAX_BYTES:
+                    raise InvalidAnswer
+        if response.status != 200:
+            raise InvalidAnswer
+        return bytes(body), _read_entries(bytes(body))
+
+
+def _read_entries(text: bytes) -> list[Any]:
+    """The entries of a list of models. Raises InvalidAnswer where it is none."""
+    try:
+        entries = orjson.loads(text)["data"]
+        if not all(isinstance(entry["id"], str) for entry in entries):
+            raise InvalidAnswer
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise InvalidAnswer from None
+    return list(entries)

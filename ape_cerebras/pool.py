@@ -1,0 +1,213 @@
+"""The connections upstream: how many there may be, which one is used next, when one ends.
+
+Idle connections form a stack. The one used last is used next: it is the likeliest to be alive, and
+those at the bottom grow old and are let go. Only the one that is taken gets checked, so that the
+cost of a request does not grow with the connections held. (httpcore's own pool polls all of them
+twice for each request, and loses slots for ever when requests are cancelled under contention.)
+
+A connection goes back only if its response ended where HTTP says and nothing came after it; a
+response left early, or with bytes behind it, would be the beginning of the next one's answer.
+
+Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
+"""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import certifi
+import httpcore
+from anyio import BrokenResourceError, EndOfStream
+
+from .config import Config
+from .errors import (
+    ConnectFailed,
+    ConnectTimeout,
+    Overloaded,
+    ProxyError,
+    TlsFailed,
+)
+from .transport import Connect, UpstreamStream
+
+__all__ = ("Connection", "Pool", "ssl_context_for")
+
+_CHECK_EVERY = 5.0  # seconds between looks at the idle connections
+
+
+def ssl_context_for(config: Config) -> ssl.SSLContext | None:
+    """Verification is always on; None where the upstream is plain HTTP. Raises OSError where the
+    CA bundle is none."""
+    if config.cerebras_base_url.scheme != "https":
+        return None
+    context = ssl.create_default_context(cafile=config.ssl_cert_file or certifi.where())
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Connection(httpcore.AsyncHTTP11Connection):
+    """httpcore's HTTP/1.1 connection, read chunk by chunk rather than by its async generators.
+
+    One of those that is left early is finished by the garbage collector, of which trio warns, and
+    they are two more frames for every chunk. The protected methods used here are what pins
+    httpcore's version.
+    """
+
+    def __init__(self, origin: httpcore.Origin, transport: UpstreamStream) -> None:
+        super().__init__(origin, transport)
+        self.transport = transport
+        self.idle_since = 0.0
+        self._nothing_left_over = False
+
+    async def next_chunk(self) -> bytes | None:
+        """The next piece of the response's body, as it came; None at its end.
+
+        Raises httpcore's ReadError, ReadTimeout and RemoteProtocolError.
+        """
+        event = await self._receive_event()
+        data = getattr(event, "data", None)
+        if data is not None:
+            return bytes(data)
+        self._nothing_left_over = not self._h11_state.trailing_data[0]
+        await self._response_closed()
+        return None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the last response ended cleanly, with nothing read beyond its end."""
+        return self.is_idle() and self._nothing_left_over
+
+
+class Pool:
+    """At most ``connection_pool_size`` connections, with a fair wait for one."""
+
+    def __init__(
+        self, config: Config, connect: Connect, ssl_context: ssl.SSLContext | None
+    ) -> None:
+        self._config = config
+        self._connect_raw = connect
+        self._ssl_context = ssl_context
+        where = config.cerebras_base_url
+        self._origin = httpcore.Origin(where.scheme.encode(), where.host.encode(), where.port)
+        self._slots = anyio.Semaphore(config.connection_pool_size, fast_acquire=True)
+        self._idle: list[Connection] = []
+        self._wanted = anyio.Event()
+        self.active = 0
+        """Connections in use."""
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Connection]:
+        """A connection for one exchange.
+
+        Raises Overloaded, ConnectFailed, ConnectTimeout, TlsFailed.
+        """
+        await self._acquire_slot()
+        connection = None
+        self.active += 1
+        try:
+            connection = await self._take_idle() or await self._connect()
+            yield connection
+        finally:
+            self.active -= 1
+            self._slots.release()
+            if connection is not None:
+                self._give_back(connection)
+
+    async def _acquire_slot(self) -> None:
+        try:
+            self._slots.acquire_nowait()
+        except anyio.WouldBlock:
+            with anyio.move_on_after(self._config.upstream_connect_timeout) as scope:
+                await self._slots.acquire()
+            if scope.cancelled_caught:
+                raise Overloaded from None
+
+    async def _take_idle(self) -> Connection | None:
+        """The last one used that is still fit for use."""
+        while self._idle:
+            connection = self._idle.pop()
+            if await self._is_fit(connection):
+                return connection
+        return None
+
+    async def _is_fit(self, connection: Connection) -> bool:
+        """Check a connection that is in nobody's hands; close it if it is not fit."""
+        fit = False
+        try:
+            age = anyio.current_time() - connection.idle_since
+            if age < self._config.upstream_keep_alive_timeout:
+                fit = await connection.transport.is_quiet()
+        finally:
+            if not fit:
+                connection.transport.close()
+        return fit
+
+    def _give_back(self, connection: Connection) -> None:
+        if connection.reusable and len(self._idle) < self._config.keep_alive_connections:
+            self._put_idle(connection)
+        else:
+            connection.transport.close()
+
+    def _put_idle(self, connection: Connection) -> None:
+        connection.transport.raw.before_wait = None
+        connection.idle_since = anyio.current_time()
+        self._idle.append(connection)
+
+    async def _connect(self) -> Connection:
+        host, port = self._config.cerebras_base_url[1:3]
+        try:
+            with anyio.fail_after(self._config.upstream_connect_timeout):
+                raw = await self._connect_raw(host, port)
+                stream = await UpstreamStream.start(raw, self._ssl_context, host)
+        except TimeoutError:
+            raise ConnectTimeout from None
+        except (ssl.SSLError, BrokenResourceError, EndOfStream):
+            raise TlsFailed from None
+        except OSError:
+            raise ConnectFailed from None
+        return Connection(self._origin, stream)
+
+    # Warm connections
+
+    def warm_up(self) -> None:
+        """Have ``keep_warm`` look now: somebody is about to send a request."""
+        self._wanted.set()
+
+    async def keep_warm(self) -> None:
+        """Keep ``warm_connections`` idle connections open and ready, until cancelled."""
+        while True:
+            self._wanted = anyio.Event()
+            await self._drop_unfit()
+            try:
+                while self._is_short_of_warm_ones():
+                    connection = await self._connect()
+                    if self.active + self.idle < self._config.connection_pool_size:
+                        self._put_idle(connection)
+                    else:
+                        connection.transport.close()
+            except ProxyError:
+                pass  # the next request will say what is wrong
+            with anyio.move_on_after(_CHECK_EVERY):
+                await self._wanted.wait()
+
+    def _is_short_of_warm_ones(self) -> bool:
+        room = self._config.connection_pool_size - self.active - self.idle
+        return self.idle < self._config.warm_connections and room > 0
+
+    async def _drop_unfit(self) -> None:
+        """Look at each idle connection once, each out of the stack only for as long as that takes;
+        newest first, so that putting each at the bottom keeps their order."""
+        for connection in reversed(tuple(self._idle)):
+            if connection in self._idle:
+                self._idle.remove(connection)
+                if await self._is_fit(connection):
+                    self._idle.insert(0, connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().transport.close()

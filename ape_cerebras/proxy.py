@@ -1,0 +1,251 @@
+"""One proxy: connections served, exchanges begun, ended and accounted for.
+
+``Proxy.handle`` serves one byte stream, whoever accepted it. Nothing here listens, and nothing
+touches signals, logging or anything global.
+"""
+
+from collections.abc import Callable
+
+import anyio
+import sniffio
+from anyio.abc import ByteStream
+
+from .config import Config
+from .degradation import Degradation
+from .downstream import Downstream
+from .errors import Draining, ExchangeTimeout, InternalError, ProxyError, ShutDown
+from .exchange import Exchange
+from .logs import Logs
+from .metrics import Metrics
+from .models import ModelList
+from .network import stamped
+from .relay import Relay, error_body
+from .routes import Routes
+from .trace import request_id, trace_context
+from .transport import Connect, connect_tcp
+from .upstream import Upstream
+from .version import VERSION
+
+__all__ = ("Proxy",)
+
+_LAG_SAMPLE = 0.01  # seconds
+_LOOK_EVERY = 1.0  # seconds between looks at whether the service is degraded
+
+
+class Proxy:
+    """To be made inside a running event loop.
+
+    ``write_line`` gets each log line, newline included, and must not block; ``lines_dropped`` says
+    how many it lost. ``connect`` makes the streams to upstream.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        write_line: Callable[[bytes], object],
+        *,
+        lines_dropped: Callable[[], float] = lambda: 0,
+        connect: Connect = connect_tcp,
+    ) -> None:
+        self.config = config
+        self.logs = Logs(config.log_level, write_line)
+        self.addresses: tuple[tuple[str, int], ...] = ()
+        """Host and port of each address that is listened on, where somebody listens."""
+        target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
+        self._degradation = Degradation(target)
+        self._degraded: tuple[str, ...] = ()
+        self._upstream = Upstream(config, connect)
+        self._metrics = Metrics(config, sniffio.current_async_library())
+        self._routes = Routes(
+            config,
+            Relay(config, self._upstream).handle,
+            ModelList(config, self._upstream),
+            self._metrics,
+            self._health,
+            self._upstream.pool.warm_up,
+        )
+        self._started_at = anyio.current_time()
+        self._connections: set[Downstream] = set()
+        self._in_flight = 0
+        self._someone_left = anyio.Event()
+        self.drain_began = anyio.Event()
+        self._drained = False
+        pool = self._upstream.pool
+        self._metrics.watch(
+            in_flight=lambda: self._in_flight,
+            client_connections=lambda: len(self._connections),
+            active=lambda: pool.active,
+            idle=lambda: pool.idle,
+            lines_dropped=lines_dropped,
+        )
+
+    # Connections
+
+    async def handle(self, stream: ByteStream) -> None:
+        """Serve one client's connection until it ends; raises nothing but cancellation."""
+        await self.serve(self.admit(stream))
+
+    def admit(self, stream: ByteStream) -> Downstream:
+        """Count a connection as open, which only ``serve`` undoes."""
+        downstream = Downstream(stamped(stream), self.config)
+        downstream.closing = self.drain_began.is_set()
+        self._connections.add(downstream)
+        return downstream
+
+    async def serve(self, downstream: Downstream) -> None:
+        """Serve an admitted connection until it ends; raises nothing but cancellation."""
+        try:
+            while (started_at := await downstream.wait_for_request()) is not None:
+                await self._run(Exchange(started_at=started_at), downstream)
+                if not downstream.reusable:
+                    break
+            await downstream.aclose()
+        except Exception:  # one connection's trouble must not reach another's
+            self.logs.event("error", "A connection failed inside the proxy")
+        finally:
+            self._connections.discard(downstream)
+            self._someone_left.set()
+            with anyio.CancelScope(shield=True):
+                await downstream.close_at_once()
+
+    async def wait_for_room(self) -> None:
+        """Return once there is room for another connection."""
+        while len(self._connections) >= self.config.max_connections:
+            self._someone_left = anyio.Event()
+            await self._someone_left.wait()
+
+    # Exchanges
+
+    async def _run(self, exchange: Exchange, downstream: Downstream) -> None:
+        """The one way through an exchange: however it ends, it is counted and logged once."""
+        blocked = downstream.stream.write_wait_seconds
+        self._in_flight += 1
+        try:
+            await self._answer_in_time(exchange, downstream)
+        except ProxyError as error:
+            exchange.error = error
+            await self._conclude(error, exchange, downstream)
+        except Exception:
+            exchange.error = InternalError()
+            await self._conclude(exchange.error, exchange, downstream)
+        except BaseException:
+            exchange.error = ShutDown()
+            raise
+        finally:
+            self._in_flight -= 1
+            exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
+            complete = downstream.response_complete
+            exchange.finished_at = (
+                downstream.stream.written_at if complete else anyio.current_time()
+            )
+            self._metrics.observe(exchange)
+            if exchange.is_chat:
+                self._degradation.observe(exchange)
+            self.logs.exchange(exchange)
+
+    async def _answer_in_time(self, exchange: Exchange, downstream: Downstream) -> None:
+        if self.config.request_timeout is None:
+            await self._answer(exchange, downstream)
+            return
+        with anyio.move_on_after(self.config.request_timeout) as scope:
+            await self._answer(exchange, downstream)
+        if scope.cancelled_caught:
+            raise ExchangeTimeout
+
+    async def _answer(self, exchange: Exchange, downstream: Downstream) -> None:
+        _identify(exchange, downstream)
+        request = exchange.request = await downstream.read_head()
+        _identify(exchange, downstream)
+        if self._drained:
+            raise Draining
+        await self._routes.dispatch(request, exchange, downstream)
+
+    async def _conclude(
+        self, error: ProxyError, exchange: Exchange, downstream: Downstream
+    ) -> None:
+        """Tell the client of a failure where that can still be done, cut it off where not."""
+        if downstream.response_started:
+            await downstream.abort()
+        if downstream.response_started or not error.status:
+            return
+        if not error.keeps or downstream.awaits_100_continue:
+            downstream.closing = True
+        headers = ((b"content-type", b"application/json"), *error.headers)
+        try:
+            await downstream.respond(exchange, error.status, headers, error_body(error))
+            if not downstream.closing:
+                await downstream.read_body()  # what is left of it, for the next request's sake
+        except ProxyError:
+            downstream.closing = True
+
+    # The state of the service
+
+    def _health(self) -> tuple[int, dict[str, object]]:
+        draining = self.drain_began.is_set()
+        report: dict[str, object] = {
+            "status": "draining" if draining else "healthy",
+            "service": "cerebras-proxy",
+            "version": VERSION,
+            "uptime_seconds": round(anyio.current_time() - self._started_at, 3),
+        }
+        if self._degraded:
+            report["degraded"] = self._degraded
+        return (503 if draining else 200), report
+
+    def _look_at_degradation(self) -> None:
+        now = self._degradation.reasons(anyio.current_time())
+        for reason in sorted(set(now) - set(self._degraded)):
+            self.logs.event("warning", "Service degraded", reason=reason)
+        for reason in sorted(set(self._degraded) - set(now)):
+            self.logs.event("info", "Service recovered", reason=reason)
+        self._degraded = now
+        self._metrics.set_degraded(now)
+
+    async def run_in_background(self) -> None:
+        """What a proxy does beside answering: keep connections warm, watch over the loop and the
+        service. Runs until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._upstream.pool.keep_warm)
+            tasks.start_soon(self._watch_loop)
+            while True:
+                self._look_at_degradation()
+                await anyio.sleep(_LOOK_EVERY)
+
+    async def _watch_loop(self) -> None:
+        while True:
+            due_at = anyio.current_time() + _LAG_SAMPLE
+            await anyio.sleep_until(due_at)
+            self._metrics.loop_lag.observe(anyio.current_time() - due_at)
+
+    # The end
+
+    def begin_drain(self) -> None:
+        """Let each connection end after the exchange it is in."""
+        self.drain_began.set()
+        for downstream in self._connections:
+            downstream.drain()
+
+    async def drain(self) -> None:
+        """Drain, and return when the last connection has ended or
+        ``graceful_shutdown_timeout`` is over."""
+        self.begin_drain()
+        with anyio.move_on_after(self.config.graceful_shutdown_timeout):
+            while self._connections:
+                self._someone_left = anyio.Event()
+                await self._someone_left.wait()
+        self._drained = True
+        self._upstream.pool.close()
+
+
+def _identify(exchange: Exchange, downstream: Downstream) -> None:
+    """Give an exchange its ids: new ones, for what fails before there is a request to read."""
+    request = exchange.request
+    incoming = (
+        (request.header(b"x-trace-id"), request.header(b"traceparent")) if request else (None, None)
+    )
+    exchange.trace_id, exchange.traceparent = trace_context(*incoming)
+    exchange.request_id = request_id(request.header(b"x-request-id") if request else None)
+    downstream.common_headers = (
+        (b"x-request-id", exchange.request_id.encode()),
+        (b"x-trace-id", exchange.trace_id.encode()),
+    )

@@ -1,0 +1,205 @@
+"""One chat request up, its response down: the heart of the proxy.
+
+A chunk is stamped where it arrives, sent to the client, and only then looked at. Up to the first
+token each chunk is written as it comes; after it chunks that arrived together are written together,
+as soon as upstream has nothing more to read: no byte is ever held back while we wait.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import orjson
+
+from .chat import ChatRequest, read_chat_request
+from .config import Config
+from .downstream import Downstream
+from .errors import ClientGone, IdleTimeout, ProxyError, Truncated, UpstreamFailed
+from .exchange import Exchange, Headers, Request
+from .meter import Meter, StreamMeter, meter_for
+from .upstream import Upstream, UpstreamResponse
+
+__all__ = ("Relay", "error_body", "headers_down", "headers_up")
+
+_PATH = "/v1/chat/completions"
+_END_TIMEOUT = 0.05  # seconds to wait for the end of a body whose content has ended
+
+# What concerns one connection only (RFC 9110 section 7.6.1), or no longer holds on the other one.
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",  # never standard, still sent
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# Upstream's edge speaks of itself in these, not of the answer.
+_NOT_DOWN = _HOP_BY_HOP | {b"alt-svc", b"server", b"set-cookie", b"strict-transport-security"}
+# Ours take the place of these.
+_NOT_DOWN |= {b"x-request-id", b"x-trace-id"}
+
+# What a client may tell the API: its own parameters in headers, and who asks. An allow-list,
+# because whatever else agents and gateways send (cookies, addresses, keys) is not its business.
+_UP = frozenset(
+    (
+        b"accept",
+        b"cf-ray",
+        b"content-encoding",
+        b"content-type",
+        b"idempotency-key",
+        b"queue_threshold",
+        b"tracestate",
+        b"user-agent",
+        b"x-amz-cf-id",
+        b"x-delay-time",
+        b"x-simulate",  # faults and times of the simulator; the real API reads over it
+    )
+)
+_UP_PREFIXES = (b"x-cerebras-", b"x-stainless-")
+
+
+def _listed_in_connection(headers: Headers) -> set[bytes]:
+    """Fields that the sender declared hop-by-hop itself."""
+    return {
+        name.strip().lower()
+        for field, value in headers
+        if field == b"connection"
+        for name in value.split(b",")
+    }
+
+
+def headers_up(request: Request) -> Headers:
+    """The client's headers that go upstream."""
+    listed = _listed_in_connection(request.headers) - {b"content-type", b"content-encoding"}
+    return tuple(
+        (name, value)
+        for name, value in request.headers
+        if (name in _UP or name.startswith(_UP_PREFIXES)) and name not in listed
+    )
+
+
+def headers_down(headers: Headers) -> Headers:
+    """Upstream's headers that go to the client."""
+    dropped = _NOT_DOWN | _listed_in_connection(headers)
+    return tuple((name, value) for name, value in headers if name not in dropped)
+
+
+def error_body(error: ProxyError) -> bytes:
+    """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
+    shape = {"message": error.message, "type": error.type, "param": None, "code": error.code}
+    return orjson.dumps({"error": shape, **shape})
+
+
+async def while_connected(downstream: Downstream, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work``; cancel it, and raise ClientGone, if the client leaves before its end."""
+    failure: ProxyError | None = None
+    finished = False
+
+    async def watch() -> None:
+        await downstream.hang_up()
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            await work()
+            finished = True
+        except ProxyError as error:  # not through the task group, which would wrap it
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not finished:
+        raise ClientGone
+
+
+class Relay:
+    """The handler of chat completions."""
+
+    def __init__(self, config: Config, upstream: Upstream) -> None:
+        self._config = config
+        self._upstream = upstream
+
+    async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
+        """Relay one exchange. Raises ProxyError of every kind."""
+        assert exchange.request is not None  # noqa: S101 - the routes matched it
+        chat = self._read(exchange.request, exchange.body)
+        exchange.model, exchange.requested_model = chat.model, chat.requested_model
+        exchange.stream = chat.stream
+
+        async def relay() -> None:
+            await self._relay(exchange, downstream, chat)
+
+        try:
+            await while_connected(downstream, relay)
+        except ClientGone:
+            # SDKs close a stream's connection as soon as they have read the end marker.
+            if not exchange.ended:
+                raise
+        finally:
+            self._account(exchange)
+
+    def _read(self, request: Request, body: bytes) -> ChatRequest:
+        return read_chat_request(
+            body,
+            request.header(b"content-type") or b"",
+            request.header(b"content-encoding") or b"",
+            self._config.default_model,
+            self._config.model_aliases,
+        )
+
+    async def _relay(self, exchange: Exchange, downstream: Downstream, chat: ChatRequest) -> None:
+        assert exchange.request is not None  # noqa: S101
+        trace = (
+            (b"traceparent", exchange.traceparent),
+            (b"x-trace-id", exchange.trace_id.encode()),
+        )
+        headers = (*headers_up(exchange.request), *trace)
+        async with self._upstream.send(exchange, "POST", _PATH, headers, chat.body) as response:
+            meter = meter_for(exchange, response.status, response.header(b"content-type"))
+            if exchange.stream is None:
+                exchange.stream = isinstance(meter, StreamMeter)
+            response.before_wait(downstream.flush)
+            downstream.send_head(exchange, response.status, headers_down(response.headers))
+            try:
+                await self._pass_body(response, downstream, meter, exchange)
+            except UpstreamFailed as error:
+                if meter.at_boundary:
+                    # The SDKs raise on such an event, and take a stream without one for complete.
+                    await downstream.send_chunk(b"data: " + error_body(error) + b"\n\n")
+                raise
+
+    async def _pass_body(
+        self,
+        response: UpstreamResponse,
+        downstream: Downstream,
+        meter: Meter,
+        exchange: Exchange,
+    ) -> None:
+        try:
+            while (chunk := await response.next_chunk()) is not None:
+                if downstream.response_complete:  # more came after the end than was worth waiting
+                    break
+                await downstream.send_chunk(chunk, hold=meter.may_hold)
+                meter.feed(chunk, response.arrived_at, downstream.stream.written_at)
+                if exchange.ended:
+                    # What is here already still goes through. As soon as there is nothing more to
+                    # read the client gets its end, and upstream a moment to end its body.
+                    response.before_wait(downstream.send_end)
+                    response.wait_at_most(_END_TIMEOUT)
+        except (IdleTimeout, Truncated):
+            if not exchange.ended:
+                raise
+        meter.end()
+        if not meter.complete:
+            raise Truncated
+        await downstream.send_end()
+
+    def _account(self, exchange: Exchange) -> None:
+        exchange.model = exchange.model or exchange.answered_model
+        if exchange.usage is not None and exchange.model is not None:
+            exchange.cost = self._config.model_prices.cost(exchange.model, exchange.usage)

@@ -1,0 +1,128 @@
+"""Which path is answered by whom: the dispatch table, the key check, the local endpoints."""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import orjson
+
+from .config import Config
+from .downstream import Downstream
+from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
+from .exchange import Exchange, Request
+from .metrics import Metrics
+from .models import ModelList
+from .settings import ClientKey
+
+__all__ = ("Handler", "Routes", "check_key")
+
+Handler = Callable[[Exchange, Downstream], Awaitable[None]]
+
+_JSON = (b"content-type", b"application/json")
+_KNOWN_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+)
+_MODEL_PREFIX = b"/v1/models/"
+
+
+class _Route(NamedTuple):
+    """``template`` is what log and metrics call the path."""
+
+    template: str
+    methods: tuple[str, ...]
+    handler: Handler
+    needs_key: bool = False
+
+
+def check_key(request: Request, keys: tuple[ClientKey, ...]) -> str | None:
+    """The name of the key that a request presents; None also where no key is asked for.
+
+    All keys are compared, whichever fits, so that the time tells nothing. Raises Unauthorized.
+    """
+    if not keys:
+        return None
+    scheme, _, token = (request.header(b"authorization") or b"").partition(b" ")
+    digest = hashlib.sha256(token.strip()).digest()
+    fitting = [key for key in keys if hmac.compare_digest(digest, key.digest)]
+    if scheme.lower() != b"bearer" or not fitting:
+        raise Unauthorized
+    return fitting[0].name
+
+
+class Routes:
+    """The dispatch table of one proxy."""
+
+    def __init__(
+        self,
+        config: Config,
+        chat: Handler,
+        models: ModelList,
+        metrics: Metrics,
+        health: Callable[[], tuple[int, dict[str, object]]],
+        warm_up: Callable[[], None],
+    ) -> None:
+        self._keys = config.ape_api_key
+        self._models = models
+        self._metrics = metrics
+        self._read_health = health
+        self._warm_up = warm_up
+        get = ("GET", "HEAD")
+        self._model = _Route("/v1/models/{id}", get, self._get_model, needs_key=True)
+        self._table = {
+            b"/v1/chat/completions": _Route(
+                "/v1/chat/completions", ("POST",), chat, needs_key=True
+            ),
+            b"/v1/models": _Route("/v1/models", get, self._list_models, needs_key=True),
+            b"/v1/tcp_warming": _Route("/v1/tcp_warming", get, self._warm),
+            b"/health": _Route("/health", get, self._health),
+            b"/metrics": _Route("/metrics", get, self._render_metrics),
+        }
+
+    async def dispatch(self, request: Request, exchange: Exchange, downstream: Downstream) -> None:
+        """Answer a request, or raise the ProxyError that refuses it."""
+        path = request.path
+        route = self._find(path)
+        if route is not None:
+            exchange.route = route.template
+        if path.startswith(b"/v1/v1/"):
+            raise DoubledPrefix
+        if path.startswith(b"/v1/") and (route is None or route.needs_key):
+            exchange.client = check_key(request, self._keys)
+        if request.method not in _KNOWN_METHODS:
+            raise MethodUnknown
+        if route is None:
+            raise NotFound
+        if request.method not in route.methods:
+            raise MethodNotAllowed(*route.methods)
+        exchange.body = await downstream.read_body()
+        exchange.received_at = downstream.stream.arrived_at
+        await route.handler(exchange, downstream)
+
+    def _find(self, path: bytes) -> _Route | None:
+        """Exact bytes only: a path that would have to be normalised is not one of ours."""
+        is_model = path.startswith(_MODEL_PREFIX) and path != _MODEL_PREFIX
+        return self._model if is_model else self._table.get(path)
+
+    async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
+        await downstream.respond(exchange, 200, (_JSON,), await self._models.text())
+
+    async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
+        path = exchange.request.path if exchange.request else b""
+        model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
+        await downstream.respond(exchange, 200, (_JSON,), await self._models.entry(model))
+
+    async def _warm(self, exchange: Exchange, downstream: Downstream) -> None:
+        """The Cerebras SDK asks this in its constructor, and waits for the answer."""
+        self._warm_up()
+        await downstream.respond(exchange, 200, (_JSON,), b"{}")
+
+    async def _health(self, exchange: Exchange, downstream: Downstream) -> None:
+        status, report = self._read_health()
+        await downstream.respond(exchange, status, (_JSON,), orjson.dumps(report))
+
+    async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
+        accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
+        text, content_type = self._metrics.render(accept)
+        headers = ((b"content-type", content_type.encode()),)
+        await downstream.respond(exchange, 200, headers, text)
