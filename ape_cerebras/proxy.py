@@ -233,6 +233,11 @@ class Proxy:
             while self._connections:
                 self._someone_left = anyio.Event()
                 await self._someone_left.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the idle connections upstream. What is asked of the proxy from here on is
+        answered 503."""
         self._drained = True
         self._upstream.pool.close()
 

@@ -52,6 +52,7 @@ async def serve(
             )
         else:
             proxy = Proxy(config, write_line, connect=connect)
+        stack.callback(proxy.close)
         await _serve_on(listeners, proxy, task_status)
 
 

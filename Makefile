@@ -1,0 +1,52 @@
+# make run    sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
+# make test   sets up and runs everything: format, lint, types, tests
+# make bench  measures this proxy on this machine
+# Nothing is assumed but Python 3.11 or newer, and make.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test lint types bench clean
+
+run: $(VENV)/installed
+	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
+	then exec $(BIN)/ape-cerebras serve; \
+	else echo "CEREBRAS_API_KEY is not set: serving a simulated Cerebras"; \
+	     exec $(BIN)/ape-cerebras serve --demo; fi
+
+test: lint types $(VENV)/installed-js
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python contrib/bench/bench.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info tests/js/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+# The JavaScript SDKs are tried where there is a Node; the tests say so where there is none.
+$(VENV)/installed-js: tests/js/package.json | $(VENV)/bin/python
+	@if command -v npm >/dev/null; \
+	then cd tests/js && npm install --silent --no-audit --no-fund; fi
+	@touch $@

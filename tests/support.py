@@ -1,0 +1,323 @@
+"""What the end-to-end tests are made of: a proxy that runs, an upstream that does as it is told,
+and a client that sees every byte. All over real sockets on loopback."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import h11
+import orjson
+from anyio.abc import TaskGroup, TaskStatus
+
+from ape_cerebras import Config, Proxy, serve
+from ape_cerebras.listener import accept_connections, open_listeners
+from ape_cerebras.network import SocketStream
+from ape_cerebras.transport import connect_tcp
+
+__all__ = (
+    "KEY",
+    "Client",
+    "Conversation",
+    "Lines",
+    "Response",
+    "Running",
+    "ScriptedUpstream",
+    "chat",
+    "events",
+    "running_proxy",
+    "running_upstream",
+)
+
+KEY = "csk-upstream-key-0123456789"
+PATIENCE = 5.0  # seconds until a test that waits for something fails
+
+
+def chat(body: bytes = b'{"model":"gpt-oss-120b","messages":[]}', *extra: bytes) -> bytes:
+    """A chat request, with more header lines where they are given."""
+    lines = b"".join(line + b"\r\n" for line in extra)
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        b"%sContent-Length: %d\r\n\r\n%s" % (lines, len(body), body)
+    )
+
+
+def events(*payloads: bytes) -> bytes:
+    return b"".join(b"data: %s\n\n" % payload for payload in payloads)
+
+
+@dataclass
+class Conversation:
+    """One connection of an upstream, in the hands of a script."""
+
+    stream: SocketStream
+    upstream: "ScriptedUpstream"
+    _rest: bytes = b""
+
+    async def request(self) -> bytes:
+        """The next whole request; recorded."""
+        while b"\r\n\r\n" not in self._rest:
+            self._rest += await self.stream.receive()
+        head, _, rest = self._rest.partition(b"\r\n\r\n")
+        length = 0
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        while len(rest) < length:
+            rest += await self.stream.receive()
+        whole, self._rest = head + b"\r\n\r\n" + rest[:length], rest[length:]
+        self.upstream.requests.append(whole)
+        return whole
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send(data)
+
+    async def answer(self, body: bytes, *, status: str = "200 OK", headers: bytes = b"") -> None:
+        await self.send(
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s"
+            % (status.encode(), headers, len(body), body)
+        )
+
+    async def stream_head(self) -> None:
+        await self.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+
+    async def chunk(self, data: bytes) -> None:
+        await self.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def end(self) -> None:
+        await self.send(b"0\r\n\r\n")
+
+    async def until_left(self) -> None:
+        """Return when the other side has closed or reset the connection."""
+        try:
+            while True:
+                await self.stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            self.upstream.left.set()
+
+
+Script = Callable[[Conversation], Awaitable[None]]
+
+
+@dataclass
+class ScriptedUpstream:
+    """Runs ``script`` for each connection; records every request."""
+
+    script: Script
+    port: int = 0
+    requests: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    left: anyio.Event = field(default_factory=anyio.Event)
+
+    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+        [listener] = await open_listeners("127.0.0.1", 0)
+        with listener:
+            self.port = listener.getsockname()[1]
+            async with anyio.create_task_group() as tasks:
+
+                def handle(stream: SocketStream) -> None:
+                    self.connections += 1
+                    tasks.start_soon(self._converse, stream)
+
+                task_status.started()
+                await accept_connections(listener, handle, anyio.lowlevel.checkpoint, print)
+
+    async def _converse(self, stream: SocketStream) -> None:
+        try:
+            await self.script(Conversation(stream, self))
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            self.left.set()
+        finally:
+            stream.close()
+
+
+class Lines:
+    """The log lines of a proxy, as objects; ``raw`` as bytes."""
+
+    def __init__(self) -> None:
+        self.raw: list[bytes] = []
+        self._more = anyio.Event()
+
+    def write(self, line: bytes) -> None:
+        self.raw.append(line)
+        self._more.set()
+        self._more = anyio.Event()
+
+    def all(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.raw]
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        return [line for line in self.all() if "outcome" in line]
+
+    async def exchange(self, number: int = 1) -> dict[str, Any]:
+        """The line of the exchange that was the ``number``-th to end, once it is there."""
+        with anyio.fail_after(PATIENCE):
+            while len(self.exchanges()) < number:
+                await self._more.wait()
+        return self.exchanges()[number - 1]
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    complete: bool
+    """Whether the body ended as HTTP says it must, rather than with the connection."""
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Client:
+    """A client that sends bytes as they are given, and reads responses by h11."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self.stream = stream
+        self._beyond = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send(data)
+
+    async def response(self, method: str = "GET") -> Response:
+        """The next response; interim ones are passed over."""
+        reader = h11.Connection(h11.CLIENT)
+        reader.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
+        reader.send(h11.EndOfMessage())
+        if self._beyond:  # nothing at all would mean the end
+            reader.receive_data(self._beyond)
+        head, body = None, b""
+        with anyio.fail_after(PATIENCE):
+            while True:
+                try:
+                    event = reader.next_event()
+                except h11.RemoteProtocolError:
+                    return _response(head, body, complete=False)
+                if event is h11.NEED_DATA:
+                    if not await self._feed(reader) and head is None:
+                        raise anyio.EndOfStream
+                elif isinstance(event, h11.Response):
+                    head = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    self._beyond = reader.trailing_data[0]
+                    return _response(head, body, complete=True)
+
+    async def _feed(self, reader: h11.Connection) -> bool:
+        try:
+            data = await self.stream.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            data = b""
+        reader.receive_data(data)
+        return bool(data)
+
+    async def ask(self, data: bytes, method: str = "GET") -> Response:
+        await self.send(data)
+        return await self.response(method)
+
+    async def get(self, path: str, *extra: str) -> Response:
+        lines = "".join(f"{line}\r\n" for line in extra)
+        return await self.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
+
+    async def until(self, wanted: bytes) -> bytes:
+        """Read until ``wanted`` has come; all that was read."""
+        read = self._beyond
+        with anyio.fail_after(PATIENCE):
+            while wanted not in read:
+                read += await self.stream.receive()
+        self._beyond = b""
+        return read
+
+    async def until_closed(self) -> bytes:
+        """Read to the end of the connection; all that was read."""
+        read = self._beyond
+        with anyio.fail_after(PATIENCE):
+            try:
+                while True:
+                    read += await self.stream.receive()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                return read
+
+
+def _response(head: h11.Response | None, body: bytes, *, complete: bool) -> Response:
+    assert head is not None
+    headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+    return Response(head.status_code, headers, body, complete)
+
+
+@dataclass
+class Running:
+    """A proxy that serves."""
+
+    proxy: Proxy
+    lines: Lines
+    tasks: TaskGroup
+    clients: list[Client] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.proxy.addresses[0][1]
+
+    async def client(self) -> Client:
+        stream = await connect_tcp("127.0.0.1", self.port)
+        assert isinstance(stream, SocketStream)
+        self.clients.append(Client(stream))
+        return self.clients[-1]
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric's samples, as a scrape gives them."""
+        client = await self.client()
+        text = (await client.get("/metrics")).body.decode()
+        client.stream.close()
+        rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return sum(float(value) for series, _, value in rows if series.split("{")[0] == name)
+
+
+@asynccontextmanager
+async def running_proxy(upstream_port: int, **settings: str) -> AsyncIterator[Running]:
+    environment = {
+        "CEREBRAS_API_KEY": KEY,
+        "CEREBRAS_BASE_URL": f"http://127.0.0.1:{upstream_port}",
+        "HOST": "127.0.0.1",
+        "PORT": "0",
+        "WARM_CONNECTIONS": "0",
+        "LOG_LEVEL": "debug",
+        **settings,
+    }
+    lines = Lines()
+    async with anyio.create_task_group() as tasks:
+
+        async def run(*, task_status: TaskStatus[Proxy]) -> None:
+            config = Config.from_environment(environment)
+            await serve(config, write_line=lines.write, task_status=task_status)
+
+        proxy = await tasks.start(run)
+        running = Running(proxy, lines, tasks)
+        try:
+            yield running
+        finally:
+            for client in running.clients:
+                client.stream.close()
+            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def running_upstream(script: Script) -> AsyncIterator[ScriptedUpstream]:
+    upstream = ScriptedUpstream(script)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(upstream.serve)
+        yield upstream
+        tasks.cancel_scope.cancel()
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
