@@ -134,8 +134,7 @@ class Downstream:
         if self._http.their_state is not h11.SEND_BODY:
             return b""
         if self.awaits_100_continue and not self.response_started:
-            interim = h11.InformationalResponse(status_code=100, headers=[])
-            self._outbox.hold(self._http.send(interim))
+            self._outbox.hold(self._interim(100))
             await self.flush()
         body = bytearray()
         with _deadline(self._config.client_body_timeout):
@@ -199,6 +198,10 @@ class Downstream:
         )
         self._outbox.hold(self._http.send(response))
 
+    def _interim(self, status: int) -> bytes:
+        interim = h11.InformationalResponse(status_code=status, headers=[], reason=_PHRASES[status])
+        return self._http.send(interim) or b""
+
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before there is as much
         as is worth a write."""
@@ -253,8 +256,7 @@ class Downstream:
         if not isinstance(stream, SocketStream) or self._http.their_http_version != b"1.1":
             return
         if not self.response_started:
-            interim = h11.InformationalResponse(status_code=102, headers=[])
-            stream.send_nowait(self._http.send(interim) or b"")
+            stream.send_nowait(self._interim(102))
         elif self._chunked and not self._outbox.busy and not self._outbox.size:
             stream.send_nowait(b"0")
         while not stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it

@@ -184,7 +184,7 @@ class Relay:
             while (chunk := await response.next_chunk()) is not None:
                 if downstream.response_complete:  # more came after the end than was worth waiting
                     break
-                await downstream.send_chunk(chunk, hold=meter.may_hold)
+                await downstream.send_chunk(chunk, hold=meter.may_hold(chunk))
                 meter.feed(chunk, response.arrived_at, downstream.stream.written_at)
                 if exchange.ended:
                     # What is here already still goes through. As soon as there is nothing more to

@@ -87,7 +87,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, raw: StampedStream) -> None:
         self.raw = raw
-        self.sent_at = 0.0
+        self.sent_at: float | None = None
         self._stream: ByteStream = raw
         self._outbox = Outbox(raw)
 

@@ -85,7 +85,7 @@ class Upstream:
             exchange.upstream_wait_seconds += anyio.current_time() - began_at
             raw = connection.transport.raw
             raw.read_timeout = None
-            connection.transport.sent_at = 0.0
+            connection.transport.sent_at = None
             waited = raw.read_wait_seconds + raw.write_wait_seconds
             try:
                 request = self._request(method, path, headers, body)
@@ -121,7 +121,7 @@ class Upstream:
         except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
             raise InvalidAnswer from None
         finally:
-            exchange.sent_at = connection.transport.sent_at or None
+            exchange.sent_at = connection.transport.sent_at
         if scope.cancelled_caught:
             raise FirstByteTimeout
         if response.status < 200:

@@ -48,11 +48,15 @@ async def speaks_another_protocol(peer: Conversation) -> None:
 
 async def switches_protocols(peer: Conversation) -> None:
     await peer.request()
-    await peer.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+    await peer.send(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+    )
 
 
 @pytest.mark.parametrize(
-    "script", [closes, resets, speaks_another_protocol, switches_protocols], ids=lambda f: f.__name__
+    "script",
+    [closes, resets, speaks_another_protocol, switches_protocols],
+    ids=lambda f: f.__name__,
 )
 async def test_no_valid_answer(script: Callable[..., object]) -> None:
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:  # type: ignore[arg-type]

@@ -1,0 +1,263 @@
+"""Exact times, on a clock that only moves when everybody waits: what is 20 s reads 20.0."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from memory import MemoryStream, memory_pair
+from support import KEY, Lines, chat, events
+from trio.testing import MockClock
+
+from ape_cerebras import Config, Proxy
+
+ROLE = b'{"choices":[{"delta":{"role":"assistant"},"index":0}],"model":"gpt-oss-120b"}'
+THOUGHT = b'{"choices":[{"delta":{"reasoning":"hm"},"index":0}],"model":"gpt-oss-120b"}'
+TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+FINISH = (
+    b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}],"model":"gpt-oss-120b",'
+    b'"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15},'
+    b'"time_info":{"queue_time":1.5,"prompt_time":2.5,"completion_time":8.0}}'
+)
+
+STREAMED = chat(b'{"model":"gpt-oss-120b","stream":true,"messages":[]}')
+
+CAPACITY = 64 * 1024  # bytes on their way to the client, as a socket's buffer has them
+
+Script = Callable[[MemoryStream], Awaitable[None]]
+
+
+class Rig:
+    """A proxy between a client and an upstream in memory."""
+
+    def __init__(self, client: MemoryStream, lines: Lines) -> None:
+        self.client = client
+        self.lines = lines
+
+    async def line(self) -> dict[str, Any]:
+        """The exchange's line; unlike ``Lines.exchange`` without a deadline, which would pass at
+        once on this clock."""
+        while not self.lines.exchanges():
+            await anyio.sleep(1)
+        return self.lines.exchanges()[0]
+
+
+@asynccontextmanager
+async def rig(script: Script, **settings: str) -> AsyncIterator[Rig]:
+    lines = Lines()
+    config = Config.from_environment(
+        {
+            "CEREBRAS_API_KEY": KEY,
+            "CEREBRAS_BASE_URL": "http://upstream",
+            "UPSTREAM_IDLE_TIMEOUT": "1000",
+            "UPSTREAM_FIRST_BYTE_TIMEOUT": "1000",
+            "CLIENT_BODY_TIMEOUT": "1000",
+            **settings,
+        }
+    )
+    async with anyio.create_task_group() as tasks:
+
+        async def connect(host: str, port: int) -> MemoryStream:
+            ours, theirs = memory_pair()
+            tasks.start_soon(converse, theirs)
+            return ours
+
+        async def converse(stream: MemoryStream) -> None:
+            request = b""
+            while not request.endswith(b"]}"):
+                request += await stream.receive()
+            await script(stream)
+
+        proxy = Proxy(config, lines.write, connect=connect)
+        client, server_end = memory_pair(capacity=CAPACITY)
+        tasks.start_soon(proxy.handle, server_end)
+        yield Rig(client, lines)
+        tasks.cancel_scope.cancel()
+
+
+def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+async def head(stream: MemoryStream) -> None:
+    await stream.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+
+
+async def chunk(stream: MemoryStream, data: bytes) -> None:
+    await stream.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+async def slow_stream(stream: MemoryStream) -> None:
+    """Head at 2 s, role at 5 s, reasoning at 20 s, answer at 23 s, last token at 28 s, end at 30."""
+    await anyio.sleep(2)
+    await head(stream)
+    await anyio.sleep(3)
+    await chunk(stream, events(ROLE))
+    await anyio.sleep(15)
+    await chunk(stream, events(THOUGHT))
+    await anyio.sleep(3)
+    await chunk(stream, events(TOKEN))
+    await anyio.sleep(5)
+    await chunk(stream, events(TOKEN))
+    await anyio.sleep(2)
+    await chunk(stream, events(FINISH, b"[DONE]"))
+    await stream.send(b"0\r\n\r\n")
+
+
+def test_every_time_of_a_stream() -> None:
+    async def test() -> None:
+        async with rig(slow_stream) as running:
+            await running.client.send(STREAMED)
+            line = await running.line()
+        times = {name: value for name, value in line.items() if name.endswith("_seconds")}
+        assert times == {
+            "ttft_seconds": 20.0,
+            "upstream_ttft_seconds": 20.0,
+            "proxy_ttft_seconds": 0.0,
+            "ttfb_seconds": 2.0,
+            "ttfo_seconds": 23.0,
+            "total_time_seconds": 30.0,
+            "generation_seconds": 8.0,
+            "tpot_seconds": 2.0,
+            "queue_seconds": 1.5,
+            "prompt_seconds": 2.5,
+            "completion_seconds": 8.0,
+            "network_seconds": 16.0,
+            "client_blocked_seconds": 0.0,
+        }
+        assert line["tokens_per_second"] == 0.625
+        assert line["ttft_source"] == "measured"
+
+    on_mock_clock(test)
+
+
+def test_the_clock_starts_when_the_request_is_complete() -> None:
+    async def test() -> None:
+        async with rig(slow_stream) as running:
+            request = chat()
+            await running.client.send(request[:-10])
+            await anyio.sleep(7)
+            await running.client.send(request[-10:])
+            line = await running.line()
+        assert (line["ttft_seconds"], line["total_time_seconds"]) == (20.0, 30.0)
+
+    on_mock_clock(test)
+
+
+def test_an_event_in_pieces_has_arrived_with_its_last_byte() -> None:
+    async def script(stream: MemoryStream) -> None:
+        await head(stream)
+        whole = events(TOKEN)
+        await chunk(stream, whole[:-1])
+        await anyio.sleep(4)
+        await chunk(stream, whole[-1:] + events(FINISH, b"[DONE]"))
+        await stream.send(b"0\r\n\r\n")
+
+    async def test() -> None:
+        async with rig(script) as running:
+            await running.client.send(chat())
+            assert (await running.line())["ttft_seconds"] == 4.0
+
+    on_mock_clock(test)
+
+
+def test_a_plain_replys_ttft_is_derived_and_never_its_total() -> None:
+    async def script(stream: MemoryStream) -> None:
+        await anyio.sleep(20)
+        body = b'{"model":"gpt-oss-120b",' + FINISH.partition(b'"gpt-oss-120b",')[2]
+        await stream.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+
+    async def test() -> None:
+        async with rig(script) as running:
+            await running.client.send(chat())
+            line = await running.line()
+        assert line["ttft_source"] == "derived"
+        assert line["ttft_seconds"] == line["upstream_ttft_seconds"] == 12.0
+        assert line["network_seconds"] == 8.0
+        assert line["total_time_seconds"] == 20.0
+        assert "tpot_seconds" not in line
+
+    on_mock_clock(test)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"usage":{"prompt_tokens":1}}', b'{"time_info":{"completion_time":99}}', b"nonsense"]
+)
+def test_where_nothing_can_be_derived_there_is_no_ttft(body: bytes) -> None:
+    async def script(stream: MemoryStream) -> None:
+        await anyio.sleep(20)
+        await stream.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+
+    async def test() -> None:
+        async with rig(script) as running:
+            await running.client.send(chat())
+            line = await running.line()
+        assert line["ttft_source"] is None
+        assert not [name for name in line if "ttft_seconds" in name]
+
+    on_mock_clock(test)
+
+
+def test_a_client_that_reads_slowly_is_the_only_one_to_look_slow() -> None:
+    async def script(stream: MemoryStream) -> None:
+        await head(stream)
+        await anyio.sleep(3)
+        await chunk(stream, events(TOKEN))
+        await anyio.sleep(1)
+        await chunk(stream, events(*[TOKEN] * 2000))
+        await chunk(stream, events(FINISH, b"[DONE]"))
+        await stream.send(b"0\r\n\r\n")
+
+    async def test() -> None:
+        async with rig(script) as running:
+            await running.client.send(STREAMED)
+            read = b""
+            while not read.endswith(b"\r\n0\r\n\r\n"):
+                await anyio.sleep(1)
+                read += await running.client.receive(8 * 1024)
+            line = await running.line()
+        assert line["upstream_ttft_seconds"] == 3.0
+        assert line["generation_seconds"] == 1.0
+        assert line["client_blocked_seconds"] == 9.0
+
+    on_mock_clock(test)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sent", "seconds", "answer"),
+    [
+        ({"KEEP_ALIVE_TIMEOUT": "75"}, b"", 75, b""),
+        ({"CLIENT_HEAD_TIMEOUT": "10"}, b"GET /health HTTP/1.1\r\n", 10, b"HTTP/1.1 408 "),
+        ({"CLIENT_BODY_TIMEOUT": "30"}, chat()[:-5], 30, b"HTTP/1.1 408 "),
+        ({"UPSTREAM_FIRST_BYTE_TIMEOUT": "60"}, chat(), 60, b"HTTP/1.1 504 "),
+    ],
+)
+def test_deadlines_are_what_they_say(
+    settings: dict[str, str], sent: bytes, seconds: int, answer: bytes
+) -> None:
+    async def silence(stream: MemoryStream) -> None:
+        await anyio.sleep_forever()
+
+    async def test() -> None:
+        async with rig(silence, **settings) as running:
+            began_at = anyio.current_time()
+            if sent:
+                await running.client.send(sent)
+            if answer:
+                assert (await running.client.receive()).startswith(answer)
+            else:
+                with pytest.raises(anyio.EndOfStream):
+                    await running.client.receive()
+            assert anyio.current_time() - began_at == pytest.approx(seconds)
+
+    on_mock_clock(test)

@@ -1,0 +1,181 @@
+"""TLS to upstream, for real: a local authority, and certificates good and bad."""
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+import trustme
+from anyio.streams.tls import TLSStream
+from support import KEY, Conversation, Script, chat, running_proxy, running_upstream
+
+pytestmark = pytest.mark.anyio
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA) -> Iterator[str]:
+    with authority.cert_pem.tempfile() as path:
+        yield path
+
+
+def over_tls(script: Script, authority: trustme.CA, leaf: trustme.LeafCert) -> Script:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(context)
+
+    async def converse(peer: Conversation) -> None:
+        try:
+            secured = await TLSStream.wrap(
+                peer.stream, server_side=True, ssl_context=context, standard_compatible=False
+            )
+        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError):
+            return
+        await script(Conversation(secured, peer.upstream))  # type: ignore[arg-type]
+
+    return converse
+
+
+@asynccontextmanager
+async def exchange_with(
+    script: Script, authority: trustme.CA, leaf: trustme.LeafCert, bundle: str, host: str
+) -> AsyncIterator[tuple[object, object]]:
+    async with (
+        running_upstream(over_tls(script, authority, leaf)) as upstream,
+        running_proxy(
+            0, CEREBRAS_BASE_URL=f"https://{host}:{upstream.port}", SSL_CERT_FILE=bundle
+        ) as running,
+    ):
+        yield upstream, running
+
+
+async def answer(peer: Conversation) -> None:
+    while True:
+        await peer.request()
+        await peer.answer(b"{}")
+
+
+async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(answer, authority, leaf, bundle, "localhost") as (upstream, running):
+        client = await running.client()
+        for _ in range(3):
+            response = await client.ask(chat())
+            assert (response.status, response.body) == (200, b"{}")
+        assert upstream.connections == 1
+        assert KEY.encode() in upstream.requests[0]
+
+
+def certificates() -> dict[str, tuple[str, object]]:
+    now = datetime.now(UTC)
+    return {
+        "wrong name": ("issue", {"identities": ["elsewhere.example"]}),
+        "expired": ("issue", {"not_after": now - timedelta(days=1)}),
+        "not yet valid": ("issue", {"not_before": now + timedelta(days=1)}),
+        "untrusted": ("stranger", {}),
+    }
+
+
+@pytest.mark.parametrize("kind", certificates())
+async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
+    issuer, options = certificates()[kind]
+    issuer = authority if issuer == "issue" else trustme.CA()
+    names = options.pop("identities", ["localhost"])
+    leaf = issuer.issue_cert(*names, **options)
+    async with exchange_with(answer, authority, leaf, bundle, "localhost") as (upstream, running):
+        client = await running.client()
+        response = await client.ask(chat())
+        again = await client.ask(chat())
+        line = await running.lines.exchange()
+    assert response.status == again.status == 502
+    assert response.json()["code"] == "tls_error"
+    assert line["outcome"] == "upstream_tls_failed"
+    assert upstream.requests == []
+
+
+async def test_plain_http_on_the_tls_port(bundle: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(
+            0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}", SSL_CERT_FILE=bundle
+        ) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert (response.status, response.json()["code"]) == (502, "tls_error")
+
+
+async def test_a_handshake_that_is_never_answered(bundle: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(
+            0,
+            CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}",
+            SSL_CERT_FILE=bundle,
+            UPSTREAM_CONNECT_TIMEOUT="0.1",
+        ) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        await upstream.left.wait()  # and its socket is not kept
+    assert (response.status, response.json()["code"]) == (504, "connect_timeout")
+
+
+async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(
+    authority: trustme.CA, bundle: str
+) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}")
+
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(script, authority, leaf, bundle, "localhost") as (_, running):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert not response.complete
+    assert line["outcome"] == "upstream_truncated"
+
+
+@pytest.mark.parametrize("one_record", [True, False])
+async def test_bytes_behind_an_answer_never_reach_the_next_request(
+    one_record: bool, authority: trustme.CA, bundle: str
+) -> None:
+    """In a record of their own they lie below h11, where only reading on can find them."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            records = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", POISON]
+            for record in [b"".join(records)] if one_record else records:
+                await peer.send(record)
+
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(script, authority, leaf, bundle, "localhost") as (upstream, running):
+        client = await running.client()
+        bodies = [(await client.ask(chat())).body for _ in range(10)]
+        assert bodies == [b"ok"] * 10
+        assert upstream.connections == 10
+
+
+async def test_the_public_bundle_is_used_where_none_is_named(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    leaf = authority.issue_cert("localhost")
+    async with (
+        running_upstream(over_tls(answer, authority, leaf)) as upstream,
+        running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert response.json()["code"] == "tls_error"
