@@ -18,18 +18,22 @@ layer  module           what it owns
 1      exchange         the record of one request, and every value derived from it
 1      listener         listening sockets, the accept loop
 1      transport        TCP and TLS to upstream, and the stream httpcore uses
-1      replies          what a Cerebras API answers: bodies, streams, errors
+1      replies          what a Cerebras API always says: errors, models, headers
+2      questions        what a stand-in Cerebras API reads in a chat request
 2      config           the frozen ``Config``
 2      meter            what a passing response tells
 2      degradation      whether the service is degraded, over a minute
 2      logs             JSON lines, and the writer that never blocks the loop
+3      completions      what it answers: plain replies and streams
 3      downstream       the client's connection, through h11
 3      pool             the connections upstream
 3      metrics          the Prometheus registry
 4      upstream         one request to the API and its response
-4      simulator        a stand-in Cerebras API, served by our own ``downstream``
+4      simulation       its options: times, counts, faults
+5      answers          its answers on their way: paced, cut, garbled
 5      relay            one chat request up, its response down
 5      models           the list of models
+6      simulator        that stand-in API, served by our own ``downstream``
 6      routes           the dispatch table, the key check, the local endpoints
 7      proxy            connections, exchanges, the one way through; draining
 8      server           listening and serving

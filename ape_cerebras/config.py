@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .head import HeadLimits
 from .settings import SETTINGS, ClientKey, Origin
 from .usage import PriceTable
 
 __all__ = ("Config", "ConfigError")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
+_CEREBRAS = Origin("https", "api.cerebras.ai", 443)
 
 
 class ConfigError(Exception):
@@ -38,7 +40,7 @@ class Config:
     """Everything that can be set. Durations are seconds, sizes are bytes; see ``SETTINGS``."""
 
     cerebras_api_key: str = field(repr=False)
-    cerebras_base_url: Origin = Origin("https", "api.cerebras.ai", 443)
+    cerebras_base_url: Origin = _CEREBRAS
     ape_api_key: tuple[ClientKey, ...] = field(default=(), repr=False)
     log_level: str = "info"
     host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
@@ -95,6 +97,12 @@ class Config:
         if problems:
             raise ConfigError(problems)
         return cls(**values)
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        return HeadLimits(
+            self.max_header_bytes, self.max_headers, self.max_target_bytes, self.max_body_bytes
+        )
 
     def visible(self) -> dict[str, str]:
         """Every setting as text, secrets hidden, in the table's order."""

@@ -3,9 +3,10 @@
 Two reasons: ``ttft``, when the 95th percentile (nearest rank) of TTFT is above its target; and
 ``failures``, when more than 5 % of at least 20 exchanges failed through no fault of their client.
 No TTFT has to be kept for that: the percentile is above the target exactly if too few are at or
-below it, so each second of the minute is five counts.
+below it, so each second of the minute is four counts.
 """
 
+import math
 from collections import deque
 
 from .exchange import Exchange
@@ -39,7 +40,7 @@ class Degradation:
 
     def observe(self, exchange: Exchange) -> None:
         """Count a chat exchange that has ended."""
-        at = int(exchange.finished_at)
+        at = math.floor(exchange.finished_at)
         if not self._seconds or self._seconds[-1].at < at:
             self._seconds.append(_Second(at))
         second = self._seconds[-1]
@@ -50,7 +51,7 @@ class Degradation:
 
     def reasons(self, now: float) -> tuple[str, ...]:
         """Why the service is degraded at ``now``; empty where it is not."""
-        while self._seconds and self._seconds[0].at <= int(now) - _WINDOW:
+        while self._seconds and self._seconds[0].at <= math.floor(now) - _WINDOW:
             self._seconds.popleft()
         timed = sum(second.timed for second in self._seconds)
         missed = sum(second.missed for second in self._seconds)

@@ -19,7 +19,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from .config import Config
 from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, RequestTimeout
 from .exchange import Exchange, Headers, Request
-from .head import HEAD_END, HeadLimits, check_part, check_whole
+from .head import HEAD_END, check_part, check_whole
 from .network import Outbox, PeerStalled, SocketStream, StampedStream
 
 __all__ = ("Downstream",)
@@ -31,6 +31,7 @@ _LINGER_BYTES = 1024 * 1024
 _PROBE_EVERY = 0.1  # seconds
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
 
+_CLOSE = (b"connection", b"close")
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
@@ -51,12 +52,7 @@ class Downstream:
         self.stream = stream
         """With its stamps and its account of waiting."""
         self._config = config
-        self._limits = HeadLimits(
-            config.max_header_bytes,
-            config.max_headers,
-            config.max_target_bytes,
-            config.max_body_bytes,
-        )
+        self._limits = config.head_limits
         self._requests_left = config.max_requests_per_connection
         self._inbox = bytearray()  # arrived, and not yet given to h11
         self._input_ended = False
@@ -76,8 +72,11 @@ class Downstream:
     # Requests
 
     async def wait_for_request(self) -> float | None:
-        """When the first byte of the next request arrived; None where no more is to come."""
+        """When the next request began: its first byte arrived, or its turn came; None where no more
+        is to come."""
         self._begin_exchange()
+        if self._inbox:
+            return anyio.current_time()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
         self.stream.read_timeout = self._config.keep_alive_timeout
         try:
@@ -187,11 +186,9 @@ class Downstream:
         exchange.status = status
         self.closing = self.closing or self._requests_left <= 0
         names = {name for name, _ in headers}
-        own = list(self.common_headers)
+        own = [*self.common_headers, *((_CLOSE,) if self.closing else ())]
         if b"date" not in names:
             own.append((b"date", formatdate(time.time(), usegmt=True).encode()))
-        if self.closing:
-            own.append((b"connection", b"close"))
         self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
         response = h11.Response(
             status_code=status, headers=[*headers, *own], reason=_PHRASES.get(status, b"")

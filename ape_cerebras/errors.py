@@ -217,7 +217,7 @@ class UpstreamFailed(ProxyError, status=502, type="upstream_error", outcome="ups
     ``x-should-retry`` is what the OpenAI and Cerebras SDKs obey before their own rules.
     """
 
-    headers = ((b"x-should-retry", b"false"),)
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"x-should-retry", b"false"),)
 
 
 class ConnectFailed(UpstreamFailed, code="connect_error", outcome="upstream_connect_failed"):

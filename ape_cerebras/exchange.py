@@ -1,7 +1,7 @@
 """The record of one request and all that came of it, and every value derived from it.
 
-Each stage writes down what it alone knows; the comment at a field names its one writer. Nothing is
-derived anywhere else, so that a log line and a metric can never disagree::
+Each stage writes down what it alone knows; the comment at a field names the one module that writes
+it. Nothing is derived anywhere else, so that a log line and a metric can never disagree::
 
     first byte ─► received ─► sent ─► head ─► first token ··· last token ─► last byte
     started_at    received_at sent_at head_at first_token_at  last_token_at finished_at
@@ -10,7 +10,7 @@ derived anywhere else, so that a log line and a metric can never disagree::
 rounded to the microsecond, and are None where they do not apply.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 
 from .errors import ProxyError
@@ -51,18 +51,18 @@ def _span(begin: float | None, end: float | None) -> float | None:
 class Exchange:
     """See the module's docstring."""
 
-    started_at: float  # server
-    request: Request | None = None  # server
-    request_id: str = ""  # server
-    trace_id: str = ""  # server
-    traceparent: bytes = b""  # server
+    started_at: float  # proxy
+    request: Request | None = None  # proxy
+    request_id: str = ""  # proxy
+    trace_id: str = ""  # proxy
+    traceparent: bytes = b""  # proxy
     route: str = "none"  # routes: the path's template, never the path
     client: str | None = None  # routes: the name of the key presented
 
     received_at: float | None = None  # routes: the request was complete
     body: bytes = b""  # routes
     status: int = 0  # downstream: what the client was told; 0 if nothing
-    client_blocked_seconds: float = 0.0  # downstream
+    client_blocked_seconds: float = 0.0  # proxy
 
     model: str | None = None  # relay: asked of upstream; for opaque bodies what the answer says
     requested_model: str | None = None  # relay
@@ -79,8 +79,7 @@ class Exchange:
     first_answer_sent_at: float | None = None  # meter: the same for the first that is not reasoning
     last_token_at: float | None = None  # meter
     last_body_at: float | None = None  # meter: the last bytes of the answer arrived
-    reasons: bool = False  # meter: reasoning was seen
-    events: int = 0  # meter
+    reasons: bool = False  # meter: reasoning came first, or with the first of the answer
     ended: bool = False  # meter: the stream's [DONE] was seen
     stream_failed: bool = False  # meter: an error event inside a stream
     usage: Usage | None = None  # meter
@@ -88,8 +87,8 @@ class Exchange:
     answered_model: str | None = None  # meter: the model named in the answer
 
     cost: Decimal | None = None  # relay
-    error: ProxyError | None = None  # server
-    finished_at: float = field(default=0.0)  # server
+    error: ProxyError | None = None  # proxy
+    finished_at: float = 0.0  # proxy
 
     @property
     def is_chat(self) -> bool:
@@ -97,17 +96,20 @@ class Exchange:
 
     @property
     def outcome(self) -> str:
-        """How the exchange ended: a key of ``outcomes.OUTCOMES``."""
-        if self.error is not None:
-            return self.error.outcome
+        """How the exchange ended: a key of ``outcomes.OUTCOMES``.
+
+        An error event ends an answer, whatever comes after it: the SDKs hang up on reading one.
+        """
         if self.stream_failed:
             return "upstream_stream_error"
+        if self.error is not None:
+            return self.error.outcome
         return outcome_of_status(self.upstream_status or self.status)
 
     @property
     def error_code(self) -> str | None:
         """Our own code for what went wrong; None where nothing did."""
-        if self.error is not None:
+        if self.error is not None and not self.stream_failed:
             return self.error.code
         return self.outcome if self.traits.failed else None
 
@@ -131,8 +133,11 @@ class Exchange:
         return round(self.finished_at - began_at, 6)
 
     @property
-    def overhead_seconds(self) -> float:
-        """Time that was spent neither waiting for upstream nor for the client."""
+    def overhead_seconds(self) -> float | None:
+        """Time that was spent neither waiting for upstream nor for the client; None where the
+        request never was complete, for most of that time the client was waited for."""
+        if self.received_at is None:
+            return None
         waited = self.upstream_wait_seconds + self.client_blocked_seconds
         return round(max(0.0, self.total_time_seconds - waited), 6)
 
@@ -156,6 +161,8 @@ class Exchange:
             return None
         if self.time_info is None or self.time_info.completion is None or self.error is not None:
             return None
+        if self.usage is not None and not self.usage.completion_tokens:
+            return None  # there was no token
         derived = self.last_body_at - self.time_info.completion
         return derived if derived >= self.sent_at else None
 
@@ -193,14 +200,15 @@ class Exchange:
 
     @property
     def tpot_seconds(self) -> float | None:
-        """Time per output token after the first; once for a stream, from two tokens on."""
+        """Time per output token after the first; once for a stream, from two tokens on. Where a
+        request asked for several choices, the tokens of all of them count."""
         if not self.generation_seconds or self.usage is None or self.usage.completion_tokens < 2:
             return None
         return round(self.generation_seconds / (self.usage.completion_tokens - 1), 6)
 
     @property
     def tokens_per_second(self) -> float | None:
-        if not self.generation_seconds or self.usage is None:
+        if not self.generation_seconds or self.usage is None or not self.usage.completion_tokens:
             return None
         return round(self.usage.completion_tokens / self.generation_seconds, 3)
 

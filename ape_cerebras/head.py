@@ -39,7 +39,7 @@ _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
-_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:/[^#]*)?)", re.IGNORECASE)
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:[/?][^#]*)?)", re.IGNORECASE)
 
 # More than once, each of these lets one reader act on the first value and another on the last.
 _ONCE = frozenset(
@@ -54,6 +54,7 @@ _ONCE = frozenset(
     )
 )
 _MAX_LENGTH_DIGITS = 19
+_BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
 
 
 class HeadLimits(NamedTuple):
@@ -76,7 +77,8 @@ def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
     if _NEVER_RIGHT.search(part, max(0, already_checked - 1)):
         raise BadRequest("The request head holds a control byte or a bare line end.", keeps=False)
     if line_end < 0:
-        if len(part) > limits.target_bytes + 64:
+        # One byte more may be the CR of a line that is just short enough.
+        if len(part) > limits.target_bytes + _BESIDE_TARGET + 1:
             raise TargetTooLong
         return
     if already_checked < line_end + 2:
@@ -113,7 +115,7 @@ def _check_request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, 
             raise VersionUnsupported
         raise BadRequest("The request line is malformed.", keeps=False)
     method, target, minor = match.groups()
-    if len(target) > limits.target_bytes:
+    if len(target) > limits.target_bytes or len(line) > limits.target_bytes + _BESIDE_TARGET:
         raise TargetTooLong
     return method, target, minor == b"1"
 

@@ -16,12 +16,17 @@ _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out o
 
 # Out of something for now (accept(2)): wait, and go on with what there is.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+# No listening socket (any more): a defect here, and trying again would never end.
+_NOT_LISTENING = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
+# "localhost" names an IPv6 address too on machines without IPv6.
+_NO_SUCH_ADDRESS_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
 async def open_listeners(host: str, port: int) -> list[socket.socket]:
-    """Listening, non-blocking sockets on every address that ``host`` means.
+    """Listening, non-blocking sockets on every address that ``host`` means and this machine has.
 
-    With port 0 all get the one port that the first was given. Raises OSError.
+    With port 0 all get the one port that the first was given. Raises OSError, also where the
+    machine has none of the addresses.
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     listeners: list[socket.socket] = []
@@ -29,12 +34,25 @@ async def open_listeners(host: str, port: int) -> list[socket.socket]:
         for family, _, _, _, address in dict.fromkeys(found):
             if port == 0 and listeners:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            listeners.append(_open_listener(family, address))
+            listener = _open_listener_if_here(family, address)
+            if listener is not None:
+                listeners.append(listener)
     except BaseException:
         for listener in listeners:
             listener.close()
         raise
+    if not listeners:
+        raise OSError(errno.EADDRNOTAVAIL, "This machine has none of the host's addresses")
     return listeners
+
+
+def _open_listener_if_here(family: int, address: tuple[object, ...]) -> socket.socket | None:
+    try:
+        return _open_listener(family, address)
+    except OSError as error:
+        if error.errno in _NO_SUCH_ADDRESS_HERE:
+            return None
+        raise
 
 
 def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
@@ -62,6 +80,7 @@ async def accept_connections(
 
     ``wait_for_room`` returns once another connection may be taken; until then it waits in the
     backlog. ``complain`` is told, in our words, when the system has nothing left to accept with.
+    Raises OSError where ``listener`` does not listen.
     """
     while True:
         await wait_for_room()
@@ -70,6 +89,8 @@ async def accept_connections(
         except BlockingIOError:
             await anyio.wait_readable(listener)
         except OSError as error:
+            if error.errno in _NOT_LISTENING:
+                raise
             if error.errno in _OUT_OF_RESOURCES:
                 complain("Cannot accept connections: out of file descriptors or memory")
                 await anyio.sleep(_PAUSE)

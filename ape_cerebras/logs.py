@@ -1,11 +1,12 @@
 """JSON log lines, one for an exchange or an event, and the writer that never blocks the loop.
 
 A line is made from an allow-list of values, none of which can hold a header, a body or a foreign
-exception's text, so there is nothing to redact. What came from outside (a model's name) is cut and
-reduced to printable ASCII; JSON escapes the rest.
+exception's text, so there is nothing to redact. What came from outside (a method, a model's name)
+is reduced to ASCII and cut; JSON escapes the rest.
 """
 
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from .exchange import Exchange
 __all__ = ("LineWriter", "Logs")
 
 _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
-_MAX_TEXT = 256  # characters of anything that came from outside
+_MAX_TEXT = 256  # characters of anything that came from outside, escaped
 _MAX_WAITING = 10_000  # lines
 _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
 _FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
 
+_OUTSIDE = ("method", "model", "requested_model")
 # Key of the line → attribute of the exchange, in the line's order; None is left out.
 _REQUEST = (
     ("request_id", "request_id"),
@@ -72,8 +74,8 @@ _MESSAGES = {
 
 
 def _outside_text(text: str) -> str:
-    printable = text[:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
-    return printable.replace("\x7f", "\\x7f")
+    ascii_text = text[:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
+    return ascii_text.replace("\x7f", "\\x7f")[:_MAX_TEXT]
 
 
 def _line(level: str, message: str, trace_id: str | None, rest: dict[str, Any]) -> bytes:
@@ -95,9 +97,10 @@ def _known(source: object, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 def exchange_fields(exchange: Exchange) -> dict[str, Any]:
     """All that a line tells of an exchange after its first four keys."""
     fields = _known(exchange, _REQUEST)
-    for name in ("model", "requested_model"):
-        if name in fields:
-            fields[name] = _outside_text(fields[name])
+    for name in fields.keys() & _OUTSIDE:
+        fields[name] = _outside_text(fields[name])
+    if not exchange.status:  # nothing was told
+        del fields["status_code"]
     fields.update(_known(exchange, _TIMES))
     if exchange.stream:
         fields["client_blocked_seconds"] = round(exchange.client_blocked_seconds, 6)
@@ -151,11 +154,18 @@ class LineWriter:
         self._work = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self.dropped = 0
+        self._torn = b""  # what ends a line of which only a part could be written
+        # One writer each: adding to an attribute is not atomic.
+        self._refused = 0
+        self._lost = 0
+
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._lost
 
     def __call__(self, line: bytes) -> None:
         if len(self._waiting) >= _MAX_WAITING:
-            self.dropped += 1
+            self._refused += 1
             return
         self._waiting.append(line)
         if not self._work.is_set():
@@ -180,9 +190,23 @@ class LineWriter:
 
     def _write_waiting(self) -> None:
         lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        unwritten = memoryview(b"".join(lines))
+        if not lines:
+            return
+        text = memoryview(self._torn + b"".join(lines))
+        written = 0
         try:
-            while unwritten:
-                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
+            while written < len(text):
+                written += self._write(text[written:])
         except OSError:  # closed, or the disk is full
-            self.dropped += bytes(unwritten).count(b"\n")
+            self._lost += min(len(lines), bytes(text[written:]).count(b"\n"))
+        if written:
+            self._torn = b"" if text[written - 1] == ord("\n") else b"\n"
+
+    def _write(self, text: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, text)
+        except BlockingIOError:  # a parent process can make what we share non-blocking
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLOUT)
+            poll.poll()
+            return 0

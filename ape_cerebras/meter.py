@@ -10,6 +10,7 @@ reasons first, and those that mention usage, timings or an error. In the others 
 whether they carry a token; it cannot be fooled by text, in which every quote is escaped.
 """
 
+import json
 import re
 from typing import Any, Protocol
 
@@ -31,9 +32,9 @@ _MAX_PLAIN_BYTES = 32 * 1024 * 1024
 class Meter(Protocol):
     """What a relay needs of a meter."""
 
-    @property
-    def may_hold(self) -> bool:
-        """Whether the next chunk may be held back until there is nothing more to read."""
+    def may_hold(self, chunk: bytes) -> bool:
+        """Whether the chunk that is next may be held back until there is nothing more to read;
+        not if the moment when it is written can matter."""
 
     @property
     def at_boundary(self) -> bool:
@@ -43,8 +44,9 @@ class Meter(Protocol):
     def complete(self) -> bool:
         """Whether what has passed is a whole answer, as far as its content can tell."""
 
-    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
-        """Look at a chunk that arrived, and was written to the client, at these moments."""
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
+        """Look at a chunk that arrived, and was written to the client, at these moments;
+        ``sent_at`` is None if the client left before."""
 
     def end(self) -> None:
         """The response has ended."""
@@ -60,7 +62,6 @@ def meter_for(exchange: Exchange, status: int, content_type: bytes) -> Meter:
 class PlainMeter:
     """Reads a JSON reply once it is whole. One that is not readable is only timed."""
 
-    may_hold = True
     at_boundary = False
     complete = True  # its length, or its last chunk, has said so
 
@@ -70,7 +71,10 @@ class PlainMeter:
         self._chunks: list[bytes] = []
         self._size = 0
 
-    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
+    def may_hold(self, chunk: bytes) -> bool:
+        return True
+
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         self._exchange.last_body_at = arrived_at
         self._size += len(chunk)
         if self._readable and self._size <= _MAX_PLAIN_BYTES:
@@ -89,9 +93,12 @@ class StreamMeter:
         self._exchange = exchange
         self._events = EventReader()
 
-    @property
-    def may_hold(self) -> bool:
-        return self._exchange.first_token_at is not None
+    def may_hold(self, chunk: bytes) -> bool:
+        if self._exchange.first_answer_sent_at is not None:
+            return True
+        if self._exchange.first_token_at is None or not self._events.at_boundary:
+            return False
+        return not _may_answer(chunk)
 
     @property
     def at_boundary(self) -> bool:
@@ -102,11 +109,10 @@ class StreamMeter:
         """An error event may end a stream without the marker; nothing else may."""
         return self._exchange.ended or self._exchange.stream_failed
 
-    def feed(self, chunk: bytes, arrived_at: float, sent_at: float) -> None:
+    def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
         exchange.last_body_at = arrived_at
         for payload in self._events.feed(chunk):
-            exchange.events += 1
             if payload.startswith(_END):
                 exchange.ended = True
             elif self._must_be_parsed(payload):
@@ -121,13 +127,11 @@ class StreamMeter:
         exchange = self._exchange
         if exchange.first_token_at is None:
             return True
-        if exchange.first_answer_sent_at is None and (
-            b'"content"' in payload or b'"tool_calls"' in payload
-        ):
+        if exchange.first_answer_sent_at is None and _may_answer(payload):
             return True
         return b'"usage"' in payload or b'"error"' in payload or b'"time_info"' in payload
 
-    def _look_into(self, event: Any, arrived_at: float, sent_at: float) -> None:
+    def _look_into(self, event: Any, arrived_at: float, sent_at: float | None) -> None:
         if not isinstance(event, dict):
             return
         exchange = self._exchange
@@ -138,17 +142,32 @@ class StreamMeter:
         if not (answers or reasons):
             return
         exchange.last_token_at = arrived_at
-        exchange.reasons = exchange.reasons or reasons
+        if reasons and exchange.first_answer_sent_at is None:
+            exchange.reasons = True
         if exchange.first_token_at is None:
             exchange.first_token_at, exchange.first_token_sent_at = arrived_at, sent_at
         if answers and exchange.first_answer_sent_at is None:
             exchange.first_answer_sent_at = sent_at
 
 
+def _may_answer(text: bytes) -> bool:
+    """Whether there may be a token in it that is not reasoning."""
+    return b'"content"' in text or b'"tool_calls"' in text or b'"text"' in text
+
+
 def _parse(text: bytes) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
+        return _parse_leniently(text)
+
+
+def _parse_leniently(text: bytes) -> Any:
+    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
+    does, or bytes that are not UTF-8: its usage is no worse for that. None for what is no JSON."""
+    try:
+        return json.loads(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         return None
 
 
@@ -160,11 +179,16 @@ def _tokens_in(choices: Any) -> tuple[bool, bool]:
             continue
         delta = choice.get("delta")
         delta = delta if isinstance(delta, dict) else {}
-        answers = answers or bool(
-            delta.get("content") or delta.get("tool_calls") or choice.get("text")
-        )
-        reasons = reasons or bool(delta.get("reasoning") or delta.get("reasoning_content"))
+        calls = delta.get("tool_calls")
+        answers = answers or _has_text(delta, "content") or _has_text(choice, "text")
+        answers = answers or (isinstance(calls, list) and bool(calls))
+        reasons = reasons or _has_text(delta, "reasoning") or _has_text(delta, "reasoning_content")
     return answers, reasons
+
+
+def _has_text(part: dict[str, Any], name: str) -> bool:
+    text = part.get(name)
+    return isinstance(text, str) and text != ""
 
 
 def _read_totals(exchange: Exchange, answer: Any) -> None:

@@ -91,6 +91,11 @@ _ROUTE = (
 _RATELIMIT = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
 _NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _OPENMETRICS = "application/openmetrics-text"
+_ACCEPTS_OPENMETRICS = re.compile(
+    # A weight of 0 is a refusal (RFC 9110 section 12.4.2).
+    rb"(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))",
+    re.IGNORECASE,
+)
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
 
 
@@ -123,7 +128,11 @@ class Metrics:
     def __init__(self, config: Config, backend: str) -> None:
         self._registry = CollectorRegistry()
         self._buckets = {**_BUCKETS, **config.histogram_buckets}
-        self._known_models = {*config.model_prices.prices, *config.model_aliases.values()}
+        self._known_models = {
+            config.default_model,
+            *config.model_prices.prices,
+            *config.model_aliases.values(),
+        }
         self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         # Looking a child up by its labels costs more than counting in it.
         self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
@@ -203,23 +212,27 @@ class Metrics:
         """Count an exchange that has ended."""
         status = str(exchange.status)
         self._child(self._outcomes, exchange.route, exchange.outcome, status).inc()
-        for histogram, attribute in self._route:
-            self._child(histogram, exchange.route).observe(getattr(exchange, attribute))
+        self._observe_rows(self._route, exchange.route, exchange)
         self._blocked.inc(exchange.client_blocked_seconds)
         self._observe_quota(exchange)
         if exchange.is_chat:
             model = exchange.model if exchange.model in self._known_models else "other"
             self._observe_chat(exchange, model)
 
+    def _observe_rows(
+        self, rows: list[tuple[Histogram, str]], label: str, exchange: Exchange
+    ) -> None:
+        for histogram, attribute in rows:
+            value = getattr(exchange, attribute)
+            if value is not None:
+                self._child(histogram, label).observe(value)
+
     def _observe_chat(self, exchange: Exchange, model: str) -> None:
         self._child(self._requests, model).inc()
         # Made in any case: errors over requests is 0 then, where it would else be absent.
         self._child(self._errors, model).inc(exchange.traits.failed)
         self._observe_ttft(exchange, model)
-        for histogram, attribute in self._chat:
-            value = getattr(exchange, attribute)
-            if value is not None:
-                self._child(histogram, model).observe(value)
+        self._observe_rows(self._chat, model, exchange)
         self._observe_usage(exchange, model)
 
     def _observe_ttft(self, exchange: Exchange, model: str) -> None:
@@ -256,6 +269,6 @@ class Metrics:
         """The text for a scraper, and its content type; OpenMetrics where it accepts that."""
         # The library repeats parts of the header it is given, so it is given one of ours.
         encode, content_type = choose_encoder(
-            f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS.encode() in accept else ""
+            f"{_OPENMETRICS}; version=1.0.0" if _ACCEPTS_OPENMETRICS.search(accept) else ""
         )
         return encode(_WithoutCreated(self._registry)), content_type

@@ -1,6 +1,7 @@
 """The list of models: upstream's, kept for a minute; its last one while upstream fails; that of
 the price table when there has never been one."""
 
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ __all__ = ("ModelList",)
 _PATH = "/v1/models"
 _FRESH_FOR = 60.0  # seconds
 _RETRY_AFTER = 5.0  # seconds, so that an upstream that is down does not delay every caller
+_ASK_AT_MOST = 10.0  # seconds; everybody who asks waits for the same answer
 _MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -25,7 +27,7 @@ class ModelList:
     def __init__(self, config: Config, upstream: Upstream) -> None:
         self._upstream = upstream
         self._asking = anyio.Lock()
-        self._good_until = 0.0
+        self._good_until = float("-inf")
         entries = [
             {"id": name, "object": "model", "created": 0, "owned_by": "Cerebras"}
             for name in config.model_prices.prices
@@ -51,11 +53,10 @@ class ModelList:
         return self._by_id[model]
 
     async def _refresh(self) -> None:
-        fresh_for = _FRESH_FOR
-        try:
+        fresh_for = _RETRY_AFTER
+        with suppress(ProxyError), anyio.move_on_after(_ASK_AT_MOST):
             self._set(*await self._ask())
-        except ProxyError:
-            fresh_for = _RETRY_AFTER
+            fresh_for = _FRESH_FOR
         self._good_until = anyio.current_time() + fresh_for
 
     async def _ask(self) -> tuple[bytes, list[Any]]:
@@ -75,8 +76,9 @@ def _read_entries(text: bytes) -> list[Any]:
     """The entries of a list of models. Raises InvalidAnswer where it is none."""
     try:
         entries = orjson.loads(text)["data"]
-        if not all(isinstance(entry["id"], str) for entry in entries):
-            raise InvalidAnswer
+        valid = isinstance(entries, list) and all(isinstance(each["id"], str) for each in entries)
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise InvalidAnswer from None
+    if not valid:
+        raise InvalidAnswer
     return list(entries)

@@ -87,6 +87,7 @@ class SocketStream(StampedStream):
         self._turns = _TURN_EVERY
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        await self._take_turn()
         while True:
             try:
                 data = self._socket.recv(max_bytes)
@@ -100,10 +101,10 @@ class SocketStream(StampedStream):
             self.arrived_at = anyio.current_time()
             if not data:
                 raise EndOfStream
-            await self._take_turn()
             return data
 
     async def send(self, item: bytes) -> None:
+        await self._take_turn()
         unsent = memoryview(item)
         while unsent:
             self.left_at = anyio.current_time()
@@ -114,7 +115,6 @@ class SocketStream(StampedStream):
             except OSError as error:
                 raise self._translated(error) from None
         self.written_at = anyio.current_time()
-        await self._take_turn()
 
     def send_nowait(self, item: bytes) -> None:
         """Send what the socket takes of ``item`` at once, which may be nothing."""
@@ -165,6 +165,7 @@ class SocketStream(StampedStream):
         return anyio.current_time() - began_at
 
     async def _take_turn(self) -> None:
+        """Before the operation, never after: a cancellation here must not cost what it did."""
         self._turns -= 1
         if self._turns <= 0:
             self._turns = _TURN_EVERY

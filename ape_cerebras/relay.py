@@ -184,20 +184,36 @@ class Relay:
             while (chunk := await response.next_chunk()) is not None:
                 if downstream.response_complete:  # more came after the end than was worth waiting
                     break
-                await downstream.send_chunk(chunk, hold=meter.may_hold(chunk))
-                meter.feed(chunk, response.arrived_at, downstream.stream.written_at)
+                await self._pass_chunk(chunk, response.arrived_at, downstream, meter)
                 if exchange.ended:
                     # What is here already still goes through. As soon as there is nothing more to
                     # read the client gets its end, and upstream a moment to end its body.
                     response.before_wait(downstream.send_end)
-                    response.wait_at_most(_END_TIMEOUT)
+                    response.wind_down(_END_TIMEOUT)
+            await self._end(downstream, meter)
         except (IdleTimeout, Truncated):
             if not exchange.ended:
                 raise
-        meter.end()
+            await downstream.send_end()
+
+    async def _pass_chunk(
+        self, chunk: bytes, arrived_at: float, downstream: Downstream, meter: Meter
+    ) -> None:
+        sent_at = None
+        try:
+            await downstream.send_chunk(chunk, hold=meter.may_hold(chunk))
+            sent_at = downstream.stream.written_at
+        finally:
+            # Also if the client is gone: what has been used is used.
+            meter.feed(chunk, arrived_at, sent_at)
+
+    async def _end(self, downstream: Downstream, meter: Meter) -> None:
         if not meter.complete:
             raise Truncated
-        await downstream.send_end()
+        try:
+            await downstream.send_end()
+        finally:
+            meter.end()
 
     def _account(self, exchange: Exchange) -> None:
         exchange.model = exchange.model or exchange.answered_model

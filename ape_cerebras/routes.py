@@ -96,7 +96,7 @@ class Routes:
         if request.method not in route.methods:
             raise MethodNotAllowed(*route.methods)
         exchange.body = await downstream.read_body()
-        exchange.received_at = downstream.stream.arrived_at
+        exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
         await route.handler(exchange, downstream)
 
     def _find(self, path: bytes) -> _Route | None:

@@ -6,7 +6,6 @@ repeats nothing of a secret.
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +30,27 @@ __all__ = (
 BUCKET_FAMILIES = ("ttft", "tpot", "duration", "overhead", "lag", "speed")
 
 _SECRET = re.compile(r"[\x21-\x7e]+")
-_NAMED_KEY = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]{1,64}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)")
+# A name with no key after it is not a key: "name:${KEY}" with an unset KEY must not open the door.
+_NAMED_KEY = re.compile(
+    r"(?![A-Za-z0-9._-]+:$)(?:(?P<name>[A-Za-z0-9._-]{1,64}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
+)
 _MODEL = re.compile(r"[\x21-\x7e]{1,256}")
+_HOST = r"[A-Za-z0-9._:%-]{1,255}"
 
 
 class UpstreamKey(str):
-    """The account's key. It prints as nothing, so that no log or traceback can show it."""
+    """The account's key. Only ``encode`` gives it away; what prints or formats it cannot."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "'(secret)'"
+
+    def __str__(self) -> str:
+        return "(secret)"
+
+    def __format__(self, spec: str) -> str:
+        return "(secret)"
 
 
 class ClientKey(NamedTuple):
@@ -68,15 +77,17 @@ def read_origin(text: str) -> Origin:
     """``http(s)://host[:port][/prefix]``, with or without a trailing ``/v1``."""
     try:
         parts = urlsplit(text)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        port = {"http": 80, "https": 443}.get(parts.scheme) if parts.port is None else parts.port
     except ValueError:
         raise ValueError("is not a URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must be a URL without user, query or fragment")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be a URL of visible ASCII")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        raise ValueError("must be an http:// or https:// URL")
+    if "@" in parts.netloc or "?" in text or "#" in text:
+        raise ValueError("must be a URL without user, query or fragment")
+    if not re.fullmatch(_HOST, parts.hostname):
+        raise ValueError("must be a URL with a host's name or address in it")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Origin(parts.scheme, parts.hostname, port, prefix)
 
@@ -150,11 +161,8 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
+    number = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else 0.0
+    if number <= 0:
         raise ValueError("must be a number above 0")
     return number
 
@@ -178,8 +186,10 @@ def _text(pattern: str, what: str) -> Callable[[str], str]:
 
 
 def _readable_file(text: str) -> str:
-    if not Path(text).is_file():
-        raise ValueError("names a file that cannot be read")
+    try:
+        Path(text).open("rb").close()
+    except OSError:
+        raise ValueError("names a file that cannot be read") from None
     return text
 
 
@@ -197,7 +207,7 @@ _seconds = _positive
 _bytes = _whole(64, 2**31)
 _count = _whole(1, 10_000_000)
 _model = _text(_MODEL.pattern, "a model's name")
-_host = _text(r"[A-Za-z0-9._:%-]{1,255}", "a host name or an IP address")
+_host = _text(_HOST, "a host name or an IP address")
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("CEREBRAS_API_KEY", _read_secret, "the key sent upstream", True, True),

@@ -6,37 +6,34 @@ with LF; an empty line ends the event. Only ``data`` matters here: ``event``, ``
 are read over. The reader looks at a copy of what passes; it never holds back a byte.
 
 Cerebras sends each event as ``data: {…}\\n\\n``, and nearly always whole events to a read, so that
-shape has a path of its own: no line is split, no state is kept. 250-byte events in reads of ten
-take 0.1 µs each that way and 1.5 µs each by lines.
+shape has a path of its own: no line is split, no state is kept. Measured on one core with CPython
+3.11, 250-byte events in reads of ten take 0.4 µs each that way and 2.2 µs each by lines.
 """
-
-import re
 
 __all__ = ("EventReader",)
 
-_LINE_END = re.compile(rb"\r\n|\n|\r")
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
 _BETWEEN_PLAIN = b"\n\ndata: "
 _BOM = b"\xef\xbb\xbf"
+_BESIDES_PAYLOAD = len(_BOM) + len(_PLAIN_START)
 
 
 class EventReader:
     """Splits a stream of bytes, however cut, into the ``data`` payloads of its events.
 
     An event whose payload is longer than ``max_event_bytes`` is read over without being kept, so
-    that an endless line costs no memory.
+    that an endless line costs no memory beyond that.
     """
 
-    __slots__ = ("_after_cr", "_data", "_line", "_max", "_oversized", "_size", "_untouched")
+    __slots__ = ("_after_cr", "_data", "_line", "_max", "_oversized", "_untouched")
 
     def __init__(self, max_event_bytes: int = 4 * 2**20) -> None:
         self._max = max_event_bytes
-        self._line: list[bytes] = []  # pieces of a line that has not ended yet
-        self._data: list[bytes] | None = None  # data lines of an event that has not ended yet
-        self._size = 0  # bytes kept in the two
-        self._oversized = False
+        self._line = bytearray()  # of a line that has not ended yet, no more than can matter
+        self._data: bytearray | None = None  # of an event that has not ended; an LF ends each line
+        self._oversized = False  # the event under way is
         self._after_cr = False
-        self._untouched = True  # nothing read yet: a byte order mark may come
+        self._untouched = True  # no line has ended yet: a byte order mark may stand in front
 
     @property
     def at_boundary(self) -> bool:
@@ -58,14 +55,12 @@ class EventReader:
         # A CRLF may be cut in two: its LF then stands at the front here, and ends nothing.
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
-            self._after_cr = False
-            if not chunk:
-                return []
         self._after_cr = chunk.endswith(b"\r")
-        *ended, rest = _LINE_END.split(chunk)
         payloads = []
-        for end_of_line in ended:
-            self._keep(end_of_line)
+        lines = chunk.splitlines()  # of bytes: at CR, LF and CRLF, and nowhere else
+        rest = b"" if chunk.endswith((b"\r", b"\n")) or not lines else lines.pop()
+        for line in lines:
+            self._keep(line)
             payload = self._end_line()
             if payload:
                 payloads.append(payload)
@@ -73,19 +68,12 @@ class EventReader:
         return payloads
 
     def _keep(self, piece: bytes) -> None:
-        if not piece:
-            return
-        self._size += len(piece)
-        if self._size > self._max + len(_PLAIN_START):
-            self._oversized = True
-        if not self._oversized:
-            self._line.append(piece)
-        elif not self._line:
-            self._line.append(b":")  # stands for a line under way whose text is not kept
+        """Add to the line under way, up to the byte that makes a payload too long."""
+        self._line += piece[: self._max + _BESIDES_PAYLOAD + 1 - len(self._line)]
 
     def _end_line(self) -> bytes | None:
         """Take in the line that has just ended; the event's payload if it was an empty one."""
-        line = b"".join(self._line)
+        line = bytes(self._line)
         self._line.clear()
         if self._untouched:
             self._untouched = False
@@ -93,19 +81,19 @@ class EventReader:
         if not line:
             return self._end_event()
         name, _, value = line.partition(b":")
-        if name == b"data" and not self._oversized:
-            self._data = self._data or []
-            self._data.append(value.removeprefix(b" "))
+        if not name:  # a comment
             return None
-        if self._data is None and name:
-            self._data = []  # a field other than data also opens an event
-        self._size -= len(line)
+        if self._data is None:  # a field other than data opens an event too
+            self._data = bytearray()
+        if name == b"data" and not self._oversized:
+            self._data += value.removeprefix(b" ") + b"\n"
+            self._oversized = len(self._data) > self._max + 1
+        if self._oversized:
+            self._data.clear()
         return None
 
     def _end_event(self) -> bytes | None:
-        payload = b"\n".join(self._data or ())
-        kept = not self._oversized and len(payload) <= self._max
+        payload = bytes(self._data[:-1]) if self._data else None
         self._data = None
-        self._size = 0
         self._oversized = False
-        return payload if kept else None
+        return payload

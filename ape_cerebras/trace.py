@@ -17,6 +17,7 @@ _TRACEPARENT = re.compile(
     rb"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<parent>[0-9a-f]{16})"
     rb"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
+_SAMPLED = 0x01
 _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
@@ -43,7 +44,11 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
 
 
 def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
-    """Trace id and flags of a valid header; None for anything else."""
+    """Trace id and flags of a valid header; None for anything else.
+
+    Of the flags only "sampled" is handed on: a vendor must clear those it does not know (section
+    3.2.2.5.2), and flags of a version to come may mean anything.
+    """
     match = _TRACEPARENT.fullmatch(value)
     if match is None or match["version"] == b"ff":
         return None
@@ -51,7 +56,7 @@ def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
         return None
     if not match["trace"].strip(b"0") or not match["parent"].strip(b"0"):
         return None
-    return match["trace"].decode(), match["flags"].decode()
+    return match["trace"].decode(), f"{int(match['flags'], 16) & _SAMPLED:02x}"
 
 
 def request_id(x_request_id: bytes | None) -> str:

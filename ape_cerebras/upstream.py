@@ -1,7 +1,7 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import httpcore
@@ -9,20 +9,26 @@ import httpcore
 from .config import Config
 from .errors import FirstByteTimeout, IdleTimeout, InvalidAnswer, Truncated
 from .exchange import Exchange, Headers
+from .network import StampedStream
 from .pool import Connection, Pool, ssl_context_for
 from .transport import Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse")
 
+# Followed nowhere: where requests go is configuration only.
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class UpstreamResponse:
     """A response whose head has arrived. ``headers`` have lower-case names."""
 
-    def __init__(self, connection: Connection, response: httpcore.Response) -> None:
+    def __init__(
+        self, connection: Connection, response: httpcore.Response, waiting: "_WaitAccount"
+    ) -> None:
         self._connection = connection
         self._raw = connection.transport.raw
+        self._waiting = waiting
         self.status = response.status
         self.headers: Headers = tuple((name.lower(), value) for name, value in response.headers)
 
@@ -48,9 +54,28 @@ class UpstreamResponse:
         """Have ``hook`` awaited whenever there is nothing more to read for now."""
         self._raw.before_wait = hook
 
-    def wait_at_most(self, seconds: float) -> None:
-        """How long a read of the body may wait from here on."""
+    def wind_down(self, seconds: float) -> None:
+        """The answer has all been read, but for the end of its framing: wait no longer than that
+        for it, and count the wait no more."""
+        self._waiting.close()
         self._raw.read_timeout = seconds
+
+
+class _WaitAccount:
+    """Writes down for an exchange what is waited on a connection, from its making to ``close``."""
+
+    def __init__(self, exchange: Exchange, raw: StampedStream) -> None:
+        self._exchange = exchange
+        self._raw = raw
+        self._before = raw.read_wait_seconds + raw.write_wait_seconds
+        self._open = True
+
+    def close(self) -> None:
+        """Settle; once is enough."""
+        if self._open:
+            self._open = False
+            waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
+            self._exchange.upstream_wait_seconds += waited
 
 
 class Upstream:
@@ -80,22 +105,20 @@ class Upstream:
 
         Raises what ``Pool.lease`` raises, FirstByteTimeout, InvalidAnswer.
         """
-        began_at = anyio.current_time()
-        async with self.pool.lease() as connection:
-            exchange.upstream_wait_seconds += anyio.current_time() - began_at
+        async with AsyncExitStack() as stack:
+            began_at = anyio.current_time()
+            try:
+                connection = await stack.enter_async_context(self.pool.lease())
+            finally:
+                exchange.upstream_wait_seconds += anyio.current_time() - began_at
             raw = connection.transport.raw
             raw.read_timeout = None
-            connection.transport.sent_at = None
-            waited = raw.read_wait_seconds + raw.write_wait_seconds
-            try:
-                request = self._request(method, path, headers, body)
-                response = await self._head(connection, request, exchange)
-                raw.read_timeout = self._config.upstream_idle_timeout
-                yield response
-            finally:
-                exchange.upstream_wait_seconds += (
-                    raw.read_wait_seconds + raw.write_wait_seconds - waited
-                )
+            waiting = _WaitAccount(exchange, raw)
+            stack.callback(waiting.close)
+            request = self._request(method, path, headers, body)
+            response = await self._head(connection, request, exchange)
+            raw.read_timeout = self._config.upstream_idle_timeout
+            yield UpstreamResponse(connection, response, waiting)
 
     def _request(self, method: str, path: str, headers: Headers, body: bytes) -> httpcore.Request:
         where = self._config.cerebras_base_url
@@ -114,7 +137,8 @@ class Upstream:
 
     async def _head(
         self, connection: Connection, request: httpcore.Request, exchange: Exchange
-    ) -> UpstreamResponse:
+    ) -> httpcore.Response:
+        connection.transport.sent_at = None
         try:
             with anyio.move_on_after(self._config.upstream_first_byte_timeout) as scope:
                 response = await connection.handle_async_request(request)
@@ -124,12 +148,13 @@ class Upstream:
             exchange.sent_at = connection.transport.sent_at
         if scope.cancelled_caught:
             raise FirstByteTimeout
-        if response.status < 200:
+        if not 200 <= response.status < 600 or response.status in _REDIRECTS:
             raise InvalidAnswer
         exchange.head_at = connection.transport.raw.arrived_at
         exchange.upstream_status = response.status
-        answer = UpstreamResponse(connection, response)
         exchange.upstream_headers = tuple(
-            field for field in answer.headers if field[0].startswith(b"x-ratelimit-")
+            (name.lower(), value)
+            for name, value in response.headers
+            if name.lower().startswith(b"x-ratelimit-")
         )
-        return answer
+        return response

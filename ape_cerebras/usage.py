@@ -6,14 +6,20 @@ a price that is wrong is worse than none.
 """
 
 import json
+import math
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, localcontext
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 __all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_time_info", "read_usage")
 
 _MILLION = Decimal(1_000_000)
+
+# Prices stay within these, so that 64 digits hold every cost without rounding.
+_MAX_PRICE = 1_000_000
+_MAX_DECIMALS = 12
+_COST_DIGITS = 64
 
 
 class Usage(NamedTuple):
@@ -41,8 +47,8 @@ def _count(parent: Any, name: str) -> int:
 
 
 def read_usage(usage: Any) -> Usage | None:
-    """The counts in a response's ``usage`` object; None where that is not an object."""
-    if not isinstance(usage, dict):
+    """The counts in a response's ``usage`` object; None where that is no object, or empty."""
+    if not isinstance(usage, dict) or not usage:
         return None
     prompt = _count(usage, "prompt_tokens")
     completion = _count(usage, "completion_tokens")
@@ -56,15 +62,22 @@ def read_usage(usage: Any) -> Usage | None:
 
 
 def read_time_info(info: Any) -> TimeInfo | None:
-    """The phases in a response's ``time_info`` object; None where that is not an object."""
-    if not isinstance(info, dict):
+    """The phases in a response's ``time_info`` object; None where that is no object, or empty."""
+    if not isinstance(info, dict) or not info:
         return None
 
-    def phase(name: str) -> float | None:
-        value = info.get(name)
-        return float(value) if type(value) in (int, float) and value >= 0 else None
+    return TimeInfo(*(_seconds(info.get(f"{phase}_time")) for phase in TimeInfo._fields))
 
-    return TimeInfo(phase("queue_time"), phase("prompt_time"), phase("completion_time"))
+
+def _seconds(value: Any) -> float | None:
+    """None for what is no duration: an infinite one would spoil a sum of them for good."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 class Price(NamedTuple):
@@ -87,11 +100,12 @@ class PriceTable:
         if price is None:
             return None
         cached = min(usage.cached_tokens, usage.prompt_tokens)
-        return (
-            (usage.prompt_tokens - cached) * price.input
-            + cached * price.cached_input
-            + usage.completion_tokens * price.output
-        ) / _MILLION
+        with localcontext(prec=_COST_DIGITS):
+            return (
+                (usage.prompt_tokens - cached) * price.input
+                + cached * price.cached_input
+                + usage.completion_tokens * price.output
+            ) / _MILLION
 
     @classmethod
     def built_in(cls) -> "PriceTable":
@@ -110,12 +124,21 @@ class PriceTable:
         is anything else.
         """
         try:
-            table = json.loads(text, parse_float=Decimal, parse_int=Decimal)
-        except ValueError:
-            raise ValueError("is not valid JSON") from None
+            table = json.loads(
+                text, parse_float=str, parse_int=str, object_pairs_hook=_without_duplicates
+            )
+        except (ValueError, RecursionError):
+            raise ValueError("is not valid JSON, or names something twice") from None
         if not isinstance(table, dict):
             raise ValueError("must be a JSON object of prices by model")
         return cls({model: _read_price(model, row) for model, row in table.items()})
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError
+    return table
 
 
 def _read_price(model: str, row: Any) -> Price:
@@ -128,9 +151,11 @@ def _read_price(model: str, row: Any) -> Price:
 
 def _read_amount(model: str, value: Any) -> Decimal:
     try:
-        amount = Decimal(value) if isinstance(value, str | Decimal) else Decimal("NaN")
+        amount = Decimal(value if isinstance(value, str) and "_" not in value else "NaN")
     except InvalidOperation:
         amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0:
-        raise ValueError(f"model {model!r} has a price that is not a number from 0 up")
+    if not (amount.is_finite() and 0 <= amount <= _MAX_PRICE):
+        raise ValueError(f"model {model!r} has a price that is not a number from 0 to {_MAX_PRICE}")
+    if amount != round(amount, _MAX_DECIMALS):
+        raise ValueError(f"model {model!r} has a price of more than {_MAX_DECIMALS} decimals")
     return amount

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import h11
 import orjson
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.listener import accept_connections, open_listeners
@@ -24,6 +24,7 @@ __all__ = (
     "Lines",
     "Response",
     "Running",
+    "Script",
     "ScriptedUpstream",
     "chat",
     "events",
@@ -154,9 +155,9 @@ class Lines:
     def exchanges(self) -> list[dict[str, Any]]:
         return [line for line in self.all() if "outcome" in line]
 
-    async def exchange(self, number: int = 1) -> dict[str, Any]:
+    async def exchange(self, number: int = 1, patience: float = PATIENCE) -> dict[str, Any]:
         """The line of the exchange that was the ``number``-th to end, once it is there."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(patience):
             while len(self.exchanges()) < number:
                 await self._more.wait()
         return self.exchanges()[number - 1]
@@ -257,7 +258,7 @@ class Running:
 
     proxy: Proxy
     lines: Lines
-    tasks: TaskGroup
+    ended: anyio.Event
     clients: list[Client] = field(default_factory=list)
 
     @property
@@ -290,15 +291,16 @@ async def running_proxy(upstream_port: int, **settings: str) -> AsyncIterator[Ru
         "LOG_LEVEL": "debug",
         **settings,
     }
-    lines = Lines()
+    lines, ended = Lines(), anyio.Event()
     async with anyio.create_task_group() as tasks:
 
         async def run(*, task_status: TaskStatus[Proxy]) -> None:
             config = Config.from_environment(environment)
             await serve(config, write_line=lines.write, task_status=task_status)
+            ended.set()
 
         proxy = await tasks.start(run)
-        running = Running(proxy, lines, tasks)
+        running = Running(proxy, lines, ended)
         try:
             yield running
         finally:

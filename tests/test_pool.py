@@ -126,11 +126,10 @@ async def test_who_waits_first_is_served_first() -> None:
             async with pool.lease():
                 served.append(number)
 
-        async with anyio.create_task_group() as tasks:
-            async with pool.lease():
-                for number in range(5):
-                    tasks.start_soon(wait, number)
-                    await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as tasks, pool.lease():
+            for number in range(5):
+                tasks.start_soon(wait, number)
+                await anyio.wait_all_tasks_blocked()
         assert served == [0, 1, 2, 3, 4]
 
 

@@ -37,11 +37,8 @@ class Rig:
         self.lines = lines
 
     async def line(self) -> dict[str, Any]:
-        """The exchange's line; unlike ``Lines.exchange`` without a deadline, which would pass at
-        once on this clock."""
-        while not self.lines.exchanges():
-            await anyio.sleep(1)
-        return self.lines.exchanges()[0]
+        """The exchange's line, however much later on this clock."""
+        return await self.lines.exchange(patience=1e6)
 
 
 @asynccontextmanager
@@ -92,7 +89,7 @@ async def chunk(stream: MemoryStream, data: bytes) -> None:
 
 
 async def slow_stream(stream: MemoryStream) -> None:
-    """Head at 2 s, role at 5 s, reasoning at 20 s, answer at 23 s, last token at 28 s, end at 30."""
+    """Head at 2 s, role at 5, reasoning at 20, answer at 23, last token at 28, end at 30."""
     await anyio.sleep(2)
     await head(stream)
     await anyio.sleep(3)

@@ -1,16 +1,24 @@
 """TLS to upstream, for real: a local authority, and certificates good and bad."""
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import anyio
 import pytest
 import trustme
 from anyio.streams.tls import TLSStream
-from support import KEY, Conversation, Script, chat, running_proxy, running_upstream
+from support import (
+    KEY,
+    Conversation,
+    Running,
+    Script,
+    ScriptedUpstream,
+    chat,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +36,7 @@ def bundle(authority: trustme.CA) -> Iterator[str]:
         yield path
 
 
-def over_tls(script: Script, authority: trustme.CA, leaf: trustme.LeafCert) -> Script:
+def over_tls(script: Script, leaf: trustme.LeafCert) -> Script:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     leaf.configure_cert(context)
 
@@ -46,12 +54,12 @@ def over_tls(script: Script, authority: trustme.CA, leaf: trustme.LeafCert) -> S
 
 @asynccontextmanager
 async def exchange_with(
-    script: Script, authority: trustme.CA, leaf: trustme.LeafCert, bundle: str, host: str
-) -> AsyncIterator[tuple[object, object]]:
+    script: Script, leaf: trustme.LeafCert, bundle: str
+) -> AsyncIterator[tuple[ScriptedUpstream, Running]]:
     async with (
-        running_upstream(over_tls(script, authority, leaf)) as upstream,
+        running_upstream(over_tls(script, leaf)) as upstream,
         running_proxy(
-            0, CEREBRAS_BASE_URL=f"https://{host}:{upstream.port}", SSL_CERT_FILE=bundle
+            0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}", SSL_CERT_FILE=bundle
         ) as running,
     ):
         yield upstream, running
@@ -65,7 +73,7 @@ async def answer(peer: Conversation) -> None:
 
 async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
     leaf = authority.issue_cert("localhost")
-    async with exchange_with(answer, authority, leaf, bundle, "localhost") as (upstream, running):
+    async with exchange_with(answer, leaf, bundle) as (upstream, running):
         client = await running.client()
         for _ in range(3):
             response = await client.ask(chat())
@@ -74,23 +82,19 @@ async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
         assert KEY.encode() in upstream.requests[0]
 
 
-def certificates() -> dict[str, tuple[str, object]]:
-    now = datetime.now(UTC)
-    return {
-        "wrong name": ("issue", {"identities": ["elsewhere.example"]}),
-        "expired": ("issue", {"not_after": now - timedelta(days=1)}),
-        "not yet valid": ("issue", {"not_before": now + timedelta(days=1)}),
-        "untrusted": ("stranger", {}),
-    }
+DAY = timedelta(days=1)
+BAD: dict[str, Callable[[trustme.CA, datetime], trustme.LeafCert]] = {
+    "wrong name": lambda authority, now: authority.issue_cert("elsewhere.example"),
+    "expired": lambda authority, now: authority.issue_cert("localhost", not_after=now - DAY),
+    "not yet valid": lambda authority, now: authority.issue_cert("localhost", not_before=now + DAY),
+    "untrusted": lambda authority, now: trustme.CA().issue_cert("localhost"),
+}
 
 
-@pytest.mark.parametrize("kind", certificates())
+@pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
-    issuer, options = certificates()[kind]
-    issuer = authority if issuer == "issue" else trustme.CA()
-    names = options.pop("identities", ["localhost"])
-    leaf = issuer.issue_cert(*names, **options)
-    async with exchange_with(answer, authority, leaf, bundle, "localhost") as (upstream, running):
+    leaf = BAD[kind](authority, datetime.now(UTC))
+    async with exchange_with(answer, leaf, bundle) as (upstream, running):
         client = await running.client()
         response = await client.ask(chat())
         again = await client.ask(chat())
@@ -141,7 +145,7 @@ async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}")
 
     leaf = authority.issue_cert("localhost")
-    async with exchange_with(script, authority, leaf, bundle, "localhost") as (_, running):
+    async with exchange_with(script, leaf, bundle) as (_, running):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
     assert not response.complete
@@ -162,7 +166,7 @@ async def test_bytes_behind_an_answer_never_reach_the_next_request(
                 await peer.send(record)
 
     leaf = authority.issue_cert("localhost")
-    async with exchange_with(script, authority, leaf, bundle, "localhost") as (upstream, running):
+    async with exchange_with(script, leaf, bundle) as (upstream, running):
         client = await running.client()
         bodies = [(await client.ask(chat())).body for _ in range(10)]
         assert bodies == [b"ok"] * 10
@@ -170,11 +174,11 @@ async def test_bytes_behind_an_answer_never_reach_the_next_request(
 
 
 async def test_the_public_bundle_is_used_where_none_is_named(
-    authority: trustme.CA, tmp_path: Path
+    authority: trustme.CA,
 ) -> None:
     leaf = authority.issue_cert("localhost")
     async with (
-        running_upstream(over_tls(answer, authority, leaf)) as upstream,
+        running_upstream(over_tls(answer, leaf)) as upstream,
         running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -1,0 +1,192 @@
+"""One answer of the simulator on its way: paced, cut, or garbled, and what came of it.
+
+Every moment is an absolute deadline counted from the request, so that nothing adds up to a drift.
+An answer's head, its role event and its first token leave in one write, when that token is due; a
+plain answer leaves whole, when its last token is. Events that are due at the same time, or overdue,
+leave in one write as well.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from secrets import token_hex
+
+import anyio
+from anyio import BrokenResourceError, ClosedResourceError
+
+from .completions import Completion, Event
+from .downstream import Downstream
+from .errors import ClientGone
+from .exchange import Exchange, Headers, Request
+from .network import PeerStalled
+from .questions import read_body
+from .replies import ERRORS, ErrorReply, Rejected, error_named, reply_headers, stream_error
+from .simulation import INSTEAD_OF_AN_ANSWER, Simulation
+
+__all__ = ("Answer", "Truth")
+
+_JSON = (b"content-type", b"application/json")
+_EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+_SLOW_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n"
+_NOT_HTTP = b"\x16\x03\x01 this is no HTTP\r\n\r\n"
+
+
+@dataclass(slots=True, kw_only=True)
+class Truth:
+    """What the simulator did with one request; ``…_at`` are ``anyio.current_time()`` readings.
+
+    ``id`` is the answer's, as in its body and its ``inference-id``; ``status`` is 0 while nothing
+    has been answered; ``events_written`` counts whole ones; ``left`` says that the peer hung up
+    before the end.
+    """
+
+    request: Request
+    body: bytes
+    request_read_at: float
+    id: str = ""
+    status: int = 0
+    first_token_written_at: float | None = None
+    last_token_written_at: float | None = None
+    events_written: int = 0
+    left: bool = False
+
+
+class Answer:
+    """The answer to one request, on its way."""
+
+    def __init__(self, downstream: Downstream, exchange: Exchange, truth: Truth) -> None:
+        self._downstream = downstream
+        self._exchange = exchange
+        self.truth = truth
+        self._held: list[Event] = []
+
+    async def error(self, reply: ErrorReply) -> None:
+        status, body, headers = reply
+        self.truth.status = status
+        await self._downstream.respond(
+            self._exchange, status, (*headers, *reply_headers(_new_ray())), body
+        )
+
+    async def chat(self, simulation: Simulation, default_model: str) -> None:
+        request = self.truth.request
+        asked = read_body(
+            self.truth.body,
+            request.header(b"content-type") or b"",
+            request.header(b"content-encoding") or b"",
+            default_model,
+        )
+        completion = Completion(
+            asked,
+            tokens=simulation.tokens,
+            reasoning_tokens=simulation.reasoning_tokens,
+            tokens_per_event=simulation.tokens_per_chunk,
+            cached_tokens=simulation.cached_tokens,
+        )
+        timing = simulation.timing(completion.token_count, time.time())
+        self.truth.id = completion.id
+        headers = (
+            _EVENT_STREAM if asked.stream else _JSON,
+            (b"inference-id", completion.id.encode()),
+            *reply_headers(_new_ray(), completion.usage()["total_tokens"]),
+        )
+        events = completion.events(timing) if asked.stream else [completion.plain(timing)]
+        await self._play(simulation, headers, events)
+
+    async def at_once(self, simulation: Simulation, body: bytes) -> None:
+        """A plain answer that takes no time to make; faults come to it as well."""
+        headers = (_JSON, *reply_headers(_new_ray()))
+        await self._play(replace(simulation, ttft=0.0), headers, [Event(body)])
+
+    async def _play(self, simulation: Simulation, headers: Headers, events: list[Event]) -> None:
+        """Send ``events``, each when it is due, as far as a fault lets them through."""
+        if simulation.fault in INSTEAD_OF_AN_ANSWER:
+            await self._misbehave(simulation)
+            return
+        if (error := _error_for(simulation.fault, headers)) is not None:
+            raise Rejected(error)
+        whole, part = _until_fault(simulation, events)
+        read_at = self.truth.request_read_at
+        await anyio.sleep_until(read_at + simulation.due(events[0].made))
+        self.truth.status = 200
+        self._downstream.send_head(self._exchange, 200, headers)
+        for event in whole:
+            await self._wait_until(read_at + simulation.due(event.made))
+            await self._downstream.send_chunk(event.data, hold=True)
+            self._held.append(event)
+        if part:
+            await self._downstream.send_chunk(part, hold=True)
+        await self._end(simulation.fault)
+
+    async def _wait_until(self, due_at: float) -> None:
+        if due_at > anyio.current_time():
+            await self._downstream.flush()
+            self._note_written()
+            await anyio.sleep_until(due_at)
+
+    async def _end(self, fault: str) -> None:
+        if fault in ("cut", "cut_inside", "stall"):
+            await self._downstream.flush()
+        else:
+            await self._downstream.send_end()
+        self._note_written()
+        if fault in ("cut", "cut_inside"):
+            await self._downstream.abort()
+        elif fault == "stall":
+            await anyio.sleep_forever()
+
+    def _note_written(self) -> None:
+        """Write down what the latest flush took along."""
+        truth, written_at = self.truth, self._downstream.stream.written_at
+        truth.events_written += len(self._held)
+        if any(event.has_tokens for event in self._held):
+            truth.last_token_written_at = written_at
+            if truth.first_token_written_at is None:
+                truth.first_token_written_at = written_at
+        self._held.clear()
+
+    async def _misbehave(self, simulation: Simulation) -> None:
+        """One of the faults that replace the answer as a whole."""
+        if simulation.fault == "silence":
+            await anyio.sleep_forever()
+        if simulation.fault == "garbage":
+            await self._send_raw(_NOT_HTTP)
+        elif simulation.fault == "slow_head":
+            for number in range(len(_SLOW_HEAD)):
+                due = number * simulation.byte_time
+                await anyio.sleep_until(self.truth.request_read_at + due)
+                await self._send_raw(_SLOW_HEAD[number : number + 1])
+            await self._send_raw(b"{}")
+        await self._downstream.close_at_once()
+
+    async def _send_raw(self, data: bytes) -> None:
+        try:
+            await self._downstream.stream.send(data)
+        except (BrokenResourceError, ClosedResourceError, PeerStalled):
+            raise ClientGone from None
+
+
+_AFTER_EVENT = frozenset(("cut", "end", "stall"))
+
+
+def _until_fault(simulation: Simulation, events: list[Event]) -> tuple[list[Event], bytes]:
+    """The events that are sent whole, and what is sent after them."""
+    fault = simulation.fault
+    if fault in _AFTER_EVENT:
+        return events[: min(simulation.at, len(events) - 1)], b""
+    if fault == "error_event":
+        return events[: max(0, min(simulation.at, len(events)) - 1)], stream_error()
+    if fault == "cut_inside":
+        number = min(simulation.at, len(events))
+        cut = events[number - 1].data if number else b""
+        return events[: max(0, number - 1)], cut[: len(cut) // 2]
+    return events, b""
+
+
+def _error_for(fault: str, headers: Headers) -> ErrorReply | None:
+    """The HTTP error that a fault means; for a plain answer an error event is one too."""
+    if fault == "error_event" and _EVENT_STREAM not in headers:
+        return ERRORS["server_error"]
+    return error_named(fault)
+
+
+def _new_ray() -> bytes:
+    return token_hex(8).encode() + b"-SIM"

@@ -1,0 +1,173 @@
+"""What the stand-in API reads in a chat request: as much as shapes its answer.
+
+What the real API refuses is refused in its words where these are known, else in words of ours and
+its shape.
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import orjson
+
+from .replies import ERRORS, MODELS, Rejected, compact, wrong_format
+
+__all__ = ("MAX_BODY_BYTES", "Asked", "read_body", "read_question")
+
+MAX_BODY_BYTES = 51 * 1024 * 1024  # of an inflated body; the API's documented limit
+_CHARACTERS_PER_TOKEN = 4  # of JSON; a rule of thumb for English text
+
+_REASONING = frozenset(("gpt-oss-120b", "qwen-3.8-27b", "zai-glm-4.7"))
+# These report image tokens, and no predicted ones. Recorded for gemma; qwen, which sees as well,
+# is taken to be alike.
+_SEEING = frozenset(("gemma-4-31b", "qwen-3.8-27b"))
+
+# Any other name is refused (the API's OpenAPI description closes the object).
+_FIELDS = frozenset(
+    (
+        "clear_thinking",
+        "disable_reasoning",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "min_completion_tokens",
+        "min_tokens",
+        "model",
+        "model_parameters",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "reasoning_format",
+        "response_format",
+        "seed",
+        "service_tier",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+    )
+)
+
+
+class Asked(NamedTuple):
+    """What of a request shapes its answer. ``limit``: tokens, None for as many as there are;
+    ``tool``: the function to call, None for an answer in words."""
+
+    model: str
+    prompt_tokens: int = 1
+    stream: bool = False
+    limit: int | None = None
+    choices: int = 1
+    effort: str | None = None
+    tool: dict[str, Any] | None = None
+    include_usage: bool = False
+
+    @property
+    def reasons(self) -> bool:
+        return self.model in _REASONING and self.effort != "none"
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model is one that takes images."""
+        return self.model in _SEEING
+
+
+def read_body(
+    body: bytes, content_type: bytes, content_encoding: bytes, default_model: str
+) -> Asked:
+    """Read a request's body. MessagePack is recognised, not parsed: it is answered by
+    ``default_model``, streamed if it says so. Raises Rejected."""
+    if content_encoding.strip().lower() == b"gzip":
+        body = _inflate(body)
+    if b"msgpack" in content_type.lower():
+        streams = b"\xa6stream\xc3" in body  # a string of six bytes, then true
+        return Asked(default_model, len(body) // _CHARACTERS_PER_TOKEN or 1, streams)
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise Rejected(wrong_format("body: is not valid JSON")) from None
+    return read_question(request)
+
+
+def _inflate(body: bytes) -> bytes:
+    gzip = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        inflated = gzip.decompress(body, MAX_BODY_BYTES)
+    except zlib.error:
+        raise Rejected(wrong_format("body: is not valid gzip")) from None
+    if not gzip.eof:
+        raise Rejected(wrong_format("body: the gzip stream is cut short, or too large"))
+    return inflated
+
+
+def read_question(request: Any) -> Asked:
+    """Read a request that has been parsed. Raises Rejected."""
+    if not isinstance(request, dict):
+        raise Rejected(wrong_format("body: must be an object"))
+    unknown = [name for name in request if name not in _FIELDS]
+    if unknown:
+        lines = (f"body.{name}: property 'body.{name}' is unsupported" for name in unknown)
+        raise Rejected(wrong_format("\n".join(lines)))
+    model, messages = request.get("model"), request.get("messages")
+    if not isinstance(model, str) or not isinstance(messages, list) or not messages:
+        raise Rejected(wrong_format("body: needs 'model', and 'messages' that are not empty"))
+    if model not in MODELS:
+        raise Rejected(ERRORS["model_not_found"])
+    return Asked(
+        model,
+        prompt_tokens=_estimate([messages, request.get("tools")]),
+        stream=request.get("stream") is True,
+        limit=_read_limit(request),
+        choices=_read_whole(request, "n", 1) or 1,
+        effort=request.get("reasoning_effort"),
+        tool=_tool_to_call(request, messages[-1]),
+        include_usage=_member(request.get("stream_options"), "include_usage") is True,
+    )
+
+
+def _estimate(prompt: Any) -> int:
+    """Roughly the tokens in something that goes into a prompt."""
+    return max(1, len(compact(prompt)) // _CHARACTERS_PER_TOKEN)
+
+
+def _member(parent: Any, name: str) -> Any:
+    return parent.get(name) if isinstance(parent, dict) else None
+
+
+def _read_whole(request: dict[str, Any], name: str, least: int) -> int | None:
+    value = request.get(name)
+    if value is not None and (type(value) is not int or value < least):
+        raise Rejected(wrong_format(f"body.{name}: must be a whole number from {least} up"))
+    return value
+
+
+def _read_limit(request: dict[str, Any]) -> int | None:
+    """The most tokens that are wanted; the API takes -1 for no limit."""
+    names = ("max_completion_tokens", "max_tokens")
+    given = [limit for name in names if (limit := _read_whole(request, name, -1)) is not None]
+    if len(given) > 1:
+        raise Rejected(wrong_format(f"body: only one of {' and '.join(names)} can be given"))
+    return given[0] if given and given[0] >= 0 else None
+
+
+def _tool_to_call(request: dict[str, Any], last_message: Any) -> dict[str, Any] | None:
+    """The first tool's function, unless tools are off or the call has been answered."""
+    tools = request.get("tools")
+    if not isinstance(tools, list) or not tools or request.get("tool_choice") == "none":
+        return None
+    if _member(last_message, "role") == "tool":
+        return None
+    function = _member(tools[0], "function")
+    if not isinstance(_member(function, "name"), str):
+        raise Rejected(wrong_format("body.tools.0.function: needs a name"))
+    return dict(function)

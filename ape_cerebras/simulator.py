@@ -1,0 +1,189 @@
+"""A stand-in Cerebras API with settable times, rates and faults, served by our own ``downstream``.
+
+It answers what the real API answers (``replies``, ``completions``), when ``Simulation`` says
+(``answers``). A request can ask for other options than the simulator's with a header, such as
+``x-simulate: ttft=0.5, tokens=100, fault=cut, at=3``.
+"""
+
+import re
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import anyio
+from anyio.abc import ByteStream, TaskStatus
+
+from .answers import Answer, Truth
+from .config import Config
+from .downstream import Downstream
+from .errors import ProxyError, RequestRefused
+from .exchange import Exchange, Request
+from .listener import accept_connections, open_listeners
+from .network import SocketStream, stamped
+from .questions import MAX_BODY_BYTES
+from .replies import ERRORS, Rejected, model_list, one_model, wrong_format
+from .simulation import SIMULATION_FLAGS, Simulation
+
+__all__ = ("SIMULATION_FLAGS", "Simulation", "Simulator", "Truth", "serve_simulator")
+
+_CHAT = ("POST", "/v1/chat/completions")
+_WARMING = ("GET", "/v1/tcp_warming")
+_MODELS = re.compile(r"GET (?P<public>/public)?/v1/models(?:/(?P<model>.+))?")
+
+
+def _complain(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+class Simulator:
+    """Serves connections as the API would. ``remember``: how many requests ``truth`` goes back."""
+
+    def __init__(self, options: Simulation | None = None, *, remember: int = 1000) -> None:
+        self.options = options or Simulation()
+        self.connections = 0
+        """Opened so far."""
+        self.requests = 0
+        """Read so far."""
+        self.in_flight = 0
+        """Requests that are being answered."""
+        self.cancelled = 0
+        """Requests whose answer the peer did not wait for."""
+        self.truth: deque[Truth] = deque(maxlen=remember)
+        self._config = Config(cerebras_api_key="", max_body_bytes=MAX_BODY_BYTES)
+        self._changed = anyio.Event()
+
+    async def until(self, condition: Callable[["Simulator"], bool]) -> None:
+        """Return once ``condition`` holds; it is asked at the begin and the end of each answer."""
+        while not condition(self):
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def handle(self, stream: ByteStream) -> None:
+        """Serve one connection until it ends; raises nothing but cancellation."""
+        downstream = Downstream(stamped(stream), self._config)
+        self.connections += 1
+        try:
+            while (started_at := await downstream.wait_for_request()) is not None:
+                await self._serve_one(Exchange(started_at=started_at), downstream)
+                if not downstream.reusable:
+                    break
+            await downstream.aclose()
+        except ProxyError:  # the peer left
+            pass
+        finally:
+            with anyio.CancelScope(shield=True):
+                await downstream.close_at_once()
+
+    async def _serve_one(self, exchange: Exchange, downstream: Downstream) -> None:
+        try:
+            request = exchange.request = await downstream.read_head()
+            body = await downstream.read_body()
+        except RequestRefused as refusal:
+            downstream.closing = True
+            reply = wrong_format(refusal.message)
+            await downstream.respond(exchange, refusal.status, reply.headers, reply.body)
+            return
+        truth = Truth(request=request, body=body, request_read_at=anyio.current_time())
+        self.truth.append(truth)
+        self.requests += 1
+        self.in_flight += 1
+        self._notify()
+        try:
+            await self._answer_unless_left(Answer(downstream, exchange, truth), downstream)
+        finally:
+            self.cancelled += truth.left
+            self.in_flight -= 1
+            self._notify()
+
+    async def _answer_unless_left(self, answer: Answer, downstream: Downstream) -> None:
+        finished = False
+
+        async def watch() -> None:
+            await downstream.hang_up()
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                await self._answer(answer)
+                finished = True
+            except ProxyError:  # it can only be that the peer left
+                pass
+            tasks.cancel_scope.cancel()
+        answer.truth.left = not finished
+
+    async def _answer(self, answer: Answer) -> None:
+        try:
+            await self._route(answer, answer.truth.request)
+        except Rejected as rejected:
+            await answer.error(rejected.reply)
+
+    async def _route(self, answer: Answer, request: Request) -> None:
+        """Find what to answer, and send it. Raises Rejected."""
+        route = request.method, request.path.decode()
+        if route == _CHAT:
+            options = self._admit(request)
+            await answer.chat(options, self._config.default_model)
+        elif route == _WARMING:  # it needs no key, and never fails: the SDKs would wait and retry
+            await answer.at_once(Simulation(), b"{}")
+        elif (models := _MODELS.fullmatch(" ".join(route))) is not None:
+            public, model = bool(models["public"]), models["model"]
+            options = self._admit(request, needs_key=not public)
+            body = model_list(public=public) if model is None else one_model(model, public=public)
+            await answer.at_once(options, body)
+        else:
+            raise Rejected(ERRORS["route_not_found"])
+
+    def _admit(self, request: Request, *, needs_key: bool = True) -> Simulation:
+        """Check the key; the options that hold for the request. Raises Rejected."""
+        if needs_key:
+            key = request.header(b"authorization")
+            if key is None:
+                raise Rejected(ERRORS["unauthenticated"])
+            if self.options.api_key not in (None, key.removeprefix(b"Bearer ").decode("latin-1")):
+                raise Rejected(ERRORS["wrong_api_key"])
+        wishes = request.header(b"x-simulate")
+        if wishes is None:
+            return self.options
+        try:
+            return self.options.overridden(wishes.decode("latin-1"))
+        except ValueError as problem:
+            raise Rejected(wrong_format(str(problem))) from None
+
+    async def serve(
+        self, host: str, port: int, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, and serve until cancelled; reports the port. Raises OSError."""
+        with ExitStack() as stack:
+            listeners = await open_listeners(host, port)
+            for listener in listeners:
+                stack.callback(listener.close)
+            async with anyio.create_task_group() as tasks:
+
+                def handle(stream: SocketStream) -> None:
+                    tasks.start_soon(self.handle, stream)
+
+                for listener in listeners:
+                    tasks.start_soon(
+                        accept_connections,
+                        listener,
+                        handle,
+                        anyio.lowlevel.checkpoint,
+                        _complain,
+                    )
+                task_status.started(listeners[0].getsockname()[1])
+
+
+async def serve_simulator(
+    options: Simulation,
+    host: str,
+    port: int,
+    *,
+    task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; reports the port. Raises OSError where it cannot listen."""
+    await Simulator(options).serve(host, port, task_status=task_status)

@@ -1,0 +1,111 @@
+"""Exchanges that have ended, as a proxy leaves them: made to order, and at random."""
+
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import strategies as st
+
+from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized
+from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.usage import PriceTable, TimeInfo, Usage
+
+__all__ = ("CHAT", "chat_exchange", "ended_exchanges", "plain_exchange", "stream_exchange")
+
+CHAT = "/v1/chat/completions"
+_PRICES = PriceTable.built_in()
+_REQUEST = Request("POST", b"/v1/chat/completions", b"1.1", ((b"host", b"a"),))
+_MOMENTS = (
+    *("started_at", "received_at", "sent_at", "head_at", "first_token_at", "first_token_sent_at"),
+    *("first_answer_sent_at", "last_token_at", "last_body_at", "finished_at"),
+)
+_ERRORS = (ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized)
+
+
+def chat_exchange(**fields: Any) -> Exchange:
+    """A chat exchange from 100.0 to 102.0 seconds on the clock, answered with status 200."""
+    defaults: dict[str, Any] = {
+        "started_at": 99.5,
+        "request": _REQUEST,
+        "request_id": "request-1",
+        "trace_id": "trace-1",
+        "route": CHAT,
+        "received_at": 100.0,
+        "status": 200,
+        "model": "gpt-oss-120b",
+        "requested_model": "gpt-oss-120b",
+        "stream": False,
+        "sent_at": 100.001,
+        "head_at": 100.1,
+        "upstream_status": 200,
+        "finished_at": 102.0,
+    }
+    return Exchange(**{**defaults, **fields})
+
+
+def stream_exchange(**fields: Any) -> Exchange:
+    """A stream of 5 tokens: the first at 100.2, the last at 100.6, one of reasoning before."""
+    defaults: dict[str, Any] = {
+        "stream": True,
+        "first_token_at": 100.2,
+        "first_token_sent_at": 100.203,
+        "first_answer_sent_at": 100.303,
+        "last_token_at": 100.6,
+        "last_body_at": 100.7,
+        "reasons": True,
+        "ended": True,
+        "usage": Usage(10, 5, 15, 4, 1),
+        "time_info": TimeInfo(0.05, 0.06, 0.4),
+        "cost": Decimal("0.00000725"),
+    }
+    return chat_exchange(**{**defaults, **fields})
+
+
+def plain_exchange(**fields: Any) -> Exchange:
+    """A plain reply that came whole at 101.0, of which 0.4 s were the tokens'."""
+    defaults: dict[str, Any] = {
+        "last_body_at": 101.0,
+        "usage": Usage(10, 5, 15, 4, 1),
+        "time_info": TimeInfo(0.05, 0.06, 0.4),
+        "cost": Decimal("0.00000725"),
+        "finished_at": 101.002,
+    }
+    return chat_exchange(**{**defaults, **fields})
+
+
+_counts = st.integers(0, 200_000)
+_steps = st.floats(0, 100, allow_nan=False)
+_models = st.sampled_from(("gpt-oss-120b", "zai-glm-4.7", "unpriced", "own\u2028model", None))
+_usages = st.builds(Usage, _counts, _counts, _counts, _counts, _counts)
+_phases = st.none() | _steps
+_time_infos = st.builds(TimeInfo, _phases, _phases, _phases)
+
+
+@st.composite
+def ended_exchanges(draw: st.DrawFn) -> Exchange:
+    """Any exchange whose stamps are in the order of the things they stamp."""
+    moments = [draw(st.floats(-1000, 1e6))]
+    for step in draw(st.lists(_steps, min_size=9, max_size=9)):
+        moments.append(moments[-1] + step)
+    fields: dict[str, Any] = dict(zip(_MOMENTS, moments, strict=True))
+    model, usage = draw(_models), draw(st.none() | _usages)
+    stream = draw(st.booleans())
+    if not stream or draw(st.booleans()):
+        for name in ("first_token_at", "first_token_sent_at", "first_answer_sent_at"):
+            fields[name] = None
+        fields["last_token_at"] = None
+    return chat_exchange(
+        **fields,
+        route=draw(st.sampled_from((CHAT, CHAT, "/v1/models", "/health", "none"))),
+        status=draw(st.sampled_from((0, 200, 400, 429, 500, 502))),
+        upstream_status=draw(st.sampled_from((None, 200, 400, 429, 500))),
+        error=draw(st.none() | st.sampled_from(_ERRORS).map(lambda error: error())),
+        stream_failed=draw(st.booleans()),
+        model=model,
+        stream=stream,
+        reasons=draw(st.booleans()),
+        usage=usage,
+        time_info=draw(st.none() | _time_infos),
+        cost=_PRICES.cost(model, usage) if model and usage else None,
+        client_blocked_seconds=draw(_steps),
+        upstream_wait_seconds=draw(_steps),
+    )

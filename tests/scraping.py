@@ -1,0 +1,62 @@
+"""A proxy's metrics, made for a test and read back as a scraper reads them."""
+
+from collections.abc import Iterator
+
+from prometheus_client import parser
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.samples import Sample
+
+from ape_cerebras import Config
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.metrics import Metrics
+
+__all__ = ("CLIENT_KEY", "KEY", "OPENMETRICS", "families", "made", "observed", "samples", "value")
+
+KEY = "csk-upstream-key-0123456789"
+CLIENT_KEY = "ape-key-0123456789"
+OPENMETRICS = b"application/openmetrics-text"
+
+
+def made(**settings: str) -> Metrics:
+    config = Config.from_environment(
+        {"CEREBRAS_API_KEY": KEY, "APE_API_KEY": CLIENT_KEY, **settings}
+    )
+    metrics = Metrics(config, "trio")
+    metrics.watch(
+        in_flight=lambda: 3,
+        client_connections=lambda: 4,
+        active=lambda: 5,
+        idle=lambda: 6,
+        lines_dropped=lambda: 7,
+    )
+    return metrics
+
+
+def families(metrics: Metrics, accept: bytes = b"") -> dict[str, Metric]:
+    text, content_type = metrics.render(accept)
+    is_open = content_type.startswith(OPENMETRICS.decode())
+    parse = openmetrics_parser if is_open else parser
+    return {metric.name: metric for metric in parse.text_string_to_metric_families(text.decode())}
+
+
+def samples(metrics: Metrics) -> Iterator[Sample]:
+    for metric in families(metrics).values():
+        yield from metric.samples
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    found = [
+        sample.value
+        for sample in samples(metrics)
+        if sample.name == f"cerebras_proxy_{name}" and sample.labels == labels
+    ]
+    assert len(found) < 2
+    return found[0] if found else None
+
+
+def observed(*exchanges: Exchange, **settings: str) -> Metrics:
+    metrics = made(**settings)
+    for exchange in exchanges:
+        metrics.observe(exchange)
+    return metrics

@@ -1,0 +1,210 @@
+"""Reading all settings at once: every problem is named, no secret is shown."""
+
+import dataclasses
+import resource
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from ape_cerebras.config import Config, ConfigError
+from ape_cerebras.settings import SETTINGS, ClientKey, Origin
+
+SECRET = "csk-0123456789abcdef"
+KEY = {"CEREBRAS_API_KEY": SECRET}
+FIELDS = {each.name: each for each in dataclasses.fields(Config)}
+
+
+def problems(environment: dict[str, str]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environment(environment)
+    assert str(caught.value) == "; ".join(caught.value.problems)
+    return caught.value.problems
+
+
+def test_every_row_has_a_field_and_every_field_a_row() -> None:
+    assert [setting.variable.lower() for setting in SETTINGS] == list(FIELDS)
+    required = [setting.variable.lower() for setting in SETTINGS if setting.required]
+    unset = dataclasses.MISSING
+    without_default = [
+        name
+        for name, each in FIELDS.items()
+        if each.default is unset and each.default_factory is unset
+    ]
+    assert without_default == required
+
+
+def test_the_defaults() -> None:
+    config = Config.from_environment(KEY)
+    assert config.cerebras_base_url == Origin("https", "api.cerebras.ai", 443)
+    assert (config.host, config.port, config.backend) == ("0.0.0.0", 8000, "asyncio")
+    assert (config.log_level, config.default_model) == ("info", "llama3.1-8b")
+    assert (config.max_header_bytes, config.max_headers) == (16 * 1024, 100)
+    assert (config.max_target_bytes, config.max_body_bytes) == (8 * 1024, 10 * 1024**2)
+    assert (config.connection_pool_size, config.keep_alive_connections) == (1000, 100)
+    timeouts = {name: getattr(config, name) for name in FIELDS if name.endswith("_timeout")}
+    assert timeouts == {
+        "upstream_keep_alive_timeout": 60.0,
+        "upstream_connect_timeout": 5.0,
+        "upstream_first_byte_timeout": 60.0,
+        "upstream_idle_timeout": 60.0,
+        "request_timeout": None,
+        "client_head_timeout": 10.0,
+        "client_body_timeout": 30.0,
+        "client_write_timeout": 60.0,
+        "keep_alive_timeout": 75.0,
+        "graceful_shutdown_timeout": 10.0,
+    }
+    assert config.ape_api_key == ()
+    assert config.model_prices.prices["gpt-oss-120b"].output == Decimal("0.75")
+
+
+def test_every_default_is_a_value_that_its_own_row_takes() -> None:
+    config = Config.from_environment(KEY)
+    for setting in SETTINGS:
+        value = getattr(config, setting.variable.lower())
+        if isinstance(value, str | int | float | Origin) and not setting.secret:
+            # A float's text has the form that a setting's may have: none is 1e16 or more.
+            assert setting.parse(str(value)) == value
+
+
+def test_variables_are_read_stripped_and_empty_ones_are_unset() -> None:
+    config = Config.from_environment(
+        {"CEREBRAS_API_KEY": f" {SECRET}\n", "PORT": " 9000 ", "HOST": "", "BACKEND": "  "}
+    )
+    assert config.cerebras_api_key.encode() == SECRET.encode()
+    assert (config.port, config.host, config.backend) == (9000, "0.0.0.0", "asyncio")
+
+
+def test_unknown_variables_are_no_errors() -> None:
+    assert Config.from_environment({**KEY, "APE_UNKNOWN": "x", "PATH": "/bin"}).port == 8000
+
+
+def test_all_problems_are_told_at_once_in_the_tables_order() -> None:
+    told = problems({"PORT": "http", "LOG_LEVEL": "loud", "APE_API_KEY": "a b", "MAX_HEADERS": "0"})
+    assert [text.partition(" ")[0] for text in told] == [
+        *("CEREBRAS_API_KEY", "APE_API_KEY", "LOG_LEVEL", "PORT", "MAX_HEADERS"),
+    ]
+    assert told[0] == "CEREBRAS_API_KEY is required"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
+def test_a_problem_names_its_variable_and_shows_no_secret(setting: object) -> None:
+    variable = str(getattr(setting, "variable"))  # noqa: B009
+    (told,) = problems({**KEY, variable: "\x01 hush,\x01 hush=hush"})
+    assert told.startswith(f"{variable} ")
+    assert SECRET not in told
+    assert "hush" not in told
+
+
+def test_overrides_win_over_variables_even_over_wrong_ones() -> None:
+    config = Config.from_environment({"PORT": "wrong"}, port=1, cerebras_api_key="k", host="::1")
+    assert (config.port, config.host, config.cerebras_api_key) == (1, "::1", "k")
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("content", [SECRET, f"{SECRET}\n", f"\r\n {SECRET} \t\r\n"])
+def test_a_secret_may_come_in_a_file(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(content)
+    config = Config.from_environment({"CEREBRAS_API_KEY_FILE": str(file), "CEREBRAS_API_KEY": " "})
+    assert config.cerebras_api_key.encode() == SECRET.encode()
+    both = Config.from_environment({**KEY, "APE_API_KEY_FILE": str(file)})
+    assert both.ape_api_key == Config.from_environment({**KEY, "APE_API_KEY": SECRET}).ape_api_key
+
+
+def test_only_a_secret_may_come_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "port"
+    file.write_text("9000")
+    assert Config.from_environment({**KEY, "PORT_FILE": str(file)}).port == 8000
+
+
+@pytest.mark.parametrize("variable", ["CEREBRAS_API_KEY", "APE_API_KEY"])
+def test_h10_both_ways_are_one_too_many(tmp_path: Path, variable: str) -> None:
+    file = tmp_path / "key"
+    file.write_text("other")
+    told = problems({**KEY, variable: SECRET, f"{variable}_FILE": str(file)})
+    assert told == [f"{variable} and {variable}_FILE are both set"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"two\nlines", b"nul\0", "clé".encode(), b"\xff", b"\xef\xbb\xbfkey", b"a b"]
+)
+def test_h8_a_secret_of_other_bytes_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"hush" + content)
+    told = problems({"CEREBRAS_API_KEY_FILE": str(file)})
+    assert told == ["CEREBRAS_API_KEY_FILE must be visible ASCII without white space"]
+
+
+def test_h9_a_file_that_gives_no_secret_is_refused_at_once(tmp_path: Path) -> None:
+    empty, blank, large = (tmp_path / name for name in ("empty", "blank", "large"))
+    empty.touch()
+    blank.write_text(" \n")
+    with large.open("wb") as file:
+        file.truncate(2**30)
+    cases = {
+        tmp_path / "missing": "cannot be read",
+        tmp_path: "cannot be read",
+        empty / "below": "cannot be read",
+        empty: "empty file",
+        blank: "empty file",
+        large: "too large for a secret",
+        Path("/dev/zero"): "too large for a secret",
+    }
+    begin = time.perf_counter()
+    for path, text in cases.items():
+        (told,) = problems({"CEREBRAS_API_KEY_FILE": str(path)})
+        assert told.startswith("CEREBRAS_API_KEY_FILE names a")
+        assert text in told
+    assert time.perf_counter() - begin < 1
+
+
+def test_a_secret_put_where_its_file_belongs_is_not_shown() -> None:
+    (told,) = problems({"CEREBRAS_API_KEY_FILE": SECRET})
+    assert SECRET not in told
+
+
+def test_nothing_that_prints_shows_a_secret() -> None:
+    config = Config.from_environment({**KEY, "APE_API_KEY": "agent:hush-hush"})
+    shown = f"{config} {config!r} {config.visible()}"
+    assert SECRET not in shown
+    assert "hush" not in shown
+    digest = str(config.ape_api_key[0].digest)
+    assert digest not in shown
+
+
+def test_visible_shows_every_setting_by_its_variable() -> None:
+    config = Config.from_environment(
+        {**KEY, "MODEL_ALIASES": "a=b,c=d", "CEREBRAS_BASE_URL": "http://[::1]:1/x/v1"}
+    )
+    shown = config.visible()
+    assert list(shown) == [setting.variable for setting in SETTINGS]
+    assert shown["CEREBRAS_API_KEY"] == "(set)"
+    assert shown["APE_API_KEY"] == "(not set)"
+    assert shown["CEREBRAS_BASE_URL"] == "http://[::1]:1/x"
+    assert shown["MODEL_ALIASES"] == "a=b,c=d"
+    assert shown["HISTOGRAM_BUCKETS"] == shown["REQUEST_TIMEOUT"] == "(not set)"
+    assert shown["PORT"] == "8000"
+    assert "gpt-oss-120b" in shown["MODEL_PRICES"]
+    assert all(isinstance(text, str) for text in shown.values())
+
+
+def test_a_config_cannot_change() -> None:
+    config = Config(cerebras_api_key="k", ape_api_key=(ClientKey(b"digest"),))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("open_files", "connections"), [(64, 16), (100, 18), (1024, 480)])
+def test_connections_follow_the_file_limit(open_files: int, connections: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
+    try:
+        config = Config(cerebras_api_key="k")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert config.max_connections == connections

@@ -1,0 +1,100 @@
+"""The end of a proxy: what is under way ends well, what is idle ends at once, nothing is lost."""
+
+import anyio
+import pytest
+from support import Conversation, chat, events, running_proxy, running_upstream
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def test_an_idle_proxy_ends_at_once() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(b"{}")
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.ask(chat())
+        silent = await running.client()
+        running.proxy.begin_drain()
+        with anyio.fail_after(1):
+            assert await client.until_closed() == b""
+            assert await silent.until_closed() == b""
+            await running.ended.wait()
+            await upstream.left.wait()
+        with pytest.raises(OSError):  # noqa: PT011 - refused, by whatever name
+            await running.client()
+        assert running.lines.all()[-1]["message"] == "Stopped"
+
+
+async def test_exchanges_under_way_are_finished() -> None:
+    may_end = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN))
+        await may_end.wait()
+        await peer.chunk(events(TOKEN, b"[DONE]"))
+        await peer.end()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat())
+        begun = await client.until(TOKEN + b"\n\n\r\n")
+        running.proxy.begin_drain()
+        await anyio.wait_all_tasks_blocked()
+        assert not running.ended.is_set()
+        may_end.set()
+        rest = await client.until_closed()
+        with anyio.fail_after(1):
+            await running.ended.wait()
+    assert begun.count(TOKEN) == rest.count(TOKEN) == 1
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert (await running.lines.exchange())["outcome"] == "completed"
+
+
+async def test_what_takes_longer_than_the_grace_is_cut() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN))
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
+    ):
+        client = await running.client()
+        await client.send(chat())
+        await client.until(TOKEN)
+        running.proxy.begin_drain()
+        with anyio.fail_after(1):
+            rest = await client.until_closed()
+            await running.ended.wait()
+            await upstream.left.wait()
+    assert not rest.endswith(b"0\r\n\r\n")
+    assert (await running.lines.exchange())["outcome"] == "shut_down"
+
+
+async def test_connections_that_stand_but_are_not_accepted_yet_are_served() -> None:
+    async with running_proxy(1) as running:
+        clients = [await running.client() for _ in range(20)]
+        running.proxy.begin_drain()  # nothing has been awaited since the last one connected
+        for client in clients:
+            await client.send(HEALTH)
+        answers = [await client.response() for client in clients]
+    assert {answer.status for answer in answers} == {503}
+    assert {answer.json()["status"] for answer in answers} == {"draining"}
+    assert {answer.headers["connection"] for answer in answers} == {"close"}
+
+
+async def test_a_proxy_that_has_ended_says_so() -> None:
+    async with running_proxy(1) as running:
+        running.proxy.close()
+        response = await (await running.client()).get("/v1/models")
+    assert (response.status, response.json()["code"]) == (503, "draining")

@@ -1,0 +1,127 @@
+"""The failures: the drawn tree is the real one, and every row of it can be sent and counted."""
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import h11
+import orjson
+import pytest
+
+from ape_cerebras import errors
+from ape_cerebras.errors import BadRequest, MethodNotAllowed, NotFound, ProxyError
+from ape_cerebras.outcomes import OUTCOMES
+
+ALL = [
+    each
+    for each in vars(errors).values()
+    if inspect.isclass(each) and issubclass(each, ProxyError) and each.__module__ == errors.__name__
+]
+ANSWERED = [each for each in ALL if each.status]
+UNANSWERED = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled", "ShutDown"}
+
+
+def example(failure: type[ProxyError]) -> ProxyError:
+    return BadRequest("A reason.") if failure is BadRequest else failure()
+
+
+def drawn_tree() -> Iterator[tuple[str, str, str | None]]:
+    """Class, parent and status text of every entry in the module's docstring."""
+    path: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        entry = re.match(r"^( *(?:[│├└][── │├└]*)?)([A-Z]\w+)(?: +(\d{3}))?(?: .*)?$", line)
+        if entry is None or not (path or entry[2] == "ProxyError"):
+            continue
+        depth = len(entry[1])
+        path = [(at, name) for at, name in path if at < depth]
+        yield entry[2], path[-1][1] if path else "Exception", entry[3]
+        path.append((depth, entry[2]))
+        for sibling in re.findall(r"[├└]── (\w+)", line[entry.end(2) :]):
+            yield sibling, entry[2], entry[3]
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    drawn = {name: (parent, status) for name, parent, status in drawn_tree()}
+    real = {each.__name__: each.__bases__[0].__name__ for each in ALL}
+    assert {name: parent for name, (parent, _) in drawn.items()} == real
+    for failure in ANSWERED:
+        _, status = drawn[failure.__name__]
+        # A group's heading shows no status: its members do.
+        assert status in (str(failure.status), None)
+        assert status or failure.__subclasses__()
+
+
+def test_all_failures_are_public() -> None:
+    assert set(errors.__all__) == {each.__name__ for each in ALL}
+    assert list(errors.__all__) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize("failure", ALL)
+def test_the_outcome_is_a_known_one(failure: type[ProxyError]) -> None:
+    assert failure.outcome in OUTCOMES
+
+
+@pytest.mark.parametrize("failure", ALL)
+def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
+    if failure.__name__ in UNANSWERED:
+        assert failure.status == 0
+    else:
+        assert 400 <= failure.status <= 599
+
+
+@pytest.mark.parametrize("failure", ANSWERED)
+def test_what_is_told_is_text_that_any_reader_takes(failure: type[ProxyError]) -> None:
+    error = example(failure)
+    if failure is not errors.UpstreamFailed:
+        assert error.message
+        assert error.message.isascii()
+        assert error.message.isprintable()
+    told = {"message": error.message, "type": error.type, "code": error.code}
+    assert orjson.loads(orjson.dumps(told)) == told
+    assert re.fullmatch(r"[a-z_]+", error.type)
+    assert re.fullmatch(r"[a-z_]+", error.code)
+
+
+@pytest.mark.parametrize("failure", ANSWERED)
+def test_its_headers_are_valid_and_in_lower_case(failure: type[ProxyError]) -> None:
+    headers = example(failure).headers
+    assert all(name == name.lower() for name, _ in headers)
+    h11.Response(status_code=failure.status, headers=list(headers))
+
+
+@pytest.mark.parametrize("failure", [each for each in ANSWERED if each.status >= 500])
+def test_a_request_that_may_have_been_carried_out_says_do_not_repeat(
+    failure: type[ProxyError],
+) -> None:
+    """It may have, once its first byte went upstream: not while connecting or queueing."""
+    sent = issubclass(failure, errors.UpstreamFailed | errors.ExchangeTimeout)
+    connecting = (errors.ConnectFailed, errors.TlsFailed, errors.ConnectTimeout)
+    says_so = (b"x-should-retry", b"false") in example(failure).headers
+    assert says_so == (sent and not issubclass(failure, connecting))
+
+
+def test_framing_that_is_unsure_ends_the_connection() -> None:
+    ends = {each.__name__ for each in ANSWERED if not each.keeps}
+    assert ends == {
+        *("RequestTimeout", "BodyTooLarge", "TargetTooLong", "HeadersTooLarge", "CodingUnknown"),
+        *("VersionUnsupported", "Draining", "InternalError"),
+    }
+
+
+def test_a_bad_request_says_for_itself_whether_it_keeps_the_connection() -> None:
+    assert BadRequest("Reason.").keeps
+    assert not BadRequest("Reason.", keeps=False).keeps
+    assert BadRequest.keeps
+    assert str(BadRequest("Reason.")) == BadRequest("Reason.").message == "Reason."
+
+
+def test_method_not_allowed_lists_what_is() -> None:
+    assert MethodNotAllowed("GET", "HEAD").headers == ((b"allow", b"GET, HEAD"),)
+    assert MethodNotAllowed.headers == ()
+
+
+def test_a_class_inherits_what_it_does_not_say() -> None:
+    assert (NotFound.type, NotFound.outcome) == ("invalid_request_error", "refused")
+    assert errors.ModelNotFound.type == "not_found_error"
+    assert NotFound.type == "invalid_request_error"
+    assert errors.DoubledPrefix.code == NotFound.code

@@ -1,0 +1,262 @@
+"""Every derived value, with exact numbers; see ``exchanges`` for the moments they come from."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
+from hypothesis import given, settings
+
+from ape_cerebras.errors import (
+    ClientGone,
+    ClientStalled,
+    IdleTimeout,
+    InternalError,
+    ProxyError,
+    Truncated,
+    Unauthorized,
+)
+from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.usage import TimeInfo, Usage
+
+DURATIONS = (
+    "ttft_seconds",
+    "upstream_ttft_seconds",
+    "proxy_ttft_seconds",
+    "ttfb_seconds",
+    "ttfo_seconds",
+    "total_time_seconds",
+    "overhead_seconds",
+    "generation_seconds",
+    "tpot_seconds",
+    "queue_seconds",
+    "prompt_seconds",
+    "completion_seconds",
+    "network_seconds",
+)
+
+
+def times(exchange: Exchange) -> dict[str, float | None]:
+    return {name: getattr(exchange, name) for name in (*DURATIONS, "tokens_per_second")}
+
+
+def test_the_times_of_a_stream() -> None:
+    exchange = stream_exchange(upstream_wait_seconds=1.7, client_blocked_seconds=0.2)
+    assert exchange.ttft_source == "measured"
+    assert times(exchange) == {
+        "ttft_seconds": 0.203,
+        "upstream_ttft_seconds": 0.199,
+        "proxy_ttft_seconds": 0.004,
+        "ttfb_seconds": 0.099,
+        "ttfo_seconds": 0.303,
+        "total_time_seconds": 2.0,
+        "overhead_seconds": 0.1,
+        "generation_seconds": 0.4,
+        "tpot_seconds": 0.1,
+        "queue_seconds": 0.05,
+        "prompt_seconds": 0.06,
+        "completion_seconds": 0.4,
+        "network_seconds": 0.089,
+        "tokens_per_second": 12.5,
+    }
+
+
+def test_the_times_of_a_plain_reply() -> None:
+    exchange = plain_exchange(upstream_wait_seconds=0.998)
+    assert exchange.ttft_source == "derived"
+    assert times(exchange) == {
+        "ttft_seconds": 0.602,  # 101.0 - 0.4 - 100.0, and 2 ms to pass the reply on
+        "upstream_ttft_seconds": 0.599,
+        "proxy_ttft_seconds": 0.003,
+        "ttfb_seconds": 0.099,
+        "ttfo_seconds": None,
+        "total_time_seconds": 1.002,
+        "overhead_seconds": 0.004,
+        "generation_seconds": None,
+        "tpot_seconds": None,
+        "queue_seconds": 0.05,
+        "prompt_seconds": 0.06,
+        "completion_seconds": 0.4,
+        "network_seconds": 0.489,
+        "tokens_per_second": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"time_info": None},
+        {"time_info": TimeInfo(0.05, 0.06, None)},
+        {"time_info": TimeInfo(0.05, 0.06, 1.0)},  # longer than it took to come: not to be believed
+        {"last_body_at": None},
+        {"sent_at": None},
+        {"error": ClientGone()},
+        {"error": Truncated()},
+        {"usage": Usage(10, 0, 10, 0, 0)},  # there was no token
+        {"stream": True},  # a stream that brought none
+    ],
+)
+def test_where_no_ttft_can_be_derived(fields: dict[str, Any]) -> None:
+    exchange = plain_exchange(**fields)
+    assert exchange.ttft_source is None
+    for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
+        assert getattr(exchange, name) is None, name
+
+
+def test_the_earliest_ttft_that_can_be_derived() -> None:
+    exchange = plain_exchange(sent_at=100.5, time_info=TimeInfo(None, None, 0.5))
+    assert exchange.ttft_source == "derived"
+    assert exchange.upstream_ttft_seconds == 0.0
+
+
+def test_a_ttft_is_derived_without_usage() -> None:
+    assert plain_exchange(usage=None).ttft_seconds == 0.602
+
+
+@settings(max_examples=400, deadline=None)
+@given(ended_exchanges())
+def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange) -> None:
+    parts = (exchange.upstream_ttft_seconds, exchange.proxy_ttft_seconds)
+    if exchange.ttft_seconds is None:
+        assert parts == (None, None)
+        assert exchange.ttft_source is None
+    else:
+        assert Decimal(repr(exchange.ttft_seconds)) == sum(Decimal(repr(part)) for part in parts)
+        assert exchange.ttft_source in ("measured", "derived")
+
+
+@settings(max_examples=400, deadline=None)
+@given(ended_exchanges())
+def test_no_time_is_negative_and_none_is_finer_than_a_microsecond(exchange: Exchange) -> None:
+    for name in DURATIONS:
+        value = getattr(exchange, name)
+        assert value is None or (value >= 0 and round(value, 6) == value), name
+    assert exchange.outcome in OUTCOMES
+
+
+@pytest.mark.parametrize(
+    ("tokens", "last_token_at", "tpot", "per_second"),
+    [
+        (0, 100.6, None, None),
+        (1, 100.2, None, None),
+        (1, 100.6, None, 2.5),
+        (2, 100.6, 0.4, 5.0),
+        (3, 100.6, 0.2, 7.5),
+        (3, 100.2, None, None),  # all in one segment: how long each took nobody can tell
+        (801, 100.6, 0.0005, 2002.5),
+    ],
+)
+def test_time_per_token(
+    tokens: int, last_token_at: float, tpot: float | None, per_second: float | None
+) -> None:
+    usage = Usage(10, tokens, 10 + tokens, 0, 0)
+    exchange = stream_exchange(usage=usage, last_token_at=last_token_at)
+    assert (exchange.tpot_seconds, exchange.tokens_per_second) == (tpot, per_second)
+
+
+def test_no_rates_without_usage() -> None:
+    exchange = stream_exchange(usage=None)
+    assert (exchange.tpot_seconds, exchange.tokens_per_second) == (None, None)
+
+
+def test_time_to_the_first_answer_is_told_of_reasoning_only() -> None:
+    assert stream_exchange(reasons=False).ttfo_seconds is None
+    assert stream_exchange(first_answer_sent_at=None).ttfo_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("time_info", "network"),
+    [
+        (None, None),
+        (TimeInfo(None, 0.06, 0.4), None),
+        (TimeInfo(0.05, None, 0.4), None),
+        (TimeInfo(0.0, 0.0, None), 0.199),
+        (TimeInfo(0.1, 0.099, None), 0.0),
+        (TimeInfo(0.1, 0.1, None), None),  # more than all of it
+    ],
+)
+def test_network_time(time_info: TimeInfo | None, network: float | None) -> None:
+    assert stream_exchange(time_info=time_info).network_seconds == network
+
+
+@pytest.mark.parametrize(
+    ("upstream", "client", "overhead"), [(1.0, 0.5, 0.5), (2.0, 0.0, 0.0), (2.0, 1.0, 0.0)]
+)
+def test_overhead(upstream: float, client: float, overhead: float) -> None:
+    exchange = chat_exchange(upstream_wait_seconds=upstream, client_blocked_seconds=client)
+    assert exchange.overhead_seconds == overhead
+
+
+def test_a_request_that_never_was_complete() -> None:
+    """Its time is counted from its first byte, and was spent waiting for the client."""
+    exchange = chat_exchange(received_at=None, error=Unauthorized())
+    assert exchange.total_time_seconds == 2.5
+    assert exchange.overhead_seconds is None
+    assert exchange.ttft_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("status", "upstream_status", "stream_failed", "error", "outcome", "code"),
+    [
+        (200, 200, False, None, "completed", None),
+        (200, None, False, None, "completed", None),  # answered by the proxy itself
+        (503, None, False, None, "upstream_failed", "upstream_failed"),
+        (429, 429, False, None, "upstream_rate_limited", "upstream_rate_limited"),
+        (400, 400, False, None, "upstream_rejected", "upstream_rejected"),
+        (500, 500, False, None, "upstream_failed", "upstream_failed"),
+        (200, 200, True, None, "upstream_stream_error", "upstream_stream_error"),
+        (200, 200, False, IdleTimeout(), "upstream_stalled", "stream_timeout"),
+        (200, 200, False, ClientGone(), "client_disconnected", "client_disconnected"),
+        (200, 200, False, ClientStalled(), "client_stalled", "client_stalled"),
+        (500, None, False, InternalError(), "internal_error", "internal_error"),
+        # An SDK that reads an error event raises, and hangs up.
+        (200, 200, True, ClientGone(), "upstream_stream_error", "upstream_stream_error"),
+        (200, 200, True, Truncated(), "upstream_stream_error", "upstream_stream_error"),
+    ],
+)
+def test_outcomes(
+    status: int,
+    upstream_status: int | None,
+    stream_failed: bool,
+    error: ProxyError | None,
+    outcome: str,
+    code: str | None,
+) -> None:
+    exchange = chat_exchange(
+        status=status, upstream_status=upstream_status, stream_failed=stream_failed, error=error
+    )
+    assert (exchange.outcome, exchange.error_code) == (outcome, code)
+    assert exchange.traits is OUTCOMES[outcome]
+
+
+@pytest.mark.parametrize(
+    ("fields", "source"),
+    [
+        ({"usage": Usage(1, 1, 2, 0, 0)}, "upstream"),
+        ({}, "missing"),
+        ({"error": ClientGone()}, "missing"),
+        ({"upstream_status": 400}, None),
+        ({"upstream_status": None}, None),
+        ({"route": "/health"}, None),
+    ],
+)
+def test_where_usage_comes_from(fields: dict[str, Any], source: str | None) -> None:
+    assert chat_exchange(**fields).usage_source == source
+
+
+def test_a_renamed_model() -> None:
+    assert chat_exchange().renamed_model is None
+    assert chat_exchange(requested_model="llama").renamed_model == "llama"
+
+
+def test_a_request_before_there_is_one() -> None:
+    assert Exchange(started_at=0.0).method is None
+    assert chat_exchange().method == "POST"
+
+
+def test_a_request_head() -> None:
+    headers = ((b"x", b"1"), (b"y", b""), (b"x", b"2"))
+    request = Request("GET", b"/health?a=/b?c", b"1.1", headers)
+    assert request.path == b"/health"
+    assert [request.header(name) for name in (b"x", b"y", b"z")] == [b"2", b"", None]

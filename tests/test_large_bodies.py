@@ -1,0 +1,74 @@
+"""Fault case I8: the event loop stands still while a chat body is read, so never for long."""
+
+import time
+
+import pytest
+
+from ape_cerebras.chat import read_chat_request
+from ape_cerebras.errors import BadRequest
+
+AT_MOST = 0.25  # seconds
+MODEL = b'{"model":"old",'
+NESTED = MODEL + b'"tool":{"model":1},'
+SIZE = 10 * 2**20 - 100
+
+
+def many(start: bytes, item: bytes, end: bytes) -> bytes:
+    return start + item * ((SIZE - len(start)) // len(item)) + end
+
+
+def keys(start: bytes, count: int) -> bytes:
+    return start + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
+
+
+LARGE = {
+    "one string": many(MODEL + b'"x":"', b"x", b'"}'),
+    "one string of escapes": many(MODEL + b'"x":"', b"\\n", b'"}'),
+    "one string of letters' escapes": many(MODEL + b'"x":"', b"\\u006d", b'"}'),
+    "one string of quotes": many(MODEL + b'"x":"', b'\\"', b'"}'),
+    "one string of commas": many(MODEL + b'"x":"', b",", b'"}'),
+    "one string of brackets": many(MODEL + b'"x":"', b"[", b'"}'),
+    "100 strings": many(MODEL + b'"x":[', b'"%s",' % (b"word, " * 17_000), b"1]}"),
+    "90,000 members": keys(MODEL, 90_000),
+    "90,000 members and another model": keys(NESTED, 90_000),
+    "9,000 models": MODEL + b'"x":[' + b'{"model":1},' * 9_000 + b"1]}",
+    "a long prompt in numbers": MODEL + b'"prompt":[' + b"50256," * 131_072 + b"1]}",
+}
+TOO_MANY = {
+    "900,000 members": keys(MODEL, 900_000),
+    "900,000 members and another model": keys(NESTED, 900_000),
+    "the same member": many(MODEL, b'"b":"",', b'"c":1}'),
+    "arrays": many(MODEL + b'"x":[', b"[],", b"1]}"),
+    "objects": many(MODEL + b'"x":[', b"{},", b"1]}"),
+    "numbers": many(MODEL + b'"x":[', b"1,", b"1]}"),
+    "strings": many(MODEL + b'"x":[', b'"a",', b"1]}"),
+    "strings of a backslash": many(MODEL + b'"x":[', b'"\\\\",', b"1]}"),
+    "models": MODEL + b'"x":[' + b'{"model":1},' * 90_000 + b"1]}",
+}
+
+
+def read(body: bytes) -> str | None:
+    request = read_chat_request(body, b"application/json", b"", "default", {"old": "new"})
+    return request.requested_model
+
+
+def seconds_to_read(body: bytes) -> float:
+    times = []
+    for _ in range(2):  # the better of two: other processes take their turns
+        begin = time.perf_counter()
+        assert read(body) == "old"
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_i8_a_large_body_is_read_in_time(case: str) -> None:
+    assert seconds_to_read(LARGE[case]) < AT_MOST
+
+
+@pytest.mark.parametrize("case", TOO_MANY)
+def test_i8_a_body_that_would_take_too_long_is_refused_in_time(case: str) -> None:
+    begin = time.perf_counter()
+    with pytest.raises(BadRequest, match=r"more (strings|values)|too often"):
+        read(TOO_MANY[case])
+    assert time.perf_counter() - begin < AT_MOST

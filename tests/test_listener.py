@@ -1,0 +1,245 @@
+"""The listening sockets and the accept loop, over real sockets."""
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.network import SocketStream
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 5.0  # seconds until a test that waits for something fails
+
+
+class Arrivals:
+    """What an accept loop gave, with a door that a test can shut."""
+
+    def __init__(self) -> None:
+        self.streams: list[SocketStream] = []
+        self.complaints: list[str] = []
+        self.changed = anyio.Event()
+        self.may_enter = anyio.Event()
+        self.may_enter.set()
+
+    def handle(self, stream: SocketStream) -> None:
+        self.streams.append(stream)
+        self._tell()
+
+    def complain(self, message: str) -> None:
+        self.complaints.append(message)
+        self._tell()
+
+    async def wait_for_room(self) -> None:
+        await self.may_enter.wait()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        with anyio.fail_after(PATIENCE):
+            while not is_true():
+                await self.changed.wait()
+
+    async def until_there_are(self, count: int) -> None:
+        await self.until(lambda: len(self.streams) == count)
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+
+
+@asynccontextmanager
+async def accepting(host: str = "127.0.0.1") -> AsyncIterator[tuple[socket.socket, Arrivals]]:
+    arrivals = Arrivals()
+    (listener,) = await open_listeners(host, 0)
+    with closing(listener), closing(arrivals):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                accept_connections,
+                listener,
+                arrivals.handle,
+                arrivals.wait_for_room,
+                arrivals.complain,
+            )
+            yield listener, arrivals
+            tasks.cancel_scope.cancel()
+
+
+def client_of(listener: socket.socket) -> socket.socket:
+    client = socket.socket(listener.family)
+    client.setblocking(False)
+    client.connect_ex(listener.getsockname())
+    return client
+
+
+async def has_ipv6() -> bool:
+    try:
+        for listener in await open_listeners("::1", 0):
+            listener.close()
+    except OSError:
+        return False
+    return True
+
+
+# Listening
+
+
+@pytest.mark.parametrize(
+    ("host", "reached_from"),
+    [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("0.0.0.0", ["127.0.0.1"])],
+)
+async def test_who_reaches_an_address(host: str, reached_from: list[str]) -> None:
+    if ":" in host and not await has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    async with accepting(host) as (listener, arrivals):
+        port = listener.getsockname()[1]
+        for number, address in enumerate(reached_from, 1):
+            with anyio.fail_after(PATIENCE):
+                async with await anyio.connect_tcp(address, port):
+                    await arrivals.until_there_are(number)
+
+
+async def test_a_port_can_be_listened_on_again_at_once() -> None:
+    async with accepting() as (listener, arrivals):
+        with closing(client_of(listener)):
+            await arrivals.until_there_are(1)
+            port = listener.getsockname()[1]
+            arrivals.close()  # by our side first, which leaves it in TIME_WAIT
+    (again,) = await open_listeners("127.0.0.1", port)
+    again.close()
+
+
+# Accepting
+
+
+async def test_connections_come_in_order_and_carry_bytes_both_ways() -> None:
+    async with accepting() as (listener, arrivals), anyio.create_task_group() as tasks:
+        port = listener.getsockname()[1]
+        for number in range(20):
+            async with await anyio.connect_tcp("127.0.0.1", port) as client:
+                await arrivals.until_there_are(number + 1)
+                stream = arrivals.streams[-1]
+                tasks.start_soon(client.send, b"%d" % number)
+                with anyio.fail_after(PATIENCE):
+                    assert await stream.receive() == b"%d" % number
+                    await stream.send(b"back")
+                    assert await client.receive() == b"back"
+        assert arrivals.complaints == []
+
+
+async def test_a_connection_is_made_for_small_writes() -> None:
+    async with accepting() as (listener, arrivals):
+        with closing(client_of(listener)):
+            await arrivals.until_there_are(1)
+            sock = arrivals.streams[0].extra(anyio.abc.SocketAttribute.raw_socket)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert not sock.getblocking()
+
+
+async def test_where_there_is_no_room_connections_wait_in_the_backlog() -> None:
+    async with accepting() as (listener, arrivals):
+        arrivals.may_enter = anyio.Event()
+        with closing(client_of(listener)), closing(client_of(listener)):
+            for _ in range(20):
+                await checkpoint()
+            assert arrivals.streams == []
+            arrivals.may_enter.set()
+            await arrivals.until_there_are(2)
+
+
+async def test_clients_that_leave_at_once_end_nothing() -> None:
+    async with accepting() as (listener, arrivals):
+        for _ in range(20):
+            gone = client_of(listener)
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            gone.close()
+        with closing(client_of(listener)):
+            await arrivals.until_there_are(21)
+        assert arrivals.complaints == []
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """For as long as the block runs, or until a descriptor is closed, none can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    with ExitStack() as taken:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        try:
+            while True:
+                try:
+                    taken.callback(os.close, os.dup(0))
+                except OSError:
+                    break
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_m8_out_of_descriptors_it_complains_and_goes_on_when_there_are_some() -> None:
+    async with accepting() as (listener, arrivals):
+        with ExitStack() as clients:
+            for _ in range(5):
+                clients.enter_context(closing(client_of(listener)))
+            await arrivals.until_there_are(5)
+            late = [clients.enter_context(closing(socket.socket())) for _ in range(5)]
+            with no_descriptors_left():
+                for client in late:
+                    client.setblocking(False)
+                    client.connect_ex(listener.getsockname())
+                await arrivals.until(lambda: len(arrivals.complaints) >= 3)
+                assert len(arrivals.streams) == 5
+            await arrivals.until_there_are(10)
+            assert set(arrivals.complaints) == {
+                "Cannot accept connections: out of file descriptors or memory"
+            }
+
+
+async def test_a_listener_that_does_not_listen_is_an_error_and_no_endless_loop() -> None:
+    (listener,) = await open_listeners("127.0.0.1", 0)
+    arrivals = Arrivals()
+    listener.close()
+    with anyio.fail_after(PATIENCE), pytest.raises(OSError, match="Bad file") as caught:
+        await accept_connections(
+            listener, arrivals.handle, arrivals.wait_for_room, arrivals.complain
+        )
+    assert caught.value.errno == errno.EBADF
+    assert arrivals.complaints == []
+
+
+async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
+    async with accepting() as (listener, arrivals):
+        arrivals.may_enter = anyio.Event()
+        with ExitStack() as clients:
+            for _ in range(50):
+                clients.enter_context(closing(client_of(listener)))
+            arrivals.may_enter.set()
+            turns = 0
+            with anyio.fail_after(PATIENCE):
+                while len(arrivals.streams) < 50:
+                    await checkpoint()
+                    turns += 1
+            assert turns >= 25
+
+
+async def test_what_waits_in_the_backlog_can_be_taken_before_the_end() -> None:
+    (listener,) = await open_listeners("127.0.0.1", 0)
+    arrivals = Arrivals()
+    with closing(listener), closing(arrivals), ExitStack() as clients:
+        for _ in range(3):
+            client = clients.enter_context(closing(client_of(listener)))
+            with anyio.fail_after(PATIENCE):
+                await anyio.wait_writable(client)
+        accept_waiting(listener, arrivals.handle)
+        assert len(arrivals.streams) == 3
+        accept_waiting(listener, arrivals.handle)
+        assert len(arrivals.streams) == 3

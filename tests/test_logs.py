@@ -1,0 +1,272 @@
+"""A line of the log: its keys and their order, levels and messages, and text from outside."""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ape_cerebras import errors
+from ape_cerebras.errors import BadRequest, ClientGone, MethodNotAllowed, ProxyError, Truncated
+from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.logs import Logs
+from ape_cerebras.outcomes import OUTCOMES
+
+FIRST = ["timestamp", "level", "message", "trace_id"]
+KEYS = [
+    *FIRST,
+    *("request_id", "route", "method", "status_code", "outcome", "client", "model"),
+    *("requested_model", "stream", "ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds"),
+    *("ttfb_seconds", "ttfo_seconds", "total_time_seconds", "generation_seconds", "tpot_seconds"),
+    *("queue_seconds", "prompt_seconds", "completion_seconds", "network_seconds"),
+    *("client_blocked_seconds", "ttft_source", "total_tokens", "prompt_tokens"),
+    *("completion_tokens", "cached_tokens", "reasoning_tokens", "tokens_per_second", "cost_usd"),
+    *("usage_source", "error", "upstream_status"),
+]
+PLAIN_ONLY_MISSES = {
+    *("client", "requested_model", "ttfo_seconds", "generation_seconds", "tpot_seconds"),
+    *("client_blocked_seconds", "tokens_per_second", "error", "upstream_status"),
+}
+
+
+def text_of(exchange: Exchange, level: str = "debug") -> str:
+    lines: list[bytes] = []
+    Logs(level, lines.append).exchange(exchange)
+    return b"".join(lines).decode()
+
+
+def line_of(exchange: Exchange) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(text_of(exchange))
+    return line
+
+
+def test_all_keys_in_their_order() -> None:
+    line = line_of(
+        stream_exchange(
+            client="agent", requested_model="small", error=Truncated(), client_blocked_seconds=0.25
+        )
+    )
+    assert list(line) == KEYS
+    del line["timestamp"]
+    assert line == {
+        "level": "error",
+        "message": "Exchange failed",
+        "trace_id": "trace-1",
+        "request_id": "request-1",
+        "route": "/v1/chat/completions",
+        "method": "POST",
+        "status_code": 200,
+        "outcome": "upstream_truncated",
+        "client": "agent",
+        "model": "gpt-oss-120b",
+        "requested_model": "small",
+        "stream": True,
+        "ttft_seconds": 0.203,
+        "upstream_ttft_seconds": 0.199,
+        "proxy_ttft_seconds": 0.004,
+        "ttfb_seconds": 0.099,
+        "ttfo_seconds": 0.303,
+        "total_time_seconds": 2.0,
+        "generation_seconds": 0.4,
+        "tpot_seconds": 0.1,
+        "queue_seconds": 0.05,
+        "prompt_seconds": 0.06,
+        "completion_seconds": 0.4,
+        "network_seconds": 0.089,
+        "client_blocked_seconds": 0.25,
+        "ttft_source": "measured",
+        "total_tokens": 15,
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "cached_tokens": 4,
+        "reasoning_tokens": 1,
+        "tokens_per_second": 12.5,
+        "cost_usd": 0.00000725,
+        "usage_source": "upstream",
+        "error": "stream_truncated",
+        "upstream_status": 200,
+    }
+
+
+def test_the_keys_of_a_plain_reply() -> None:
+    line = line_of(plain_exchange())
+    assert list(line) == [key for key in KEYS if key not in PLAIN_ONLY_MISSES]
+    assert line["message"] == "Chat completion successful"
+    assert line["ttft_source"] == "derived"
+    assert line["stream"] is False
+
+
+def test_the_keys_of_an_exchange_without_a_request() -> None:
+    error = BadRequest("The request head is malformed.", keeps=False)
+    exchange = Exchange(started_at=1.0, finished_at=2.0, trace_id="t", request_id="r", error=error)
+    assert list(line_of(exchange)) == [
+        *FIRST,
+        *("request_id", "route", "outcome", "total_time_seconds", "error"),
+    ]
+
+
+def test_what_is_told_of_an_exchange_without_an_answer() -> None:
+    unanswered = line_of(chat_exchange(head_at=None, upstream_status=None, error=ClientGone()))
+    assert unanswered["ttft_source"] is None
+    assert not {"ttfb_seconds", "usage_source", "upstream_status"} & unanswered.keys()
+    untold = line_of(stream_exchange(usage=None, cost=None))
+    assert untold["usage_source"] == "missing"
+    assert not {"total_tokens", "tokens_per_second", "cost_usd"} & untold.keys()
+    assert "ttft_source" not in line_of(chat_exchange(route="/health"))
+
+
+def every_error() -> Iterator[ProxyError]:
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if kind is BadRequest:
+            yield BadRequest("x")
+        elif kind is MethodNotAllowed:
+            yield MethodNotAllowed("GET")
+        else:
+            yield kind()
+
+
+@pytest.mark.parametrize("error", list(every_error()), ids=lambda error: type(error).__name__)
+def test_level_and_message_of_every_error(error: ProxyError) -> None:
+    line = line_of(chat_exchange(error=error))
+    assert line["level"] == OUTCOMES[error.outcome].level
+    assert line["error"] == error.code
+    messages = {
+        "client_disconnected": "Client disconnected",
+        "refused": "Request refused",
+        "unauthorized": "Request refused",
+    }
+    assert line["message"] == messages.get(error.outcome, "Exchange failed")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "level", "message"),
+    [
+        (chat_exchange(), "info", "Chat completion successful"),
+        (chat_exchange(route="/health"), "info", "Request answered"),
+        (chat_exchange(error=ClientGone()), "info", "Client disconnected"),
+        (chat_exchange(error=BadRequest("x")), "warning", "Request refused"),
+        (chat_exchange(upstream_status=429, status=429), "error", "Exchange failed"),
+        (stream_exchange(stream_failed=True), "error", "Exchange failed"),
+    ],
+)
+def test_levels_and_messages(exchange: Exchange, level: str, message: str) -> None:
+    line = line_of(exchange)
+    assert (line["level"], line["message"]) == (level, message)
+
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@pytest.mark.parametrize("least", LEVELS)
+def test_the_least_level_that_is_written(least: str) -> None:
+    written = {
+        outcome for outcome in ("info", "warning", "error") if text_of(of_level(outcome), least)
+    }
+    assert written == set(LEVELS[LEVELS.index(least) :]) - {"debug"}
+    lines: list[bytes] = []
+    for level in LEVELS:
+        Logs(least, lines.append).event(level, "Event")
+    assert len(lines) == len(LEVELS) - LEVELS.index(least)
+
+
+def of_level(level: str) -> Exchange:
+    error = {"info": None, "warning": BadRequest("x"), "error": Truncated()}[level]
+    return chat_exchange(error=error)
+
+
+def test_an_event() -> None:
+    lines: list[bytes] = []
+    Logs("info", lines.append).event("warning", "Listening", address="http://[::1]:80", port=80)
+    line = json.loads(lines[0])
+    assert list(line) == [*FIRST, "address", "port"]
+    assert line["trace_id"] is None
+    assert (line["level"], line["message"]) == ("warning", "Listening")
+
+
+def test_the_timestamp() -> None:
+    before = datetime.now(UTC)
+    timestamp = line_of(chat_exchange())["timestamp"]
+    after = datetime.now(UTC)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", timestamp)
+    milliseconds = before.replace(microsecond=before.microsecond // 1000 * 1000)
+    assert milliseconds <= datetime.fromisoformat(timestamp) <= after
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("gpt-oss-120b", "gpt-oss-120b"),
+        ("a\u2028b\u2029c\x85", r"a\u2028b\u2029c\x85"),
+        ("\x7f", r"\x7f"),
+        ("\x1b[31m\r\n\x00", "\x1b[31m\r\n\x00"),
+        ('"}\n{"level":"info"', '"}\n{"level":"info"'),
+        ("\ud83d", r"\ud83d"),
+        ("x" * 10_240, "x" * 256),
+        ("\U0001f600" * 10_240, r"\U0001f600" * 25 + r"\U0001"),
+    ],
+)
+def test_text_from_outside(text: str, logged: str) -> None:
+    exchange = chat_exchange(
+        model=text,
+        requested_model=text + ".",
+        request=Request(text, b"/", b"1.1", ()),
+    )
+    written = text_of(exchange)
+    line = json.loads(written)
+    assert line["model"] == line["method"] == logged
+    assert line["requested_model"] == (logged + ".")[:256].replace("\\U0001.", "\\U0001f")
+    assert written.isascii()
+    assert written[:-1].isprintable()
+    assert written.endswith("\n")
+
+
+def test_nothing_of_a_request_but_what_is_allowed() -> None:
+    secret = "csk-secret"
+    exchange = chat_exchange(
+        request=Request(
+            "POST",
+            f"/v1/chat/completions?key={secret}".encode(),
+            b"1.1",
+            ((b"authorization", f"Bearer {secret}".encode()),),
+        ),
+        body=secret.encode(),
+        traceparent=secret.encode(),
+        upstream_headers=((b"x-ratelimit-limit", secret.encode()),),
+    )
+    assert secret not in text_of(exchange)
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        ("0.00000725", "0.00000725"),
+        ("7.25E-9", "0.00000000725"),
+        ("0E-6", "0.000000"),
+        ("1E+3", "1000"),
+        ("0.1234567890123456789012345678", "0.1234567890123456789012345678"),
+    ],
+)
+def test_cost_is_an_exact_decimal(cost: str, text: str) -> None:
+    written = text_of(stream_exchange(cost=Decimal(cost)))
+    assert f'"cost_usd":{text},' in written
+    assert json.loads(written, parse_float=Decimal)["cost_usd"] == Decimal(cost)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ended_exchanges(), st.text())
+def test_any_exchange_makes_one_valid_line(exchange: Exchange, model: str) -> None:
+    exchange.model = model
+    written = text_of(exchange)
+    assert written.count("\n") == 1
+    line = json.loads(written)
+    assert list(line) == [key for key in KEYS if key in line]
+    assert set(FIRST) <= line.keys()
+    optional = line.keys() - {"trace_id", "ttft_source"}
+    assert all(line[key] is not None for key in optional)

@@ -1,0 +1,183 @@
+"""The command line, as a user runs it: real processes, real signals."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import orjson
+import pytest
+from support import KEY, free_port
+
+BACKENDS = ("asyncio", "trio")
+PATIENCE = 15.0  # seconds
+CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
+JSON = {"Content-Type": "application/json"}
+
+
+def environment(**settings: str) -> dict[str, str]:
+    ours = ("CEREBRAS_", "APE_", "HOST", "PORT", "BACKEND")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, **settings}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, "-m", "ape_cerebras", *arguments),
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+class Served:
+    """A serving process; ``port`` is where."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.lines: list[dict[str, object]] = []
+        address = str(self.line("address")["address"])
+        self.port = int(address.rpartition(":")[2])
+
+    def line(self, key: str) -> dict[str, object]:
+        """The next line that has ``key``."""
+        assert self.process.stdout is not None
+        for text in self.process.stdout:
+            self.lines.append(orjson.loads(text))
+            if key in self.lines[-1]:
+                return self.lines[-1]
+        raise AssertionError(f"ended without a line that has {key}")
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def ended(self) -> int:
+        """The exit status, once it is there; reads what is left of the output."""
+        rest, _ = self.process.communicate(timeout=PATIENCE)
+        self.lines += [orjson.loads(text) for text in rest.splitlines()]
+        return self.process.returncode
+
+
+@contextmanager
+def serving(*arguments: str, **settings: str) -> Iterator[Served]:
+    process = subprocess.Popen(
+        (sys.executable, "-m", "ape_cerebras", *arguments, "--port", "0", "--host", "127.0.0.1"),
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield Served(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_version() -> None:
+    for arguments in (("--version",), ("serve", "--version"), ("check", "--version")):
+        assert run(*arguments).stdout.startswith("ape-cerebras ")
+
+
+def test_a_wrong_flag_names_the_right_ones() -> None:
+    wrong = run("serve", "--prot", "1")
+    assert wrong.returncode == 2
+    assert "--port" in wrong.stderr
+
+
+def test_check_prints_the_settings_and_hides_the_secrets() -> None:
+    good = run("check", CEREBRAS_API_KEY=KEY, APE_API_KEY="alice:secret-of-alice", PORT="1234")
+    assert good.returncode == 0
+    assert "PORT=1234" in good.stdout
+    assert "CEREBRAS_API_KEY=(set)" in good.stdout
+    assert KEY not in good.stdout + good.stderr
+    assert "secret-of-alice" not in good.stdout + good.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_everything_wrong_is_said_at_once_and_no_secret_with_it(command: str) -> None:
+    secret = "csk-with a blank"
+    wrong = run(command, CEREBRAS_API_KEY=secret, PORT="70000", BACKEND="twisted")
+    said = wrong.stdout + wrong.stderr
+    assert wrong.returncode == 2
+    assert all(name in said for name in ("CEREBRAS_API_KEY", "PORT", "BACKEND"))
+    assert secret not in said
+    assert "Traceback" not in said
+
+
+def test_without_a_key_there_is_no_serving() -> None:
+    refused = run("serve")
+    assert refused.returncode == 2
+    assert "CEREBRAS_API_KEY is required" in refused.stdout
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = run("serve", "--demo", "--host", "127.0.0.1", "--port", port)
+    assert refused.returncode == 1
+    [line] = [orjson.loads(text) for text in refused.stdout.splitlines()]
+    assert (line["level"], line["message"]) == ("error", "Cannot listen")
+    assert line["address"].endswith(port)
+    assert refused.stderr == ""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_demo_serves_and_ends_at_a_signal(backend: str) -> None:
+    with serving("serve", "--demo", "--backend", backend) as served:
+        assert served.lines[0]["level"] == "warning"  # open to everybody
+        connection = served.connection()
+        connection.request("POST", "/v1/chat/completions", CHAT, JSON)
+        answer = connection.getresponse().read()
+        connection.close()
+        line = served.line("ttft_seconds")
+        health = run("health", HOST="127.0.0.1", PORT=str(served.port))
+        served.process.send_signal(signal.SIGTERM)
+        status = served.ended()
+    assert answer.endswith(b"data: [DONE]\n\n")
+    assert line["ttft_source"] == "measured"
+    assert health.returncode == 0
+    assert '"status":"healthy"' in health.stdout
+    assert status == 0
+    assert served.lines[-1]["message"] == "Stopped"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: int) -> None:
+    with serving("serve", "--demo", "--backend", backend) as served:
+        connection = served.connection()
+        stalled = {**JSON, "X-Simulate": "fault=stall, at=3"}
+        connection.request("POST", "/v1/chat/completions", CHAT, stalled)
+        response = connection.getresponse()
+        assert response.read(6) == b"data: "
+        served.process.send_signal(number)
+        while served.line("message")["message"] != "Draining":
+            pass
+        assert served.process.poll() is None
+        served.process.send_signal(number)
+        assert served.ended() == 0
+        response.close()
+        connection.close()
+
+
+def test_the_simulator_alone() -> None:
+    with serving("simulate", "--tokens", "3", "--tokens-per-chunk", "1") as served:
+        connection = served.connection()
+        headers = {**JSON, "Authorization": "Bearer any"}
+        connection.request("POST", "/v1/chat/completions", CHAT, headers)
+        answer = connection.getresponse().read()
+        connection.close()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.ended() == 0
+    assert b'"completion_tokens":3' in answer
+
+
+def test_health_of_nobody() -> None:
+    asked = run("health", HOST="0.0.0.0", PORT=str(free_port()))
+    assert asked.returncode == 1
+    assert "Traceback" not in asked.stderr

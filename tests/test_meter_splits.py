@@ -1,0 +1,158 @@
+"""However a stream is cut into chunks, the meter finds what an oracle does that sees it whole."""
+
+import json
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.meter import StreamMeter
+from ape_cerebras.usage import read_time_info, read_usage
+
+texts = st.text(max_size=8) | st.sampled_from(
+    (
+        "",
+        '"content":"x',
+        "[DONE]",
+        "data: [DONE]\n\n",
+        '"usage":{"prompt_tokens":1}',
+        '{"error":{"message":"x"}}',
+        '"tool_calls":[{',
+        "\\",
+        '\\"',
+        "\u2028\r\n\n\x85",
+        "\U0001f600",
+    )
+)
+calls = st.fixed_dictionaries({"function": st.fixed_dictionaries({"arguments": texts})})
+deltas = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.just("assistant"),
+        "content": st.none() | texts,
+        "reasoning": st.none() | texts,
+        "reasoning_content": texts,
+        "tool_calls": st.lists(calls, max_size=2),
+    },
+)
+choices = st.fixed_dictionaries(
+    {"index": st.integers(0, 2)},
+    optional={"delta": deltas, "finish_reason": st.just("stop"), "text": texts},
+)
+usages = st.fixed_dictionaries(
+    {"prompt_tokens": st.integers(0, 9), "completion_tokens": st.just(2)}
+)
+infos = st.fixed_dictionaries({"queue_time": st.floats(0, 9), "prompt_time": st.none()})
+payloads = st.fixed_dictionaries(
+    {"choices": st.none() | st.lists(choices, max_size=3)},
+    optional={
+        "usage": st.none() | usages,
+        "time_info": st.none() | infos,
+        "error": st.none() | st.fixed_dictionaries({"message": texts}),
+    },
+)
+
+
+class Written(NamedTuple):
+    """An event: what it says (None is the end marker), and its bytes up to the one that completes
+    it, and after."""
+
+    says: dict[str, Any] | None
+    text: bytes
+    rest: bytes
+
+
+@st.composite
+def events(draw: st.DrawFn) -> Written:
+    says = draw(payloads)
+    compact = draw(st.booleans())
+    text = json.dumps(
+        says,
+        ensure_ascii=draw(st.booleans()),
+        separators=(",", ":") if compact else (", ", ": "),
+    )
+    if draw(st.integers(0, 9)) == 0:
+        says, text = None, "[DONE]"  # type: ignore[assignment]
+    end, rest = draw(st.sampled_from((("\n\n", ""), ("\n\n", ""), ("\r\n\r", "\n"), ("\r\r", ""))))
+    space = draw(st.sampled_from((" ", " ", "")))
+    comment = draw(st.sampled_from(("", "", ": wait\n", "event: x\n")))
+    return Written(says, f"{comment}data:{space}{text}{end}".encode(), rest.encode())
+
+
+def has_token(event: dict[str, Any], *names: str) -> bool:
+    for choice in event["choices"] or ():
+        delta = choice.get("delta") or {}
+        if any(delta.get(name) for name in names) or ("content" in names and choice.get("text")):
+            return True
+    return False
+
+
+def oracle(stream: list[Written], chunk_of: list[int]) -> Exchange:
+    """Parses everything. Event n is completed by chunk ``chunk_of[n]``."""
+    found = Exchange(started_at=0.0)
+    for (says, _, _), number in zip(stream, chunk_of, strict=True):
+        arrived_at, sent_at = float(number), number + 0.5
+        if says is None:
+            found.ended = True
+            continue
+        found.usage = read_usage(says.get("usage")) or found.usage
+        found.time_info = read_time_info(says.get("time_info")) or found.time_info
+        found.stream_failed = found.stream_failed or bool(says.get("error"))
+        answers = has_token(says, "content", "tool_calls")
+        reasons = has_token(says, "reasoning", "reasoning_content")
+        if answers or reasons:
+            found.last_token_at = arrived_at
+            if found.first_token_at is None:
+                found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
+        if found.first_answer_sent_at is None:
+            found.reasons = found.reasons or reasons
+            found.first_answer_sent_at = sent_at if answers else None
+    return found
+
+
+def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
+    for number, chunk in enumerate(chunks):
+        held = meter.may_hold(chunk)
+        before = (exchange.first_token_at, exchange.first_answer_sent_at)
+        meter.feed(chunk, float(number), number + 0.5)
+        if before != (exchange.first_token_at, exchange.first_answer_sent_at):
+            assert not held, "a moment was noted at which the chunk was not written"
+    meter.end()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), st.lists(events(), min_size=1, max_size=8))
+def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Written]) -> None:
+    whole = b"".join(text + rest for _, text, rest in stream)
+    ends = list(accumulate(len(text) + len(rest) for _, text, rest in stream))
+    places = st.integers(1, len(whole) - 1) | st.sampled_from(ends)
+    cuts = sorted(data.draw(st.sets(places, max_size=20)) - {len(whole)})
+    bounds = [0, *cuts, len(whole)]
+    chunks = [whole[begin:end] for begin, end in pairwise(bounds)]
+    chunk_of, position = [], 0
+    for _, text, rest in stream:
+        completing = position + len(text) - 1
+        chunk_of.append(sum(cut <= completing for cut in cuts))
+        position += len(text) + len(rest)
+    exchange = Exchange(started_at=0.0)
+    feed(StreamMeter(exchange), exchange, chunks)
+    expected = oracle(stream, chunk_of)
+    expected.last_body_at = float(len(chunks) - 1)
+    assert exchange == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(events(), min_size=1, max_size=5))
+def test_byte_by_byte(stream: list[Written]) -> None:
+    exchange = Exchange(started_at=0.0)
+    chunks = [bytes([byte]) for _, text, rest in stream for byte in text + rest]
+    feed(StreamMeter(exchange), exchange, chunks)
+    chunk_of, position = [], 0
+    for _, text, rest in stream:
+        chunk_of.append(position + len(text) - 1)
+        position += len(text) + len(rest)
+    expected = oracle(stream, chunk_of)
+    expected.last_body_at = float(len(chunks) - 1)
+    assert exchange == expected

@@ -1,0 +1,229 @@
+"""The metrics as a scraper reads them: which there are, with which labels, and what they hold."""
+
+import pytest
+from exchanges import CHAT, chat_exchange, plain_exchange, stream_exchange
+from scraping import OPENMETRICS, families, made, observed, samples, value
+
+from ape_cerebras import VERSION
+from ape_cerebras.metrics import Metrics
+from ape_cerebras.usage import Usage
+
+# Name (without the stem) → type, labels.
+TABLE: dict[str, tuple[str, set[str]]] = {
+    "requests_total": ("counter", {"model"}),
+    "errors_total": ("counter", {"model"}),
+    "outcomes_total": ("counter", {"route", "outcome", "status_code"}),
+    "ttft_seconds": ("histogram", {"model", "source"}),
+    "upstream_ttft_seconds": ("histogram", {"model"}),
+    "proxy_ttft_seconds": ("histogram", {"model"}),
+    "ttfo_seconds": ("histogram", {"model"}),
+    "tpot_seconds": ("histogram", {"model"}),
+    "network_seconds": ("histogram", {"model"}),
+    "upstream_queue_seconds": ("histogram", {"model"}),
+    "upstream_prompt_seconds": ("histogram", {"model"}),
+    "request_duration_seconds": ("histogram", {"route"}),
+    "overhead_seconds": ("histogram", {"route"}),
+    "tokens_total": ("counter", {"model", "type"}),
+    "output_tokens_per_second": ("histogram", {"model"}),
+    "cost_usd_total": ("counter", {"model"}),
+    "unpriced_requests_total": ("counter", set()),
+    "usage_missing_total": ("counter", set()),
+    "ttft_target_missed_total": ("counter", set()),
+    "degraded": ("gauge", {"reason"}),
+    "client_blocked_seconds_total": ("counter", set()),
+    "requests_in_flight": ("gauge", set()),
+    "client_connections": ("gauge", set()),
+    "upstream_connections": ("gauge", {"state"}),
+    "upstream_ratelimit_limit": ("gauge", {"kind", "window"}),
+    "upstream_ratelimit_remaining": ("gauge", {"kind", "window"}),
+    "loop_lag_seconds": ("histogram", set()),
+    "log_lines_dropped_total": ("counter", set()),
+    "build_info": ("gauge", {"version", "python", "backend"}),
+}
+GRID = tuple(
+    (f"x-ratelimit-{what}-{kind}-{window}".encode(), f"{number}".encode())
+    for number, (what, kind, window) in enumerate(
+        (what, kind, window)
+        for what in ("limit", "remaining")
+        for kind in ("requests", "tokens")
+        for window in ("minute", "hour", "day")
+    )
+)
+
+
+@pytest.mark.parametrize("accept", [b"", OPENMETRICS])
+def test_the_table(accept: bytes) -> None:
+    metrics = observed(stream_exchange(upstream_headers=GRID))
+    found: dict[str, tuple[str, set[str]]] = {}
+    for metric in families(metrics, accept).values():
+        name = metric.name.removeprefix("cerebras_proxy_")
+        name += "_total" * (metric.type == "counter")
+        labels = {frozenset(sample.labels.keys() - {"le"}) for sample in metric.samples}
+        assert len(labels) == 1, name
+        found[name] = (metric.type, set(*labels))
+        assert metric.documentation
+    assert found == TABLE
+
+
+def test_a_stream_in_numbers() -> None:
+    metrics = observed(stream_exchange(upstream_wait_seconds=1.5, client_blocked_seconds=0.25))
+    model = {"model": "gpt-oss-120b"}
+    for name, expected in {
+        "upstream_ttft_seconds": 0.199,
+        "proxy_ttft_seconds": 0.004,
+        "ttfo_seconds": 0.303,
+        "tpot_seconds": 0.1,
+        "network_seconds": 0.089,
+        "upstream_queue_seconds": 0.05,
+        "upstream_prompt_seconds": 0.06,
+        "output_tokens_per_second": 12.5,
+    }.items():
+        assert value(metrics, f"{name}_sum", **model) == expected, name
+        assert value(metrics, f"{name}_count", **model) == 1, name
+    assert value(metrics, "ttft_seconds_sum", source="measured", **model) == 0.203
+    assert value(metrics, "request_duration_seconds_sum", route=CHAT) == 2.0
+    assert value(metrics, "overhead_seconds_sum", route=CHAT) == 0.25
+    assert value(metrics, "client_blocked_seconds_total") == 0.25
+    assert value(metrics, "requests_total", **model) == 1
+    assert value(metrics, "errors_total", **model) == 0
+    assert value(metrics, "cost_usd_total", **model) == 0.00000725
+    tokens = {"prompt": 10, "completion": 5, "cached": 4, "reasoning": 1}
+    for kind, expected in tokens.items():
+        assert value(metrics, "tokens_total", type=kind, **model) == expected
+    outcome = {"route": CHAT, "outcome": "completed", "status_code": "200"}
+    assert value(metrics, "outcomes_total", **outcome) == 1
+
+
+def test_a_plain_reply_is_told_apart() -> None:
+    metrics = observed(plain_exchange())
+    model = {"model": "gpt-oss-120b"}
+    assert value(metrics, "ttft_seconds_count", source="derived", **model) == 1
+    assert value(metrics, "ttft_seconds_count", source="measured", **model) is None
+    assert value(metrics, "tpot_seconds_count", **model) is None
+
+
+def test_a_request_that_never_was_complete_has_no_overhead() -> None:
+    metrics = observed(chat_exchange(route="none", received_at=None, status=408))
+    assert value(metrics, "request_duration_seconds_count", route="none") == 1
+    assert value(metrics, "overhead_seconds_count", route="none") is None
+
+
+def test_other_routes_are_no_chat_requests() -> None:
+    metrics = observed(chat_exchange(route="/health", usage=Usage(1, 1, 2, 0, 0)))
+    health = {"route": "/health", "outcome": "completed", "status_code": "200"}
+    assert value(metrics, "outcomes_total", **health) == 1
+    assert not [sample for sample in samples(metrics) if "model" in sample.labels]
+
+
+def test_unpriced_and_untold() -> None:
+    metrics = observed(
+        stream_exchange(model="new", cost=None), stream_exchange(usage=None, cost=None)
+    )
+    assert value(metrics, "unpriced_requests_total") == 1
+    assert value(metrics, "usage_missing_total") == 1
+    assert value(metrics, "cost_usd_total", model="other") is None
+
+
+def test_the_target_of_ttft() -> None:
+    exchanges = [
+        stream_exchange(first_token_at=100.0, first_token_sent_at=moment)
+        for moment in (100.2, 100.200001, 101.0)
+    ]
+    assert value(observed(*exchanges, TTFT_TARGET_MS="200"), "ttft_target_missed_total") == 2
+    assert value(observed(*exchanges), "ttft_target_missed_total") == 0
+
+
+def test_the_models_are_a_closed_set() -> None:
+    metrics = made(MODEL_ALIASES="small=own-model")
+    names = ("gpt-oss-120b", "own-model", "small", "x" * 10_000, "\n\u2028", None)
+    for name in names:
+        metrics.observe(stream_exchange(model=name))
+    assert value(metrics, "requests_total", model="gpt-oss-120b") == 1
+    assert value(metrics, "requests_total", model="own-model") == 1
+    assert value(metrics, "requests_total", model="other") == 4
+
+
+def test_no_client_makes_a_series() -> None:
+    metrics = observed(stream_exchange(model="other"))
+    series = len(list(samples(metrics)))
+    for number in range(10_000):
+        text = f"model-{number}"
+        metrics.observe(
+            stream_exchange(
+                model=text,
+                requested_model=text,
+                answered_model=text,
+                client=text,
+                trace_id=text,
+                request_id=text,
+                upstream_headers=((f"x-ratelimit-{text}".encode(), b"1"),),
+            )
+        )
+    assert len(list(samples(metrics))) == series
+
+
+def test_the_quota() -> None:
+    metrics = observed(chat_exchange(upstream_headers=GRID))
+    for name, number in GRID:
+        what, kind, window = name.decode().split("-")[2:]
+        gauge = f"upstream_ratelimit_{what}"
+        assert value(metrics, gauge, kind=kind, window=window) == float(number)
+    fraction = ((b"x-ratelimit-remaining-tokens-minute", b"17.5"),)
+    metrics.observe(chat_exchange(upstream_headers=fraction))
+    gauge = "upstream_ratelimit_remaining"
+    assert value(metrics, gauge, kind="tokens", window="minute") == 17.5
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            (b"limit-tokens-day", text)
+            for text in (b"", b"-1", b"1e9", b"nan", b"Infinity", b"1_0")
+        ),
+        *((b"limit-tokens-day", text) for text in (b"9" * 400, b"1.", b"\xb2", b"1,000", b"x")),
+        (b"reset-tokens-minute", b"11.38"),
+        (b"limit-requests", b"5"),
+        (b"limit-tokens-week", b"5"),
+        (b"limit-tokens-day-x", b"5"),
+    ],
+)
+def test_a_quota_that_cannot_be_read_is_none(name: bytes, text: bytes) -> None:
+    metrics = observed(chat_exchange(upstream_headers=((b"x-ratelimit-" + name, text),)))
+    assert not [sample for sample in samples(metrics) if "ratelimit" in sample.name]
+
+
+def test_the_values_that_are_read_on_demand() -> None:
+    metrics = made()
+    assert value(metrics, "requests_in_flight") == 3
+    assert value(metrics, "client_connections") == 4
+    assert value(metrics, "upstream_connections", state="active") == 5
+    assert value(metrics, "upstream_connections", state="idle") == 6
+    assert value(metrics, "log_lines_dropped_total") == 7
+    python = next(s.labels["python"] for s in samples(metrics) if s.name.endswith("build_info"))
+    build = {"version": VERSION, "python": python, "backend": "trio"}
+    assert value(metrics, "build_info", **build) == 1
+
+
+def test_degradation() -> None:
+    metrics = made()
+    for reasons in ((), ("ttft",), ("ttft", "failures"), ("failures",), ()):
+        metrics.set_degraded(reasons)
+        for reason in ("ttft", "failures"):
+            assert value(metrics, "degraded", reason=reason) == (reason in reasons)
+
+
+def bounds(metrics: Metrics, name: str) -> list[str]:
+    found = [s for s in samples(metrics) if s.name == f"cerebras_proxy_{name}_bucket"]
+    return [sample.labels["le"] for sample in found]
+
+
+def test_buckets() -> None:
+    assert len(bounds(observed(stream_exchange()), "tpot_seconds")) == 27
+    duration = bounds(observed(stream_exchange()), "request_duration_seconds")
+    assert duration[:5] == ["0.01", "0.02", "0.04", "0.08", "0.16"]
+    assert duration[-2:] == ["327.68", "+Inf"]
+    own = observed(stream_exchange(), HISTOGRAM_BUCKETS='{"ttft":[0.5,1],"lag":[0]}')
+    assert bounds(own, "ttft_seconds") == bounds(own, "network_seconds") == ["0.5", "1.0", "+Inf"]
+    assert bounds(own, "loop_lag_seconds") == ["0.0", "+Inf"]
+    assert bounds(own, "request_duration_seconds") == duration

@@ -1,0 +1,264 @@
+"""The byte streams: what they carry, when they say it came, and how they end."""
+
+import select
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
+from anyio.abc import ByteStream
+
+from ape_cerebras.listener import accept_waiting, open_listeners
+from ape_cerebras.network import (
+    Outbox,
+    PeerStalled,
+    SocketStream,
+    StampedStream,
+    WrappedStream,
+    stamped,
+)
+from ape_cerebras.transport import connect_tcp
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def sockets() -> AsyncIterator[tuple[SocketStream, SocketStream]]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    ends = SocketStream(ours), SocketStream(theirs)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
+
+
+async def test_bytes_arrive_as_they_were_sent_however_many() -> None:
+    payload = bytes(range(256)) * 20_000  # more than the kernel takes at once
+    received = bytearray()
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+        tasks.start_soon(ours.send, payload)
+        while len(received) < len(payload):
+            received += await theirs.receive()
+    assert received == payload
+    assert ours.write_wait_seconds > 0
+
+
+async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() -> None:
+    async with sockets() as (ours, theirs):
+        before = anyio.current_time()
+        await ours.send(b"a")
+        assert before <= ours.left_at <= ours.written_at
+        assert await theirs.receive() == b"a"
+        assert before <= theirs.arrived_at <= anyio.current_time()
+        with anyio.move_on_after(0.02):
+            await theirs.receive()
+        theirs.read_timeout = 0.02
+        waited = theirs.read_wait_seconds
+        with pytest.raises(PeerStalled):
+            await theirs.receive()
+        assert theirs.read_wait_seconds == waited  # given up is not waited for
+
+
+async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:
+    calls: list[int] = []
+    async with sockets() as (ours, theirs):
+
+        async def hook() -> None:
+            calls.append(1)
+            await ours.send(b"b")
+
+        await ours.send(b"a")
+        theirs.before_wait = hook
+        assert await theirs.receive() == b"a"
+        assert calls == []
+        assert await theirs.receive() == b"b"
+        assert calls == [1]
+
+
+async def test_a_hook_that_raises_takes_the_place_of_the_wait() -> None:
+    async with sockets() as (_, theirs):
+
+        async def refuse() -> None:
+            raise WouldBlock
+
+        theirs.before_wait = refuse
+        with pytest.raises(WouldBlock):
+            await theirs.receive()
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    """The turn that the loop gets now and then is taken before the bytes are, not after."""
+    async with sockets() as (ours, theirs):
+        got = b""
+        for number in range(200):
+            await ours.send(b"%d," % number)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                got += await theirs.receive()
+        while not got.endswith(b"199,"):
+            got += await theirs.receive()
+    assert got == b"".join(b"%d," % number for number in range(200))
+
+
+async def test_others_get_their_turn_beside_a_stream_that_never_waits() -> None:
+    turns = 0
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        tasks.start_soon(count)
+        for _ in range(500):
+            await ours.send(b"x")
+            await theirs.receive(1)
+        tasks.cancel_scope.cancel()
+    assert turns > 10
+
+
+async def test_ends() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send_eof()
+        with pytest.raises(EndOfStream):
+            await theirs.receive()
+        assert not theirs.peer_is_gone()  # it can still be written to
+        await theirs.send(b"still")
+        assert await ours.receive() == b"still"
+        theirs.reset()
+        assert theirs.peer_is_gone()
+        with pytest.raises(BrokenResourceError):
+            await ours.receive()
+        assert ours.peer_is_gone()
+        with pytest.raises(ClosedResourceError):
+            await theirs.receive()
+
+
+async def test_closing_wakes_who_waits() -> None:
+    async with sockets() as (ours, _), anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            with pytest.raises((ClosedResourceError, BrokenResourceError)):
+                await ours.receive()
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        ours.close()
+        ours.close()  # once is enough, twice does no harm
+
+
+async def test_a_peer_that_takes_nothing_stalls_a_write() -> None:
+    async with sockets() as (ours, _):
+        ours.write_timeout = 0.02
+        with pytest.raises(PeerStalled):
+            await ours.send(b"x" * 50_000_000)
+
+
+async def test_sending_without_waiting_sends_what_there_is_room_for() -> None:
+    async with sockets() as (ours, theirs):
+        ours.send_nowait(b"0")
+        assert await theirs.receive() == b"0"
+        theirs.close()
+        for _ in range(3):
+            ours.send_nowait(b"0")  # nobody is there: no matter
+
+
+@asynccontextmanager
+async def foreign() -> AsyncIterator[tuple[ByteStream, ByteStream]]:
+    """A connection made and accepted by anyio, as a host program would bring it."""
+    accepted: list[ByteStream] = []
+    arrived = anyio.Event()
+
+    async def keep(stream: ByteStream) -> None:
+        accepted.append(stream)
+        arrived.set()
+        await anyio.sleep_forever()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, keep)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with await anyio.connect_tcp("127.0.0.1", port) as ours:
+            await arrived.wait()
+            async with accepted[0]:
+                yield ours, accepted[0]
+        tasks.cancel_scope.cancel()
+
+
+async def test_any_anyio_stream_gets_the_same_face() -> None:
+    async with foreign() as (ours, theirs):
+        wrapped = stamped(theirs)
+        assert isinstance(wrapped, WrappedStream)
+        assert stamped(wrapped) is wrapped
+        await ours.send(b"a")
+        assert await wrapped.receive() == b"a"
+        await wrapped.send(b"b")
+        assert await ours.receive() == b"b"
+        assert wrapped.left_at <= wrapped.written_at
+        wrapped.read_timeout = 0.02
+        with pytest.raises(PeerStalled):
+            await wrapped.receive()
+        assert not wrapped.peer_is_gone()
+        await ours.aclose()
+        with pytest.raises((EndOfStream, BrokenResourceError)):
+            await wrapped.receive()
+
+
+class Sink(StampedStream):
+    """Takes writes, and can be made to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.broken = False
+
+    async def send(self, item: bytes) -> None:
+        if self.broken:
+            raise BrokenResourceError
+        self.writes.append(item)
+
+    async def receive(self, max_bytes: int = 1) -> bytes:
+        raise EndOfStream
+
+    async def send_eof(self) -> None:
+        pass
+
+
+async def test_what_is_held_leaves_in_one_write() -> None:
+    sink = Sink()
+    outbox = Outbox(sink)
+    for part in (b"a", None, b"", b"bc"):
+        outbox.hold(part)
+    assert (outbox.size, sink.writes) == (3, [])
+    await outbox.flush()
+    await outbox.flush()
+    assert (outbox.size, sink.writes, outbox.busy) == (0, [b"abc"], False)
+    sink.broken = True
+    outbox.hold(b"d")
+    with pytest.raises(BrokenResourceError):
+        await outbox.flush()
+    assert not outbox.busy
+
+
+async def test_nagles_algorithm_is_off_on_both_legs() -> None:
+    """It costs tens of milliseconds of TTFT together with delayed acknowledgements."""
+    [listener] = await open_listeners("127.0.0.1", 0)
+    accepted: list[SocketStream] = []
+    with listener:
+        upstream_leg = await connect_tcp(*listener.getsockname())
+        select.select([listener], [], [], 5)
+        accept_waiting(listener, accepted.append)
+    for stream in (upstream_leg, *accepted):
+        sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        stream.close()
+    assert len(accepted) == 1

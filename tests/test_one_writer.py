@@ -1,0 +1,97 @@
+"""Every field of an exchange is written by one module, the one that its comment names."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import ape_cerebras
+from ape_cerebras.exchange import Exchange
+
+PACKAGE = Path(ape_cerebras.__file__).parent
+FIELDS = {field.name for field in fields(Exchange)}
+# These have exchanges of their own, which no proxy observes: upstream's list of models is asked for
+# in one, and the stand-in API answers in them.
+OPEN_THEIR_OWN = {"models", "simulator"}
+
+
+def writers_by_comment() -> dict[str, str]:
+    source = (PACKAGE / "exchange.py").read_text("utf-8")
+    lines = source[source.index("class Exchange:") :].splitlines()
+    matches = [re.fullmatch(r"    (\w+): .*  # (\w+)(:? .*)?", line) for line in lines]
+    return {match[1]: match[2] for match in matches if match}
+
+
+def calls_exchange(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "Exchange"
+
+
+def targets_of(node: ast.AST) -> Iterator[ast.expr]:
+    """What a statement assigns to."""
+    found: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        found = list(node.targets)
+    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+        found = [node.target]
+    while found:
+        target = found.pop()
+        if isinstance(target, ast.Tuple | ast.List):
+            found.extend(target.elts)
+        else:
+            yield target
+
+
+def names_of_exchanges(tree: ast.Module) -> set[str]:
+    """Expressions that stand for an exchange: annotated parameters, and what they are put into."""
+    names = {
+        node.arg
+        for node in ast.walk(tree)
+        if isinstance(node, ast.arg)
+        and node.annotation
+        and "Exchange" in ast.unparse(node.annotation)
+    }
+    while True:
+        more = {
+            ast.unparse(target)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and (calls_exchange(node.value) or ast.unparse(node.value) in names)
+            for target in targets_of(node)
+        }
+        if more <= names:
+            return names
+        names |= more
+
+
+def fields_written_in(tree: ast.Module) -> set[str]:
+    names = names_of_exchanges(tree)
+    return {
+        target.attr
+        for node in ast.walk(tree)
+        for target in targets_of(node)
+        if isinstance(target, ast.Attribute)
+        and target.attr in FIELDS
+        and ast.unparse(target.value) in names
+    }
+
+
+def fields_given_in(tree: ast.Module) -> set[str]:
+    """Those that are given where an exchange is opened."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and calls_exchange(node)]
+    return {str(keyword.arg) for call in calls for keyword in call.keywords}
+
+
+def test_every_field_is_written_by_the_module_that_its_comment_names() -> None:
+    writers: dict[str, set[str]] = {name: set() for name in FIELDS}
+    for path in PACKAGE.glob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        if path.stem not in OPEN_THEIR_OWN:
+            for name in fields_written_in(tree) | fields_given_in(tree):
+                writers[name].add(path.stem)
+    assert writers == {name: {writer} for name, writer in writers_by_comment().items()}
+
+
+def test_nothing_writes_a_field_by_another_way() -> None:
+    for path in PACKAGE.glob("*.py"):
+        assert not re.search(r"\bsetattr\(|__setattr__", path.read_text("utf-8")), path.name

@@ -1,0 +1,68 @@
+"""The closed list of outcomes: all of them can happen, and nothing else can."""
+
+import inspect
+
+import pytest
+
+from ape_cerebras import errors
+from ape_cerebras.outcomes import OUTCOMES, outcome_of_status
+
+LEVELS = ("info", "warning", "error")
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "completed"),
+        (204, "completed"),
+        (304, "completed"),
+        (399, "completed"),
+        (400, "upstream_rejected"),
+        (401, "upstream_rejected"),
+        (404, "upstream_rejected"),
+        (428, "upstream_rejected"),
+        (429, "upstream_rate_limited"),
+        (430, "upstream_rejected"),
+        (499, "upstream_rejected"),
+        (500, "upstream_failed"),
+        (503, "upstream_failed"),
+        (599, "upstream_failed"),
+    ],
+)
+def test_outcome_of_status(status: int, outcome: str) -> None:
+    assert outcome_of_status(status) == outcome
+
+
+def test_every_status_has_a_known_outcome() -> None:
+    assert {outcome_of_status(status) for status in range(100, 1000)} <= OUTCOMES.keys()
+
+
+def test_every_outcome_can_happen() -> None:
+    classes = [each for each in vars(errors).values() if inspect.isclass(each)]
+    of_failures = {each.outcome for each in classes if issubclass(each, errors.ProxyError)}
+    of_answers = {outcome_of_status(status) for status in (200, 400, 429, 500)}
+    in_a_stream = {"upstream_stream_error"}
+    assert of_failures | of_answers | in_a_stream == OUTCOMES.keys()
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_a_meaning_agrees_with_itself(name: str) -> None:
+    outcome = OUTCOMES[name]
+    assert outcome.level in LEVELS
+    assert outcome.failed or not outcome.degrades
+    assert outcome.failed == (outcome.level != "info")
+
+
+def test_only_a_failure_of_the_service_degrades_it() -> None:
+    spared = {name for name, outcome in OUTCOMES.items() if not outcome.degrades}
+    assert spared == {
+        *("completed", "client_disconnected", "client_stalled", "refused", "unauthorized"),
+        *("draining", "shut_down", "upstream_rejected"),
+    }
+
+
+def test_only_the_api_and_defects_of_ours_are_errors_to_wake_for() -> None:
+    woken = {name for name, outcome in OUTCOMES.items() if outcome.level == "error"}
+    others = {name for name in woken if not name.startswith("upstream_")}
+    assert others == {"exchange_timeout", "internal_error"}
+    assert all(OUTCOMES[name].level == "error" for name in OUTCOMES if name.startswith("upstream_"))

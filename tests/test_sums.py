@@ -1,0 +1,94 @@
+"""Log lines and counters are two accounts of the same exchanges, and agree."""
+
+import json
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from exchanges import CHAT, ended_exchanges
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from ape_cerebras import Config
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.logs import Logs
+from ape_cerebras.metrics import Metrics
+from ape_cerebras.outcomes import OUTCOMES
+
+HISTOGRAMS = {
+    "ttft_seconds": "ttft_seconds",
+    "upstream_ttft_seconds": "upstream_ttft_seconds",
+    "proxy_ttft_seconds": "proxy_ttft_seconds",
+    "ttfo_seconds": "ttfo_seconds",
+    "tpot_seconds": "tpot_seconds",
+    "network_seconds": "network_seconds",
+    "upstream_queue_seconds": "queue_seconds",
+    "upstream_prompt_seconds": "prompt_seconds",
+    "output_tokens_per_second": "tokens_per_second",
+}
+
+
+def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
+    """The lines; sums of samples by name; all samples."""
+    config = Config.from_environment({"CEREBRAS_API_KEY": "key"})
+    metrics, lines = Metrics(config, "asyncio"), []
+    logs = Logs("debug", lambda line: lines.append(json.loads(line, parse_float=Decimal)))
+    for exchange in exchanges:
+        metrics.observe(exchange)
+        logs.exchange(exchange)
+    text = metrics.render(b"")[0].decode()
+    samples = [
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
+    sums: Counter[str] = Counter()
+    for sample in samples:
+        sums[sample.name.removeprefix("cerebras_proxy_")] += sample.value  # type: ignore[assignment]
+    return lines, dict(sums), samples
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ended_exchanges(), max_size=12))
+def test_sums(exchanges: list[Exchange]) -> None:
+    lines, sums, samples = told(exchanges)
+    chats = [line for line in lines if line["route"] == CHAT]
+
+    def total(key: str) -> float:
+        return float(sum(line.get(key, 0) for line in chats))
+
+    assert len(lines) == len(exchanges) == sums.get("outcomes_total", 0)
+    assert sums.get("requests_total", 0) == len(chats)
+    failed = [line for line in chats if OUTCOMES[line["outcome"]].failed]
+    assert sums.get("errors_total", 0) == len(failed)
+    assert sums.get("cost_usd_total", 0) == pytest.approx(total("cost_usd"))
+    unpriced = [c for c in chats if "total_tokens" in c and "cost_usd" not in c]
+    assert sums["unpriced_requests_total"] == len(unpriced)
+    missing = [c for c in chats if c.get("usage_source") == "missing"]
+    assert sums["usage_missing_total"] == len(missing)
+    for name in ("prompt", "completion", "cached", "reasoning"):
+        counted = [
+            sample.value
+            for sample in samples
+            if sample.name == "cerebras_proxy_tokens_total" and sample.labels["type"] == name
+        ]
+        assert sum(counted) == total(f"{name}_tokens")
+    for name, key in HISTOGRAMS.items():
+        assert sums.get(f"{name}_count", 0) == sum(key in line for line in chats), name
+        assert sums.get(f"{name}_sum", 0) == pytest.approx(total(key)), name
+    durations = sum(line["total_time_seconds"] for line in lines)
+    assert sums.get("request_duration_seconds_sum", 0) == pytest.approx(float(durations))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ended_exchanges(), max_size=12))
+def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) -> None:
+    lines, _, samples = told(exchanges)
+    counted = {
+        (labels["route"], labels["outcome"], int(labels["status_code"])): sample.value
+        for sample in samples
+        if sample.name == "cerebras_proxy_outcomes_total" and (labels := sample.labels)
+    }
+    assert counted == Counter(
+        (line["route"], line["outcome"], line.get("status_code", 0)) for line in lines
+    )
