@@ -117,7 +117,7 @@ class Downstream:
         if not isinstance(event, h11.Request):
             raise BadRequest("The request head is malformed.", keeps=False)
         if not any(name in (b"content-length", b"transfer-encoding") for name, _ in event.headers):
-            self._next_event()  # the end of a message that has no body
+            self._http.next_event()  # the end of a message that has no body
         return Request(event.method.decode(), target, event.http_version, tuple(event.headers))
 
     @property

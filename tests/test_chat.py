@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import time
 
 import orjson
 import pytest
@@ -74,10 +73,8 @@ TWICE = {
 @pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
 def test_refused_and_the_connection_kept(case: str) -> None:
     body = {**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case]
-    begin = time.perf_counter()
     with pytest.raises(BadRequest) as caught:
         read(body)
-    assert time.perf_counter() - begin < 0.25
     assert caught.value.keeps
     assert caught.value.__cause__ is None
 

