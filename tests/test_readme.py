@@ -1,0 +1,49 @@
+"""What the README says of tables that are in the code."""
+
+import re
+from pathlib import Path
+
+import anyio
+import pytest
+from support import KEY
+
+import ape_cerebras
+from ape_cerebras.config import Config
+from ape_cerebras.metrics import Metrics
+from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.settings import SETTINGS, Setting
+from ape_cerebras.simulation import FAULTS
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+MAP = re.findall(r"^(\d+) +(\w+) {2,}(\S.*)$", ape_cerebras.__doc__ or "", re.MULTILINE)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
+def test_every_setting_has_its_row(setting: Setting) -> None:
+    row = re.search(rf"^\| `{setting.variable}` \|.*\| (.*) \|$", README, re.MULTILINE)
+    assert row
+    assert row[1] == setting.meaning
+
+
+def test_the_map_is_that_of_the_package() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.*) \|$", README, re.MULTILINE)
+    assert rows == [(layer, name, text.replace("``", "`")) for layer, name, text in MAP]
+
+
+def test_every_outcome_and_every_fault_is_there() -> None:
+    assert not [name for name in (*OUTCOMES, *FAULTS) if f"`{name}`" not in README]
+
+
+def test_every_metric_is_there_and_no_other() -> None:
+    async def names() -> set[str]:
+        metrics = Metrics(Config.from_environment({"CEREBRAS_API_KEY": KEY}), "asyncio")
+        zero = lambda: 0.0  # noqa: E731
+        metrics.watch(
+            in_flight=zero, client_connections=zero, active=zero, idle=zero, lines_dropped=zero
+        )
+        text, _ = metrics.render(b"")
+        return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))
+
+    section = README.partition("## Metrics")[2].partition("## Settings")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == anyio.run(names)
