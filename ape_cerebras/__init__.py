@@ -25,9 +25,10 @@ layer  module           what it owns
 2      degradation      whether the service is degraded, over a minute
 2      logs             JSON lines, and the writer that never blocks the loop
 3      completions      what it answers: plain replies and streams
-3      downstream       the client's connection, through h11
+3      inbound          what arrives from a client, until h11 gets it
 3      pool             the connections upstream
 3      metrics          the Prometheus registry
+4      downstream       the client's connection, through h11
 4      upstream         one request to the API and its response
 4      simulation       its options: times, counts, faults
 5      answers          its answers on their way: paced, cut, garbled

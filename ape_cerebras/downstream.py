@@ -1,46 +1,40 @@
 """The client's connection: requests in, responses out, through h11.
 
-A request head is checked on its raw bytes (``head``) before h11 parses it. Each exchange gets an
-h11 connection of its own, fed with nothing but that exchange's bytes: what the client sent beyond
-waits here for its turn. What is sent is held until ``flush``, so that the pieces of a response
-that belong together leave in one segment.
+A request head is checked on its raw bytes (``inbound``, ``head``) before h11 parses it. Each
+exchange gets an h11 connection of its own, fed with nothing but that exchange's bytes. What is sent
+is held until ``flush``, so that the pieces of a response that belong together leave in one segment.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 
 import anyio
 import h11
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError
 
 from .config import Config
-from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, RequestTimeout
+from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled
 from .exchange import Exchange, Headers, Request
-from .head import HEAD_END, check_part, check_whole
+from .inbound import Inbound, deadline
 from .network import Outbox, PeerStalled, SocketStream, StampedStream
 
 __all__ = ("Downstream",)
 
 _HOLD_AT_MOST = 64 * 1024  # bytes
-_READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
 _PROBE_EVERY = 0.1  # seconds
-_LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
 
 _CLOSE = (b"connection", b"close")
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    with anyio.move_on_after(seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise RequestTimeout
+@lru_cache(maxsize=1)
+def _http_date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 class Downstream:
@@ -51,14 +45,12 @@ class Downstream:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
         """With its stamps and its account of waiting."""
-        self._config = config
-        self._limits = config.head_limits
+        self._max_body_bytes = config.max_body_bytes
+        self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
-        self._inbox = bytearray()  # arrived, and not yet given to h11
-        self._input_ended = False
+        self._inbound = Inbound(stream, config)
         self._outbox = Outbox(stream)
         self._chunked = False
-        self._idle: anyio.CancelScope | None = None
         self._begin_exchange()
         self.closing = False
         """Set to make the response under way, or the next, the connection's last."""
@@ -75,43 +67,15 @@ class Downstream:
         """When the next request began: its first byte arrived, or its turn came; None where no more
         is to come."""
         self._begin_exchange()
-        if self._inbox:
-            return anyio.current_time()
-        may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
-        self.stream.read_timeout = self._config.keep_alive_timeout
-        try:
-            with anyio.CancelScope() as self._idle:
-                if self.closing:
-                    self.drain()
-                while not self._inbox and not self._input_ended:
-                    await self._read_more()
-                    if may_skip_line and self._inbox.startswith(b"\r\n"):
-                        may_skip_line = False
-                        del self._inbox[:2]
-        except (ClientGone, PeerStalled):
-            return None
-        finally:
-            self._idle = None
-            self.stream.read_timeout = None
-        return self.stream.arrived_at if self._inbox else None
+        return await self._inbound.wait(last=self.closing)
 
     async def read_head(self) -> Request:
         """The request whose first byte has arrived.
 
         Raises what ``head`` raises, RequestTimeout, ClientGone.
         """
-        checked = 0
-        with _deadline(self._config.client_head_timeout):
-            while (end := self._inbox.find(HEAD_END, max(0, checked - 3))) < 0:
-                check_part(bytes(self._inbox), checked, self._limits)
-                checked = len(self._inbox)
-                await self._read_more_of_request()
+        head, target = await self._inbound.take_head()
         self._requests_left -= 1
-        end += len(HEAD_END)
-        head = bytes(self._inbox[:end])
-        del self._inbox[:end]
-        check_part(head, checked, self._limits)
-        target = check_whole(head, self._limits)
         self._http.receive_data(head)
         event = self._next_event()
         if not isinstance(event, h11.Request):
@@ -136,39 +100,30 @@ class Downstream:
             self._outbox.hold(self._interim(100))
             await self.flush()
         body = bytearray()
-        with _deadline(self._config.client_body_timeout):
-            while not isinstance(event := self._next_event(), h11.EndOfMessage):
-                if isinstance(event, h11.Data):
-                    body += event.data
-                    if len(body) > self._config.max_body_bytes:
-                        raise BodyTooLarge
-                else:
-                    await self._read_more_of_request()
-        self._inbox[:0], _ = self._http.trailing_data
+        if not self._collect(body):
+            with deadline(self._body_timeout):
+                while not self._collect(body):
+                    await self._inbound.read_more()
+        self._inbound.bytes[:0], _ = self._http.trailing_data
         return bytes(body)
 
+    def _collect(self, body: bytearray) -> bool:
+        """Add what has arrived of the body; whether that was the last of it."""
+        while isinstance(event := self._next_event(), h11.Data):
+            body += event.data
+            if len(body) > self._max_body_bytes:
+                raise BodyTooLarge
+        return isinstance(event, h11.EndOfMessage)
+
     def _next_event(self) -> object:
-        if self._inbox and self._http.their_state is h11.SEND_BODY:
-            self._http.receive_data(bytes(self._inbox))
-            self._inbox.clear()
+        arrived = self._inbound.bytes
+        if arrived and self._http.their_state is h11.SEND_BODY:
+            self._http.receive_data(bytes(arrived))
+            arrived.clear()
         try:
             return self._http.next_event()
         except h11.RemoteProtocolError:
             raise BadRequest("The request's framing is malformed.", keeps=False) from None
-
-    async def _read_more_of_request(self) -> None:
-        await self._read_more()
-        if self._input_ended:
-            raise ClientGone
-
-    async def _read_more(self) -> None:
-        try:
-            self._inbox += await self.stream.receive()
-        except EndOfStream:
-            self._input_ended = True
-        except (BrokenResourceError, ClosedResourceError):
-            self._input_ended = True
-            raise ClientGone from None
 
     # Responses
 
@@ -188,7 +143,7 @@ class Downstream:
         names = {name for name, _ in headers}
         own = [*self.common_headers, *((_CLOSE,) if self.closing else ())]
         if b"date" not in names:
-            own.append((b"date", formatdate(time.time(), usegmt=True).encode()))
+            own.append((b"date", _http_date(int(time.time()))))
         self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
         response = h11.Response(
             status_code=status, headers=[*headers, *own], reason=_PHRASES.get(status, b"")
@@ -235,10 +190,7 @@ class Downstream:
     async def hang_up(self) -> None:
         """Return when the client has left; what it sends meanwhile waits for its turn."""
         with suppress(ClientGone):
-            while not self._input_ended:
-                if len(self._inbox) >= _READ_AHEAD_AT_MOST:
-                    await anyio.sleep_forever()
-                await self._read_more()
+            await self._inbound.read_to_end()
             await self._probe()
 
     async def _probe(self) -> None:
@@ -263,8 +215,7 @@ class Downstream:
         """End the connection after the exchange under way. Where there is none, a request that is
         on its way already is still answered, because nobody could know if it was carried out."""
         self.closing = True
-        if self._idle is not None:
-            self._idle.deadline = anyio.current_time() + _LAST_CHANCE
+        self._inbound.give_last_chance()
 
     @property
     def reusable(self) -> bool:
@@ -285,8 +236,11 @@ class Downstream:
         """Close. Where the client may still be sending, read on a little first: closing with
         unread input resets the connection, and the response can get lost (RFC 9112 section 9.6).
         """
-        clean = self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED) and not self._inbox
-        if self.response_complete and not clean and not self._input_ended:
+        clean = (
+            self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+            and not self._inbound.bytes
+        )
+        if self.response_complete and not clean and not self._inbound.ended:
             with suppress(Exception), anyio.move_on_after(_LINGER_SECONDS):
                 await self.stream.send_eof()
                 unread = _LINGER_BYTES

@@ -153,9 +153,10 @@ class Proxy:
             raise ExchangeTimeout
 
     async def _answer(self, exchange: Exchange, downstream: Downstream) -> None:
-        _identify(exchange, downstream)
-        request = exchange.request = await downstream.read_head()
-        _identify(exchange, downstream)
+        try:
+            request = exchange.request = await downstream.read_head()
+        finally:
+            _identify(exchange, downstream)
         if self._drained:
             raise Draining
         await self._routes.dispatch(request, exchange, downstream)
@@ -243,7 +244,7 @@ class Proxy:
 
 
 def _identify(exchange: Exchange, downstream: Downstream) -> None:
-    """Give an exchange its ids: new ones, for what fails before there is a request to read."""
+    """Give an exchange its ids: those its request brings, new ones where there is no request."""
     request = exchange.request
     incoming = (
         (request.header(b"x-trace-id"), request.header(b"traceparent")) if request else (None, None)

@@ -1,0 +1,114 @@
+"""What arrives from a client and has not been given to h11 yet: waiting for it, cutting a request's
+head out of it, and knowing when no more is to come."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+
+from .config import Config
+from .errors import ClientGone, RequestTimeout
+from .head import HEAD_END, check_part, check_whole
+from .network import PeerStalled, StampedStream
+
+__all__ = ("Inbound", "deadline")
+
+_READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
+_LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raises RequestTimeout where the block takes longer."""
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise RequestTimeout
+
+
+class Inbound:
+    """The reading side of one client's connection."""
+
+    def __init__(self, stream: StampedStream, config: Config) -> None:
+        self._stream = stream
+        self._config = config
+        self._limits = config.head_limits
+        self._idle: anyio.CancelScope | None = None
+        self.bytes = bytearray()
+        """Arrived, and nobody's yet."""
+        self.ended = False
+        """The client has said, or shown, that it sends no more."""
+
+    async def wait(self, *, last: bool) -> float | None:
+        """When the next request began: its first byte arrived, or its turn came; None where no more
+        is to come. With ``last`` only for one that is on its way."""
+        if self.bytes:
+            return anyio.current_time()
+        may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
+        self._stream.read_timeout = self._config.keep_alive_timeout
+        try:
+            with anyio.CancelScope() as self._idle:
+                if last:
+                    self.give_last_chance()
+                while not self.bytes and not self.ended:
+                    await self.read()
+                    if may_skip_line and self.bytes.startswith(b"\r\n"):
+                        may_skip_line = False
+                        del self.bytes[:2]
+        except (ClientGone, PeerStalled):
+            return None
+        finally:
+            self._idle = None
+            self._stream.read_timeout = None
+        return self._stream.arrived_at if self.bytes else None
+
+    def give_last_chance(self) -> None:
+        """Have a ``wait`` under way end soon."""
+        if self._idle is not None:
+            self._idle.deadline = anyio.current_time() + _LAST_CHANCE
+
+    async def take_head(self) -> tuple[bytes, bytes]:
+        """The checked head of the request whose first byte has arrived, and its target.
+
+        Raises what ``head`` raises, RequestTimeout, ClientGone.
+        """
+        if HEAD_END not in self.bytes:
+            with deadline(self._config.client_head_timeout):
+                await self._read_to_the_end_of_head()
+        end = self.bytes.index(HEAD_END) + len(HEAD_END)
+        head = bytes(self.bytes[:end])
+        del self.bytes[:end]
+        check_part(head, 0, self._limits)
+        return head, check_whole(head, self._limits)
+
+    async def _read_to_the_end_of_head(self) -> None:
+        checked = 0
+        while self.bytes.find(HEAD_END, max(0, checked - 3)) < 0:
+            check_part(bytes(self.bytes), checked, self._limits)
+            checked = len(self.bytes)
+            await self.read_more()
+
+    async def read_more(self) -> None:
+        """Read on in the middle of a request. Raises ClientGone where nothing more comes."""
+        await self.read()
+        if self.ended:
+            raise ClientGone
+
+    async def read(self) -> None:
+        """Read what comes next, or that nothing does. Raises ClientGone where the connection is
+        broken."""
+        try:
+            self.bytes += await self._stream.receive()
+        except EndOfStream:
+            self.ended = True
+        except (BrokenResourceError, ClosedResourceError):
+            self.ended = True
+            raise ClientGone from None
+
+    async def read_to_end(self) -> None:
+        """Return when the client has ended its sending; what it sends until then is kept."""
+        while not self.ended:
+            if len(self.bytes) >= _READ_AHEAD_AT_MOST:
+                await anyio.sleep_forever()
+            await self.read()
