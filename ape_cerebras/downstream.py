@@ -6,6 +6,7 @@ is held until ``flush``, so that the pieces of a response that belong together l
 """
 
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
@@ -16,7 +17,7 @@ import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
 from .config import Config
-from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled
+from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange, Headers, Request
 from .inbound import Inbound, deadline
 from .network import Outbox, PeerStalled, SocketStream, StampedStream
@@ -187,8 +188,31 @@ class Downstream:
 
     # The end
 
-    async def hang_up(self) -> None:
-        """Return when the client has left; what it sends meanwhile waits for its turn."""
+    async def while_connected(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work``; cancel it, and raise ClientGone, if the client leaves before its end. What
+        the client sends meanwhile waits for its turn."""
+        failure: ProxyError | None = None
+        finished = False
+
+        async def watch() -> None:
+            await self._hang_up()
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                await work()
+                finished = True
+            except ProxyError as error:  # not through the task group, which would wrap it
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not finished:
+            raise ClientGone
+
+    async def _hang_up(self) -> None:
+        """Return when the client has left."""
         with suppress(ClientGone):
             await self._inbound.read_to_end()
             await self._probe()

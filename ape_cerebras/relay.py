@@ -5,9 +5,6 @@ token each chunk is written as it comes; after it chunks that arrived together a
 as soon as upstream has nothing more to read: no byte is ever held back while we wait.
 """
 
-from collections.abc import Awaitable, Callable
-
-import anyio
 import orjson
 
 from .chat import ChatRequest, read_chat_request
@@ -88,33 +85,20 @@ def headers_down(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if name not in dropped)
 
 
+def _error(error: ProxyError) -> dict[str, object]:
+    shape = {"message": error.message, "type": error.type, "param": None, "code": error.code}
+    return {"error": shape, **shape}
+
+
 def error_body(error: ProxyError) -> bytes:
     """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
-    shape = {"message": error.message, "type": error.type, "param": None, "code": error.code}
-    return orjson.dumps({"error": shape, **shape})
+    return orjson.dumps(_error(error))
 
 
-async def while_connected(downstream: Downstream, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``; cancel it, and raise ClientGone, if the client leaves before its end."""
-    failure: ProxyError | None = None
-    finished = False
-
-    async def watch() -> None:
-        await downstream.hang_up()
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        try:
-            await work()
-            finished = True
-        except ProxyError as error:  # not through the task group, which would wrap it
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    if not finished:
-        raise ClientGone
+def error_event(error: ProxyError) -> bytes:
+    """The same inside a stream. ``status_code`` is what the Cerebras SDK tells; without it, it
+    would tell the status of the stream's head: 200."""
+    return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error(error)})
 
 
 class Relay:
@@ -135,7 +119,7 @@ class Relay:
             await self._relay(exchange, downstream, chat)
 
         try:
-            await while_connected(downstream, relay)
+            await downstream.while_connected(relay)
         except ClientGone:
             # SDKs close a stream's connection as soon as they have read the end marker.
             if not exchange.ended:
@@ -170,7 +154,7 @@ class Relay:
             except UpstreamFailed as error:
                 if meter.at_boundary:
                     # The SDKs raise on such an event, and take a stream without one for complete.
-                    await downstream.send_chunk(b"data: " + error_body(error) + b"\n\n")
+                    await downstream.send_chunk(error_event(error))
                 raise
 
     async def _pass_body(

@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import anyio
 from anyio.abc import ByteStream, TaskStatus
@@ -93,28 +94,15 @@ class Simulator:
         self.in_flight += 1
         self._notify()
         try:
-            await self._answer_unless_left(Answer(downstream, exchange, truth), downstream)
+            await downstream.while_connected(
+                partial(self._answer, Answer(downstream, exchange, truth))
+            )
+        except ProxyError:  # it can only be that the peer left
+            truth.left = True
+            self.cancelled += 1
         finally:
-            self.cancelled += truth.left
             self.in_flight -= 1
             self._notify()
-
-    async def _answer_unless_left(self, answer: Answer, downstream: Downstream) -> None:
-        finished = False
-
-        async def watch() -> None:
-            await downstream.hang_up()
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            try:
-                await self._answer(answer)
-                finished = True
-            except ProxyError:  # it can only be that the peer left
-                pass
-            tasks.cancel_scope.cancel()
-        answer.truth.left = not finished
 
     async def _answer(self, answer: Answer) -> None:
         try:

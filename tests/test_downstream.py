@@ -189,26 +189,29 @@ async def test_hanging_up_is_noticed_and_what_comes_meanwhile_is_kept() -> None:
     client, downstream = connection()
     await client.send(GET)
     await read_request(downstream)
-    left = False
 
-    async def watch() -> None:
-        nonlocal left
-        await downstream.hang_up()
-        left = True
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
+    async def work() -> None:
         await client.send(GET)
         await anyio.wait_all_tasks_blocked()
-        assert not left
-        tasks.cancel_scope.cancel()
+
+    await downstream.while_connected(work)
     await answer(downstream)
     request, _ = await read_request(downstream)
     assert request.path == b"/health"
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
+
+    async def work_for_ever() -> None:
         client.close()
-    assert left
+        await anyio.sleep_forever()
+
+    with pytest.raises(ClientGone):
+        await downstream.while_connected(work_for_ever)
+
+    async def fail() -> None:
+        raise RequestTimeout
+
+    client, downstream = connection()
+    with pytest.raises(RequestTimeout):
+        await downstream.while_connected(fail)
 
 
 async def test_a_cut_response_is_not_a_complete_one() -> None:

@@ -122,7 +122,7 @@ async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> No
     assert response.body.startswith(sent)
     told = response.body[len(sent) :]
     if boundary:
-        assert told.startswith(b'data: {"error":{"message":')
+        assert told.startswith(b'data: {"status_code":502,"error":{"message":')
         assert told.endswith(b'"code":"stream_truncated"}\n\n')
     else:
         assert told == b""
