@@ -46,7 +46,7 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/installed
 
 # The JavaScript SDKs are tried where there is a Node; the tests say so where there is none.
-$(VENV)/installed-js: tests/js/package.json | $(VENV)/bin/python
+$(VENV)/installed-js: tests/js/package-lock.json | $(VENV)/bin/python
 	@if command -v npm >/dev/null; \
-	then cd tests/js && npm install --silent --no-audit --no-fund; fi
+	then cd tests/js && npm ci --silent --no-audit --no-fund; fi
 	@touch $@

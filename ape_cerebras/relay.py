@@ -86,7 +86,8 @@ def headers_down(headers: Headers) -> Headers:
 
 
 def _error(error: ProxyError) -> dict[str, object]:
-    shape = {"message": error.message, "type": error.type, "param": None, "code": error.code}
+    # No null among them: older clients that check the flat shape want four strings.
+    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
     return {"error": shape, **shape}
 
 

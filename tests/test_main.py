@@ -1,81 +1,15 @@
 """The command line, as a user runs it: real processes, real signals."""
 
-import http.client
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import orjson
 import pytest
+from served import BACKENDS, run, serving
 from support import KEY, free_port
 
-BACKENDS = ("asyncio", "trio")
-PATIENCE = 15.0  # seconds
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}
-
-
-def environment(**settings: str) -> dict[str, str]:
-    ours = ("CEREBRAS_", "APE_", "HOST", "PORT", "BACKEND")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return {**clean, **settings}
-
-
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (sys.executable, "-m", "ape_cerebras", *arguments),
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-
-
-class Served:
-    """A serving process; ``port`` is where."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.lines: list[dict[str, object]] = []
-        address = str(self.line("address")["address"])
-        self.port = int(address.rpartition(":")[2])
-
-    def line(self, key: str) -> dict[str, object]:
-        """The next line that has ``key``."""
-        assert self.process.stdout is not None
-        for text in self.process.stdout:
-            self.lines.append(orjson.loads(text))
-            if key in self.lines[-1]:
-                return self.lines[-1]
-        raise AssertionError(f"ended without a line that has {key}")
-
-    def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-
-    def ended(self) -> int:
-        """The exit status, once it is there; reads what is left of the output."""
-        rest, _ = self.process.communicate(timeout=PATIENCE)
-        self.lines += [orjson.loads(text) for text in rest.splitlines()]
-        return self.process.returncode
-
-
-@contextmanager
-def serving(*arguments: str, **settings: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        (sys.executable, "-m", "ape_cerebras", *arguments, "--port", "0", "--host", "127.0.0.1"),
-        env=environment(**settings),
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield Served(process)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_the_version() -> None:

@@ -1,0 +1,146 @@
+"""The official Python SDKs, asked alike: synchronous or asynchronous, for a whole answer or a
+stream. Every question has a trace id of its own, by which its log lines are found."""
+
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+import anyio
+import cerebras.cloud.sdk
+import openai
+import pytest
+
+__all__ = (
+    "CEREBRAS",
+    "LEAVES_GENERATORS",
+    "MESSAGE_PACK",
+    "OPENAI",
+    "QUESTION",
+    "TOOL",
+    "Asker",
+    "Sdk",
+    "text_of",
+)
+
+QUESTION: dict[str, Any] = {
+    "model": "gpt-oss-120b",
+    "messages": [{"role": "user", "content": "Hello!"}],
+}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        },
+    },
+}
+# The asynchronous SDKs stop reading at the end mark or a failure, and leave their generators to the
+# garbage collector, of which trio warns.
+LEAVES_GENERATORS = pytest.mark.filterwarnings(
+    r"ignore:Async generator '(openai|httpx|httpcore|cerebras):ResourceWarning"
+)
+
+# The question as a stream, in MessagePack as agents on LiveKit send it.
+MESSAGE_PACK = (
+    b"\x83\xa5model\xacgpt-oss-120b\xa8messages\x91\x82\xa4role\xa4user\xa7content\xa6Hello!"
+    b"\xa6stream\xc3"
+)
+# Each client of its own accord reads a hundred certificates, which takes longer than its question,
+# and which nothing here needs.
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+class Sdk(NamedTuple):
+    """``errors`` is the module, which has its exceptions; ``prefix`` is how its base URL ends."""
+
+    errors: Any
+    client: Callable[..., Any]
+    async_client: Callable[..., Any]
+    prefix: str
+
+
+OPENAI = Sdk(openai, openai.OpenAI, openai.AsyncOpenAI, "/v1")
+CEREBRAS = Sdk(
+    cerebras.cloud.sdk, cerebras.cloud.sdk.Cerebras, cerebras.cloud.sdk.AsyncCerebras, ""
+)
+
+
+def text_of(events: list[Any], kind: str = "content") -> str:
+    """The pieces of a stream put together."""
+    deltas = [event.choices[0].delta for event in events if event.choices]
+    return "".join(getattr(delta, kind, None) or "" for delta in deltas)
+
+
+@dataclass
+class Asker:
+    """A client for each question, closed after it. ``backend`` is the event loop of an asynchronous
+    one; None for a synchronous one."""
+
+    sdk: Sdk
+    port: int
+    backend: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    trace_id: str = field(default_factory=lambda: token_hex(16))
+    events: list[Any] = field(default_factory=list)
+    """Of the latest stream, also where it failed."""
+
+    def whole(self, simulate: str = "", **question: Any) -> Any:
+        asked = self._question(simulate, question)
+        return self._run(lambda client: client.chat.completions.create(**asked))
+
+    def stream(self, simulate: str = "", most: int = 1_000_000, **question: Any) -> list[Any]:
+        """All events, or the first of them: then the stream is closed early."""
+        asked = {**self._question(simulate, question), "stream": True}
+        self.events = []
+
+        def collect(client: Any) -> None:
+            with client.chat.completions.create(**asked) as events:
+                for event in events:
+                    self.events.append(event)
+                    if len(self.events) == most:
+                        break
+
+        async def collect_async(client: Any) -> None:
+            async with await client.chat.completions.create(**asked) as events:
+                async for event in events:
+                    self.events.append(event)
+                    if len(self.events) == most:
+                        break
+
+        self._run(collect if self.backend is None else collect_async)
+        return self.events
+
+    def models(self) -> list[str]:
+        return [model.id for model in self._run(lambda client: client.models.list()).data]
+
+    def model(self, name: str) -> Any:
+        return self._run(lambda client: client.models.retrieve(name))
+
+    def _question(self, simulate: str, question: dict[str, Any]) -> dict[str, Any]:
+        quick = "ttft=0.01, rate=10000"
+        headers = {"x-trace-id": self.trace_id, "x-simulate": f"{quick}, {simulate}".strip(", ")}
+        return {**QUESTION, "extra_headers": headers, **question}
+
+    def _run(self, ask: Callable[[Any], Any]) -> Any:
+        options = {
+            "base_url": f"http://127.0.0.1:{self.port}{self.sdk.prefix}",
+            "api_key": "any",
+            "max_retries": 0,
+            **self.options,
+        }
+        if self.backend is not None:
+            return anyio.run(self._run_async, ask, options, backend=self.backend)
+        http_client = self.sdk.errors.DefaultHttpxClient(verify=_NO_CERTIFICATES)
+        with self.sdk.client(http_client=http_client, **options) as client:
+            return ask(client)
+
+    async def _run_async(
+        self, ask: Callable[[Any], Awaitable[Any]], options: dict[str, Any]
+    ) -> Any:
+        http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=_NO_CERTIFICATES)
+        async with self.sdk.async_client(http_client=http_client, **options) as client:
+            return await ask(client)

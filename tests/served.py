@@ -1,0 +1,146 @@
+"""The program as a user runs it: a process, its log lines, and the port it serves."""
+
+import http.client
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from prometheus_client import parser
+
+__all__ = (
+    "BACKENDS",
+    "CLIENT_KEY",
+    "PATIENCE",
+    "Served",
+    "environment",
+    "refusing_port",
+    "run",
+    "serving",
+)
+
+BACKENDS = ("asyncio", "trio")
+PATIENCE = 15.0  # seconds until a test that waits for something fails
+CLIENT_KEY = "ape-key-0123456789"
+
+Line = dict[str, Any]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    ours = ("CEREBRAS_", "APE_", "HOST", "PORT", "BACKEND")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, **settings}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, "-m", "ape_cerebras", *arguments),
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+class Served:
+    """A serving process; ``port`` is where, ``lines`` are the log lines looked at so far.
+
+    A thread reads what the process writes, so that the pipe never fills up, and no wait for a line
+    is without end.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.port = 0
+        self.lines: list[Line] = []
+        self._unread: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for text in self.process.stdout:
+            self._unread.put(text)
+        self._unread.put(b"")
+
+    def _next(self) -> Line | None:
+        """The next line; None at the end."""
+        text = self._unread.get(timeout=PATIENCE)
+        if not text:
+            self._unread.put(text)
+            return None
+        line: Line = orjson.loads(text)
+        self.lines.append(line)
+        return line
+
+    def line_where(self, wanted: Callable[[Line], bool]) -> Line:
+        """The next line of that kind."""
+        while (line := self._next()) is not None:
+            if wanted(line):
+                return line
+        raise AssertionError("ended without such a line")
+
+    def line(self, key: str) -> Line:
+        """The next line that has ``key``."""
+        return self.line_where(lambda line: key in line)
+
+    def exchange(self, trace_id: str) -> Line:
+        """The next line of an exchange of that trace."""
+        return self.line_where(lambda line: line.get("trace_id") == trace_id)
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples, as a scrape gives them."""
+        connection = self.connection()
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        families = parser.text_string_to_metric_families(text)
+        samples = (sample for family in families for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == name)
+
+    def ended(self) -> int:
+        """The exit status, once it is there; reads what is left of the output."""
+        status = self.process.wait(timeout=PATIENCE)
+        while self._next() is not None:
+            pass
+        return status
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def serving(*arguments: str, **settings: str) -> Iterator[Served]:
+    process = subprocess.Popen(
+        (sys.executable, "-m", "ape_cerebras", *arguments, "--port", "0", "--host", "127.0.0.1"),
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+    )
+    served = Served(process)
+    try:
+        served.port = int(str(served.line("address")["address"]).rpartition(":")[2])
+        yield served
+    finally:
+        served.end()
+
+
+@contextmanager
+def refusing_port() -> Iterator[int]:
+    """A port that refuses connections, and that nobody else gets meanwhile."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield int(sock.getsockname()[1])

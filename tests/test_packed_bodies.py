@@ -1,0 +1,46 @@
+"""Requests as agents that save bandwidth send them: gzip, MessagePack, or both."""
+
+import gzip
+from secrets import token_hex
+
+import httpx
+import orjson
+import pytest
+from sdks import MESSAGE_PACK, QUESTION
+from served import Served
+
+JSON = orjson.dumps({**QUESTION, "stream": True})
+GZIP = {"content-encoding": "gzip"}
+
+PACKED = {
+    "gzip": ("application/json", gzip.compress(JSON), GZIP),
+    "MessagePack": ("application/msgpack", MESSAGE_PACK, {}),
+    "both": ("application/vnd.msgpack", gzip.compress(MESSAGE_PACK), GZIP),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_packed_body_is_answered(demo: Served, kind: str) -> None:
+    media_type, body, coding = PACKED[kind]
+    trace_id = token_hex(16)
+    response = httpx.post(
+        f"http://127.0.0.1:{demo.port}/v1/chat/completions",
+        content=body,
+        headers={"content-type": media_type, "x-trace-id": trace_id, **coding},
+    )
+    line = demo.exchange(trace_id)
+    assert response.status_code == 200
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert (line["outcome"], line["stream"]) == ("completed", True)
+    assert (line["ttft_source"], line["usage_source"]) == ("measured", "upstream")
+    assert line["model"]  # the answer's
+
+
+def test_a_coding_that_is_not_known_is_refused(demo: Served) -> None:
+    response = httpx.post(
+        f"http://127.0.0.1:{demo.port}/v1/chat/completions",
+        content=JSON,
+        headers={"content-type": "application/json", "content-encoding": "br"},
+    )
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"

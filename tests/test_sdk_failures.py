@@ -1,0 +1,175 @@
+"""The official Python SDKs read every failure: what the API answers, what the proxy answers itself,
+and streams that break. None of them takes a failure for an answer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sdks import LEAVES_GENERATORS, QUESTION, Asker
+from served import Served
+
+pytestmark = LEAVES_GENERATORS
+Asking = Callable[..., Asker]
+
+KEYS = ("message", "type", "param", "code")
+INVALID = "invalid_request_error"
+NOT_THERE = "Model does not exist or you do not have access to it."
+UNKNOWN_FIELD = "body.store: property 'body.store' is unsupported"
+BUSY = "We're experiencing high traffic right now! Please try again soon."
+
+
+def failure(asker: Asker, simulate: str = "", **question: Any) -> Any:
+    """The exception that asking raises."""
+    with pytest.raises(asker.sdk.errors.APIStatusError) as caught:
+        asker.whole(simulate, **question)
+    return caught.value
+
+
+def told(error: Any) -> tuple[Any, ...]:
+    return tuple(error.body[key] for key in KEYS)
+
+
+THE_APIS = [
+    (
+        "unknown_field",
+        (400, "BadRequestError"),
+        (UNKNOWN_FIELD, INVALID, "validation_error", "wrong_api_format"),
+    ),
+    (
+        "wrong_api_key",
+        (401, "AuthenticationError"),
+        ("Wrong API Key", INVALID, "api_key", "wrong_api_key"),
+    ),
+    (
+        "queue",
+        (429, "RateLimitError"),
+        (BUSY, "too_many_requests_error", "queue", "queue_exceeded"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind", "expected"), THE_APIS)
+def test_the_apis_errors(
+    asking: Asking, demo: Served, fault: str, kind: tuple[int, str], expected: tuple[str, ...]
+) -> None:
+    asker = asking(demo)
+    error = failure(asker, f"fault={fault}")
+    assert (error.status_code, type(error).__name__) == kind
+    assert told(error) == expected
+    assert expected[0] in str(error)
+    assert demo.exchange(asker.trace_id)["upstream_status"] == kind[0]
+
+
+def test_an_unknown_model(asking: Asking, demo: Served) -> None:
+    error = failure(asking(demo), model="nobody")
+    assert isinstance(error, asking(demo).sdk.errors.NotFoundError)
+    assert told(error) == (NOT_THERE, "not_found_error", "model", "model_not_found")
+
+
+def test_a_field_that_the_api_does_not_know(asking: Asking, demo: Served) -> None:
+    error = failure(asking(demo), extra_body={"store": True})
+    assert told(error) == (UNKNOWN_FIELD, INVALID, "validation_error", "wrong_api_format")
+
+
+def test_an_error_of_the_apis_server(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    error = failure(asker, "fault=500")
+    assert isinstance(error, asker.sdk.errors.InternalServerError)
+    assert error.status_code == 500
+    assert error.body["message"] == "Encountered a server error, please try again."
+
+
+def test_a_rate_limit_says_when_to_come_back(asking: Asking, demo: Served) -> None:
+    headers = failure(asking(demo), "fault=429").response.headers
+    assert headers["retry-after"] == "1"
+    assert headers["x-ratelimit-limit-requests-day"]
+    assert "set-cookie" not in headers
+
+
+def test_a_body_that_the_proxy_refuses(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    error = failure(asker, extra_body={"model": 5})
+    assert isinstance(error, asker.sdk.errors.BadRequestError)
+    assert told(error) == ("'model' must be a non-empty string.", INVALID, "", "bad_request")
+    assert demo.exchange(asker.trace_id)["outcome"] == "refused"
+
+
+def test_a_key_that_the_proxy_does_not_know(asking: Asking, guarded: Served) -> None:
+    asker = asking(guarded, api_key="another-key")
+    error = failure(asker)
+    message, *rest = told(error)
+    assert isinstance(error, asker.sdk.errors.AuthenticationError)
+    assert message.startswith("Missing or wrong API key.")
+    assert rest == ["authentication_error", "", "invalid_api_key"]
+    assert "another-key" not in str(error)
+    assert guarded.exchange(asker.trace_id)["outcome"] == "unauthorized"
+
+
+def test_an_upstream_that_cannot_be_reached(asking: Asking, unreachable: Served) -> None:
+    asker = asking(unreachable)
+    error = failure(asker)
+    message = "Could not connect to the upstream API."
+    assert isinstance(error, asker.sdk.errors.InternalServerError)
+    assert error.status_code == 502
+    assert told(error) == (message, "upstream_error", "", "connect_error")
+    assert message in str(error)
+    assert unreachable.exchange(asker.trace_id)["outcome"] == "upstream_connect_failed"
+
+
+@pytest.mark.parametrize("fault", ["close", "garbage"])
+def test_no_answer_from_upstream_is_asked_for_once(
+    asking: Asking, demo: Served, fault: str
+) -> None:
+    """It may have been carried out: the proxy says so, and the SDKs do not repeat it."""
+    asker = asking(demo, max_retries=2)
+    error = failure(asker, f"fault={fault}")
+    assert told(error)[3] == "invalid_response"
+    assert error.response.headers["x-should-retry"] == "false"
+    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_invalid"
+    later = asking(demo)
+    later.whole()
+    demo.exchange(later.trace_id)
+    assert [line["trace_id"] for line in demo.lines].count(asker.trace_id) == 1
+
+
+def test_an_error_event_in_a_stream(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    with pytest.raises(asker.sdk.errors.APIError, match="Encountered a server error") as caught:
+        asker.stream("fault=error_event, at=4")
+    line = demo.exchange(asker.trace_id)
+    assert len(asker.events) == 3
+    assert getattr(caught.value, "status_code", 500) == 500  # OpenAI's has none
+    assert (line["status_code"], line["outcome"]) == (200, "upstream_stream_error")
+
+
+@pytest.mark.parametrize("fault", ["cut", "end"])
+def test_a_stream_that_ends_between_events(asking: Asking, demo: Served, fault: str) -> None:
+    asker = asking(demo)
+    with pytest.raises(asker.sdk.errors.APIError, match="ended before it was complete") as caught:
+        asker.stream(f"fault={fault}, at=4")
+    line = demo.exchange(asker.trace_id)
+    assert len(asker.events) == 4
+    assert told(caught.value)[1:] == ("upstream_error", "", "stream_truncated")
+    assert getattr(caught.value, "status_code", 502) == 502
+    assert (line["status_code"], line["outcome"]) == (200, "upstream_truncated")
+
+
+def test_a_stream_that_is_cut_inside_an_event(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    with pytest.raises(Exception, match=r"Connection error|closed connection"):
+        asker.stream("fault=cut_inside, at=4")
+    assert len(asker.events) == 3
+    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
+
+
+def test_a_plain_answer_that_is_cut(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    with pytest.raises(asker.sdk.errors.APIConnectionError):
+        asker.whole("fault=cut_inside")
+    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
+
+
+def test_a_connection_serves_on_after_a_failure(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    failure(asker, **{**QUESTION, "model": "nobody"})
+    assert asker.whole().usage.completion_tokens == 64
