@@ -51,7 +51,6 @@ class Downstream:
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
         self._outbox = Outbox(stream)
-        self._chunked = False
         self._begin_exchange()
         self.closing = False
         """Set to make the response under way, or the next, the connection's last."""
@@ -59,6 +58,9 @@ class Downstream:
     def _begin_exchange(self) -> None:
         # The head's size is checked before h11 sees it; what is left is a line of chunked framing.
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
+        self._chunked = False
+        self.completed_at: float | None = None
+        """When the client's socket had taken the last byte of a complete response."""
         self.common_headers: Headers = ()
         """Sent with whatever response the exchange under way gets."""
 
@@ -168,6 +170,7 @@ class Downstream:
             return
         self._outbox.hold(self._http.send(h11.EndOfMessage()))
         await self.flush()
+        self.completed_at = self.stream.written_at
 
     async def respond(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
         """A whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
@@ -230,10 +233,15 @@ class Downstream:
             return
         if not self.response_started:
             stream.send_nowait(self._interim(102))
-        elif self._chunked and not self._outbox.busy and not self._outbox.size:
+        elif self._between_chunks:
             stream.send_nowait(b"0")
         while not stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it
             await anyio.sleep(_PROBE_EVERY)
+
+    @property
+    def _between_chunks(self) -> bool:
+        under_way = self._chunked and not self.response_complete
+        return under_way and not self._outbox.busy and not self._outbox.size
 
     def drain(self) -> None:
         """End the connection after the exchange under way. Where there is none, a request that is
@@ -251,10 +259,7 @@ class Downstream:
         """Cut the response short, so that nobody can take what has been sent for complete."""
         with suppress(ClientGone, ClientStalled):
             await self.flush()
-        # Where the connection's end is the body's end, only a reset is a cut.
-        if isinstance(self.stream, SocketStream) and not self._chunked:
-            self.stream.reset()
-        await self.stream.aclose()
+        await self.close_at_once()
 
     async def aclose(self) -> None:
         """Close. Where the client may still be sending, read on a little first: closing with
@@ -273,4 +278,9 @@ class Downstream:
         await self.close_at_once()
 
     async def close_at_once(self) -> None:
+        """Close, whatever is under way."""
+        cut = self.response_started and not self.response_complete
+        # Where the connection's end is the body's end, only a reset is a cut.
+        if cut and not self._chunked and isinstance(self.stream, SocketStream):
+            self.stream.reset()
         await self.stream.aclose()

@@ -104,7 +104,9 @@ class Exchange:
             return "upstream_stream_error"
         if self.error is not None:
             return self.error.outcome
-        return outcome_of_status(self.upstream_status or self.status)
+        if self.is_chat and self.upstream_status is not None:
+            return outcome_of_status(self.upstream_status)
+        return "completed"
 
     @property
     def error_code(self) -> str | None:

@@ -38,31 +38,30 @@ class ModelList:
         self._text = text
         self._by_id = {entry["id"]: orjson.dumps(entry) for entry in entries}
 
-    async def text(self) -> bytes:
+    async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
         async with self._asking:
             if anyio.current_time() >= self._good_until:
-                await self._refresh()
+                await self._refresh(exchange)
         return self._text
 
-    async def entry(self, model: str) -> bytes:
+    async def entry(self, exchange: Exchange, model: str) -> bytes:
         """One model as JSON. Raises ModelNotFound."""
-        await self.text()
+        await self.text(exchange)
         if model not in self._by_id:
             raise ModelNotFound
         return self._by_id[model]
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, exchange: Exchange) -> None:
         fresh_for = _RETRY_AFTER
         with suppress(ProxyError), anyio.move_on_after(_ASK_AT_MOST):
-            self._set(*await self._ask())
+            self._set(*await self._ask(exchange))
             fresh_for = _FRESH_FOR
         self._good_until = anyio.current_time() + fresh_for
 
-    async def _ask(self) -> tuple[bytes, list[Any]]:
-        own = Exchange(started_at=anyio.current_time())
+    async def _ask(self, exchange: Exchange) -> tuple[bytes, list[Any]]:
         body = bytearray()
-        async with self._upstream.send(own, "GET", _PATH, ()) as response:
+        async with self._upstream.send(exchange, "GET", _PATH, ()) as response:
             while (chunk := await response.next_chunk()) is not None:
                 body += chunk
                 if len(body) > _MAX_BYTES:

@@ -51,7 +51,8 @@ class StampedStream(ByteStream):
     ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
     cannot have come before, however late the kernel lets this process go on.
     ``written_at``: when they had been.
-    ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, ever growing.
+    ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, in vain or not;
+    ever growing.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
     """
 
@@ -94,7 +95,11 @@ class SocketStream(StampedStream):
             except BlockingIOError:
                 if self.before_wait is not None:
                     await self.before_wait()
-                self.read_wait_seconds += await self._wait(anyio.wait_readable, self.read_timeout)
+                began_at = anyio.current_time()
+                try:
+                    await self._wait(anyio.wait_readable, self.read_timeout)
+                finally:
+                    self.read_wait_seconds += anyio.current_time() - began_at
                 continue
             except OSError as error:
                 raise self._translated(error) from None
@@ -111,7 +116,11 @@ class SocketStream(StampedStream):
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
-                self.write_wait_seconds += await self._wait(anyio.wait_writable, self.write_timeout)
+                began_at = anyio.current_time()
+                try:
+                    await self._wait(anyio.wait_writable, self.write_timeout)
+                finally:
+                    self.write_wait_seconds += anyio.current_time() - began_at
             except OSError as error:
                 raise self._translated(error) from None
         self.written_at = anyio.current_time()
@@ -151,18 +160,15 @@ class SocketStream(StampedStream):
 
     async def _wait(
         self, until_ready: Callable[[socket.socket], Awaitable[None]], timeout: float | None
-    ) -> float:
-        """Wait for the socket; the seconds that took."""
+    ) -> None:
         self._turns = _TURN_EVERY
-        began_at = anyio.current_time()
         if timeout is None:
             await until_ready(self._socket)
-        else:
-            with anyio.move_on_after(timeout) as scope:
-                await until_ready(self._socket)
-            if scope.cancelled_caught:
-                raise PeerStalled
-        return anyio.current_time() - began_at
+            return
+        with anyio.move_on_after(timeout) as scope:
+            await until_ready(self._socket)
+        if scope.cancelled_caught:
+            raise PeerStalled
 
     async def _take_turn(self) -> None:
         """Before the operation, never after: a cancellation here must not cost what it did."""
@@ -189,12 +195,14 @@ class WrappedStream(StampedStream):
         if self.before_wait is not None:
             await self.before_wait()
         began_at = anyio.current_time()
-        with anyio.move_on_after(self.read_timeout) as scope:
-            data = await self._stream.receive(max_bytes)
+        try:
+            with anyio.move_on_after(self.read_timeout) as scope:
+                data = await self._stream.receive(max_bytes)
+        finally:
+            self.arrived_at = anyio.current_time()
+            self.read_wait_seconds += self.arrived_at - began_at
         if scope.cancelled_caught:
             raise PeerStalled
-        self.arrived_at = anyio.current_time()
-        self.read_wait_seconds += self.arrived_at - began_at
         return data
 
     async def send(self, item: bytes) -> None:
@@ -205,10 +213,11 @@ class WrappedStream(StampedStream):
         except (BrokenResourceError, ClosedResourceError):
             self._broken = True
             raise
+        finally:
+            self.write_wait_seconds += anyio.current_time() - began_at
         if scope.cancelled_caught:
             raise PeerStalled
         self.written_at = anyio.current_time()
-        self.write_wait_seconds += self.written_at - began_at
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()

@@ -111,8 +111,12 @@ class Proxy:
     async def wait_for_room(self) -> None:
         """Return once there is room for another connection."""
         while len(self._connections) >= self.config.max_connections:
+            await self._until_someone_leaves()
+
+    async def _until_someone_leaves(self) -> None:
+        if self._someone_left.is_set():
             self._someone_left = anyio.Event()
-            await self._someone_left.wait()
+        await self._someone_left.wait()
 
     # Exchanges
 
@@ -134,10 +138,8 @@ class Proxy:
         finally:
             self._in_flight -= 1
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
-            complete = downstream.response_complete
-            exchange.finished_at = (
-                downstream.stream.written_at if complete else anyio.current_time()
-            )
+            completed_at = downstream.completed_at
+            exchange.finished_at = anyio.current_time() if completed_at is None else completed_at
             self._metrics.observe(exchange)
             if exchange.is_chat:
                 self._degradation.observe(exchange)
@@ -149,7 +151,7 @@ class Proxy:
             return
         with anyio.move_on_after(self.config.request_timeout) as scope:
             await self._answer(exchange, downstream)
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and downstream.completed_at is None:
             raise ExchangeTimeout
 
     async def _answer(self, exchange: Exchange, downstream: Downstream) -> None:
@@ -232,8 +234,7 @@ class Proxy:
         self.begin_drain()
         with anyio.move_on_after(self.config.graceful_shutdown_timeout):
             while self._connections:
-                self._someone_left = anyio.Event()
-                await self._someone_left.wait()
+                await self._until_someone_leaves()
         self.close()
 
     def close(self) -> None:

@@ -79,9 +79,12 @@ def headers_up(request: Request) -> Headers:
     )
 
 
-def headers_down(headers: Headers) -> Headers:
-    """Upstream's headers that go to the client."""
+def headers_down(headers: Headers, *, stream: bool) -> Headers:
+    """Upstream's headers that go to the client. A stream has no length, so that an error event can
+    be put behind a part of it."""
     dropped = _NOT_DOWN | _listed_in_connection(headers)
+    if stream:
+        dropped |= {b"content-length"}
     return tuple((name, value) for name, value in headers if name not in dropped)
 
 
@@ -146,10 +149,12 @@ class Relay:
         headers = (*headers_up(exchange.request), *trace)
         async with self._upstream.send(exchange, "POST", _PATH, headers, chat.body) as response:
             meter = meter_for(exchange, response.status, response.header(b"content-type"))
+            streams = isinstance(meter, StreamMeter)
             if exchange.stream is None:
-                exchange.stream = isinstance(meter, StreamMeter)
+                exchange.stream = streams
             response.before_wait(downstream.flush)
-            downstream.send_head(exchange, response.status, headers_down(response.headers))
+            headers = headers_down(response.headers, stream=streams)
+            downstream.send_head(exchange, response.status, headers)
             try:
                 await self._pass_body(response, downstream, meter, exchange)
             except UpstreamFailed as error:

@@ -105,12 +105,12 @@ class Routes:
         return self._model if is_model else self._table.get(path)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
-        await downstream.respond(exchange, 200, (_JSON,), await self._models.text())
+        await downstream.respond(exchange, 200, (_JSON,), await self._models.text(exchange))
 
     async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
         path = exchange.request.path if exchange.request else b""
         model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
-        await downstream.respond(exchange, 200, (_JSON,), await self._models.entry(model))
+        await downstream.respond(exchange, 200, (_JSON,), await self._models.entry(exchange, model))
 
     async def _warm(self, exchange: Exchange, downstream: Downstream) -> None:
         """The Cerebras SDK asks this in its constructor, and waits for the answer."""

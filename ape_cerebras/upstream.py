@@ -17,6 +17,8 @@ __all__ = ("Upstream", "UpstreamResponse")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
+# Both at once leave in doubt where the answer ends (RFC 9112 section 6.3).
+_FRAMINGS = {b"content-length", b"transfer-encoding"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -149,6 +151,8 @@ class Upstream:
         if scope.cancelled_caught:
             raise FirstByteTimeout
         if not 200 <= response.status < 600 or response.status in _REDIRECTS:
+            raise InvalidAnswer
+        if {name.lower() for name, _ in response.headers} >= _FRAMINGS:
             raise InvalidAnswer
         exchange.head_at = connection.transport.raw.arrived_at
         exchange.upstream_status = response.status

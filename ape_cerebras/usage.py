@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 __all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_time_info", "read_usage")
 
+_MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 _MILLION = Decimal(1_000_000)
 
 # Prices stay within these, so that 64 digits hold every cost without rounding.
@@ -43,7 +44,7 @@ class TimeInfo(NamedTuple):
 
 def _count(parent: Any, name: str) -> int:
     value = parent.get(name) if isinstance(parent, dict) else None
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
 
 
 def read_usage(usage: Any) -> Usage | None:

@@ -273,11 +273,18 @@ class Running:
 
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples, as a scrape gives them."""
+        return sum(value for series, value in await self._scrape() if series.split("{")[0] == name)
+
+    async def sample(self, series: str) -> float:
+        """One sample, by its name and labels."""
+        return dict(await self._scrape())[series]
+
+    async def _scrape(self) -> list[tuple[str, float]]:
         client = await self.client()
         text = (await client.get("/metrics")).body.decode()
         client.stream.close()
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return sum(float(value) for series, _, value in rows if series.split("{")[0] == name)
+        return [(series, float(value)) for series, _, value in rows]
 
 
 @asynccontextmanager

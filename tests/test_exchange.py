@@ -201,7 +201,7 @@ def test_a_request_that_never_was_complete() -> None:
     [
         (200, 200, False, None, "completed", None),
         (200, None, False, None, "completed", None),  # answered by the proxy itself
-        (503, None, False, None, "upstream_failed", "upstream_failed"),
+        (503, None, False, None, "completed", None),
         (429, 429, False, None, "upstream_rate_limited", "upstream_rate_limited"),
         (400, 400, False, None, "upstream_rejected", "upstream_rejected"),
         (500, 500, False, None, "upstream_failed", "upstream_failed"),

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from ape_cerebras import Config
 from ape_cerebras.errors import ModelNotFound
+from ape_cerebras.exchange import Exchange
 from ape_cerebras.models import ModelList
 from ape_cerebras.network import StampedStream
 from ape_cerebras.upstream import Upstream
@@ -22,6 +23,10 @@ CONFIG = Config.from_environment({"CEREBRAS_API_KEY": "k", "CEREBRAS_BASE_URL": 
 BUILT_IN = list(CONFIG.model_prices.prices)
 
 Answer = Callable[[MemoryStream], Awaitable[None]]
+
+
+def asker() -> Exchange:
+    return Exchange(started_at=0.0)
 
 
 def answer(body: bytes, status: int = 200, after: float = 0.0) -> Answer:
@@ -83,7 +88,7 @@ class Rig:
             pass
 
     async def ids(self) -> list[str]:
-        return [entry["id"] for entry in json.loads(await self.models.text())["data"]]
+        return [entry["id"] for entry in json.loads(await self.models.text(asker()))["data"]]
 
 
 def run(test: Callable[[Rig], Awaitable[None]], *answers: Answer) -> None:
@@ -97,12 +102,12 @@ def run(test: Callable[[Rig], Awaitable[None]], *answers: Answer) -> None:
 
 def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
     async def test(rig: Rig) -> None:
-        assert await rig.models.text() == FIRST
+        assert await rig.models.text(asker()) == FIRST
         await anyio.sleep_until(59.999)
-        assert await rig.models.text() == FIRST
+        assert await rig.models.text(asker()) == FIRST
         assert rig.asked_at == [0.0]
         await anyio.sleep_until(60.0)
-        assert await rig.models.text() == SECOND
+        assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 60.0]
 
     run(test, answer(FIRST), answer(SECOND))
@@ -110,13 +115,13 @@ def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
 
 def test_the_minute_begins_when_the_list_has_come() -> None:
     async def test(rig: Rig) -> None:
-        await rig.models.text()
+        await rig.models.text(asker())
         assert anyio.current_time() == 2.0
         await anyio.sleep_until(61.999)
-        await rig.models.text()
+        await rig.models.text(asker())
         assert rig.asked_at == [0.0]
         await anyio.sleep_until(62.0)
-        await rig.models.text()
+        await rig.models.text(asker())
         assert rig.asked_at == [0.0, 62.0]
 
     run(test, answer(FIRST, after=2.0), answer(FIRST))
@@ -124,7 +129,7 @@ def test_the_minute_begins_when_the_list_has_come() -> None:
 
 def test_what_is_asked() -> None:
     async def test(rig: Rig) -> None:
-        await rig.models.text()
+        await rig.models.text(asker())
         head = rig.requests[0].lower().split(b"\r\n")
         assert head[0] == b"get /v1/models http/1.1"
         names = {line.partition(b":")[0] for line in head[1:]} - {b""}
@@ -138,7 +143,7 @@ def test_many_who_ask_at_once_ask_once() -> None:
         texts: list[bytes] = []
 
         async def ask() -> None:
-            texts.append(await rig.models.text())
+            texts.append(await rig.models.text(asker()))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(50):
@@ -152,8 +157,8 @@ def test_many_who_ask_at_once_ask_once() -> None:
 def test_one_who_leaves_while_asking_leaves_the_asking_to_the_next() -> None:
     async def test(rig: Rig) -> None:
         with anyio.move_on_after(1.0):
-            await rig.models.text()
-        assert await rig.models.text() == SECOND
+            await rig.models.text(asker())
+        assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 1.0]
 
     run(test, say_nothing, answer(SECOND))
@@ -163,7 +168,7 @@ def test_without_an_upstream_the_list_is_that_of_the_prices() -> None:
     async def test(rig: Rig) -> None:
         assert await rig.ids() == BUILT_IN
         entry = {"id": "gpt-oss-120b", "object": "model", "created": 0, "owned_by": "Cerebras"}
-        assert json.loads(await rig.models.entry("gpt-oss-120b")) == entry
+        assert json.loads(await rig.models.entry(asker(), "gpt-oss-120b")) == entry
         assert rig.asked_at == [0.0]
 
     run(test)
@@ -183,12 +188,12 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
     async def test(rig: Rig) -> None:
         for moment in (0.0, 60.0, 64.999):
             await anyio.sleep_until(moment)
-            assert await rig.models.text() == FIRST
+            assert await rig.models.text(asker()) == FIRST
         assert rig.asked_at == [0.0, 60.0]
         await anyio.sleep_until(65.0)
-        assert await rig.models.text() == SECOND
+        assert await rig.models.text(asker()) == SECOND
         await anyio.sleep_until(124.999)
-        await rig.models.text()
+        await rig.models.text(asker())
         assert rig.asked_at == [0.0, 60.0, 65.0]
 
     run(test, answer(FIRST), answer(b"{}", status=500), answer(SECOND))
@@ -231,12 +236,12 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
 )
 def test_what_is_no_list_changes_nothing(failure: Answer) -> None:
     async def test(rig: Rig) -> None:
-        assert await rig.models.text() == FIRST
+        assert await rig.models.text(asker()) == FIRST
         await anyio.sleep_until(60.0)
-        assert await rig.models.text() == FIRST
-        assert (await rig.models.entry("two")) == b'{"id":"two"}'
+        assert await rig.models.text(asker()) == FIRST
+        assert (await rig.models.entry(asker(), "two")) == b'{"id":"two"}'
         await anyio.sleep_until(65.0)
-        assert await rig.models.text() == SECOND
+        assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 60.0, 65.0]
 
     run(test, answer(FIRST), failure, answer(SECOND))
@@ -250,7 +255,7 @@ def test_nobody_waits_long_for_a_slow_upstream(failure: Answer) -> None:
         await anyio.sleep_until(14.999)
         assert await rig.ids() == BUILT_IN
         await anyio.sleep_until(15.0)
-        assert await rig.models.text() == FIRST
+        assert await rig.models.text(asker()) == FIRST
         assert rig.asked_at == [0.0, 15.0]
 
     run(test, failure, answer(FIRST))
@@ -259,10 +264,10 @@ def test_nobody_waits_long_for_a_slow_upstream(failure: Answer) -> None:
 def test_one_model() -> None:
     async def test(rig: Rig) -> None:
         wanted: dict[str, Any] = {"id": "one", "owned_by": "C"}
-        assert json.loads(await rig.models.entry("one")) == wanted
+        assert json.loads(await rig.models.entry(asker(), "one")) == wanted
         for unknown in ("", "gpt-oss-120b", "one ", "ONE"):
             with pytest.raises(ModelNotFound):
-                await rig.models.entry(unknown)
+                await rig.models.entry(asker(), unknown)
         assert rig.asked_at == [0.0]
 
     run(test, answer(FIRST))

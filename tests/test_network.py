@@ -62,9 +62,10 @@ async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() ->
             await theirs.receive()
         theirs.read_timeout = 0.02
         waited = theirs.read_wait_seconds
+        assert waited >= 0.02  # in vain is waited too
         with pytest.raises(PeerStalled):
             await theirs.receive()
-        assert theirs.read_wait_seconds == waited  # given up is not waited for
+        assert theirs.read_wait_seconds >= waited + 0.02
 
 
 async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:

@@ -1,0 +1,143 @@
+"""Clients that leave, in all the ways there are, and those that only look as if they had."""
+
+import anyio
+import pytest
+from support import Conversation, chat, events, running_proxy, running_upstream
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+
+
+@pytest.mark.parametrize("after_first_token", [False, True])
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_client_that_leaves_takes_its_upstream_request_along(
+    after_first_token: bool, how: str
+) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if after_first_token:
+            await peer.stream_head()
+            await peer.chunk(events(TOKEN))
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat())
+        if after_first_token:
+            await client.until(TOKEN)
+        else:
+            while not upstream.requests:
+                await anyio.lowlevel.checkpoint()
+        if how == "reset":
+            client.stream.reset()
+        else:
+            client.stream.close()
+        with anyio.fail_after(1):
+            await upstream.left.wait()
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_requests_in_flight") == 1  # the scrape's own
+        assert await running.metric("cerebras_proxy_upstream_connections") == 0
+        assert await running.metric("cerebras_proxy_errors_total") == 0
+    assert (line["outcome"], line["level"]) == ("client_disconnected", "info")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(stream: bool) -> None:
+    may_answer = anyio.Event()
+    body = events(TOKEN, b"[DONE]")
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if stream:
+            await peer.stream_head()
+            await peer.chunk(body)
+            await may_answer.wait()
+            await peer.end()
+        else:
+            await may_answer.wait()
+            await peer.answer(body)
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat())
+        await client.stream.send_eof()
+        # Long enough for the proxy to see the end, ask whether the client is there, and be told.
+        await anyio.sleep(0.3)
+        may_answer.set()
+        response = await client.response()
+        line = await running.lines.exchange()
+    assert (response.body, response.complete) == (body, True)
+    assert line["outcome"] == "completed"
+
+
+async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN, b"[DONE]"))
+        await peer.until_left()  # the body's own end never comes
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        response = await client.ask(chat())
+        line = await running.lines.exchange()
+        await upstream.left.wait()
+    assert response.complete
+    assert line["outcome"] == "completed"
+
+
+async def test_a_client_that_resets_before_its_answer_took_no_negative_time() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await anyio.sleep(0.05)
+        await peer.answer(b'{"object":"list","data":[]}')
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await anyio.sleep(0.05)
+        await client.send(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+        while not upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        client.stream.reset()
+        line = await running.lines.exchange()
+    assert line["outcome"] == "client_disconnected"
+    assert line["total_time_seconds"] >= 0.04
+
+
+async def test_a_cut_without_chunks_is_a_reset() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN))
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
+    ):
+        client = await running.client()
+        await client.send(chat().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await client.until(TOKEN)
+        running.proxy.begin_drain()
+        with pytest.raises(anyio.BrokenResourceError):
+            await client.stream.receive()
+
+
+async def test_the_probe_writes_nothing_between_two_responses() -> None:
+    """The client has ended its sending after two requests; the first one's stream is at its end,
+    but upstream has not said so yet."""
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN, b"[DONE]"))
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat() + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.stream.send_eof()
+        first, second = await client.response(), await client.response()
+    assert first.body == events(TOKEN, b"[DONE]")
+    assert second.json()["status"] == "healthy"

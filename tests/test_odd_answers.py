@@ -1,0 +1,93 @@
+"""Answers of upstream that do not add up, and what waiting for it in vain is counted as."""
+
+import anyio
+import pytest
+from support import Conversation, chat, events, running_proxy, running_upstream
+
+pytestmark = pytest.mark.anyio
+
+TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+FRAMING = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_stream_that_announced_more_than_it_sent(ended: bool) -> None:
+    body = events(TOKEN, b"[DONE]") if ended else events(TOKEN)
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(FRAMING % 10_000 + body)
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert response.body.startswith(body)
+    assert response.complete is ended
+    assert (b"stream_truncated" in response.body) is not ended
+    assert line["outcome"] == ("completed" if ended else "upstream_truncated")
+
+
+async def test_an_answer_framed_twice_is_none() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        await peer.send(b"2\r\nok\r\n0\r\n\r\n")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+    assert (response.status, response.json()["code"]) == (502, "invalid_response")
+
+
+async def test_nonsense_for_usage_spoils_nothing() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        huge = b"9" * 400
+        await peer.answer(
+            b'{"usage":{"prompt_tokens":%s,"completion_tokens":5},"time_info":{"queue_time":%s}}'
+            % (huge, huge)
+        )
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        assert (await (await running.client()).ask(chat())).status == 200
+        line = await running.lines.exchange()
+    assert (line["outcome"], line["prompt_tokens"], line["completion_tokens"]) == (
+        "completed",
+        0,
+        5,
+    )
+
+
+@pytest.mark.parametrize("setting", ["UPSTREAM_FIRST_BYTE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT"])
+async def test_waiting_in_vain_is_not_our_overhead(setting: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if setting == "UPSTREAM_IDLE_TIMEOUT":
+            await peer.stream_head()
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, **{setting: "0.3"}) as running,
+    ):
+        await (await running.client()).ask(chat())
+        total = (await running.lines.exchange())["total_time_seconds"]
+        name = 'cerebras_proxy_overhead_seconds_sum{route="/v1/chat/completions"}'
+        overhead = await running.sample(name)
+    assert total >= 0.3
+    assert overhead <= total - 0.29
+
+
+async def test_a_list_of_models_that_takes_its_time_is_not_our_overhead() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await anyio.sleep(0.3)
+        await peer.answer(b'{"object":"list","data":[]}', status="500 Oh")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        assert (await (await running.client()).get("/v1/models")).status == 200
+        line = await running.lines.exchange()
+        name = 'cerebras_proxy_overhead_seconds_sum{route="/v1/models"}'
+        assert await running.sample(name) <= line["total_time_seconds"] - 0.29
+    assert line["outcome"] == "completed"  # the list of the price table was given
