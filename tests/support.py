@@ -19,6 +19,7 @@ from ape_cerebras.transport import connect_tcp
 
 __all__ = (
     "KEY",
+    "TOKEN",
     "Client",
     "Conversation",
     "Lines",
@@ -28,6 +29,7 @@ __all__ = (
     "ScriptedUpstream",
     "chat",
     "events",
+    "one_token_and_no_more",
     "running_proxy",
     "running_upstream",
 )
@@ -103,6 +105,16 @@ class Conversation:
 
 
 Script = Callable[[Conversation], Awaitable[None]]
+
+TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+
+
+async def one_token_and_no_more(peer: Conversation) -> None:
+    """A script: begin a stream, and wait until the other side has left."""
+    await peer.request()
+    await peer.stream_head()
+    await peer.chunk(events(TOKEN))
+    await peer.until_left()
 
 
 @dataclass

@@ -2,11 +2,18 @@
 
 import anyio
 import pytest
-from support import Conversation, chat, events, running_proxy, running_upstream
+from support import (
+    TOKEN,
+    Conversation,
+    chat,
+    events,
+    one_token_and_no_more,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
 
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -59,14 +66,8 @@ async def test_exchanges_under_way_are_finished() -> None:
 
 
 async def test_what_takes_longer_than_the_grace_is_cut() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN))
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
     ):
         client = await running.client()

@@ -8,20 +8,11 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from anyio.abc import ByteStream, SocketAttribute
-from support import KEY, Conversation, Lines, chat, events, running_upstream
+from support import KEY, TOKEN, Conversation, Lines, chat, one_token_and_no_more, running_upstream
 
 from ape_cerebras import Config, Proxy, serve
 
 pytestmark = pytest.mark.anyio
-
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
-
-
-async def stream_for_ever(peer: Conversation) -> None:
-    await peer.request()
-    await peer.stream_head()
-    await peer.chunk(events(TOKEN))
-    await peer.until_left()
 
 
 async def answer(peer: Conversation) -> None:
@@ -71,7 +62,7 @@ async def test_any_anyio_stream_can_be_handled() -> None:
 
 async def test_a_client_that_leaves_is_noticed_on_a_foreign_stream_too() -> None:
     lines = Lines()
-    async with running_upstream(stream_for_ever) as upstream:
+    async with running_upstream(one_token_and_no_more) as upstream:
         proxy = Proxy(config(upstream.port), lines.write)
         async with hosted(proxy) as client:
             await client.send(chat())
@@ -84,7 +75,7 @@ async def test_a_client_that_leaves_is_noticed_on_a_foreign_stream_too() -> None
 
 async def test_a_cancelled_host_leaves_nothing_behind() -> None:
     lines = Lines()
-    async with running_upstream(stream_for_ever) as upstream:
+    async with running_upstream(one_token_and_no_more) as upstream:
         proxy = Proxy(config(upstream.port), lines.write)
         with anyio.CancelScope() as scope:
             async with hosted(proxy) as client:
@@ -100,7 +91,7 @@ async def test_a_cancelled_host_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_task_cancelled_by_asyncio_itself_loses_no_slot() -> None:
     lines = Lines()
-    async with running_upstream(stream_for_ever) as upstream:
+    async with running_upstream(one_token_and_no_more) as upstream:
         settings = {"CEREBRAS_API_KEY": KEY, "CONNECTION_POOL_SIZE": "1"}
         url = f"http://127.0.0.1:{upstream.port}"
         proxy = Proxy(Config.from_environment({**settings, "CEREBRAS_BASE_URL": url}), lines.write)

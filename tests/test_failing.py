@@ -4,11 +4,18 @@ from collections.abc import Callable
 
 import anyio
 import pytest
-from support import Conversation, chat, events, free_port, running_proxy, running_upstream
+from support import (
+    TOKEN,
+    Conversation,
+    chat,
+    events,
+    free_port,
+    one_token_and_no_more,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
-
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
 
 
 def error_shape(body: dict[str, object]) -> tuple[object, object]:
@@ -145,14 +152,8 @@ async def test_a_clean_end_without_the_marker_is_a_cut_too() -> None:
 
 
 async def test_a_stream_that_stalls() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN))
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -2,11 +2,17 @@
 
 import anyio
 import pytest
-from support import Conversation, chat, events, running_proxy, running_upstream
+from support import (
+    TOKEN,
+    Conversation,
+    chat,
+    events,
+    one_token_and_no_more,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
-
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
 
 
 @pytest.mark.parametrize("after_first_token", [False, True])
@@ -106,14 +112,8 @@ async def test_a_client_that_resets_before_its_answer_took_no_negative_time() ->
 
 
 async def test_a_cut_without_chunks_is_a_reset() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN))
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
     ):
         client = await running.client()

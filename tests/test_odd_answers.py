@@ -2,11 +2,10 @@
 
 import anyio
 import pytest
-from support import Conversation, chat, events, running_proxy, running_upstream
+from support import TOKEN, Conversation, chat, events, running_proxy, running_upstream
 
 pytestmark = pytest.mark.anyio
 
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
 FRAMING = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
 
 
