@@ -59,6 +59,7 @@ class Downstream:
         # The head's size is checked before h11 sees it; what is left is a line of chunked framing.
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
         self._chunked = False
+        self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
         self.completed_at: float | None = None
         """When the client's socket had taken the last byte of a complete response."""
         self.common_headers: Headers = ()
@@ -141,7 +142,7 @@ class Downstream:
 
     def send_head(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Hold a response's head. Framing, Date and Connection are seen to here."""
-        exchange.status = status
+        self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
         names = {name for name, _ in headers}
         own = [*self.common_headers, *((_CLOSE,) if self.closing else ())]
@@ -182,12 +183,16 @@ class Downstream:
 
     async def flush(self) -> None:
         """Write what is held."""
+        told, self._untold = self._untold, None
         try:
             await self._outbox.flush()
         except PeerStalled:
             raise ClientStalled from None
         except (BrokenResourceError, ClosedResourceError):
             raise ClientGone from None
+        if told is not None:
+            exchange, status = told
+            exchange.status = status
 
     # The end
 

@@ -198,6 +198,8 @@ class WrappedStream(StampedStream):
         try:
             with anyio.move_on_after(self.read_timeout) as scope:
                 data = await self._stream.receive(max_bytes)
+        except OSError:  # of TLS, among others
+            raise BrokenResourceError from None
         finally:
             self.arrived_at = anyio.current_time()
             self.read_wait_seconds += self.arrived_at - began_at
@@ -210,9 +212,9 @@ class WrappedStream(StampedStream):
         try:
             with anyio.move_on_after(self.write_timeout) as scope:
                 await self._stream.send(item)
-        except (BrokenResourceError, ClosedResourceError):
+        except (BrokenResourceError, ClosedResourceError, OSError):
             self._broken = True
-            raise
+            raise BrokenResourceError from None
         finally:
             self.write_wait_seconds += anyio.current_time() - began_at
         if scope.cancelled_caught:
@@ -226,7 +228,8 @@ class WrappedStream(StampedStream):
         """Nothing can be closed here without awaiting: ``aclose`` does it, forcefully."""
 
     async def aclose(self) -> None:
-        await anyio.aclose_forcefully(self._stream)
+        with suppress(OSError, BrokenResourceError):
+            await anyio.aclose_forcefully(self._stream)
 
     def peer_is_gone(self) -> bool:
         return self._broken

@@ -126,7 +126,7 @@ class Relay:
             await downstream.while_connected(relay)
         except ClientGone:
             # SDKs close a stream's connection as soon as they have read the end marker.
-            if not exchange.ended:
+            if downstream.completed_at is None:
                 raise
         finally:
             self._account(exchange)

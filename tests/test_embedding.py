@@ -2,12 +2,15 @@
 
 import asyncio
 import signal
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+import trustme
 from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSStream
 from support import KEY, TOKEN, Conversation, Lines, chat, one_token_and_no_more, running_upstream
 
 from ape_cerebras import Config, Proxy, serve
@@ -140,3 +143,33 @@ async def test_two_proxies_in_one_program_share_nothing() -> None:
         assert lines[1].exchanges() == []
         for proxy in found:
             proxy.begin_drain()
+
+
+async def test_a_tls_stream_of_the_host_may_break_in_any_way() -> None:
+    lines = Lines()
+    authority = trustme.CA()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    proxy = Proxy(config(1), lines.write)
+
+    async def handle(stream: ByteStream) -> None:
+        await proxy.handle(await TLSStream.wrap(stream, ssl_context=theirs, server_side=True))
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, handle)
+        port = listener.extra(SocketAttribute.local_port)
+        for begun in (b"", chat()[:-5]):
+            async with await anyio.connect_tcp("127.0.0.1", port) as raw:
+                client = await TLSStream.wrap(raw, ssl_context=ours, hostname="localhost")
+                if begun:
+                    await client.send(begun)
+                await raw.send(b"\x17\x03\x03\x00\x20" + b"no record of ours: its seal is wrong")
+                with anyio.fail_after(5), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                    while await raw.receive():
+                        pass
+        tasks.cancel_scope.cancel()
+    assert [line["outcome"] for line in lines.exchanges()] == ["client_disconnected"]
+    assert not [line for line in lines.all() if line["level"] == "error"]

@@ -141,3 +141,42 @@ async def test_the_probe_writes_nothing_between_two_responses() -> None:
         first, second = await client.response(), await client.response()
     assert first.body == events(TOKEN, b"[DONE]")
     assert second.json()["status"] == "healthy"
+
+
+@pytest.mark.parametrize("reset_first", [True, False])
+async def test_what_upstream_ended_after_the_client_left_was_not_completed(
+    reset_first: bool,
+) -> None:
+    peers: list[Conversation] = []
+    usage = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":4,"total_tokens":5}}'
+    rest = events(TOKEN, usage, b"[DONE]")
+    last = b"%x\r\n%s\r\n0\r\n\r\n" % (len(rest), rest)
+
+    async def script(peer: Conversation) -> None:
+        peers.append(peer)
+        await one_token_and_no_more(peer)
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat())
+        await client.until(TOKEN)
+        # Both in one turn of the loop: the proxy finds out about both at once.
+        if reset_first:
+            client.stream.reset()
+            peers[0].stream.send_nowait(last)
+        else:
+            peers[0].stream.send_nowait(last)
+            client.stream.reset()
+        line = await running.lines.exchange()
+    assert line["outcome"] == "client_disconnected"
+
+
+async def test_a_status_that_nobody_took_was_not_told() -> None:
+    async with running_proxy(1) as running:
+        client = await running.client()
+        await client.get("/health")
+        await client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.stream.reset()
+        line = await running.lines.exchange(2)
+    assert line["outcome"] == "client_disconnected"
+    assert "status_code" not in line
