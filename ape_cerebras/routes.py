@@ -81,6 +81,9 @@ class Routes:
 
     async def dispatch(self, request: Request, exchange: Exchange, downstream: Downstream) -> None:
         """Answer a request, or raise the ProxyError that refuses it."""
+        if request.method == "CONNECT":  # what follows it is no request (RFC 9110 section 9.3.6)
+            downstream.closing = True
+            raise MethodNotAllowed("GET", "HEAD", "POST")
         path = request.path
         route = self._find(path)
         if route is not None:
