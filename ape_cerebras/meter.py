@@ -10,15 +10,12 @@ reasons first, and those that mention usage, timings or an error. In the others 
 whether they carry a token; it cannot be fooled by text, in which every quote is escaped.
 """
 
-import json
 import re
 from typing import Any, Protocol
 
-import orjson
-
 from .exchange import Exchange
 from .sse import EventReader
-from .usage import read_time_info, read_usage
+from .usage import read_json, read_time_info, read_usage
 
 __all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for")
 
@@ -82,7 +79,7 @@ class PlainMeter:
 
     def end(self) -> None:
         if self._readable and self._size <= _MAX_PLAIN_BYTES:
-            _read_totals(self._exchange, _parse(b"".join(self._chunks)))
+            _read_totals(self._exchange, read_json(b"".join(self._chunks)))
         self._chunks.clear()
 
 
@@ -116,7 +113,7 @@ class StreamMeter:
             if payload.startswith(_END):
                 exchange.ended = True
             elif self._must_be_parsed(payload):
-                self._look_into(_parse(payload), arrived_at, sent_at)
+                self._look_into(read_json(payload), arrived_at, sent_at)
             elif _TOKEN.search(payload):
                 exchange.last_token_at = arrived_at
 
@@ -153,22 +150,6 @@ class StreamMeter:
 def _may_answer(text: bytes) -> bool:
     """Whether there may be a token in it that is not reasoning."""
     return b'"content"' in text or b'"tool_calls"' in text or b'"text"' in text
-
-
-def _parse(text: bytes) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return _parse_leniently(text)
-
-
-def _parse_leniently(text: bytes) -> Any:
-    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
-    does, or bytes that are not UTF-8: its usage is no worse for that. None for what is no JSON."""
-    try:
-        return json.loads(text.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
 
 
 def _tokens_in(choices: Any) -> tuple[bool, bool]:

@@ -12,7 +12,9 @@ from decimal import Decimal, InvalidOperation, localcontext
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-__all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_time_info", "read_usage")
+import orjson
+
+__all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_json", "read_time_info", "read_usage")
 
 _MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 _MILLION = Decimal(1_000_000)
@@ -40,6 +42,23 @@ class TimeInfo(NamedTuple):
     queue: float | None
     prompt: float | None
     completion: float | None
+
+
+def read_json(text: bytes) -> Any:
+    """What an answer, or an event of one, says; None for what is no JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _read_leniently(text)
+
+
+def _read_leniently(text: bytes) -> Any:
+    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
+    does, or bytes that are not UTF-8: its usage is no worse for that."""
+    try:
+        return json.loads(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _count(parent: Any, name: str) -> int:

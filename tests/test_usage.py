@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.usage import Price, PriceTable, TimeInfo, Usage, read_time_info, read_usage
+from ape_cerebras.usage import (
+    Price,
+    PriceTable,
+    TimeInfo,
+    Usage,
+    read_json,
+    read_time_info,
+    read_usage,
+)
 
 GEMMA = (
     b'{"total_tokens":22,"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":0},'
@@ -29,6 +37,19 @@ TIMES = (
     b'{"created":1787427094.337268,"queue_time":0.00012279,"prompt_time":0.001922189,'
     b'"completion_time":0.00024986,"total_time":0.0033884048461914062}'
 )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a":[1,2.5,null]}', {"a": [1, 2.5, None]}),
+        (b'{"a":"\\ud83d"}', {"a": "\ud83d"}),  # half of a pair, cut between two tokens
+        (b'{"a":"\xff"}', {"a": "\ufffd"}),
+        *((text, None) for text in (b"", b"{", b"nonsense", b"[DONE]", b"[" * 100_000)),
+    ],
+)
+def test_json_of_answers(text: bytes, value: Any) -> None:
+    assert read_json(text) == value
 
 
 @pytest.mark.parametrize(
