@@ -140,10 +140,8 @@ class Completion:
             for kind, tokens in groupby(self._choices[choice], lambda token: token.kind)
         }
         reasoning = {"reasoning": text["reasoning"]} if "reasoning" in text else {}
-        if self.asked.tool is None:
+        if "name" not in text:  # no call, or cut before it began
             return {"content": text.get("content", ""), **reasoning, "role": "assistant"}
-        if "name" not in text:  # cut before the call began
-            return {**reasoning, "role": "assistant"}
         function = {"name": text["name"], "arguments": text.get("arguments", "")}
         call = {"function": function, "type": "function", "id": self._call_id(choice)}
         return {**reasoning, "tool_calls": [call], "role": "assistant"}

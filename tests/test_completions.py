@@ -159,6 +159,14 @@ def test_a_limit_cuts(limit: int | None, reason: str, reasoning: int, content: i
     assert len(choice["message"]["content"].split()) == content
 
 
+def test_only_a_message_with_a_call_has_no_content() -> None:
+    """A stream that is cut before its call cannot tell that there was to be one."""
+    for limit, content in ((None, None), (11, None), (10, ""), (5, ""), (0, "")):
+        [choice] = plain(answer(GPT._replace(tool=TOOL, limit=limit)))["choices"]
+        assert choice["message"].get("content") == content
+        assert ("tool_calls" in choice["message"]) is (content is None)
+
+
 def test_choices_differ_and_add_up() -> None:
     whole = plain(answer(GPT._replace(choices=3)))
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
