@@ -25,7 +25,7 @@ message, which can quote a header and with it a key.
     ├── UpstreamFailed            the API's fault, or that of the way to it
     │   ├── ConnectFailed         502  refused, unreachable, name not found
     │   ├── TlsFailed             502  certificate or handshake
-    │   ├── InvalidAnswer         502  not HTTP, or closed without an answer
+    │   ├── InvalidAnswer         502  not HTTP, closed without an answer, or not what was asked
     │   ├── Truncated             502  the answer ended before its end
     │   ├── ConnectTimeout        504
     │   ├── FirstByteTimeout      504
@@ -231,7 +231,7 @@ class TlsFailed(UpstreamFailed, code="tls_error", outcome="upstream_tls_failed")
 
 
 class InvalidAnswer(UpstreamFailed, code="invalid_response", outcome="upstream_invalid"):
-    message = "The upstream API gave no valid HTTP answer."
+    message = "The upstream API gave no valid answer."
 
 
 class Truncated(UpstreamFailed, code="stream_truncated", outcome="upstream_truncated"):
