@@ -13,7 +13,7 @@ layer  module           what it owns
 0      trace            trace and request ids, W3C trace context
 0      network          byte streams that stamp what arrives
 1      head             the strict check of a request head
-1      chat             what is read, and the one thing edited, in a chat request's body
+1      chat             what is read, and what may be edited, in a chat request's body
 1      assembly         the completion object that a stream adds up to, sans I/O
 1      settings         the table of environment variables
 1      exchange         the record of one request, and every value derived from it

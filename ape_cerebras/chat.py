@@ -1,8 +1,12 @@
-"""What the proxy reads in a chat request's body, and the one thing it may edit there: the model.
+"""What the proxy reads in a chat request's body, and the two things it may edit there.
 
-The body is the client's and goes up byte for byte. Only where the model is missing or aliased does
-one value change, in place: prompt caching upstream works on exact prefixes, so nothing may be
-re-serialised, reordered or put in front of the messages.
+The body is the client's and goes up byte for byte. Only a model that is missing or aliased, and
+``stream`` where a plain request is turned into one for a stream, change, in place: prompt caching
+upstream works on exact prefixes, so nothing may be re-serialised, reordered or put in front of the
+messages.
+
+Turning adds no ``stream_options``: Cerebras tells usage and timings with the last choice's end,
+unasked (recorded in 2026). What a client says in them itself stays as it is, and counts.
 
 Bodies that are not plain JSON (gzip, MessagePack) are opaque: legal upstream, forwarded untouched,
 and known by what the answer says of itself.
@@ -25,7 +29,7 @@ _MESSAGE_PACK = frozenset(
 )
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_BEFORE_VALUE = re.compile(rb"\s*:\s*")
+_VALUE = re.compile(rb"\s*:\s*(" + _STRING.pattern + rb"|true|false|null)", re.DOTALL)
 
 # Parsing holds the event loop: 10 MiB of nothing but small members would hold it for a second, what
 # is within these numbers for less than 0.2 s. The longest context of a model is 131,072 tokens.
@@ -46,12 +50,14 @@ _READ_NAME = re.compile(rf'"(?:{_SPELLINGS})"(?=\s*:)'.encode())
 
 class ChatRequest(NamedTuple):
     """``body`` as it goes upstream. ``model`` is what upstream is asked for, ``requested_model``
-    what the client asked for; both None where the body is opaque. ``stream`` likewise."""
+    what the client asked for; both None where the body is opaque. ``stream`` is what the client
+    asked for, None likewise; ``turned`` says that upstream is asked for a stream all the same."""
 
     body: bytes
     model: str | None = None
     requested_model: str | None = None
     stream: bool | None = None
+    turned: bool = False
 
 
 def read_chat_request(
@@ -60,8 +66,11 @@ def read_chat_request(
     content_encoding: bytes,
     default_model: str,
     aliases: Mapping[str, str],
+    *,
+    turn: bool = False,
 ) -> ChatRequest:
-    """Check and read a body; put the default model in, or an alias's target, where it is due.
+    """Check and read a body; put the default model in, or an alias's target, where it is due. With
+    ``turn``, one that asks for a plain reply is made to ask for a stream, if it is plain JSON.
 
     Raises UnsupportedMedia, or BadRequest where plain JSON is not what the API could take.
     """
@@ -73,10 +82,12 @@ def read_chat_request(
         return ChatRequest(body)
     if media_type != _JSON:
         raise UnsupportedMedia
-    return _read_json(body, default_model, aliases)
+    return _read_json(body, default_model, aliases, turn=turn)
 
 
-def _read_json(body: bytes, default_model: str, aliases: Mapping[str, str]) -> ChatRequest:
+def _read_json(
+    body: bytes, default_model: str, aliases: Mapping[str, str], *, turn: bool
+) -> ChatRequest:
     _refuse_too_many_values(body)
     try:
         request = orjson.loads(body)
@@ -90,13 +101,14 @@ def _read_json(body: bytes, default_model: str, aliases: Mapping[str, str]) -> C
     if "model" in request and (not isinstance(model, str) or not model):
         raise BadRequest("'model' must be a non-empty string.")
     ends_of_names = _find_read_names(body, request)
-    if model is None:
-        body = _insert_model(body, default_model, is_empty=not request)
-        return ChatRequest(body, default_model, default_model, bool(stream))
-    served = aliases.get(model, model)
-    if served != model:
-        body = _replace_string(body, ends_of_names["model"], served)
-    return ChatRequest(body, served, model, bool(stream))
+    asked = default_model if model is None else model
+    served = asked if model is None else aliases.get(asked, asked)
+    turned = turn and not stream
+    changes: dict[str, Any] = {} if served == model else {"model": served}
+    if turned:
+        changes["stream"] = True
+    body = _edited(body, ends_of_names, changes, is_empty=not request)
+    return ChatRequest(body, served, asked, bool(stream), turned)
 
 
 def _refuse_too_many_values(body: bytes) -> None:
@@ -149,17 +161,29 @@ def _outermost(body: bytes) -> list[tuple[str, int]]:
     return [each for number, each in enumerate(found, 1) if f"{prefix}{number}" in renamed]
 
 
-def _insert_model(body: bytes, model: str, *, is_empty: bool) -> bytes:
-    """Put the member in as the first one, which leaves every other byte where it follows."""
+def _edited(
+    body: bytes, ends_of_names: dict[str, int], changes: dict[str, Any], *, is_empty: bool
+) -> bytes:
+    """The body with other values for the members that are named."""
+    missing = {name: value for name, value in changes.items() if name not in ends_of_names}
+    # From the back to the front, so that the places of those still to come hold.
+    for name in sorted(
+        changes.keys() - missing.keys(), key=ends_of_names.__getitem__, reverse=True
+    ):
+        body = _replace_value(body, ends_of_names[name], changes[name])
+    return _insert_members(body, missing, is_empty=is_empty) if missing else body
+
+
+def _insert_members(body: bytes, members: dict[str, Any], *, is_empty: bool) -> bytes:
+    """Put members in as the first ones, which leaves every other byte where it follows."""
     start = body.index(b"{") + 1
     comma = b"" if is_empty else b","
-    return b'%s"model":%s%s%s' % (body[:start], orjson.dumps(model), comma, body[start:])
+    return b"%s%s%s%s" % (body[:start], orjson.dumps(members)[1:-1], comma, body[start:])
 
 
-def _replace_string(body: bytes, end_of_name: int, value: str) -> bytes:
-    """Put another value in place of the string that is the value of the member named there."""
-    colon = _BEFORE_VALUE.match(body, end_of_name)
-    old = _STRING.match(body, colon.end()) if colon else None
+def _replace_value(body: bytes, end_of_name: int, value: Any) -> bytes:
+    """Put another value in place of that of the member named there, a string or a literal."""
+    old = _VALUE.match(body, end_of_name)
     if old is None:
-        raise AssertionError("a string that was read is in the body")
-    return body[: old.start()] + orjson.dumps(value) + body[old.end() :]
+        raise AssertionError("a value that was read is in the body")
+    return body[: old.start(1)] + orjson.dumps(value) + body[old.end(1) :]
