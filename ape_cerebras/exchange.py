@@ -76,7 +76,8 @@ class Exchange:
 
     first_token_at: float | None = None  # meter: arrived
     first_token_sent_at: float | None = None  # meter: written to the client
-    first_answer_sent_at: float | None = None  # meter: the same for the first that is not reasoning
+    first_answer_at: float | None = None  # meter: the same for the first that is not reasoning
+    first_answer_sent_at: float | None = None  # meter
     last_token_at: float | None = None  # meter
     last_body_at: float | None = None  # meter: the last bytes of the answer arrived
     reasons: bool = False  # meter: reasoning came first, or with the first of the answer
@@ -151,7 +152,7 @@ class Exchange:
     def ttft_source(self) -> str | None:
         """``measured`` where a token was seen to arrive, ``derived`` from Cerebras's own account
         of a plain reply, None where there is neither."""
-        if self.first_token_at is not None:
+        if self._token_passed_at is not None:
             return "measured"
         return "derived" if self._derived_first_token_at is not None else None
 
@@ -161,6 +162,8 @@ class Exchange:
         ended when it was sent."""
         if self.stream or self.last_body_at is None or self.sent_at is None:
             return None
+        if self.first_token_at is not None or self.stream_failed:
+            return None
         if self.time_info is None or self.time_info.completion is None or self.error is not None:
             return None
         if self.usage is not None and not self.usage.completion_tokens:
@@ -169,20 +172,34 @@ class Exchange:
         return derived if derived >= self.sent_at else None
 
     @property
+    def _token_passed_at(self) -> float | None:
+        """When the client had the first token that was seen to arrive; None where it never did, and
+        no TTFT can be told."""
+        if self.first_token_sent_at is not None:
+            return self.first_token_sent_at
+        return self._as_if_passed_on(self.first_token_at)
+
+    def _as_if_passed_on(self, arrived_at: float | None) -> float | None:
+        """When the client would have had a token of a plain reply that it got whole: what the
+        proxy took to pass the reply on it would have taken for the token as well."""
+        if self.stream or self.error is not None or self.stream_failed:
+            return None
+        if arrived_at is None or self.last_body_at is None:
+            return None
+        return arrived_at + self.finished_at - self.last_body_at
+
+    @property
     def ttft_seconds(self) -> float | None:
         """Request complete → first token written to the client: what the agent felt."""
-        if self.first_token_at is not None:
-            return _span(self.received_at, self.first_token_sent_at)
-        derived = self._derived_first_token_at
-        if derived is None or self.last_body_at is None:
-            return None
-        # What the proxy took to pass the reply on it would have taken for the token as well.
-        return _span(self.received_at, derived + self.finished_at - self.last_body_at)
+        passed_at = self._token_passed_at
+        if passed_at is None:
+            passed_at = self._as_if_passed_on(self._derived_first_token_at)
+        return _span(self.received_at, passed_at)
 
     @property
     def upstream_ttft_seconds(self) -> float | None:
         """Request written upstream → first token arrived: what Cerebras and the network did."""
-        if self.first_token_at is not None:
+        if self._token_passed_at is not None:
             return _span(self.sent_at, self.first_token_at)
         return _span(self.sent_at, self._derived_first_token_at)
 
@@ -194,7 +211,12 @@ class Exchange:
     @property
     def ttfo_seconds(self) -> float | None:
         """Like TTFT, for the first token that is not reasoning; of models that reason."""
-        return _span(self.received_at, self.first_answer_sent_at) if self.reasons else None
+        if not self.reasons:
+            return None
+        passed_at = self.first_answer_sent_at
+        if passed_at is None:
+            passed_at = self._as_if_passed_on(self.first_answer_at)
+        return _span(self.received_at, passed_at)
 
     @property
     def generation_seconds(self) -> float | None:

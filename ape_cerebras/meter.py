@@ -1,7 +1,8 @@
 """What a passing response tells: first and last token, usage, ``time_info``, the end marker.
 
 A meter is given every chunk after it has been sent on, so that looking never delays a byte and is
-never part of what is measured. It writes its findings into the exchange.
+never part of what is measured; or as it arrives, where it is not sent on as it is. It writes its
+findings into the exchange.
 
 The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
 ``reasoning_content``) or a tool call; the event that only names the role is none. Few events of a
@@ -43,7 +44,7 @@ class Meter(Protocol):
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         """Look at a chunk that arrived, and was written to the client, at these moments;
-        ``sent_at`` is None if the client left before."""
+        ``sent_at`` is None if it was not: the client left before, or gets it in another form."""
 
     def end(self) -> None:
         """The response has ended."""
@@ -91,7 +92,7 @@ class StreamMeter:
         self._events = EventReader()
 
     def may_hold(self, chunk: bytes) -> bool:
-        if self._exchange.first_answer_sent_at is not None:
+        if self._exchange.first_answer_at is not None:
             return True
         if self._exchange.first_token_at is None or not self._events.at_boundary:
             return False
@@ -124,7 +125,7 @@ class StreamMeter:
         exchange = self._exchange
         if exchange.first_token_at is None:
             return True
-        if exchange.first_answer_sent_at is None and _may_answer(payload):
+        if exchange.first_answer_at is None and _may_answer(payload):
             return True
         return b'"usage"' in payload or b'"error"' in payload or b'"time_info"' in payload
 
@@ -139,12 +140,12 @@ class StreamMeter:
         if not (answers or reasons):
             return
         exchange.last_token_at = arrived_at
-        if reasons and exchange.first_answer_sent_at is None:
+        if reasons and exchange.first_answer_at is None:
             exchange.reasons = True
         if exchange.first_token_at is None:
             exchange.first_token_at, exchange.first_token_sent_at = arrived_at, sent_at
-        if answers and exchange.first_answer_sent_at is None:
-            exchange.first_answer_sent_at = sent_at
+        if answers and exchange.first_answer_at is None:
+            exchange.first_answer_at, exchange.first_answer_sent_at = arrived_at, sent_at
 
 
 def _may_answer(text: bytes) -> bool:

@@ -9,15 +9,24 @@ from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overload
 from ape_cerebras.exchange import Exchange, Request
 from ape_cerebras.usage import PriceTable, TimeInfo, Usage
 
-__all__ = ("CHAT", "chat_exchange", "ended_exchanges", "plain_exchange", "stream_exchange")
+__all__ = (
+    "CHAT",
+    "assembled_exchange",
+    "chat_exchange",
+    "ended_exchanges",
+    "plain_exchange",
+    "stream_exchange",
+)
 
 CHAT = "/v1/chat/completions"
 _PRICES = PriceTable.built_in()
 _REQUEST = Request("POST", b"/v1/chat/completions", b"1.1", ((b"host", b"a"),))
 _MOMENTS = (
     *("started_at", "received_at", "sent_at", "head_at", "first_token_at", "first_token_sent_at"),
-    *("first_answer_sent_at", "last_token_at", "last_body_at", "finished_at"),
+    *("first_answer_at", "first_answer_sent_at", "last_token_at", "last_body_at", "finished_at"),
 )
+_SENT = ("first_token_sent_at", "first_answer_sent_at")
+_TOKENS = (*_SENT, "first_token_at", "first_answer_at", "last_token_at")
 _ERRORS = (ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized)
 
 
@@ -48,6 +57,7 @@ def stream_exchange(**fields: Any) -> Exchange:
         "stream": True,
         "first_token_at": 100.2,
         "first_token_sent_at": 100.203,
+        "first_answer_at": 100.3,
         "first_answer_sent_at": 100.303,
         "last_token_at": 100.6,
         "last_body_at": 100.7,
@@ -72,6 +82,12 @@ def plain_exchange(**fields: Any) -> Exchange:
     return chat_exchange(**{**defaults, **fields})
 
 
+def assembled_exchange(**fields: Any) -> Exchange:
+    """A plain reply put together from that stream, and passed on 2 ms after its end."""
+    not_sent = dict.fromkeys(_SENT)
+    return stream_exchange(**{**not_sent, "stream": False, "finished_at": 100.702, **fields})
+
+
 _counts = st.integers(0, 200_000)
 _steps = st.floats(0, 100, allow_nan=False)
 _models = st.sampled_from(("gpt-oss-120b", "zai-glm-4.7", "unpriced", "own\u2028model", None))
@@ -84,15 +100,14 @@ _time_infos = st.builds(TimeInfo, _phases, _phases, _phases)
 def ended_exchanges(draw: st.DrawFn) -> Exchange:
     """Any exchange whose stamps are in the order of the things they stamp."""
     moments = [draw(st.floats(-1000, 1e6))]
-    for step in draw(st.lists(_steps, min_size=9, max_size=9)):
+    for step in draw(st.lists(_steps, min_size=10, max_size=10)):
         moments.append(moments[-1] + step)
     fields: dict[str, Any] = dict(zip(_MOMENTS, moments, strict=True))
     model, usage = draw(_models), draw(st.none() | _usages)
     stream = draw(st.booleans())
-    if not stream or draw(st.booleans()):
-        for name in ("first_token_at", "first_token_sent_at", "first_answer_sent_at"):
-            fields[name] = None
-        fields["last_token_at"] = None
+    # Of a plain reply that was put together no token was sent by itself.
+    for name in draw(st.sampled_from((_TOKENS, _SENT, () if stream else _SENT))):
+        fields[name] = None
     return chat_exchange(
         **fields,
         route=draw(st.sampled_from((CHAT, CHAT, "/v1/models", "/health", "none"))),

@@ -106,9 +106,10 @@ def oracle(stream: list[Written], chunk_of: list[int]) -> Exchange:
             found.last_token_at = arrived_at
             if found.first_token_at is None:
                 found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
-        if found.first_answer_sent_at is None:
+        if found.first_answer_at is None:
             found.reasons = found.reasons or reasons
-            found.first_answer_sent_at = sent_at if answers else None
+            if answers:
+                found.first_answer_at, found.first_answer_sent_at = arrived_at, sent_at
     return found
 
 
