@@ -71,6 +71,7 @@ class Config:
     max_requests_per_connection: int = 10_000
     graceful_shutdown_timeout: float = 10.0
     ttft_target_ms: float | None = None
+    ttft_mode: str = "passthrough"
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ssl_cert_file: str | None = None
 

@@ -3,10 +3,14 @@
 A chunk is stamped where it arrives, sent to the client, and only then looked at. Up to the first
 token each chunk is written as it comes; after it chunks that arrived together are written together,
 as soon as upstream has nothing more to read: no byte is ever held back while we wait.
+
+Where a plain request was turned into one for a stream, so that its first token can be timed, the
+client gets nothing before the end, and then what the chunks add up to.
 """
 
 import orjson
 
+from .assembly import Assembly
 from .chat import ChatRequest, read_chat_request
 from .config import Config
 from .downstream import Downstream
@@ -18,6 +22,7 @@ from .upstream import Upstream, UpstreamResponse
 __all__ = ("Relay", "error_body", "headers_down", "headers_up")
 
 _PATH = "/v1/chat/completions"
+_JSON = (b"content-type", b"application/json")
 _END_TIMEOUT = 0.05  # seconds to wait for the end of a body whose content has ended
 
 # What concerns one connection only (RFC 9110 section 7.6.1), or no longer holds on the other one.
@@ -88,6 +93,12 @@ def headers_down(headers: Headers, *, stream: bool) -> Headers:
     return tuple((name, value) for name, value in headers if name not in dropped)
 
 
+def _plain(headers: Headers) -> Headers:
+    """What goes down of a stream's headers with a reply in its place."""
+    kept = headers_down(headers, stream=True)
+    return (_JSON, *(field for field in kept if field[0] != _JSON[0]))
+
+
 def _error(error: ProxyError) -> dict[str, object]:
     # No null among them: older clients that check the flat shape want four strings.
     shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
@@ -138,6 +149,7 @@ class Relay:
             request.header(b"content-encoding") or b"",
             self._config.default_model,
             self._config.model_aliases,
+            turn=self._config.ttft_mode == "exact",
         )
 
     async def _relay(self, exchange: Exchange, downstream: Downstream, chat: ChatRequest) -> None:
@@ -149,19 +161,31 @@ class Relay:
         headers = (*headers_up(exchange.request), *trace)
         async with self._upstream.send(exchange, "POST", _PATH, headers, chat.body) as response:
             meter = meter_for(exchange, response.status, response.header(b"content-type"))
-            streams = isinstance(meter, StreamMeter)
-            if exchange.stream is None:
-                exchange.stream = streams
-            response.before_wait(downstream.flush)
-            headers = headers_down(response.headers, stream=streams)
-            downstream.send_head(exchange, response.status, headers)
-            try:
-                await self._pass_body(response, downstream, meter, exchange)
-            except UpstreamFailed as error:
-                if meter.at_boundary:
-                    # The SDKs raise on such an event, and take a stream without one for complete.
-                    await downstream.send_chunk(error_event(error))
-                raise
+            if chat.turned and isinstance(meter, StreamMeter):
+                await self._put_together(response, downstream, meter, exchange)
+            else:
+                await self._pass_on(response, downstream, meter, exchange)
+
+    async def _pass_on(
+        self,
+        response: UpstreamResponse,
+        downstream: Downstream,
+        meter: Meter,
+        exchange: Exchange,
+    ) -> None:
+        streams = isinstance(meter, StreamMeter)
+        if exchange.stream is None:
+            exchange.stream = streams
+        response.before_wait(downstream.flush)
+        headers = headers_down(response.headers, stream=streams)
+        downstream.send_head(exchange, response.status, headers)
+        try:
+            await self._pass_body(response, downstream, meter, exchange)
+        except UpstreamFailed as error:
+            if meter.at_boundary:
+                # The SDKs raise on such an event, and take a stream without one for complete.
+                await downstream.send_chunk(error_event(error))
+            raise
 
     async def _pass_body(
         self,
@@ -204,6 +228,38 @@ class Relay:
             await downstream.send_end()
         finally:
             meter.end()
+
+    async def _put_together(
+        self,
+        response: UpstreamResponse,
+        downstream: Downstream,
+        meter: StreamMeter,
+        exchange: Exchange,
+    ) -> None:
+        """Answer plainly what comes as a stream. A failure before the end is raised, and answered
+        with its status: no byte has gone out."""
+        assembly = Assembly()
+
+        async def answer() -> None:
+            if not downstream.response_complete:
+                status, body = assembly.reply()
+                await downstream.respond(exchange, status, _plain(response.headers), body)
+
+        try:
+            while (chunk := await response.next_chunk()) is not None:
+                if downstream.response_complete:
+                    break
+                meter.feed(chunk, response.arrived_at, None)
+                assembly.feed(chunk)
+                if meter.complete:  # as for streams: nobody waits for the end of the framing
+                    response.before_wait(answer)
+                    response.wind_down(_END_TIMEOUT)
+        except (IdleTimeout, Truncated):
+            if not meter.complete:
+                raise
+        if not meter.complete:
+            raise Truncated
+        await answer()
 
     def _account(self, exchange: Exchange) -> None:
         exchange.model = exchange.model or exchange.answered_model

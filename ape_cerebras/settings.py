@@ -240,6 +240,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_REQUESTS_PER_CONNECTION", _count, "requests on one client connection"),
     Setting("GRACEFUL_SHUTDOWN_TIMEOUT", _seconds, "for exchanges in flight after a signal"),
     Setting("TTFT_TARGET_MS", _positive, "milliseconds; a TTFT above it is counted"),
+    Setting(
+        "TTFT_MODE",
+        _one_of("passthrough", "exact"),
+        "exact: plain requests go up as streams, so that their TTFT is measured",
+    ),
     Setting("HISTOGRAM_BUCKETS", _read_buckets, "JSON or a file of it: upper bounds by family"),
     Setting("SSL_CERT_FILE", _readable_file, "the CA bundle for upstream; unset: certifi's"),
 )

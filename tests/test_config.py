@@ -39,6 +39,7 @@ def test_the_defaults() -> None:
     assert config.cerebras_base_url == Origin("https", "api.cerebras.ai", 443)
     assert (config.host, config.port, config.backend) == ("0.0.0.0", 8000, "asyncio")
     assert (config.log_level, config.default_model) == ("info", "llama3.1-8b")
+    assert config.ttft_mode == "passthrough"
     assert (config.max_header_bytes, config.max_headers) == (16 * 1024, 100)
     assert (config.max_target_bytes, config.max_body_bytes) == (8 * 1024, 10 * 1024**2)
     assert (config.connection_pool_size, config.keep_alive_connections) == (1000, 100)

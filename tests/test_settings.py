@@ -96,6 +96,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "MAX_REQUESTS_PER_CONNECTION": COUNT,
     "GRACEFUL_SHUTDOWN_TIMEOUT": SECONDS,
     "TTFT_TARGET_MS": SECONDS,
+    "TTFT_MODE": {"passthrough": "passthrough", "Exact": "exact"},
     "HISTOGRAM_BUCKETS": {
         "{}": {},
         '{"ttft":[0.1,1],"speed":[100]}': {"ttft": (0.1, 1.0), "speed": (100.0,)},
@@ -153,6 +154,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "MAX_REQUESTS_PER_CONNECTION": NOT_COUNT,
     "GRACEFUL_SHUTDOWN_TIMEOUT": NOT_SECONDS,
     "TTFT_TARGET_MS": NOT_SECONDS,
+    "TTFT_MODE": ("derived", "on", "exact,passthrough"),
     "HISTOGRAM_BUCKETS": (
         *("[]", "{", "{'ttft':[1]}", '{"ttft":[]}', '{"ttft":1}', '{"ttft":null}', '{"other":[1]}'),
         *(

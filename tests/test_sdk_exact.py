@@ -1,0 +1,53 @@
+"""The official SDKs ask for plain answers where these come as streams: they cannot tell."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sdks import LEAVES_GENERATORS, TOOL, Asker
+from served import Served, serving
+
+pytestmark = LEAVES_GENERATORS
+Asking = Callable[..., Asker]
+
+
+@pytest.fixture(scope="module")
+def exact(backend: str) -> Iterator[Served]:
+    """A process that serves the simulated API to everybody, and times plain answers."""
+    with serving("serve", "--demo", BACKEND=backend, TTFT_MODE="exact") as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"model": "llama3.1-8b", "n": 2}, {"tools": [TOOL]}, {"max_tokens": 5}]
+)
+def test_a_plain_answer(asking: Asking, demo: Served, exact: Served, asked: dict[str, Any]) -> None:
+    asker = asking(exact)
+    answer, other = asker.whole(**asked), asking(demo).whole(**asked)
+    line = exact.exchange(asker.trace_id)
+    differs = {"id": None, "created": None, "time_info": None}
+    made, expected = answer.model_dump() | differs, other.model_dump() | differs
+    for choice in (*made["choices"], *expected["choices"]):
+        for call in choice["message"]["tool_calls"] or ():
+            assert call.pop("id")
+    assert made == expected
+    assert (line["stream"], line["outcome"]) == (False, "completed")
+    assert (line["ttft_source"], line["total_tokens"]) == ("measured", answer.usage.total_tokens)
+
+
+def test_an_error_inside_the_stream_is_raised_by_its_status(asking: Asking, exact: Served) -> None:
+    asker = asking(exact)
+    with pytest.raises(asker.sdk.errors.InternalServerError) as caught:
+        asker.whole("fault=error_event, at=4")
+    line = exact.exchange(asker.trace_id)
+    assert caught.value.status_code == line["status_code"] == 500
+    assert "Encountered a server error" in str(caught.value.body)
+    assert line["outcome"] == "upstream_stream_error"
+
+
+def test_a_stream_that_is_cut_is_raised(asking: Asking, exact: Served) -> None:
+    asker = asking(exact)
+    with pytest.raises(asker.sdk.errors.InternalServerError) as caught:
+        asker.whole("fault=cut, at=4")
+    assert caught.value.status_code == 502
+    assert exact.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
