@@ -174,6 +174,8 @@ def test_nothing_counts_after_the_end() -> None:
     assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
     reply = assembly.reply()
     assembly.feed(events({"choices": [{"delta": {"content": "b"}}]}) + b"data: nonsense\n\n")
+    for _ in range(80):
+        assembly.feed(b"a" * (MIB // 16))
     assert assembly.reply() == reply
 
 
@@ -277,7 +279,16 @@ def test_an_event_too_large_to_be_read_is_not_left_out() -> None:
     for _ in range(63):
         assembly.feed(b"a" * (MIB // 16))
     with pytest.raises(InvalidAnswer):
-        assembly.feed(b"a" * (MIB // 16) + b"\n\n" + events({"choices": [{}]}) + DONE)
+        assembly.feed(b"a" * (MIB // 8) + b"\n\n" + events({"choices": [{}]}) + DONE)
+
+
+def test_many_events_are_not_one_however_they_are_cut() -> None:
+    assembly, event = Assembly(), events({"choices": [{}], "new": "a" * (MIB // 16)})
+    assembly.feed(event[:-1])
+    for _ in range(100):
+        assembly.feed(event[-1:] + event[:-1])
+    assembly.feed(event[-1:] + DONE)
+    assert assembly.reply().status == 200
 
 
 def test_comments_are_no_event_that_grows() -> None:

@@ -197,23 +197,27 @@ async def test_connections_serve_on() -> None:
     assert upstream.connections == 1
 
 
+@pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize("last", [STREAM, events(TOKEN) + events(b'{"error":{"message":"Oh"}}')])
-async def test_the_end_of_the_framing_is_not_waited_for(last: bytes) -> None:
+async def test_the_end_of_the_framing_is_not_waited_for(last: bytes, stays: bool) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.stream_head()
         await peer.chunk(last)
-        await peer.until_left()
+        if stays:
+            await peer.until_left()
 
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        client = await running.client()
-        response = await client.ask(chat())  # patience is less than UPSTREAM_IDLE_TIMEOUT
-        await upstream.left.wait()
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_upstream_connections") == 0
     assert response.complete
-    assert response.status == (200 if last is STREAM else 502)
+    assert (response.status, line["outcome"]) == (
+        (200, "completed") if last is STREAM else (502, "upstream_stream_error")
+    )
 
 
 async def test_what_comes_after_the_end_changes_nothing() -> None:

@@ -87,3 +87,24 @@ def test_not_a_byte_goes_out_before_the_end() -> None:
             assert anyio.current_time() - began_at == 30.0
 
     on_mock_clock(test)
+
+
+def test_the_end_marker_is_the_end_whatever_comes_after_it() -> None:
+    async def script(stream: MemoryStream) -> None:
+        await head(stream)
+        await anyio.sleep(3)
+        await chunk(stream, events(TOKEN))
+        await anyio.sleep(1)
+        await chunk(stream, events(FINISH, b"[DONE]"))
+        await anyio.sleep(0.02)
+        await chunk(stream, b": still here\n\n")
+        await anyio.sleep_forever()
+
+    async def test() -> None:
+        async with rig(script, TTFT_MODE="exact") as running:
+            await running.client.send(chat())
+            line = await running.line()
+        assert (line["upstream_ttft_seconds"], line["proxy_ttft_seconds"]) == (3.0, 0.0)
+        assert line["total_time_seconds"] == 4.0
+
+    on_mock_clock(test)
