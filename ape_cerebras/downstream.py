@@ -256,15 +256,17 @@ class Downstream:
 
     @property
     def reusable(self) -> bool:
-        """Whether the exchange has left the connection fit for another."""
+        """Whether the exchange has left the connection fit for another. Not where a write failed:
+        what that client had still asked is nobody's wish any more."""
         done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        return done and not self.closing
+        return done and self.completed_at is not None and not self.closing
 
     async def abort(self) -> None:
         """Cut the response short, so that nobody can take what has been sent for complete."""
         with suppress(ClientGone, ClientStalled):
             await self.flush()
         await self.close_at_once()
+        self._http.send_failed()  # even if it was complete, nothing more goes over this connection
 
     async def aclose(self) -> None:
         """Close. Where the client may still be sending, read on a little first: closing with

@@ -226,6 +226,22 @@ async def test_a_cut_response_is_not_a_complete_one() -> None:
         await client.receive()
 
 
+async def test_nothing_is_served_after_a_failed_write_or_a_cut() -> None:
+    client, downstream = connection()
+    await client.send(GET + GET)
+    await read_request(downstream)
+    client.close()
+    with pytest.raises(ClientGone):
+        await answer(downstream)
+    assert not downstream.reusable
+    client, downstream = connection()
+    await client.send(GET + GET)
+    await read_request(downstream)
+    await answer(downstream)
+    await downstream.abort()
+    assert not downstream.reusable
+
+
 async def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
     client, downstream = connection()
     began_at = anyio.current_time()

@@ -180,3 +180,20 @@ async def test_a_status_that_nobody_took_was_not_told() -> None:
         line = await running.lines.exchange(2)
     assert line["outcome"] == "client_disconnected"
     assert "status_code" not in line
+
+
+async def test_what_a_client_had_asked_before_it_left_is_not_carried_out() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(b"{}")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.get("/health")
+        await client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" + chat())
+        client.stream.reset()
+        await running.lines.exchange(2)
+        running.proxy.begin_drain()
+        await running.ended.wait()
+    assert [line["route"] for line in running.lines.exchanges()] == ["/health"] * 2
+    assert upstream.requests == []
