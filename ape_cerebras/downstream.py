@@ -53,7 +53,7 @@ class Downstream:
         self._outbox = Outbox(stream)
         self._begin_exchange()
         self.closing = False
-        """Set to make the response under way, or the next, the connection's last."""
+        """Set to make a response the connection's last: the next whose head goes out."""
 
     def _begin_exchange(self) -> None:
         # The head's size is checked before h11 sees it; what is left is a line of chunked framing.
@@ -135,6 +135,11 @@ class Downstream:
     def response_started(self) -> bool:
         """Whether a status has been said."""
         return self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
+
+    @property
+    def said_close(self) -> bool:
+        """Whether the response is complete, and its head said that the connection ends with it."""
+        return self._http.our_state is h11.MUST_CLOSE
 
     @property
     def response_complete(self) -> bool:
@@ -249,17 +254,17 @@ class Downstream:
         return under_way and not self._outbox.busy and not self._outbox.size
 
     def drain(self) -> None:
-        """End the connection after the exchange under way. Where there is none, a request that is
-        on its way already is still answered, because nobody could know if it was carried out."""
+        """End the connection with the response whose head is next. A request that is on its way
+        already is still answered, because nobody could know if it was carried out."""
         self.closing = True
         self._inbound.give_last_chance()
 
     @property
     def reusable(self) -> bool:
-        """Whether the exchange has left the connection fit for another. Not where a write failed:
-        what that client had still asked is nobody's wish any more."""
+        """Whether the connection goes on: the client took the whole response, and was not told of
+        an end, whatever ``closing`` has become since; its next request may be on its way."""
         done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        return done and self.completed_at is not None and not self.closing
+        return done and self.completed_at is not None
 
     async def abort(self) -> None:
         """Cut the response short, so that nobody can take what has been sent for complete."""

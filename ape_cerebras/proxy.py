@@ -5,6 +5,7 @@ touches signals, logging or anything global.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 import sniffio
@@ -174,12 +175,10 @@ class Proxy:
         if not error.keeps or downstream.awaits_100_continue:
             downstream.closing = True
         headers = ((b"content-type", b"application/json"), *error.headers)
-        try:
+        with suppress(ProxyError):  # which leaves the connection unfit for more
             await downstream.respond(exchange, error.status, headers, error_body(error))
-            if not downstream.closing:
+            if not downstream.said_close:
                 await downstream.read_body()  # what is left of it, for the next request's sake
-        except ProxyError:
-            downstream.closing = True
 
     # The state of the service
 
@@ -223,7 +222,7 @@ class Proxy:
     # The end
 
     def begin_drain(self) -> None:
-        """Let each connection end after the exchange it is in."""
+        """Let each connection end as soon as its client has been told so."""
         self.drain_began.set()
         for downstream in self._connections:
             downstream.drain()

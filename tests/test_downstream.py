@@ -258,3 +258,24 @@ async def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
     downstream.drain()
     await client.send(GET)
     assert await downstream.wait_for_request() is not None
+
+
+async def test_a_connection_whose_client_was_not_told_of_its_end_has_a_last_chance() -> None:
+    for pipelined in (True, False):
+        client, downstream = connection()
+        await client.send(GET)
+        await read_request(downstream)
+        downstream.send_head(exchange(), 200, ())
+        if pipelined:
+            await client.send(GET)
+        downstream.drain()
+        await downstream.send_end()
+        assert downstream.reusable
+        if not pipelined:
+            await client.send(GET)
+        await read_request(downstream)
+        await answer(downstream)
+        assert not downstream.reusable
+        first, second = await client.receive(), await client.receive()
+        assert b"connection: close" not in first.lower()
+        assert b"connection: close" in second.lower()

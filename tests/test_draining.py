@@ -65,6 +65,40 @@ async def test_exchanges_under_way_are_finished() -> None:
     assert (await running.lines.exchange())["outcome"] == "completed"
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+async def test_who_was_not_told_of_the_end_gets_the_next_request_answered(when: str) -> None:
+    """It comes before the drain, or while the response is under way, or after that."""
+    may_end = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN))
+        await may_end.wait()
+        await peer.chunk(events(b"[DONE]"))
+        await peer.end()
+        await peer.request()
+        await peer.answer(b"{}")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat() + chat() if when == "before" else chat())
+        first = await client.until(TOKEN)
+        running.proxy.begin_drain()
+        if when == "meanwhile":
+            await client.send(chat())
+        may_end.set()
+        first += await client.until(b"\r\n0\r\n\r\n")
+        if when == "after":
+            await client.send(chat())
+        second = await client.response()
+        assert await client.until_closed() == b""
+        await running.ended.wait()
+    assert b"connection: close" not in first.lower()
+    assert (second.body, second.headers["connection"]) == (b"{}", "close")
+    assert [line["outcome"] for line in running.lines.exchanges()] == ["completed"] * 2
+
+
 async def test_what_takes_longer_than_the_grace_is_cut() -> None:
     async with (
         running_upstream(one_token_and_no_more) as upstream,
