@@ -27,7 +27,6 @@ __all__ = ("Downstream",)
 _HOLD_AT_MOST = 64 * 1024  # bytes
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
-_PROBE_EVERY = 0.1  # seconds
 
 _CLOSE = (b"connection", b"close")
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -245,8 +244,7 @@ class Downstream:
             stream.send_nowait(self._interim(102))
         elif self._between_chunks:
             stream.send_nowait(b"0")
-        while not stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it
-            await anyio.sleep(_PROBE_EVERY)
+        await self._inbound.until_gone()
 
     @property
     def _between_chunks(self) -> bool:

@@ -16,6 +16,7 @@ __all__ = ("Inbound", "deadline")
 
 _READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
+_LOOK_EVERY = 0.1  # seconds
 
 
 @contextmanager
@@ -107,8 +108,14 @@ class Inbound:
             raise ClientGone from None
 
     async def read_to_end(self) -> None:
-        """Return when the client has ended its sending; what it sends until then is kept."""
+        """Return when the client has ended its sending, or is gone; what it sends is kept."""
         while not self.ended:
             if len(self.bytes) >= _READ_AHEAD_AT_MOST:
-                await anyio.sleep_forever()
+                await self.until_gone()
+                return
             await self.read()
+
+    async def until_gone(self) -> None:
+        """Return when it is known that the client takes no more, without reading on."""
+        while not self._stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it
+            await anyio.sleep(_LOOK_EVERY)

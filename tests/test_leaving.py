@@ -48,6 +48,24 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along(
     assert (line["outcome"], line["level"]) == ("client_disconnected", "info")
 
 
+async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat() * 1000)  # more than is read ahead
+        while not upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        client.stream.reset()
+        with anyio.fail_after(1):
+            await upstream.left.wait()
+        line = await running.lines.exchange()
+        assert len(running.lines.exchanges()) == len(upstream.requests) == 1
+    assert line["outcome"] == "client_disconnected"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(stream: bool) -> None:
     may_answer = anyio.Event()
