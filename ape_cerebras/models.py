@@ -2,7 +2,6 @@
 the price table when there has never been one."""
 
 from contextlib import suppress
-from typing import Any
 
 import anyio
 import orjson
@@ -32,11 +31,8 @@ class ModelList:
             {"id": name, "object": "model", "created": 0, "owned_by": "Cerebras"}
             for name in config.model_prices.prices
         ]
-        self._set(orjson.dumps({"object": "list", "data": entries}), entries)
-
-    def _set(self, text: bytes, entries: list[Any]) -> None:
-        self._text = text
-        self._by_id = {entry["id"]: orjson.dumps(entry) for entry in entries}
+        self._text = orjson.dumps({"object": "list", "data": entries})
+        self._by_id = _read_list(self._text)
 
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
@@ -55,11 +51,11 @@ class ModelList:
     async def _refresh(self, exchange: Exchange) -> None:
         fresh_for = _RETRY_AFTER
         with suppress(ProxyError), anyio.move_on_after(_ASK_AT_MOST):
-            self._set(*await self._ask(exchange))
+            self._text, self._by_id = await self._ask(exchange)
             fresh_for = _FRESH_FOR
         self._good_until = anyio.current_time() + fresh_for
 
-    async def _ask(self, exchange: Exchange) -> tuple[bytes, list[Any]]:
+    async def _ask(self, exchange: Exchange) -> tuple[bytes, dict[str, bytes]]:
         body = bytearray()
         async with self._upstream.send(exchange, "GET", _PATH, ()) as response:
             while (chunk := await response.next_chunk()) is not None:
@@ -68,16 +64,16 @@ class ModelList:
                     raise InvalidAnswer
         if response.status != 200:
             raise InvalidAnswer
-        return bytes(body), _read_entries(bytes(body))
+        return bytes(body), _read_list(bytes(body))
 
 
-def _read_entries(text: bytes) -> list[Any]:
-    """The entries of a list of models. Raises InvalidAnswer where it is none."""
+def _read_list(text: bytes) -> dict[str, bytes]:
+    """The entries of a list of models, each as JSON by its id. Raises InvalidAnswer where it is
+    none."""
     try:
         entries = orjson.loads(text)["data"]
-        valid = isinstance(entries, list) and all(isinstance(each["id"], str) for each in entries)
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        if not isinstance(entries, list) or not all(isinstance(e["id"], str) for e in entries):
+            raise InvalidAnswer
+        return {entry["id"]: orjson.dumps(entry) for entry in entries}
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # the last also where it nests too deep
         raise InvalidAnswer from None
-    if not valid:
-        raise InvalidAnswer
-    return list(entries)

@@ -230,6 +230,7 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
                 b'{"data":[{"id":"x"},{"id":null}]}',
                 b'{"data":[{"id":"\xff"}]}',
                 b"[" * 100_000,
+                b'{"data":[{"id":"x","deep":%s}]}' % (b"[" * 254 + b"]" * 254),
             )
         ),
     ],

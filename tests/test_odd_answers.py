@@ -90,3 +90,16 @@ async def test_a_list_of_models_that_takes_its_time_is_not_our_overhead() -> Non
         name = 'cerebras_proxy_overhead_seconds_sum{route="/v1/models"}'
         assert await running.sample(name) <= line["total_time_seconds"] - 0.29
     assert line["outcome"] == "completed"  # the list of the price table was given
+
+
+async def test_a_list_of_models_that_nests_too_deep_is_none() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(b'{"data":[{"id":"x","deep":%s}]}' % (b"[" * 254 + b"]" * 254))
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        listed = await client.get("/v1/models")
+        entry = await client.get("/v1/models/gpt-oss-120b")
+    assert (listed.status, entry.status) == (200, 200)
+    assert b"deep" not in listed.body  # it is that of the price table
