@@ -72,7 +72,7 @@ class Exchange:
     head_at: float | None = None  # upstream
     upstream_status: int | None = None  # upstream
     upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
-    upstream_wait_seconds: float = 0.0  # upstream: a connection, the head, the body's chunks
+    upstream_wait_seconds: float = 0.0  # upstream: for a connection, head, body, another's answer
 
     first_token_at: float | None = None  # meter: arrived
     first_token_sent_at: float | None = None  # meter: written to the client

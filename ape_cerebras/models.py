@@ -9,7 +9,7 @@ import orjson
 from .config import Config
 from .errors import InvalidAnswer, ModelNotFound, ProxyError
 from .exchange import Exchange
-from .upstream import Upstream
+from .upstream import Upstream, waiting_for_upstream
 
 __all__ = ("ModelList",)
 
@@ -36,10 +36,19 @@ class ModelList:
 
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
-        async with self._asking:
-            if anyio.current_time() >= self._good_until:
-                await self._refresh(exchange)
+        if self._is_stale:
+            with waiting_for_upstream(exchange):  # through another's question, which serves all
+                await self._asking.acquire()
+            try:
+                if self._is_stale:
+                    await self._refresh(exchange)
+            finally:
+                self._asking.release()
         return self._text
+
+    @property
+    def _is_stale(self) -> bool:
+        return anyio.current_time() >= self._good_until
 
     async def entry(self, exchange: Exchange, model: str) -> bytes:
         """One model as JSON. Raises ModelNotFound."""

@@ -1,7 +1,7 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import anyio
 import httpcore
@@ -13,13 +13,23 @@ from .network import StampedStream
 from .pool import Connection, Pool, ssl_context_for
 from .transport import Connect, connect_tcp
 
-__all__ = ("Upstream", "UpstreamResponse")
+__all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 # Both at once leave in doubt where the answer ends (RFC 9112 section 6.3).
 _FRAMINGS = {b"content-length", b"transfer-encoding"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@contextmanager
+def waiting_for_upstream(exchange: Exchange) -> Iterator[None]:
+    """Count the time that the block takes as waited for upstream."""
+    began_at = anyio.current_time()
+    try:
+        yield
+    finally:
+        exchange.upstream_wait_seconds += anyio.current_time() - began_at
 
 
 class UpstreamResponse:
@@ -108,11 +118,8 @@ class Upstream:
         Raises what ``Pool.lease`` raises, FirstByteTimeout, InvalidAnswer.
         """
         async with AsyncExitStack() as stack:
-            began_at = anyio.current_time()
-            try:
+            with waiting_for_upstream(exchange):
                 connection = await stack.enter_async_context(self.pool.lease())
-            finally:
-                exchange.upstream_wait_seconds += anyio.current_time() - began_at
             raw = connection.transport.raw
             raw.read_timeout = None
             waiting = _WaitAccount(exchange, raw)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 import trio
 from memory import MemoryStream, memory_pair
+from support import Conversation, running_upstream
 from trio.testing import MockClock
 
 from ape_cerebras import Config
@@ -152,6 +153,47 @@ def test_many_who_ask_at_once_ask_once() -> None:
         assert rig.asked_at == [0.0]
 
     run(test, answer(FIRST, after=3.0))
+
+
+def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
+    async def test(rig: Rig) -> None:
+        askers = [asker() for _ in range(3)]
+        async with anyio.create_task_group() as tasks:
+            for exchange in askers:
+                tasks.start_soon(rig.models.text, exchange)
+                await anyio.sleep(1.0)
+        assert [exchange.upstream_wait_seconds for exchange in askers] == [5.0, 4.0, 3.0]
+        again = asker()
+        await rig.models.text(again)
+        assert again.upstream_wait_seconds == 0.0
+
+    run(test, answer(FIRST, after=5.0))
+
+
+@pytest.mark.anyio
+async def test_so_it_does_on_either_backend() -> None:
+    may_answer = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await may_answer.wait()
+        await peer.answer(FIRST)
+
+    async with running_upstream(script) as peer:
+        base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{peer.port}"}
+        config = Config.from_environment({"CEREBRAS_API_KEY": "k", **base})
+        upstream = Upstream(config)
+        models, second = ModelList(config, upstream), asker()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(models.text, asker())
+            while not peer.requests:
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(models.text, second)
+            await anyio.wait_all_tasks_blocked()
+            may_answer.set()
+        upstream.pool.close()
+        assert len(peer.requests) == 1
+        assert second.upstream_wait_seconds > 0.0
 
 
 def test_one_who_leaves_while_asking_leaves_the_asking_to_the_next() -> None:
