@@ -11,6 +11,7 @@ from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import TypeVar
 
 import anyio
 import h11
@@ -23,6 +24,8 @@ from .inbound import Inbound, deadline
 from .network import Outbox, PeerStalled, SocketStream, StampedStream
 
 __all__ = ("Downstream",)
+
+_T = TypeVar("_T")
 
 _HOLD_AT_MOST = 64 * 1024  # bytes
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
@@ -200,11 +203,11 @@ class Downstream:
 
     # The end
 
-    async def while_connected(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run ``work``; cancel it, and raise ClientGone, if the client leaves before its end. What
-        the client sends meanwhile waits for its turn."""
-        failure: ProxyError | None = None
-        finished = False
+    async def while_connected(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
+        end. What the client sends meanwhile waits for its turn."""
+        failure: ProxyError = ClientGone()
+        results: list[_T] = []
 
         async def watch() -> None:
             await self._hang_up()
@@ -213,15 +216,13 @@ class Downstream:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             try:
-                await work()
-                finished = True
+                results.append(await work())
             except ProxyError as error:  # not through the task group, which would wrap it
                 failure = error
             tasks.cancel_scope.cancel()
-        if failure is not None:
+        if not results:
             raise failure
-        if not finished:
-            raise ClientGone
+        return results[0]
 
     async def _hang_up(self) -> None:
         """Return when the client has left."""

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import NamedTuple
 
 import orjson
@@ -108,12 +109,14 @@ class Routes:
         return self._model if is_model else self._table.get(path)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
-        await downstream.respond(exchange, 200, (_JSON,), await self._models.text(exchange))
+        text = await downstream.while_connected(partial(self._models.text, exchange))
+        await downstream.respond(exchange, 200, (_JSON,), text)
 
     async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
         path = exchange.request.path if exchange.request else b""
         model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
-        await downstream.respond(exchange, 200, (_JSON,), await self._models.entry(exchange, model))
+        entry = await downstream.while_connected(partial(self._models.entry, exchange, model))
+        await downstream.respond(exchange, 200, (_JSON,), entry)
 
     async def _warm(self, exchange: Exchange, downstream: Downstream) -> None:
         """The Cerebras SDK asks this in its constructor, and waits for the answer."""

@@ -14,6 +14,8 @@ from support import (
 
 pytestmark = pytest.mark.anyio
 
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+
 
 @pytest.mark.parametrize("after_first_token", [False, True])
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -114,19 +116,70 @@ async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() ->
 async def test_a_client_that_resets_before_its_answer_took_no_negative_time() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await anyio.sleep(0.05)
-        await peer.answer(b'{"object":"list","data":[]}')
+        await peer.until_left()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await anyio.sleep(0.05)
-        await client.send(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+        await client.send(MODELS)
         while not upstream.requests:
             await anyio.lowlevel.checkpoint()
         client.stream.reset()
         line = await running.lines.exchange()
     assert line["outcome"] == "client_disconnected"
-    assert line["total_time_seconds"] >= 0.04
+    assert line["total_time_seconds"] >= 0.0
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_client_that_leaves_takes_its_question_for_the_models_along(how: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(MODELS)
+        while not upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        getattr(client.stream, how)()
+        with anyio.fail_after(1):
+            await upstream.left.wait()
+        line = await running.lines.exchange()
+    assert line["outcome"] == "client_disconnected"
+
+
+async def test_who_waits_for_the_models_loses_nothing_when_another_leaves() -> None:
+    """One leaves who waits for the question of another, and then the one who asked it."""
+    may_answer = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if len(upstream.requests) == 1:
+            await peer.until_left()
+        await may_answer.wait()
+        await peer.answer(b'{"object":"list","data":[{"id":"one"}]}')
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+
+        async def until_waiting(number: int) -> None:
+            with anyio.fail_after(5):  # the one more is the scrape's own
+                while await running.metric("cerebras_proxy_requests_in_flight") != number + 1:
+                    pass
+
+        clients = [await running.client() for _ in range(3)]
+        for number, client in enumerate(clients, 1):
+            await client.send(MODELS)
+            await until_waiting(number)
+        asking, waiting, staying = clients
+        waiting.stream.close()
+        await until_waiting(2)
+        assert not upstream.left.is_set()
+        asking.stream.close()
+        await upstream.left.wait()
+        may_answer.set()
+        answers = [await staying.response(), await staying.ask(MODELS)]
+    assert [answer.json()["data"] for answer in answers] == [[{"id": "one"}]] * 2
+    assert len(upstream.requests) == 2
 
 
 async def test_a_cut_without_chunks_is_a_reset() -> None:
