@@ -150,8 +150,8 @@ class Exchange:
 
     @property
     def ttft_source(self) -> str | None:
-        """``measured`` where a token was seen to arrive, ``derived`` from Cerebras's own account
-        of a plain reply, None where there is neither."""
+        """``measured`` where a token was seen to arrive and to go on to the client, ``derived``
+        from Cerebras's own account of a plain reply, None where there is neither."""
         if self._token_passed_at is not None:
             return "measured"
         return "derived" if self._derived_first_token_at is not None else None

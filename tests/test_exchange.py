@@ -111,6 +111,17 @@ def test_the_earliest_ttft_that_can_be_derived() -> None:
     assert exchange.upstream_ttft_seconds == 0.0
 
 
+def test_a_first_token_that_the_client_was_not_there_for_has_no_ttft() -> None:
+    exchange = stream_exchange(
+        first_token_sent_at=None, first_answer_sent_at=None, error=ClientGone()
+    )
+    assert exchange.ttft_source is None
+    names = ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "ttfo_seconds")
+    for name in (*names, "network_seconds"):
+        assert getattr(exchange, name) is None, name
+    assert exchange.generation_seconds == 0.4
+
+
 def test_a_ttft_is_derived_without_usage() -> None:
     assert plain_exchange(usage=None).ttft_seconds == 0.602
 

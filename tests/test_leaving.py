@@ -242,6 +242,29 @@ async def test_what_upstream_ended_after_the_client_left_was_not_completed(
     assert line["outcome"] == "client_disconnected"
 
 
+async def test_a_first_token_that_came_for_nobody_has_no_ttft() -> None:
+    peers: list[Conversation] = []
+
+    async def script(peer: Conversation) -> None:
+        peers.append(peer)
+        await peer.request()
+        await peer.stream_head()
+        await peer.until_left()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        await client.send(chat())
+        await client.until(b"\r\n\r\n")
+        # Both in one turn of the loop: the token is here when the proxy finds that nobody is.
+        token = events(TOKEN)
+        peers[0].stream.send_nowait(b"%x\r\n%s\r\n" % (len(token), token))
+        client.stream.reset()
+        line = await running.lines.exchange()
+    assert line["outcome"] == "client_disconnected"
+    assert line["ttft_source"] is None
+    assert not [name for name in line if "ttft_seconds" in name]
+
+
 async def test_a_status_that_nobody_took_was_not_told() -> None:
     async with running_proxy(1) as running:
         client = await running.client()
