@@ -182,7 +182,7 @@ class Relay:
         try:
             await self._pass_body(response, downstream, meter, exchange)
         except UpstreamFailed as error:
-            if meter.at_boundary:
+            if meter.at_boundary and not exchange.stream_failed:
                 # The SDKs raise on such an event, and take a stream without one for complete.
                 await downstream.send_chunk(error_event(error))
             raise

@@ -195,6 +195,27 @@ async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
     assert (line["outcome"], line["level"]) == ("upstream_stream_error", "error")
 
 
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) -> None:
+    sent = events(TOKEN, b'{"status_code":500,"error":{"message":"x","type":"server_error"}}')
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(sent)
+        if stalls:
+            await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.body, response.complete) == (sent, False)
+    assert line["outcome"] == "upstream_stream_error"
+
+
 async def test_an_upstream_connection_closed_while_idle_is_found_before_use() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
