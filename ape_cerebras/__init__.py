@@ -11,15 +11,17 @@ layer  module           what it owns
 0      sse              server-sent events, sans I/O
 0      usage            token counts and timings out of JSON; prices; cost in exact decimals
 0      trace            trace and request ids, W3C trace context
-0      network          byte streams that stamp what arrives
+0      stamps           when bytes arrived: the kernel's stamps on the loop's clock
+0      outbox           what is on its way to a stream, held until it is worth a write
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
 1      assembly         the completion object that a stream adds up to, sans I/O
 1      settings         the table of environment variables
 1      exchange         the record of one request, and every value derived from it
-1      listener         listening sockets, the accept loop
-1      transport        TCP and TLS to upstream, and the stream httpcore uses
 1      replies          what a Cerebras API always says: errors, models, headers
+1      network          byte streams that stamp what arrives
+2      listener         listening sockets, the accept loop
+2      transport        TCP and TLS to upstream, and the stream httpcore uses
 2      questions        what a stand-in Cerebras API reads in a chat request
 2      config           the frozen ``Config``
 2      meter            what a passing response tells

@@ -21,7 +21,8 @@ from .config import Config
 from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange, Headers, Request
 from .inbound import Inbound, deadline
-from .network import Outbox, PeerStalled, SocketStream, StampedStream
+from .network import PeerStalled, SocketStream, StampedStream
+from .outbox import Outbox
 
 __all__ = ("Downstream",)
 

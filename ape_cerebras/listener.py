@@ -9,6 +9,7 @@ from contextlib import suppress
 import anyio
 
 from .network import SocketStream
+from .stamps import ask_for_stamps, loop_clock
 
 __all__ = ("accept_connections", "accept_waiting", "open_listeners")
 
@@ -16,6 +17,7 @@ _BACKLOG = 2048
 # One a turn of the loop would leave the last of a crowd waiting while the first are served over and
 # over: with 256 at once the last one's first answer took 3.4 s, where it takes 1.0 s now.
 _AT_A_TIME = 64
+_UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
 
 # Out of something for now (accept(2)): wait, and go on with what there is.
@@ -67,6 +69,7 @@ def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
             # "::" means both families where it stands alone, as nginx's ipv6only=off does.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         sock.bind(address)
+        ask_for_stamps(sock)  # what comes before a connection is accepted gets one too
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()
@@ -86,13 +89,17 @@ async def accept_connections(
     backlog. ``complain`` is told, in our words, when the system has nothing left to accept with.
     Raises OSError where ``listener`` does not listen.
     """
+    clock = loop_clock()
+    empty_at = _UNKNOWN
     for number in itertools.count(1):
         if number % _AT_A_TIME == 0:
             await anyio.lowlevel.checkpoint()
         await wait_for_room()
+        looked_at = clock()
         try:
             sock, _ = listener.accept()
         except BlockingIOError:
+            empty_at = looked_at
             await anyio.wait_readable(listener)
         except OSError as error:
             if error.errno in _NOT_LISTENING:
@@ -102,17 +109,18 @@ async def accept_connections(
                 await anyio.sleep(_PAUSE)
             # Else the connection broke before it was taken.
         else:
-            handle(_stream_over(sock))
+            handle(_stream_over(sock, empty_at))
 
 
 def accept_waiting(listener: socket.socket, handle: Callable[[SocketStream], None]) -> None:
     """Give ``handle`` the connections in the backlog, which closing the listener would reset."""
     with suppress(OSError):
         while True:
-            handle(_stream_over(listener.accept()[0]))
+            handle(_stream_over(listener.accept()[0], _UNKNOWN))
 
 
-def _stream_over(sock: socket.socket) -> SocketStream:
+def _stream_over(sock: socket.socket, empty_at: float) -> SocketStream:
+    """``empty_at``: when the backlog was empty, so that nothing had come yet."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return SocketStream(sock)
+    return SocketStream(sock, silent_until=empty_at)

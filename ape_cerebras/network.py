@@ -8,6 +8,8 @@ own and for tests over memory streams.
 
 Both stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
 the hook ``before_wait`` just before a read has to wait: the moment to send on what was held back.
+An arrival is the moment when the kernel got the bytes, where it tells (``stamps``); the moment of
+the read where it does not.
 
 Times are readings of the event loop's monotonic clock, ``anyio.current_time()``.
 """
@@ -22,9 +24,10 @@ import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream, SocketAttribute
 
+from .stamps import STAMP_SPACE, arrival_clock, ask_for_stamps, loop_clock, stamp_in
+
 __all__ = (
     "READ_BYTES",
-    "Outbox",
     "PeerStalled",
     "SocketStream",
     "StampedStream",
@@ -47,17 +50,20 @@ class PeerStalled(Exception):
 class StampedStream(ByteStream):
     """What the two streams here have in common; see the module's docstring.
 
-    ``arrived_at``: when the bytes of the latest ``receive`` arrived.
+    ``arrived_at``: when the bytes of the latest ``receive`` arrived; never before those before.
+    ``unstamped_reads``: for how many reads that is the moment of the read; ever growing.
     ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
     cannot have come before, however late the kernel lets this process go on.
     ``written_at``: when they had been.
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, in vain or not;
-    ever growing.
+    ever growing. What the loop took to notice an arrival is not the peer's.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
     """
 
     def __init__(self) -> None:
-        self.arrived_at = self.left_at = self.written_at = anyio.current_time()
+        self._clock = loop_clock()
+        self.arrived_at = self.left_at = self.written_at = self._clock()
+        self.unstamped_reads = 0
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
@@ -78,52 +84,83 @@ class StampedStream(ByteStream):
 class SocketStream(StampedStream):
     """A byte stream over a connected, non-blocking stream socket, which it owns.
 
-    Raises what anyio's streams raise (EndOfStream, BrokenResourceError, ClosedResourceError), and
-    PeerStalled.
+    ``silent_until``: nothing had arrived before that; by default, before now. Raises what anyio's
+    streams raise (EndOfStream, BrokenResourceError, ClosedResourceError), and PeerStalled.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, silent_until: float | None = None) -> None:
         super().__init__()
         self._socket = sock
         self._turns = _TURN_EVERY
+        self._arrivals = arrival_clock() if ask_for_stamps(sock) else None
+        if silent_until is not None:
+            self.arrived_at = silent_until
+        self._silent_until = self.arrived_at
+        self._wait_began_at = self._wait_ended_at = 0.0
+
+    def stamp_by_read(self) -> None:
+        """Take the moment of the read for the arrival from here on."""
+        self._arrivals = None
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         await self._take_turn()
         while True:
+            looked_at = self._clock()
             try:
-                data = self._socket.recv(max_bytes)
+                data, ancillary, _, _ = self._socket.recvmsg(max_bytes, STAMP_SPACE)
             except BlockingIOError:
-                if self.before_wait is not None:
-                    await self.before_wait()
-                began_at = anyio.current_time()
-                try:
-                    await self._wait(anyio.wait_readable, self.read_timeout)
-                finally:
-                    self.read_wait_seconds += anyio.current_time() - began_at
+                self._silent_until = looked_at
+                await self._wait_to_read()
                 continue
             except OSError as error:
                 raise self._translated(error) from None
-            self.arrived_at = anyio.current_time()
             if not data:
+                self.arrived_at = self._clock()
                 raise EndOfStream
+            self._stamp(ancillary)
             return data
+
+    async def _wait_to_read(self) -> None:
+        if self.before_wait is not None:
+            await self.before_wait()
+        self._wait_began_at = self._clock()
+        try:
+            await self._wait(anyio.wait_readable, self.read_timeout)
+        finally:
+            self._wait_ended_at = self._clock()
+            self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
+
+    def _stamp(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        now = self._clock()
+        arrived_at = None
+        if self._arrivals is not None and (stamp := stamp_in(ancillary)):
+            arrived_at = self._arrivals.arrival(stamp, self._silent_until, now)
+        if arrived_at is None:
+            self.unstamped_reads += 1
+            arrived_at = now
+        # A segment that overtook others bears an earlier stamp than those it follows.
+        self.arrived_at = max(self.arrived_at, arrived_at)
+        late = self._wait_ended_at - max(self.arrived_at, self._wait_began_at)
+        if late > 0:  # from the arrival on it was the loop that was waited for
+            self.read_wait_seconds -= late
+        self._wait_ended_at = 0.0
 
     async def send(self, item: bytes) -> None:
         await self._take_turn()
         unsent = memoryview(item)
         while unsent:
-            self.left_at = anyio.current_time()
+            self.left_at = self._clock()
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
-                began_at = anyio.current_time()
+                began_at = self._clock()
                 try:
                     await self._wait(anyio.wait_writable, self.write_timeout)
                 finally:
-                    self.write_wait_seconds += anyio.current_time() - began_at
+                    self.write_wait_seconds += self._clock() - began_at
             except OSError as error:
                 raise self._translated(error) from None
-        self.written_at = anyio.current_time()
+        self.written_at = self._clock()
 
     def send_nowait(self, item: bytes) -> None:
         """Send what the socket takes of ``item`` at once, which may be nothing."""
@@ -194,21 +231,22 @@ class WrappedStream(StampedStream):
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self.before_wait is not None:
             await self.before_wait()
-        began_at = anyio.current_time()
+        began_at = self._clock()
         try:
             with anyio.move_on_after(self.read_timeout) as scope:
                 data = await self._stream.receive(max_bytes)
         except OSError:  # of TLS, among others
             raise BrokenResourceError from None
         finally:
-            self.arrived_at = anyio.current_time()
+            self.unstamped_reads += 1
+            self.arrived_at = self._clock()
             self.read_wait_seconds += self.arrived_at - began_at
         if scope.cancelled_caught:
             raise PeerStalled
         return data
 
     async def send(self, item: bytes) -> None:
-        began_at = self.left_at = anyio.current_time()
+        began_at = self.left_at = self._clock()
         try:
             with anyio.move_on_after(self.write_timeout) as scope:
                 await self._stream.send(item)
@@ -216,10 +254,10 @@ class WrappedStream(StampedStream):
             self._broken = True
             raise BrokenResourceError from None
         finally:
-            self.write_wait_seconds += anyio.current_time() - began_at
+            self.write_wait_seconds += self._clock() - began_at
         if scope.cancelled_caught:
             raise PeerStalled
-        self.written_at = anyio.current_time()
+        self.written_at = self._clock()
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()
@@ -237,39 +275,6 @@ class WrappedStream(StampedStream):
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return self._stream.extra_attributes
-
-
-class Outbox:
-    """Bytes on their way to a stream, held until ``flush`` so that they leave in one write."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._held: list[bytes] = []
-        self.size = 0
-        """Bytes held."""
-        self.busy = False
-        """Whether a write is under way."""
-
-    def hold(self, data: bytes | None) -> None:
-        if data:
-            self._held.append(data)
-            self.size += len(data)
-
-    def clear(self) -> None:
-        self._held.clear()
-        self.size = 0
-
-    async def flush(self) -> None:
-        """Write what is held; raises what the stream's ``send`` raises."""
-        if not self._held:
-            return
-        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        self.clear()
-        self.busy = True
-        try:
-            await self._stream.send(data)
-        finally:
-            self.busy = False
 
 
 def stamped(stream: ByteStream) -> StampedStream:

@@ -16,7 +16,8 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBl
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from .network import READ_BYTES, Outbox, PeerStalled, SocketStream, StampedStream
+from .network import READ_BYTES, PeerStalled, SocketStream, StampedStream
+from .outbox import Outbox
 
 __all__ = ("Connect", "UpstreamStream", "connect_tcp")
 

@@ -58,6 +58,7 @@ class MemoryStream(StampedStream):
         if self._closed:
             raise ClosedResourceError
         self.arrived_at = anyio.current_time()
+        self.unstamped_reads += 1
         if not way.chunks:
             raise EndOfStream
         chunk = way.chunks.popleft()

@@ -2,6 +2,8 @@
 
 import select
 import socket
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,18 +12,20 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream
 
-from ape_cerebras.listener import accept_waiting, open_listeners
+from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
 from ape_cerebras.network import (
-    Outbox,
     PeerStalled,
     SocketStream,
     StampedStream,
     WrappedStream,
     stamped,
 )
+from ape_cerebras.outbox import Outbox
 from ape_cerebras.transport import connect_tcp
 
 pytestmark = pytest.mark.anyio
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
 
 
 @asynccontextmanager
@@ -66,6 +70,73 @@ async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() ->
         with pytest.raises(PeerStalled):
             await theirs.receive()
         assert theirs.read_wait_seconds >= waited + 0.02
+
+
+def hold_the_loop() -> float:
+    """Keep the event loop from its work for a while; when that was over."""
+    time.sleep(0.02)
+    return anyio.current_time()
+
+
+@on_linux
+async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_them() -> None:
+    async with sockets() as (ours, theirs):
+        for number in range(3):
+            await ours.send(b"a")
+            left_at, held_until = ours.left_at, hold_the_loop()
+            await theirs.receive()
+            assert left_at - 0.0001 <= theirs.arrived_at < held_until, number
+    assert theirs.unstamped_reads == 0
+
+
+@on_linux
+async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0)
+    accepted: list[SocketStream] = []
+    read = anyio.Event()
+
+    def take(stream: SocketStream) -> None:
+        accepted.append(stream)
+        read.set()
+
+    with listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(accept_connections, listener, take, anyio.lowlevel.checkpoint, print)
+            await anyio.wait_all_tasks_blocked()  # the backlog has been found empty
+            with socket.create_connection(listener.getsockname()) as client:
+                client.send(b"a")
+                held_until = hold_the_loop()
+                await read.wait()
+                await accepted[0].receive()
+            tasks.cancel_scope.cancel()
+        assert accepted[0].arrived_at < held_until
+        assert accepted[0].unstamped_reads == 0
+        accepted[0].close()
+
+
+@on_linux
+async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_peer() -> None:
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+
+        async def send_and_hold() -> None:
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"a")
+            hold_the_loop()
+
+        tasks.start_soon(send_and_hold)
+        began_at = anyio.current_time()
+        await theirs.receive()
+        assert 0 < theirs.read_wait_seconds <= theirs.arrived_at - began_at
+
+
+async def test_without_a_stamp_the_moment_of_the_read_counts_and_is_counted() -> None:
+    async with sockets() as (ours, theirs):
+        theirs.stamp_by_read()
+        await ours.send(b"a")
+        held_until = hold_the_loop()
+        await theirs.receive()
+        assert theirs.arrived_at >= held_until
+        assert theirs.unstamped_reads == 1
 
 
 async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:

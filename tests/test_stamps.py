@@ -1,0 +1,149 @@
+"""Stamps of the wall clock, read on the loop's: exact, or none, whatever is done to the wall clock.
+
+The clocks here are made up; what the kernel stamps on real sockets is tested with the streams.
+"""
+
+import socket
+import struct
+import sys
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ape_cerebras.stamps import (
+    STAMP_SPACE,
+    ArrivalClock,
+    arrival_clock,
+    ask_for_stamps,
+    loop_clock,
+    stamp_in,
+)
+
+TOLERANCE = 0.00005  # seconds
+SECOND = 1_000_000_000
+
+
+class Machine:
+    """A machine's two clocks. Each reading takes a moment; ``interrupt`` makes the next one take
+    longer, as it does when the process is set aside."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.ahead = 1_700_000_000 * SECOND
+        self.interrupt = 0.0
+
+    def clock(self) -> float:
+        self.now += 1e-7
+        return self.now
+
+    def wall(self) -> int:
+        self.now += 1e-7 + self.interrupt
+        self.interrupt = 0.0
+        return self.stamp()
+
+    def stamp(self) -> int:
+        """What the kernel writes on a segment that comes now."""
+        return int(self.now * SECOND) + self.ahead
+
+
+def test_a_stamp_is_read_on_the_other_clock() -> None:
+    machine = Machine()
+    clock = ArrivalClock(machine.clock, machine.wall)
+    since = machine.clock()
+    machine.now += 5
+    arrived_at, stamp = machine.now, machine.stamp()
+    machine.now += 3
+    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+
+
+def test_a_process_set_aside_between_two_readings_is_no_setting_of_the_clock() -> None:
+    machine = Machine()
+    clock = ArrivalClock(machine.clock, machine.wall)
+    since = machine.clock()
+    machine.now += 1
+    arrived_at, stamp = machine.now, machine.stamp()
+    machine.interrupt = 0.02
+    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+
+
+@pytest.mark.parametrize("step", [-3600.0, -0.01, -0.0001, 0.0001, 0.01, 3600.0])
+@pytest.mark.parametrize("after", [False, True], ids=["before it arrived", "after"])
+def test_where_the_wall_clock_was_set_meanwhile_there_is_no_time(step: float, after: bool) -> None:
+    machine = Machine()
+    clock = ArrivalClock(machine.clock, machine.wall)
+    since = machine.clock()
+    machine.now += 1
+    machine.ahead += 0 if after else int(step * SECOND)
+    stamp = machine.stamp()
+    machine.ahead += int(step * SECOND) if after else 0
+    machine.now += 1
+    assert clock.arrival(stamp, since, machine.clock()) is None
+    # Another stream, silent since before that, and read after it.
+    assert clock.arrival(stamp, since, machine.clock()) is None
+    since = machine.clock()
+    machine.now += 1
+    arrived_at, stamp = machine.now, machine.stamp()
+    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+
+
+@pytest.mark.parametrize("moment", [-1.0, 3.0])
+def test_a_stamp_of_no_moment_in_question_gives_no_time(moment: float) -> None:
+    machine = Machine()
+    clock = ArrivalClock(machine.clock, machine.wall)
+    since = machine.clock()
+    stamp = machine.stamp() + int(moment * SECOND)
+    machine.now += 1
+    assert clock.arrival(stamp, since, machine.clock()) is None
+
+
+SECONDS = st.floats(0, 10)
+STEPS = st.one_of(st.just(0.0), st.floats(-1e-3, 1e-3), st.floats(-0.1, 0.1), st.floats(-100, 100))
+
+
+@given(st.lists(st.tuples(SECONDS, STEPS, SECONDS, STEPS, SECONDS), max_size=20))
+def test_a_time_is_right_or_there_is_none(
+    reads: list[tuple[float, float, float, float, float]],
+) -> None:
+    """However often, and by how much, the wall clock is set between any two moments."""
+    machine = Machine()
+    clock = ArrivalClock(machine.clock, machine.wall)
+    for before, first_step, travel, second_step, late in reads:
+        since = machine.clock()
+        machine.now += before
+        machine.ahead += int(first_step * SECOND)
+        arrived_at, stamp = machine.now + travel, machine.stamp() + int(travel * SECOND)
+        machine.now += travel
+        machine.ahead += int(second_step * SECOND)
+        machine.now += late
+        # Two settings that undo each other leave nothing to be noticed, save an arrival that
+        # cannot be; so that error is as large as what was not noticed.
+        unnoticed = abs(first_step) if abs(first_step + second_step) < 2 * TOLERANCE else 0.0
+        told = clock.arrival(stamp, since, machine.clock())
+        if told is not None:
+            assert since <= told <= machine.now
+            assert abs(told - arrived_at) <= 2 * TOLERANCE + unnoticed
+
+
+def test_the_stamp_is_found_among_what_came_with_the_bytes() -> None:
+    stamp = struct.pack("=qqqqqq", 17, 5, 0, 0, 9, 9)
+    other = (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"\0\0\0\0")
+    assert stamp_in([other, (socket.SOL_SOCKET, 37, stamp)]) == 17 * SECOND + 5
+    assert stamp_in([other]) == stamp_in([]) == 0
+
+
+@pytest.mark.anyio
+async def test_a_run_has_one_clock_that_is_the_loops() -> None:
+    assert arrival_clock() is arrival_clock()
+    before = anyio.current_time()
+    now = loop_clock()()
+    assert before <= now <= anyio.current_time()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
+def test_linux_stamps_tcp_and_a_closed_socket_does_not() -> None:
+    with socket.socket() as sock:
+        assert ask_for_stamps(sock)
+        assert socket.CMSG_SPACE(48) == STAMP_SPACE
+    assert not ask_for_stamps(sock)
