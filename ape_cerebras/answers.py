@@ -41,7 +41,7 @@ class Truth:
 
     request: Request
     body: bytes
-    request_read_at: float
+    request_arrived_at: float
     id: str = ""
     status: int = 0
     first_token_written_at: float | None = None
@@ -104,12 +104,12 @@ class Answer:
         if (error := _error_for(simulation.fault, headers)) is not None:
             raise Rejected(error)
         whole, part = _until_fault(simulation, events)
-        read_at = self.truth.request_read_at
-        await anyio.sleep_until(read_at + simulation.due(events[0].made))
+        arrived_at = self.truth.request_arrived_at
+        await anyio.sleep_until(arrived_at + simulation.due(events[0].made))
         self.truth.status = 200
         self._downstream.send_head(self._exchange, 200, headers)
         for event in whole:
-            await self._wait_until(read_at + simulation.due(event.made))
+            await self._wait_until(arrived_at + simulation.due(event.made))
             await self._downstream.send_chunk(event.data, hold=True)
             self._held.append(event)
         if part:
@@ -152,7 +152,7 @@ class Answer:
         elif simulation.fault == "slow_head":
             for number in range(len(_SLOW_HEAD)):
                 due = number * simulation.byte_time
-                await anyio.sleep_until(self.truth.request_read_at + due)
+                await anyio.sleep_until(self.truth.request_arrived_at + due)
                 await self._send_raw(_SLOW_HEAD[number : number + 1])
             await self._send_raw(b"{}")
         await self._downstream.close_at_once()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .head import HeadLimits
-from .settings import SETTINGS, ClientKey, Origin
+from .settings import BUCKETS, SETTINGS, ClientKey, Origin
 from .usage import PriceTable
 
 __all__ = ("Config", "ConfigError")
@@ -104,6 +104,11 @@ class Config:
         return HeadLimits(
             self.max_header_bytes, self.max_headers, self.max_target_bytes, self.max_body_bytes
         )
+
+    @property
+    def buckets(self) -> Mapping[str, tuple[float, ...]]:
+        """Upper bounds of every family of histograms."""
+        return {**BUCKETS, **self.histogram_buckets}
 
     def visible(self) -> dict[str, str]:
         """Every setting as text, secrets hidden, in the table's order."""

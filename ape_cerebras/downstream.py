@@ -63,6 +63,7 @@ class Downstream:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
         self._chunked = False
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
+        self._unstamped_before = self.stream.unstamped_reads
         self.completed_at: float | None = None
         """When the client's socket had taken the last byte of a complete response."""
         self.common_headers: Headers = ()
@@ -131,6 +132,11 @@ class Downstream:
             return self._http.next_event()
         except h11.RemoteProtocolError:
             raise BadRequest("The request's framing is malformed.", keeps=False) from None
+
+    @property
+    def request_stamped(self) -> bool:
+        """Whether the kernel has said of everything read since the last request when it came."""
+        return self.stream.unstamped_reads == self._unstamped_before
 
     # Responses
 

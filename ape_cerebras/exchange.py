@@ -10,7 +10,7 @@ it. Nothing is derived anywhere else, so that a log line and a metric can never 
 rounded to the microsecond, and are None where they do not apply.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from .errors import ProxyError
@@ -59,7 +59,9 @@ class Exchange:
     route: str = "none"  # routes: the path's template, never the path
     client: str | None = None  # routes: the name of the key presented
 
+    intended_start_lag_seconds: float | None = None  # proxy: it began later than it was meant to
     received_at: float | None = None  # routes: the request was complete
+    request_stamped: bool = False  # routes: the kernel said when all of it came
     body: bytes = b""  # routes
     status: int = 0  # downstream: what the client was told; 0 if nothing
     client_blocked_seconds: float = 0.0  # proxy
@@ -68,10 +70,15 @@ class Exchange:
     requested_model: str | None = None  # relay
     stream: bool | None = None  # relay
 
+    connection: str | None = None  # upstream: warm (made ahead), reused or new
+    wait_seconds: float | None = None  # upstream: for the turn to have a connection, if it had one
+    connect_seconds: float | None = None  # upstream: of a new connection
+    tls_seconds: float | None = None  # upstream: the same
     sent_at: float | None = None  # upstream
     head_at: float | None = None  # upstream
     upstream_status: int | None = None  # upstream
     upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
+    answer_stamped: bool | None = None  # upstream: the kernel said when all of it came
     upstream_wait_seconds: float = 0.0  # upstream: for a connection, head, body, another's answer
 
     first_token_at: float | None = None  # meter: arrived
@@ -80,6 +87,9 @@ class Exchange:
     first_answer_sent_at: float | None = None  # meter
     last_token_at: float | None = None  # meter
     last_body_at: float | None = None  # meter: the last bytes of the answer arrived
+    token_events: int = 0  # meter: events that brought tokens
+    token_reads: int = 0  # meter: reads that brought such events
+    gap_counts: list[int] = field(default_factory=list)  # meter: gaps between those, by bucket
     reasons: bool = False  # meter: reasoning came first, or with the first of the answer
     ended: bool = False  # meter: the stream's [DONE] was seen
     stream_failed: bool = False  # meter: an error event inside a stream
@@ -209,6 +219,23 @@ class Exchange:
         return _span(self.upstream_ttft_seconds, self.ttft_seconds)
 
     @property
+    def proxy_own_seconds(self) -> float | None:
+        """What is left of that beside waiting for a connection and making one: the proxy's work,
+        and the time that its event loop was busy with others."""
+        if self.proxy_ttft_seconds is None:
+            return None
+        elsewhere = (self.wait_seconds, self.connect_seconds, self.tls_seconds)
+        return round(self.proxy_ttft_seconds - sum(each or 0.0 for each in elsewhere), 6)
+
+    @property
+    def stamp(self) -> str | None:
+        """``kernel`` where the kernel told of every arrival, on both sides, when it was; ``read``
+        where one or more were only known by their reading."""
+        if self.received_at is None:
+            return None
+        return "kernel" if self.request_stamped and self.answer_stamped is not False else "read"
+
+    @property
     def ttfo_seconds(self) -> float | None:
         """Like TTFT, for the first token that is not reasoning; of models that reason."""
         if not self.reasons:
@@ -235,6 +262,18 @@ class Exchange:
         if not self.generation_seconds or self.usage is None or not self.usage.completion_tokens:
             return None
         return round(self.usage.completion_tokens / self.generation_seconds, 3)
+
+    @property
+    def tokens_per_event(self) -> float | None:
+        """Upstream puts several tokens into an event, so that time between events is not time
+        between tokens."""
+        tokens = self.usage.completion_tokens if self.usage is not None else 0
+        return round(tokens / self.token_events, 3) if tokens and self.token_events else None
+
+    @property
+    def events_per_read(self) -> float | None:
+        """Events come several at once as well: the network joins them, or a busy loop does."""
+        return round(self.token_events / self.token_reads, 3) if self.token_reads else None
 
     @property
     def queue_seconds(self) -> float | None:

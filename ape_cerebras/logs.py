@@ -53,8 +53,15 @@ _TIMES = tuple(
         "prompt_seconds",
         "completion_seconds",
         "network_seconds",
+        "wait_seconds",
+        "connect_seconds",
+        "tls_seconds",
+        "proxy_own_seconds",
+        "overhead_seconds",
+        "intended_start_lag_seconds",
     )
 )
+_TIMED_HOW = (("stamp", "stamp"), ("connection", "connection"))
 _USAGE = tuple(
     (name, name)
     for name in (
@@ -64,6 +71,10 @@ _USAGE = tuple(
         "cached_tokens",
         "reasoning_tokens",
     )
+)
+# How tokens came together, for those who look closely: at level debug.
+_GROUPING = tuple(
+    (name, name) for name in ("token_events", "token_reads", "tokens_per_event", "events_per_read")
 )
 _MESSAGES = {
     "completed": "Chat completion successful",
@@ -106,6 +117,7 @@ def exchange_fields(exchange: Exchange) -> dict[str, Any]:
         fields["client_blocked_seconds"] = round(exchange.client_blocked_seconds, 6)
     if exchange.is_chat:
         fields["ttft_source"] = exchange.ttft_source
+    fields.update(_known(exchange, _TIMED_HOW))
     if exchange.usage is not None:
         fields.update(_known(exchange.usage, _USAGE))
         fields.update(_known(exchange, (("tokens_per_second", "tokens_per_second"),)))
@@ -139,7 +151,10 @@ class Logs:
         message = _MESSAGES.get(outcome, "Exchange failed")
         if outcome == "completed" and not exchange.is_chat:
             message = "Request answered"
-        self._write(_line(level, message, exchange.trace_id, exchange_fields(exchange)))
+        fields = exchange_fields(exchange)
+        if self._least == _LEVELS["debug"] and exchange.token_events:
+            fields.update(_known(exchange, _GROUPING))
+        self._write(_line(level, message, exchange.trace_id, fields))
 
 
 class LineWriter:

@@ -12,6 +12,8 @@ whether they carry a token; it cannot be fooled by text, in which every quote is
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .exchange import Exchange
@@ -50,10 +52,12 @@ class Meter(Protocol):
         """The response has ended."""
 
 
-def meter_for(exchange: Exchange, status: int, content_type: bytes) -> Meter:
-    """The meter that suits an answer."""
+def meter_for(
+    exchange: Exchange, status: int, content_type: bytes, gap_bounds: Sequence[float] = ()
+) -> Meter:
+    """The meter that suits an answer. ``gap_bounds``: see ``StreamMeter``."""
     if status == 200 and content_type.lower().startswith(b"text/event-stream"):
-        return StreamMeter(exchange)
+        return StreamMeter(exchange, gap_bounds)
     return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
 
 
@@ -85,11 +89,17 @@ class PlainMeter:
 
 
 class StreamMeter:
-    """Reads a stream of events as they pass."""
+    """Reads a stream of events as they pass.
 
-    def __init__(self, exchange: Exchange) -> None:
+    The gaps between reads that brought tokens are counted by size: at most the first of
+    ``gap_bounds`` (rising seconds), at most the second, …, more than the last.
+    """
+
+    def __init__(self, exchange: Exchange, gap_bounds: Sequence[float] = ()) -> None:
+        exchange.gap_counts = [0] * (len(gap_bounds) + 1)
         self._exchange = exchange
         self._events = EventReader()
+        self._gap_bounds = gap_bounds
 
     def may_hold(self, chunk: bytes) -> bool:
         if self._exchange.first_answer_at is not None:
@@ -110,6 +120,7 @@ class StreamMeter:
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
         exchange.last_body_at = arrived_at
+        previous_at = exchange.last_token_at
         for payload in self._events.feed(chunk):
             if payload.startswith(_END):
                 exchange.ended = True
@@ -117,6 +128,14 @@ class StreamMeter:
                 self._look_into(read_json(payload), arrived_at, sent_at)
             elif _TOKEN.search(payload):
                 exchange.last_token_at = arrived_at
+                exchange.token_events += 1
+        if exchange.last_token_at != previous_at:
+            self._note_read(previous_at, arrived_at)
+
+    def _note_read(self, previous_at: float | None, arrived_at: float) -> None:
+        self._exchange.token_reads += 1
+        if previous_at is not None:
+            self._exchange.gap_counts[bisect_left(self._gap_bounds, arrived_at - previous_at)] += 1
 
     def end(self) -> None:
         """Nothing is left to look at."""
@@ -140,6 +159,7 @@ class StreamMeter:
         if not (answers or reasons):
             return
         exchange.last_token_at = arrived_at
+        exchange.token_events += 1
         if reasons and exchange.first_answer_at is None:
             exchange.reasons = True
         if exchange.first_token_at is None:

@@ -25,25 +25,6 @@ __all__ = ("Metrics",)
 
 _STEM = "cerebras_proxy"
 
-# Fine between 1 ms and 500 ms for TTFT and down to 0.1 ms for a token, where this upstream lives;
-# the bounds of OpenTelemetry's semantic conventions are all among them, so that their queries work.
-_BUCKETS: dict[str, tuple[float, ...]] = {
-    "ttft": (
-        *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
-        *(0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80),
-    ),
-    "tpot": (
-        *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005),
-        *(0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
-    ),
-    "duration": tuple(0.01 * 2**power for power in range(16)),
-    "overhead": (
-        *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
-    ),
-    "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
-    "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
-}
-
 
 class _Row(NamedTuple):
     """A histogram: its name, family of buckets, the exchange's attribute, what it shows."""
@@ -62,6 +43,10 @@ _CHAT = (
         "Request written upstream to first token arrived",
     ),
     _Row("proxy_ttft_seconds", "overhead", "proxy_ttft_seconds", "What the proxy added to TTFT"),
+    _Row("wait_seconds", "ttft", "wait_seconds", "Wait for the turn to have a connection"),
+    _Row("upstream_connect_seconds", "ttft", "connect_seconds", "Look-up and TCP, if it was new"),
+    _Row("upstream_tls_seconds", "ttft", "tls_seconds", "TLS handshake, if it was new"),
+    _Row("proxy_own_seconds", "overhead", "proxy_own_seconds", "proxy_ttft less those three"),
     _Row("ttfo_seconds", "ttft", "ttfo_seconds", "Like TTFT, to the first token beyond reasoning"),
     _Row("tpot_seconds", "tpot", "tpot_seconds", "Time per output token, one value a stream"),
     _Row("network_seconds", "ttft", "network_seconds", "Upstream TTFT less queue and prompt time"),
@@ -122,12 +107,23 @@ class _WithoutCreated(Collector):
             yield metric
 
 
+class _TalliedHistogram(Histogram):
+    """One to which observations are added that have been counted by bucket already: a stream has
+    thousands, and one at a time they would hold the loop."""
+
+    def add(self, counts: list[int], total: float) -> None:
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._sum.inc(total)
+
+
 class Metrics:
     """All metrics of one proxy."""
 
     def __init__(self, config: Config, backend: str) -> None:
         self._registry = CollectorRegistry()
-        self._buckets = {**_BUCKETS, **config.histogram_buckets}
+        self._buckets = config.buckets
         self._known_models = {
             config.default_model,
             *config.model_prices.prices,
@@ -144,6 +140,8 @@ class Metrics:
         )
         self._chat = [(self._histogram(row, "model"), row.attribute) for row in _CHAT]
         self._route = [(self._histogram(row, "route"), row.attribute) for row in _ROUTE]
+        gap = _Row("chunk_gap_seconds", "gap", "", "Between reads that brought tokens")
+        self._gaps = self._histogram(gap, "model", kind=_TalliedHistogram)
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
         self._degraded = self._gauge("degraded", "1 while the service is degraded", "reason")
@@ -170,6 +168,9 @@ class Metrics:
         self._unpriced = count("unpriced_requests", "Answers of models without a price")
         self._no_usage = count("usage_missing", "Answers that told no usage")
         self._missed = count("ttft_target_missed", "TTFTs above TTFT_TARGET_MS")
+        self._connections = count(
+            "upstream_connection_uses", "Exchanges by the connection they had", "connection"
+        )
         self._blocked = count("client_blocked_seconds", "Time spent waiting for slow clients")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -178,8 +179,8 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"{_STEM}_{name}", text, labels, registry=self._registry)
 
-    def _histogram(self, row: _Row, *labels: str) -> Histogram:
-        return Histogram(
+    def _histogram(self, row: _Row, *labels: str, kind: type[Histogram] = Histogram) -> Histogram:
+        return kind(
             f"{_STEM}_{row.name}",
             row.text,
             labels,
@@ -214,6 +215,8 @@ class Metrics:
         self._child(self._outcomes, exchange.route, exchange.outcome, status).inc()
         self._observe_rows(self._route, exchange.route, exchange)
         self._blocked.inc(exchange.client_blocked_seconds)
+        if exchange.connection is not None:
+            self._child(self._connections, exchange.connection).inc()
         self._observe_quota(exchange)
         if exchange.is_chat:
             model = exchange.model if exchange.model in self._known_models else "other"
@@ -233,6 +236,8 @@ class Metrics:
         self._child(self._errors, model).inc(exchange.traits.failed)
         self._observe_ttft(exchange, model)
         self._observe_rows(self._chat, model, exchange)
+        if any(exchange.gap_counts):
+            self._child(self._gaps, model).add(exchange.gap_counts, exchange.generation_seconds)
         self._observe_usage(exchange, model)
 
     def _observe_ttft(self, exchange: Exchange, model: str) -> None:

@@ -14,6 +14,7 @@ Nothing is awaited when a connection is given back or closed, so no cancellation
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import anyio
 import certifi
@@ -30,7 +31,7 @@ from .errors import (
 )
 from .transport import Connect, UpstreamStream
 
-__all__ = ("Connection", "Pool", "ssl_context_for")
+__all__ = ("Connection", "Lease", "Pool", "ssl_context_for")
 
 _CHECK_EVERY = 5.0  # seconds between looks at the idle connections
 
@@ -57,6 +58,8 @@ class Connection(httpcore.AsyncHTTP11Connection):
         super().__init__(origin, transport)
         self.transport = transport
         self.idle_since = 0.0
+        self.used = False
+        """Whether a request has gone over it."""
         self._nothing_left_over = False
 
     async def next_chunk(self) -> bytes | None:
@@ -76,6 +79,21 @@ class Connection(httpcore.AsyncHTTP11Connection):
     def reusable(self) -> bool:
         """Whether the last response ended cleanly, with nothing read beyond its end."""
         return self.is_idle() and self._nothing_left_over
+
+
+class Lease(NamedTuple):
+    """A connection for one exchange, and what it took to get it.
+
+    ``use`` is "warm" where it was made ahead and had not been used, "reused", or "new".
+    ``waited``: seconds for a turn, None where it came at once. ``connect`` and ``tls``: seconds
+    that making a new one took; None where there was nothing to make.
+    """
+
+    connection: Connection
+    use: str
+    waited: float | None
+    connect: float | None = None
+    tls: float | None = None
 
 
 class Pool:
@@ -100,31 +118,46 @@ class Pool:
         return len(self._idle)
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Connection]:
+    async def lease(self) -> AsyncIterator[Lease]:
         """A connection for one exchange.
 
         Raises Overloaded, ConnectFailed, ConnectTimeout, TlsFailed.
         """
-        await self._acquire_slot()
-        connection = None
+        waited = await self._acquire_slot()
+        lease = None
         self.active += 1
         try:
-            connection = await self._take_idle() or await self._connect()
-            yield connection
+            lease = await self._lease_idle(waited) or await self._lease_new(waited)
+            lease.connection.used = True
+            yield lease
         finally:
             self.active -= 1
             self._slots.release()
-            if connection is not None:
-                self._give_back(connection)
+            if lease is not None:
+                self._give_back(lease.connection)
 
-    async def _acquire_slot(self) -> None:
+    async def _acquire_slot(self) -> float | None:
+        """Wait for a turn; the seconds that took, None if there was nothing to wait for."""
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
+            began_at = anyio.current_time()
             with anyio.move_on_after(self._config.upstream_connect_timeout) as scope:
                 await self._slots.acquire()
             if scope.cancelled_caught:
                 raise Overloaded from None
+            return anyio.current_time() - began_at
+        return None
+
+    async def _lease_idle(self, waited: float | None) -> Lease | None:
+        connection = await self._take_idle()
+        if connection is None:
+            return None
+        return Lease(connection, "reused" if connection.used else "warm", waited)
+
+    async def _lease_new(self, waited: float | None) -> Lease:
+        connection, connect, tls = await self._connect()
+        return Lease(connection, "new", waited, connect, tls)
 
     async def _take_idle(self) -> Connection | None:
         """The last one used that is still fit for use."""
@@ -157,11 +190,14 @@ class Pool:
         connection.idle_since = anyio.current_time()
         self._idle.append(connection)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> tuple[Connection, float, float | None]:
+        """A new connection, and the seconds that TCP (the name's look-up included) and TLS took."""
         host, port = self._config.cerebras_base_url[1:3]
+        began_at = anyio.current_time()
         try:
             with anyio.fail_after(self._config.upstream_connect_timeout):
                 raw = await self._connect_raw(host, port)
+                connected_at = anyio.current_time()
                 stream = await UpstreamStream.start(raw, self._ssl_context, host)
         except TimeoutError:
             raise ConnectTimeout from None
@@ -169,7 +205,8 @@ class Pool:
             raise TlsFailed from None
         except OSError:
             raise ConnectFailed from None
-        return Connection(self._origin, stream)
+        tls = None if self._ssl_context is None else anyio.current_time() - connected_at
+        return Connection(self._origin, stream), connected_at - began_at, tls
 
     # Warm connections
 
@@ -184,7 +221,7 @@ class Pool:
             await self._drop_unfit()
             try:
                 while self._is_short_of_warm_ones():
-                    connection = await self._connect()
+                    connection, _, _ = await self._connect()
                     if self.active + self.idle < self._config.connection_pool_size:
                         self._put_idle(connection)
                     else:

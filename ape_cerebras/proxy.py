@@ -4,6 +4,7 @@
 touches signals, logging or anything global.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,7 +23,7 @@ from .models import ModelList
 from .network import stamped
 from .relay import Relay, error_body
 from .routes import Routes
-from .trace import request_id, trace_context
+from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .upstream import Upstream
 from .version import VERSION
@@ -244,13 +245,19 @@ class Proxy:
 
 
 def _identify(exchange: Exchange, downstream: Downstream) -> None:
-    """Give an exchange its ids: those its request brings, new ones where there is no request."""
-    request = exchange.request
-    incoming = (
-        (request.header(b"x-trace-id"), request.header(b"traceparent")) if request else (None, None)
+    """Note what a request's headers say of itself; new ids where they, or it, say none."""
+
+    def header(name: bytes) -> bytes | None:
+        return exchange.request.header(name) if exchange.request else None
+
+    exchange.trace_id, exchange.traceparent = trace_context(
+        header(b"x-trace-id"), header(b"traceparent")
     )
-    exchange.trace_id, exchange.traceparent = trace_context(*incoming)
-    exchange.request_id = request_id(request.header(b"x-request-id") if request else None)
+    exchange.request_id = request_id(header(b"x-request-id"))
+    started = time.time() - (anyio.current_time() - exchange.started_at)
+    exchange.intended_start_lag_seconds = intended_start_lag(
+        header(b"x-request-timestamp"), started
+    )
     downstream.common_headers = (
         (b"x-request-id", exchange.request_id.encode()),
         (b"x-trace-id", exchange.trace_id.encode()),

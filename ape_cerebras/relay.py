@@ -160,7 +160,12 @@ class Relay:
         )
         headers = (*headers_up(exchange.request), *trace)
         async with self._upstream.send(exchange, "POST", _PATH, headers, chat.body) as response:
-            meter = meter_for(exchange, response.status, response.header(b"content-type"))
+            meter = meter_for(
+                exchange,
+                response.status,
+                response.header(b"content-type"),
+                self._config.buckets["gap"],
+            )
             if chat.turned and isinstance(meter, StreamMeter):
                 await self._put_together(response, downstream, meter, exchange)
             else:

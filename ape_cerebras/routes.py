@@ -101,6 +101,7 @@ class Routes:
             raise MethodNotAllowed(*route.methods)
         exchange.body = await downstream.read_body()
         exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
+        exchange.request_stamped = downstream.request_stamped
         await route.handler(exchange, downstream)
 
     def _find(self, path: bytes) -> _Route | None:

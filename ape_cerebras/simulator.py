@@ -88,7 +88,8 @@ class Simulator:
             reply = wrong_format(refusal.message)
             await downstream.respond(exchange, refusal.status, reply.headers, reply.body)
             return
-        truth = Truth(request=request, body=body, request_read_at=anyio.current_time())
+        arrived_at = max(exchange.started_at, downstream.stream.arrived_at)
+        truth = Truth(request=request, body=body, request_arrived_at=arrived_at)
         self.truth.append(truth)
         self.requests += 1
         self.in_flight += 1

@@ -1,4 +1,4 @@
-"""Trace context: which trace an exchange belongs to, and how that is passed on.
+"""What a request says of itself: its trace, its id, and when it was meant to begin.
 
 A trace id comes from ``X-Trace-ID`` where that is well formed, else from a valid ``traceparent``
 (W3C Trace Context level 1, section 3.2), else it is new. Upstream gets a ``traceparent`` with a
@@ -9,7 +9,7 @@ import re
 from secrets import token_hex
 from typing import NamedTuple
 
-__all__ = ("TraceContext", "request_id", "trace_context")
+__all__ = ("TraceContext", "intended_start_lag", "request_id", "trace_context")
 
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -18,6 +18,8 @@ _TRACEPARENT = re.compile(
     rb"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
 )
 _SAMPLED = 0x01
+_UNIX_TIME = re.compile(rb"[0-9]{1,10}(?:\.[0-9]{1,9})?")
+_LONGEST_LAG = 86_400.0  # seconds; beyond it somebody's clock is wrong
 _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
@@ -64,3 +66,18 @@ def request_id(x_request_id: bytes | None) -> str:
     if x_request_id and _REQUEST_ID.fullmatch(x_request_id):
         return x_request_id.decode()
     return token_hex(16)
+
+
+def intended_start_lag(x_request_timestamp: bytes | None, started: float) -> float | None:
+    """Seconds from the moment at which the client meant to send its request to that at which it
+    came, ``started``; both are seconds since the epoch.
+
+    A load generator that falls behind its plan asks later than it meant to, and times that begin
+    with the asking look better than they are ("coordinated omission"). None for what is no such
+    time, or lies ahead: then the two machines' clocks disagree.
+    """
+    value = x_request_timestamp or b""
+    if not _UNIX_TIME.fullmatch(value):
+        return None
+    lag = round(started - float(value), 6)
+    return lag if 0 <= lag <= _LONGEST_LAG else None

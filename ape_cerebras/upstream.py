@@ -10,7 +10,7 @@ from .config import Config
 from .errors import FirstByteTimeout, IdleTimeout, InvalidAnswer, Truncated
 from .exchange import Exchange, Headers
 from .network import StampedStream
-from .pool import Connection, Pool, ssl_context_for
+from .pool import Connection, Lease, Pool, ssl_context_for
 from .transport import Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
@@ -74,12 +74,14 @@ class UpstreamResponse:
 
 
 class _WaitAccount:
-    """Writes down for an exchange what is waited on a connection, from its making to ``close``."""
+    """Writes down for an exchange what is waited on a connection, from its making to ``close``, and
+    whether the kernel has stamped all that came meanwhile."""
 
     def __init__(self, exchange: Exchange, raw: StampedStream) -> None:
         self._exchange = exchange
         self._raw = raw
         self._before = raw.read_wait_seconds + raw.write_wait_seconds
+        self._unstamped_before = raw.unstamped_reads
         self._open = True
 
     def close(self) -> None:
@@ -88,6 +90,7 @@ class _WaitAccount:
             self._open = False
             waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
             self._exchange.upstream_wait_seconds += waited
+            self._exchange.answer_stamped = self._raw.unstamped_reads == self._unstamped_before
 
 
 class Upstream:
@@ -119,7 +122,9 @@ class Upstream:
         """
         async with AsyncExitStack() as stack:
             with waiting_for_upstream(exchange):
-                connection = await stack.enter_async_context(self.pool.lease())
+                lease = await stack.enter_async_context(self.pool.lease())
+            _note(lease, exchange)
+            connection = lease.connection
             raw = connection.transport.raw
             raw.read_timeout = None
             waiting = _WaitAccount(exchange, raw)
@@ -169,3 +174,14 @@ class Upstream:
             if name.lower().startswith(b"x-ratelimit-")
         )
         return response
+
+
+def _note(lease: Lease, exchange: Exchange) -> None:
+    exchange.connection = lease.use
+    exchange.wait_seconds = _rounded(lease.waited)
+    exchange.connect_seconds = _rounded(lease.connect)
+    exchange.tls_seconds = _rounded(lease.tls)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -43,6 +43,7 @@ def chat_exchange(**fields: Any) -> Exchange:
         "model": "gpt-oss-120b",
         "requested_model": "gpt-oss-120b",
         "stream": False,
+        "connection": "reused",
         "sent_at": 100.001,
         "head_at": 100.1,
         "upstream_status": 200,
@@ -60,6 +61,9 @@ def stream_exchange(**fields: Any) -> Exchange:
         "first_answer_at": 100.3,
         "first_answer_sent_at": 100.303,
         "last_token_at": 100.6,
+        "token_events": 4,
+        "token_reads": 2,
+        "gap_counts": [0] * 9 + [1] + [0] * 6,
         "last_body_at": 100.7,
         "reasons": True,
         "ended": True,
@@ -96,6 +100,15 @@ _phases = st.none() | _steps
 _time_infos = st.builds(TimeInfo, _phases, _phases, _phases)
 
 
+_ways_to_a_connection = st.fixed_dictionaries(
+    {"connection": st.sampled_from((None, "new", "reused", "warm"))},
+    optional={
+        name: st.floats(0, 1).map(lambda seconds: round(seconds, 6))
+        for name in ("wait_seconds", "connect_seconds", "tls_seconds")
+    },
+)
+
+
 @st.composite
 def ended_exchanges(draw: st.DrawFn) -> Exchange:
     """Any exchange whose stamps are in the order of the things they stamp."""
@@ -122,5 +135,8 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         time_info=draw(st.none() | _time_infos),
         cost=_PRICES.cost(model, usage) if model and usage else None,
         client_blocked_seconds=draw(_steps),
+        **draw(_ways_to_a_connection),
+        answer_stamped=draw(st.none() | st.booleans()),
+        request_stamped=draw(st.booleans()),
         upstream_wait_seconds=draw(_steps),
     )

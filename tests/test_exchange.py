@@ -140,6 +140,42 @@ def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange)
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
+def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None:
+    waits = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
+    ours = [exchange.proxy_own_seconds, *(each for each in waits if each is not None)]
+    theirs = [exchange.queue_seconds, exchange.prompt_seconds, exchange.network_seconds]
+    parts = [Decimal(repr(part)) for part in (*ours, *theirs) if part is not None]
+    if len(parts) == len(ours) + len(theirs):
+        assert sum(parts) == Decimal(repr(exchange.ttft_seconds))
+
+
+@pytest.mark.parametrize(
+    ("request_stamped", "answer_stamped", "stamp"),
+    [
+        (True, True, "kernel"),
+        (True, None, "kernel"),  # nothing was asked upstream
+        (True, False, "read"),
+        (False, True, "read"),
+    ],
+)
+def test_whose_word_the_times_rest_on(
+    request_stamped: bool, answer_stamped: bool | None, stamp: str
+) -> None:
+    exchange = stream_exchange(request_stamped=request_stamped, answer_stamped=answer_stamped)
+    assert exchange.stamp == stamp
+    exchange.received_at = None
+    assert exchange.stamp is None
+
+
+def test_how_tokens_came_together() -> None:
+    exchange = stream_exchange()
+    assert (exchange.tokens_per_event, exchange.events_per_read) == (1.25, 2.0)
+    exchange = chat_exchange()
+    assert (exchange.tokens_per_event, exchange.events_per_read) == (None, None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(ended_exchanges())
 def test_no_time_is_negative_and_none_is_finer_than_a_microsecond(exchange: Exchange) -> None:
     for name in DURATIONS:
         value = getattr(exchange, name)

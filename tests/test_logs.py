@@ -24,14 +24,19 @@ KEYS = [
     *("request_id", "route", "method", "status_code", "outcome", "client", "model"),
     *("requested_model", "stream", "ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds"),
     *("ttfb_seconds", "ttfo_seconds", "total_time_seconds", "generation_seconds", "tpot_seconds"),
-    *("queue_seconds", "prompt_seconds", "completion_seconds", "network_seconds"),
-    *("client_blocked_seconds", "ttft_source", "total_tokens", "prompt_tokens"),
+    *("queue_seconds", "prompt_seconds", "completion_seconds", "network_seconds", "wait_seconds"),
+    *("connect_seconds", "tls_seconds", "proxy_own_seconds", "overhead_seconds"),
+    *("intended_start_lag_seconds", "client_blocked_seconds", "ttft_source", "stamp"),
+    *("connection", "total_tokens", "prompt_tokens"),
     *("completion_tokens", "cached_tokens", "reasoning_tokens", "tokens_per_second", "cost_usd"),
     *("usage_source", "error", "upstream_status"),
+    *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 ]
 PLAIN_ONLY_MISSES = {
     *("client", "requested_model", "ttfo_seconds", "generation_seconds", "tpot_seconds"),
     *("client_blocked_seconds", "tokens_per_second", "error", "upstream_status"),
+    *("intended_start_lag_seconds", "wait_seconds", "connect_seconds", "tls_seconds"),
+    *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 }
 
 
@@ -49,7 +54,18 @@ def line_of(exchange: Exchange) -> dict[str, Any]:
 def test_all_keys_in_their_order() -> None:
     line = line_of(
         stream_exchange(
-            client="agent", requested_model="small", error=Truncated(), client_blocked_seconds=0.25
+            client="agent",
+            requested_model="small",
+            error=Truncated(),
+            client_blocked_seconds=0.25,
+            upstream_wait_seconds=1.5,
+            intended_start_lag_seconds=1.25,
+            wait_seconds=0.0002,
+            connect_seconds=0.0003,
+            tls_seconds=0.0004,
+            connection="new",
+            request_stamped=True,
+            answer_stamped=True,
         )
     )
     assert list(line) == KEYS
@@ -79,8 +95,16 @@ def test_all_keys_in_their_order() -> None:
         "prompt_seconds": 0.06,
         "completion_seconds": 0.4,
         "network_seconds": 0.089,
+        "wait_seconds": 0.0002,
+        "connect_seconds": 0.0003,
+        "tls_seconds": 0.0004,
+        "proxy_own_seconds": 0.0031,
+        "overhead_seconds": 0.25,
+        "intended_start_lag_seconds": 1.25,
         "client_blocked_seconds": 0.25,
         "ttft_source": "measured",
+        "stamp": "kernel",
+        "connection": "new",
         "total_tokens": 15,
         "prompt_tokens": 10,
         "completion_tokens": 5,
@@ -91,7 +115,17 @@ def test_all_keys_in_their_order() -> None:
         "usage_source": "upstream",
         "error": "stream_truncated",
         "upstream_status": 200,
+        "token_events": 4,
+        "token_reads": 2,
+        "tokens_per_event": 1.25,
+        "events_per_read": 2.0,
     }
+
+
+def test_how_tokens_came_together_is_told_at_level_debug_only() -> None:
+    line = json.loads(text_of(stream_exchange(), "info"))
+    assert list(line) == [key for key in KEYS if key in line]
+    assert not line.keys() & {"token_events", "token_reads", "tokens_per_event", "events_per_read"}
 
 
 def test_the_keys_of_a_plain_reply() -> None:

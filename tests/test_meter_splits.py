@@ -92,6 +92,7 @@ def has_token(event: dict[str, Any], *names: str) -> bool:
 def oracle(stream: list[Written], chunk_of: list[int]) -> Exchange:
     """Parses everything. Event n is completed by chunk ``chunk_of[n]``."""
     found = Exchange(started_at=0.0)
+    reads: set[int] = set()
     for (says, _, _), number in zip(stream, chunk_of, strict=True):
         arrived_at, sent_at = float(number), number + 0.5
         if says is None:
@@ -104,13 +105,31 @@ def oracle(stream: list[Written], chunk_of: list[int]) -> Exchange:
         reasons = has_token(says, "reasoning", "reasoning_content")
         if answers or reasons:
             found.last_token_at = arrived_at
+            found.token_events += 1
+            reads.add(number)
             if found.first_token_at is None:
                 found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
         if found.first_answer_at is None:
             found.reasons = found.reasons or reasons
             if answers:
                 found.first_answer_at, found.first_answer_sent_at = arrived_at, sent_at
+    found.token_reads = len(reads)
+    found.gap_counts = gaps(sorted(reads))
     return found
+
+
+GAP_BOUNDS = (1, 2, 4)
+
+
+def gaps(moments: list[int]) -> list[int]:
+    """How many are at most 1, above it but at most 2, above it but at most 4, above that."""
+    sizes = [later - earlier for earlier, later in pairwise(moments)]
+    return [
+        sizes.count(1),
+        sizes.count(2),
+        sizes.count(3) + sizes.count(4),
+        sum(s > 4 for s in sizes),
+    ]
 
 
 def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
@@ -138,7 +157,7 @@ def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Wri
         chunk_of.append(sum(cut <= completing for cut in cuts))
         position += len(text) + len(rest)
     exchange = Exchange(started_at=0.0)
-    feed(StreamMeter(exchange), exchange, chunks)
+    feed(StreamMeter(exchange, GAP_BOUNDS), exchange, chunks)
     expected = oracle(stream, chunk_of)
     expected.last_body_at = float(len(chunks) - 1)
     assert exchange == expected
@@ -149,7 +168,7 @@ def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Wri
 def test_byte_by_byte(stream: list[Written]) -> None:
     exchange = Exchange(started_at=0.0)
     chunks = [bytes([byte]) for _, text, rest in stream for byte in text + rest]
-    feed(StreamMeter(exchange), exchange, chunks)
+    feed(StreamMeter(exchange, GAP_BOUNDS), exchange, chunks)
     chunk_of, position = [], 0
     for _, text, rest in stream:
         chunk_of.append(position + len(text) - 1)

@@ -1,11 +1,14 @@
 """The metrics as a scraper reads them: which there are, with which labels, and what they hold."""
 
+from itertools import accumulate
+
 import pytest
 from exchanges import CHAT, chat_exchange, plain_exchange, stream_exchange
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.metrics import Metrics
+from ape_cerebras.settings import BUCKETS
 from ape_cerebras.usage import Usage
 
 # Name (without the stem) → type, labels.
@@ -16,6 +19,12 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "ttft_seconds": ("histogram", {"model", "source"}),
     "upstream_ttft_seconds": ("histogram", {"model"}),
     "proxy_ttft_seconds": ("histogram", {"model"}),
+    "wait_seconds": ("histogram", {"model"}),
+    "upstream_connect_seconds": ("histogram", {"model"}),
+    "upstream_tls_seconds": ("histogram", {"model"}),
+    "proxy_own_seconds": ("histogram", {"model"}),
+    "chunk_gap_seconds": ("histogram", {"model"}),
+    "upstream_connection_uses_total": ("counter", {"connection"}),
     "ttfo_seconds": ("histogram", {"model"}),
     "tpot_seconds": ("histogram", {"model"}),
     "network_seconds": ("histogram", {"model"}),
@@ -53,7 +62,8 @@ GRID = tuple(
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_the_table(accept: bytes) -> None:
-    metrics = observed(stream_exchange(upstream_headers=GRID))
+    new = {"wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
+    metrics = observed(stream_exchange(upstream_headers=GRID, **new))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
         name = metric.name.removeprefix("cerebras_proxy_")
@@ -66,11 +76,19 @@ def test_the_table(accept: bytes) -> None:
 
 
 def test_a_stream_in_numbers() -> None:
-    metrics = observed(stream_exchange(upstream_wait_seconds=1.5, client_blocked_seconds=0.25))
+    parts = {"wait_seconds": 0.0002, "connect_seconds": 0.0003, "tls_seconds": 0.0004}
+    metrics = observed(
+        stream_exchange(upstream_wait_seconds=1.5, client_blocked_seconds=0.25, **parts)
+    )
     model = {"model": "gpt-oss-120b"}
     for name, expected in {
         "upstream_ttft_seconds": 0.199,
         "proxy_ttft_seconds": 0.004,
+        "wait_seconds": 0.0002,
+        "upstream_connect_seconds": 0.0003,
+        "upstream_tls_seconds": 0.0004,
+        "proxy_own_seconds": 0.0031,
+        "chunk_gap_seconds": 0.4,
         "ttfo_seconds": 0.303,
         "tpot_seconds": 0.1,
         "network_seconds": 0.089,
@@ -92,6 +110,22 @@ def test_a_stream_in_numbers() -> None:
         assert value(metrics, "tokens_total", type=kind, **model) == expected
     outcome = {"route": CHAT, "outcome": "completed", "status_code": "200"}
     assert value(metrics, "outcomes_total", **outcome) == 1
+
+
+def test_gaps_counted_by_size_fall_into_the_same_buckets_one_by_one() -> None:
+    bounds = BUCKETS["gap"]
+    counts = [number % 3 for number in range(len(bounds) + 1)]
+    metrics = observed(stream_exchange(gap_counts=counts))
+    for upper, below in zip((*map(str, bounds), "+Inf"), accumulate(counts), strict=True):
+        bound = {"le": upper, "model": "gpt-oss-120b"}
+        assert value(metrics, "chunk_gap_seconds_bucket", **bound) == below
+    assert value(metrics, "chunk_gap_seconds_count", model="gpt-oss-120b") == sum(counts)
+
+
+def test_what_connection_an_exchange_had() -> None:
+    metrics = observed(stream_exchange(), plain_exchange(), stream_exchange(connection="warm"))
+    assert value(metrics, "upstream_connection_uses_total", connection="reused") == 2
+    assert value(metrics, "upstream_connection_uses_total", connection="warm") == 1
 
 
 def test_a_plain_reply_is_told_apart() -> None:

@@ -71,20 +71,26 @@ async def use(connection: Connection) -> bytes:
     return body
 
 
+@asynccontextmanager
+async def leased(pool: Pool) -> AsyncIterator[Connection]:
+    async with pool.lease() as lease:
+        yield lease.connection
+
+
 async def test_the_one_used_last_is_used_next() -> None:
     async with pool_of() as (pool, peers):
-        async with pool.lease() as first, pool.lease() as second:
+        async with leased(pool) as first, leased(pool) as second:
             await use(first)
             await use(second)
         assert (pool.active, pool.idle) == (0, 2)  # second went back first, first after it
-        async with pool.lease() as third:
+        async with leased(pool) as third:
             assert third is first
         assert len(peers.peers) == 2
 
 
 async def test_a_response_left_early_closes_its_connection() -> None:
     async with pool_of() as (pool, peers):
-        async with pool.lease() as connection:
+        async with leased(pool) as connection:
             request = httpcore.Request("GET", "http://upstream/", headers=[("host", "upstream")])
             await connection.handle_async_request(request)
         assert (pool.active, pool.idle, peers.open) == (0, 0, 0)
@@ -92,7 +98,7 @@ async def test_a_response_left_early_closes_its_connection() -> None:
 
 async def test_no_more_are_kept_than_may_be() -> None:
     async with pool_of(KEEP_ALIVE_CONNECTIONS="1") as (pool, peers):
-        async with pool.lease() as first, pool.lease() as second:
+        async with leased(pool) as first, leased(pool) as second:
             await use(first)
             await use(second)
         assert (pool.idle, peers.open) == (1, 1)
@@ -101,10 +107,10 @@ async def test_no_more_are_kept_than_may_be() -> None:
 async def test_those_too_old_or_closed_by_the_other_side_are_let_go() -> None:
     async with pool_of(UPSTREAM_KEEP_ALIVE_TIMEOUT="60") as (pool, peers):
         for spoil in (_close, _age):
-            async with pool.lease() as old:
+            async with leased(pool) as old:
                 await use(old)
             spoil(peers.peers[-1], old)
-            async with pool.lease() as new:
+            async with leased(pool) as new:
                 assert new is not old
                 assert await use(new) == b"ok"
         assert peers.open == 1
@@ -123,10 +129,10 @@ async def test_who_waits_first_is_served_first() -> None:
     async with pool_of(CONNECTION_POOL_SIZE="1") as (pool, _):
 
         async def wait(number: int) -> None:
-            async with pool.lease():
+            async with leased(pool):
                 served.append(number)
 
-        async with anyio.create_task_group() as tasks, pool.lease():
+        async with anyio.create_task_group() as tasks, leased(pool):
             for number in range(5):
                 tasks.start_soon(wait, number)
                 await anyio.wait_all_tasks_blocked()
@@ -135,11 +141,11 @@ async def test_who_waits_first_is_served_first() -> None:
 
 async def test_a_wait_has_an_end() -> None:
     async with pool_of(CONNECTION_POOL_SIZE="1", UPSTREAM_CONNECT_TIMEOUT="0.01") as (pool, _):
-        async with pool.lease():
+        async with leased(pool):
             with pytest.raises(Overloaded):
-                async with pool.lease():
+                async with leased(pool):
                     pass
-        async with pool.lease() as connection:
+        async with leased(pool) as connection:
             assert await use(connection) == b"ok"
 
 
@@ -155,7 +161,7 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
 
     pool = Pool(config(UPSTREAM_CONNECT_TIMEOUT="0.01"), connect, None)
     with pytest.raises(expected) as caught:
-        async with pool.lease():
+        async with leased(pool):
             pass
     assert "secret" not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -175,13 +181,13 @@ async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced()
             assert (pool.idle, peers.open) == (2, 2)
             assert len(peers.peers) == 4
             tasks.cancel_scope.cancel()
-        async with pool.lease() as connection:
+        async with leased(pool) as connection:
             assert await use(connection) == b"ok"
 
 
 async def test_warming_leaves_room_for_those_who_ask() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
-        async with anyio.create_task_group() as tasks, pool.lease():
+        async with anyio.create_task_group() as tasks, leased(pool):
             tasks.start_soon(pool.keep_warm)
             await anyio.wait_all_tasks_blocked()
             assert (pool.active, pool.idle) == (1, 1)
@@ -193,7 +199,7 @@ async def churn(pool: Pool, random_: random.Random, callers: int, turns: int) ->
     async def call() -> None:
         for _ in range(turns):
             with anyio.move_on_after(random_.uniform(0, 0.006)):
-                async with pool.lease() as connection:
+                async with leased(pool) as connection:
                     await use(connection)
 
     async with anyio.create_task_group() as tasks:
@@ -218,7 +224,7 @@ async def _hold_all(pool: Pool, size: int) -> None:
 
     async def hold() -> None:
         nonlocal holding
-        async with pool.lease() as connection:
+        async with leased(pool) as connection:
             assert await use(connection) == b"ok"
             holding += 1
             if holding == size:
@@ -228,3 +234,24 @@ async def _hold_all(pool: Pool, size: int) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(size):
             tasks.start_soon(hold)
+
+
+async def test_a_lease_says_what_connection_it_got() -> None:
+    async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
+        async with pool.lease() as lease:
+            assert lease.use == "new"
+            assert lease.waited is None
+            assert lease.connect is not None
+            assert lease.tls is None  # it is plain HTTP
+            await use(lease.connection)
+        async with pool.lease() as lease:
+            assert lease == (lease.connection, "reused", None, None, None)
+    async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.keep_warm)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        for expected in ("warm", "reused"):
+            async with pool.lease() as lease:
+                assert lease.use == expected
+                await use(lease.connection)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.settings import (
-    BUCKET_FAMILIES,
+    BUCKETS,
     SETTINGS,
     ClientKey,
     Origin,
@@ -229,8 +229,8 @@ def test_prices_and_buckets_may_stand_in_a_file(tmp_path: Path) -> None:
 
 
 def test_every_family_can_have_buckets() -> None:
-    table = json.dumps({family: [1] for family in BUCKET_FAMILIES})
-    assert ROWS["HISTOGRAM_BUCKETS"].parse(table) == dict.fromkeys(BUCKET_FAMILIES, (1.0,))
+    table = json.dumps({family: [1] for family in BUCKETS})
+    assert ROWS["HISTOGRAM_BUCKETS"].parse(table) == dict.fromkeys(BUCKETS, (1.0,))
 
 
 def test_an_origin_as_text_reads_back_as_itself() -> None:

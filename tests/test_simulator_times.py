@@ -73,8 +73,8 @@ async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
     assert (told["completion_time"], told["total_time"]) == (2.0, 3.0)
     assert truth.first_token_written_at is not None
     assert truth.last_token_written_at is not None
-    assert truth.first_token_written_at - truth.request_read_at == pytest.approx(1.0)
-    assert truth.last_token_written_at - truth.request_read_at == pytest.approx(3.0)
+    assert truth.first_token_written_at - truth.request_arrived_at == pytest.approx(1.0)
+    assert truth.last_token_written_at - truth.request_arrived_at == pytest.approx(3.0)
     assert truth.events_written == 8
 
 
@@ -85,7 +85,7 @@ async def test_a_plain_reply_comes_when_its_last_token_is_made() -> None:
         [truth] = simulator.truth
     assert at == 3.0
     assert b'"completion_time":2.0' in data
-    assert truth.last_token_written_at == pytest.approx(truth.request_read_at + 3.0)
+    assert truth.last_token_written_at == pytest.approx(truth.request_arrived_at + 3.0)
 
 
 @on_mock_clock

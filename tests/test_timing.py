@@ -32,8 +32,9 @@ Script = Callable[[MemoryStream], Awaitable[None]]
 class Rig:
     """A proxy between a client and an upstream in memory."""
 
-    def __init__(self, client: MemoryStream, lines: Lines) -> None:
-        self.client = client
+    def __init__(self, another_client: Callable[[], MemoryStream], lines: Lines) -> None:
+        self.another_client = another_client
+        self.client = another_client()
         self.lines = lines
 
     async def line(self) -> dict[str, Any]:
@@ -42,7 +43,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(script: Script, **settings: str) -> AsyncIterator[Rig]:
+async def rig(script: Script, connecting: float = 0, /, **settings: str) -> AsyncIterator[Rig]:
+    """``connecting``: seconds that it takes to reach the upstream."""
     lines = Lines()
     config = Config.from_environment(
         {
@@ -57,6 +59,7 @@ async def rig(script: Script, **settings: str) -> AsyncIterator[Rig]:
     async with anyio.create_task_group() as tasks:
 
         async def connect(host: str, port: int) -> MemoryStream:
+            await anyio.sleep(connecting)
             ours, theirs = memory_pair()
             tasks.start_soon(converse, theirs)
             return ours
@@ -68,9 +71,13 @@ async def rig(script: Script, **settings: str) -> AsyncIterator[Rig]:
             await script(stream)
 
         proxy = Proxy(config, lines.write, connect=connect)
-        client, server_end = memory_pair(capacity=CAPACITY)
-        tasks.start_soon(proxy.handle, server_end)
-        yield Rig(client, lines)
+
+        def another_client() -> MemoryStream:
+            client, server_end = memory_pair(capacity=CAPACITY)
+            tasks.start_soon(proxy.handle, server_end)
+            return client
+
+        yield Rig(another_client, lines)
         tasks.cancel_scope.cancel()
 
 
@@ -124,10 +131,40 @@ def test_every_time_of_a_stream() -> None:
             "prompt_seconds": 2.5,
             "completion_seconds": 8.0,
             "network_seconds": 16.0,
+            "connect_seconds": 0.0,
+            "proxy_own_seconds": 0.0,
+            "overhead_seconds": 0.0,
             "client_blocked_seconds": 0.0,
         }
+        assert (line["stamp"], line["connection"]) == ("read", "new")
         assert line["tokens_per_second"] == 0.625
         assert line["ttft_source"] == "measured"
+
+    on_mock_clock(test)
+
+
+def test_a_ttft_and_all_its_parts() -> None:
+    """One connection for two who ask at once: the second waits for its turn, 30 s. Both times it
+    takes 5 s to connect, for the answer forbids to use the connection again."""
+
+    async def closing_stream(stream: MemoryStream) -> None:
+        await slow_stream(stream)
+        stream.close()
+
+    async def test() -> None:
+        async with rig(
+            closing_stream, 5, CONNECTION_POOL_SIZE="1", UPSTREAM_CONNECT_TIMEOUT="100"
+        ) as running:
+            second = running.another_client()
+            await running.client.send(STREAMED)
+            await anyio.sleep(1)
+            await second.send(STREAMED)
+            lines = [await running.lines.exchange(number, patience=1e6) for number in (1, 2)]
+        parts = ("wait", "connect", "queue", "prompt", "network", "proxy_own")
+        found = [[line.get(f"{part}_seconds") for part in parts] for line in lines]
+        assert found == [[None, 5.0, 1.5, 2.5, 16.0, 0.0], [34.0, 5.0, 1.5, 2.5, 16.0, 0.0]]
+        assert [line["ttft_seconds"] for line in lines] == [25.0, 59.0]
+        assert [line["proxy_ttft_seconds"] for line in lines] == [5.0, 39.0]
 
     on_mock_clock(test)
 

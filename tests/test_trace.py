@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.trace import request_id, trace_context
+from ape_cerebras.trace import intended_start_lag, request_id, trace_context
 
 TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = b"00f067aa0ba902b7"
@@ -147,3 +147,35 @@ def test_whatever_comes_what_is_given_is_safe(one: bytes | None, other: bytes | 
     parts(context.traceparent)
     assert re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", context.trace_id)
     assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", request_id(one))
+
+
+NOW = 1_795_397_371.25
+
+
+@pytest.mark.parametrize(
+    ("header", "lag"),
+    [
+        (b"1795397371.25", 0.0),
+        (b"1795397371", 0.25),
+        (b"1795397370.1234567", 1.126543),
+        (b"1795397371.26", None),  # ahead of us: the clocks disagree
+        (b"1795310970", None),  # more than a day ago
+        (b"1795397371250", None),  # milliseconds
+        (b"0", None),
+        (b"-1", None),
+        (b"1.79e9", None),
+        (b"nan", None),
+        (b"inf", None),
+        (b"2026-11-23T01:00:00Z", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_how_late_a_request_began(header: bytes | None, lag: float | None) -> None:
+    assert intended_start_lag(header, NOW) == lag
+
+
+@given(st.binary(max_size=30))
+def test_whatever_a_client_says_of_its_start_is_a_lag_or_nothing(header: bytes) -> None:
+    lag = intended_start_lag(header, NOW)
+    assert lag is None or 0 <= lag <= 86_400
