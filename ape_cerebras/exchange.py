@@ -79,6 +79,7 @@ class Exchange:
     upstream_status: int | None = None  # upstream
     upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
     answer_stamped: bool | None = None  # upstream: the kernel said when all of it came
+    answer_piled_up: bool = False  # upstream: more of it waited to be read than the kernel holds
     upstream_wait_seconds: float = 0.0  # upstream: for a connection, head, body, another's answer
 
     first_token_at: float | None = None  # meter: arrived
@@ -247,6 +248,10 @@ class Exchange:
 
     @property
     def generation_seconds(self) -> float | None:
+        """First token → last token. None where it may have been a slow client that upstream had to
+        wait for."""
+        if self.client_blocked_seconds and self.answer_piled_up:
+            return None
         return _span(self.first_token_at, self.last_token_at)
 
     @property

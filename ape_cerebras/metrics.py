@@ -236,7 +236,7 @@ class Metrics:
         self._child(self._errors, model).inc(exchange.traits.failed)
         self._observe_ttft(exchange, model)
         self._observe_rows(self._chat, model, exchange)
-        if any(exchange.gap_counts):
+        if any(exchange.gap_counts) and exchange.generation_seconds is not None:
             self._child(self._gaps, model).add(exchange.gap_counts, exchange.generation_seconds)
         self._observe_usage(exchange, model)
 

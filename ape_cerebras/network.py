@@ -57,6 +57,7 @@ class StampedStream(ByteStream):
     ``written_at``: when they had been.
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, in vain or not;
     ever growing. What the loop took to notice an arrival is not the peer's.
+    ``most_at_once``: the most bytes read in a row, without a wait between, since it was last set.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
     """
 
@@ -64,6 +65,7 @@ class StampedStream(ByteStream):
         self._clock = loop_clock()
         self.arrived_at = self.left_at = self.written_at = self._clock()
         self.unstamped_reads = 0
+        self.most_at_once = 0
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
@@ -97,6 +99,7 @@ class SocketStream(StampedStream):
             self.arrived_at = silent_until
         self._silent_until = self.arrived_at
         self._wait_began_at = self._wait_ended_at = 0.0
+        self._read_since_wait = 0
 
     def stamp_by_read(self) -> None:
         """Take the moment of the read for the arrival from here on."""
@@ -110,6 +113,7 @@ class SocketStream(StampedStream):
                 data, ancillary, _, _ = self._socket.recvmsg(max_bytes, STAMP_SPACE)
             except BlockingIOError:
                 self._silent_until = looked_at
+                self._read_since_wait = 0
                 await self._wait_to_read()
                 continue
             except OSError as error:
@@ -118,6 +122,8 @@ class SocketStream(StampedStream):
                 self.arrived_at = self._clock()
                 raise EndOfStream
             self._stamp(ancillary)
+            self._read_since_wait += len(data)
+            self.most_at_once = max(self.most_at_once, self._read_since_wait)
             return data
 
     async def _wait_to_read(self) -> None:

@@ -19,11 +19,14 @@ from anyio.streams.tls import TLSStream
 from .network import READ_BYTES, PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
 
-__all__ = ("Connect", "UpstreamStream", "connect_tcp")
+__all__ = ("RECEIVE_BUFFER", "Connect", "UpstreamStream", "connect_tcp")
 
 Connect = Callable[[str, int], Awaitable[StampedStream]]
 """Host and port to a connected stream, whose ``close`` awaits nothing; raises OSError."""
 
+RECEIVE_BUFFER = 256 * 1024
+"""Bytes that the kernel takes, and stamps, while a slow client keeps us from reading them. Fixed,
+for the kernel lets its own choice grow only for those who read."""
 _NEXT_ADDRESS_AFTER = 0.25  # seconds; RFC 8305 section 5, "Connection Attempt Delay"
 
 
@@ -67,6 +70,7 @@ async def _connect_socket(family: int, address: tuple[object, ...]) -> socket.so
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         try:
             sock.connect(address)
         except BlockingIOError:

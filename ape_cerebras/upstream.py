@@ -11,7 +11,7 @@ from .errors import FirstByteTimeout, IdleTimeout, InvalidAnswer, Truncated
 from .exchange import Exchange, Headers
 from .network import StampedStream
 from .pool import Connection, Lease, Pool, ssl_context_for
-from .transport import Connect, connect_tcp
+from .transport import RECEIVE_BUFFER, Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
 
@@ -75,7 +75,7 @@ class UpstreamResponse:
 
 class _WaitAccount:
     """Writes down for an exchange what is waited on a connection, from its making to ``close``, and
-    whether the kernel has stamped all that came meanwhile."""
+    how what came meanwhile came: stamped by the kernel, and piled up or not."""
 
     def __init__(self, exchange: Exchange, raw: StampedStream) -> None:
         self._exchange = exchange
@@ -83,6 +83,7 @@ class _WaitAccount:
         self._before = raw.read_wait_seconds + raw.write_wait_seconds
         self._unstamped_before = raw.unstamped_reads
         self._open = True
+        raw.most_at_once = 0
 
     def close(self) -> None:
         """Settle; once is enough."""
@@ -91,6 +92,7 @@ class _WaitAccount:
             waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
             self._exchange.upstream_wait_seconds += waited
             self._exchange.answer_stamped = self._raw.unstamped_reads == self._unstamped_before
+            self._exchange.answer_piled_up = self._raw.most_at_once >= RECEIVE_BUFFER
 
 
 class Upstream:

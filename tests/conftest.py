@@ -1,17 +1,54 @@
 """Every test marked ``anyio`` runs on asyncio and on trio; so does every process that is shared by
 the tests of a module."""
 
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import trustme
 from sdks import CEREBRAS, OPENAI, Asker
 from served import BACKENDS, CLIENT_KEY, Served, refusing_port, serving
+
+from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA) -> Iterator[str]:
+    with authority.cert_pem.tempfile() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def kernel_stamps() -> Iterator[None]:
+    """The kernel stamps what arrives. It begins to a moment after a socket has first asked for it,
+    and goes on for as long as there is one that did."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux stamps what arrives")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        assert ask_for_stamps(theirs)
+        for _ in range(1000):
+            ours.send(b"a")
+            if stamp_in(theirs.recvmsg(1, STAMP_SPACE)[1]):
+                break
+        else:
+            pytest.fail("the kernel stamps nothing")
+        yield
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

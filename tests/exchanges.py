@@ -137,6 +137,7 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         client_blocked_seconds=draw(_steps),
         **draw(_ways_to_a_connection),
         answer_stamped=draw(st.none() | st.booleans()),
+        answer_piled_up=draw(st.booleans()),
         request_stamped=draw(st.booleans()),
         upstream_wait_seconds=draw(_steps),
     )

@@ -2,6 +2,7 @@
 and a client that sees every byte. All over real sockets on loopback."""
 
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ __all__ = (
     "ScriptedUpstream",
     "chat",
     "events",
+    "hold_the_loop",
     "one_token_and_no_more",
     "running_proxy",
     "running_upstream",
@@ -335,6 +337,12 @@ async def running_upstream(script: Script) -> AsyncIterator[ScriptedUpstream]:
         await tasks.start(upstream.serve)
         yield upstream
         tasks.cancel_scope.cancel()
+
+
+def hold_the_loop() -> float:
+    """Keep the event loop from its work for a while; when that was over, on its clock."""
+    time.sleep(0.02)
+    return anyio.current_time()
 
 
 def free_port() -> int:

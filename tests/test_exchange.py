@@ -167,6 +167,16 @@ def test_whose_word_the_times_rest_on(
     assert exchange.stamp is None
 
 
+@pytest.mark.parametrize(("blocked", "piled_up"), [(0.0, True), (9.0, False), (9.0, True)])
+def test_a_client_that_made_upstream_wait_makes_no_cerebras_look_slow(
+    blocked: float, piled_up: bool
+) -> None:
+    exchange = stream_exchange(client_blocked_seconds=blocked, answer_piled_up=piled_up)
+    told = (exchange.generation_seconds, exchange.tpot_seconds, exchange.tokens_per_second)
+    assert told == ((None, None, None) if blocked and piled_up else (0.4, 0.1, 12.5))
+    assert exchange.upstream_ttft_seconds == 0.199
+
+
 def test_how_tokens_came_together() -> None:
     exchange = stream_exchange()
     assert (exchange.tokens_per_event, exchange.events_per_read) == (1.25, 2.0)

@@ -2,8 +2,6 @@
 
 import select
 import socket
-import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +9,7 @@ import anyio
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream
+from support import hold_the_loop
 
 from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
 from ape_cerebras.network import (
@@ -25,7 +24,7 @@ from ape_cerebras.transport import connect_tcp
 
 pytestmark = pytest.mark.anyio
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
+stamped_by_kernel = pytest.mark.usefixtures("kernel_stamps")
 
 
 @asynccontextmanager
@@ -72,13 +71,7 @@ async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() ->
         assert theirs.read_wait_seconds >= waited + 0.02
 
 
-def hold_the_loop() -> float:
-    """Keep the event loop from its work for a while; when that was over."""
-    time.sleep(0.02)
-    return anyio.current_time()
-
-
-@on_linux
+@stamped_by_kernel
 async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_them() -> None:
     async with sockets() as (ours, theirs):
         for number in range(3):
@@ -89,7 +82,7 @@ async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_
     assert theirs.unstamped_reads == 0
 
 
-@on_linux
+@stamped_by_kernel
 async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
     [listener] = await open_listeners("127.0.0.1", 0)
     accepted: list[SocketStream] = []
@@ -114,7 +107,7 @@ async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_to
         accepted[0].close()
 
 
-@on_linux
+@stamped_by_kernel
 async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_peer() -> None:
     async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
 

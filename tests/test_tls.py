@@ -1,14 +1,12 @@
 """TLS to upstream, for real: a local authority, and certificates good and bad."""
 
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-import anyio
 import pytest
 import trustme
-from anyio.streams.tls import TLSStream
+from secured import over_tls
 from support import (
     KEY,
     Conversation,
@@ -23,33 +21,6 @@ from support import (
 pytestmark = pytest.mark.anyio
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def bundle(authority: trustme.CA) -> Iterator[str]:
-    with authority.cert_pem.tempfile() as path:
-        yield path
-
-
-def over_tls(script: Script, leaf: trustme.LeafCert) -> Script:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    leaf.configure_cert(context)
-
-    async def converse(peer: Conversation) -> None:
-        try:
-            secured = await TLSStream.wrap(
-                peer.stream, server_side=True, ssl_context=context, standard_compatible=False
-            )
-        except (anyio.BrokenResourceError, anyio.EndOfStream, ssl.SSLError):
-            return
-        await script(Conversation(secured, peer.upstream))  # type: ignore[arg-type]
-
-    return converse
 
 
 @asynccontextmanager
