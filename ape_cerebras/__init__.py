@@ -13,6 +13,7 @@ layer  module           what it owns
 0      trace            trace and request ids, W3C trace context
 0      stamps           when bytes arrived: the kernel's stamps on the loop's clock
 0      outbox           what is on its way to a stream, held until it is worth a write
+0      responses        what every response's head takes from tables: reason phrases, the date
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
 1      assembly         the completion object that a stream adds up to, sans I/O

@@ -5,12 +5,8 @@ exchange gets an h11 connection of its own, fed with nothing but that exchange's
 is held until ``flush``, so that the pieces of a response that belong together leave in one segment.
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
 from typing import TypeVar
 
 import anyio
@@ -23,6 +19,7 @@ from .exchange import Exchange, Headers, Request
 from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
+from .responses import CLOSE, PHRASES, http_date
 
 __all__ = ("Downstream",)
 
@@ -31,14 +28,6 @@ _T = TypeVar("_T")
 _HOLD_AT_MOST = 64 * 1024  # bytes
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
-
-_CLOSE = (b"connection", b"close")
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
-
-
-@lru_cache(maxsize=1)
-def _http_date(second: int) -> bytes:
-    return formatdate(second, usegmt=True).encode()
 
 
 class Downstream:
@@ -159,17 +148,17 @@ class Downstream:
         self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
         names = {name for name, _ in headers}
-        own = [*self.common_headers, *((_CLOSE,) if self.closing else ())]
+        own = [*self.common_headers, *((CLOSE,) if self.closing else ())]
         if b"date" not in names:
-            own.append((b"date", _http_date(int(time.time()))))
+            own.append((b"date", http_date()))
         self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
         response = h11.Response(
-            status_code=status, headers=[*headers, *own], reason=_PHRASES.get(status, b"")
+            status_code=status, headers=[*headers, *own], reason=PHRASES.get(status, b"")
         )
         self._outbox.hold(self._http.send(response))
 
     def _interim(self, status: int) -> bytes:
-        interim = h11.InformationalResponse(status_code=status, headers=[], reason=_PHRASES[status])
+        interim = h11.InformationalResponse(status_code=status, headers=[], reason=PHRASES[status])
         return self._http.send(interim) or b""
 
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
