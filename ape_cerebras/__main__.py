@@ -7,6 +7,7 @@ import argparse
 import http.client
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from functools import partial
 import anyio
 
 from .config import Config, ConfigError
-from .logs import Logs
+from .logs import LineWriter, Logs
 from .server import serve
 from .settings import Origin
-from .simulator import SIMULATION_FLAGS, Simulation, serve_simulator
+from .simulator import SIMULATION_FLAGS, Simulation, Simulator, Truth
+from .trace import trace_context
 from .version import VERSION
 
 __all__ = ("main",)
@@ -69,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
     for name, kind, text in SIMULATION_FLAGS:
         simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    simulating.add_argument("--backend", choices=("asyncio", "trio"), help="the event loop")
+    simulating.add_argument("--certificate", help="a file with it and its chain: serve HTTPS")
+    simulating.add_argument("--private-key", help="a file with the certificate's key")
     command("check", _check, "read and check the settings, and print them")
     asking = command("health", _health, "ask a running proxy whether it is healthy")
     for with_address in (serving, simulating, asking):
@@ -140,8 +145,21 @@ def _simulate(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name, _, _ in SIMULATION_FLAGS}
     simulation = Simulation(**{name: value for name, value in given.items() if value is not None})
     host, port = options.host or "127.0.0.1", int(options.port or 8001)
-    work = partial(_serve_simulation, simulation, host, port)
-    return anyio.run(_until_stopped, work, f"{host}:{port}")
+    try:
+        context = _server_context(options.certificate, options.private_key)
+    except OSError:  # ssl.SSLError is one
+        options.parser.error("--certificate and --private-key must be files that fit together")
+    work = partial(_serve_simulation, simulation, host, port, context)
+    backend = options.backend or "asyncio"
+    return anyio.run(_until_stopped, work, f"{host}:{port}", backend=backend)
+
+
+def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
+    if certificate is None and private_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate or "", private_key)
+    return context
 
 
 async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address: str) -> int:
@@ -179,7 +197,7 @@ def _report_not_listening(address: str, errors: BaseException) -> None:
 async def _serve_proxy(config: Config, demo: bool, stop: anyio.Event) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
-            port = await tasks.start(serve_simulator, Simulation(), "127.0.0.1", 0)
+            port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
         async with anyio.create_task_group() as serving:
             proxy = await serving.start(serve, config)
@@ -189,13 +207,29 @@ async def _serve_proxy(config: Config, demo: bool, stop: anyio.Event) -> None:
 
 
 async def _serve_simulation(
-    simulation: Simulation, host: str, port: int, stop: anyio.Event
+    simulation: Simulation,
+    host: str,
+    port: int,
+    ssl_context: ssl.SSLContext | None,
+    stop: anyio.Event,
 ) -> None:
-    async with anyio.create_task_group() as tasks:
-        port = await tasks.start(serve_simulator, simulation, host, port)
-        _to_standard_output().event("info", "Simulating", address=f"http://{host}:{port}")
-        await stop.wait()
-        tasks.cancel_scope.cancel()
+    with LineWriter(sys.stdout.fileno()) as writer:
+        logs = Logs("info", writer)
+        simulator = Simulator(
+            simulation, witness=partial(_testify, logs), ssl_context=ssl_context, remember=0
+        )
+        async with anyio.create_task_group() as tasks:
+            port = await tasks.start(simulator.serve, host, port)
+            scheme = "http" if ssl_context is None else "https"
+            logs.event("info", "Simulating", address=f"{scheme}://{host}:{port}")
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+
+
+def _testify(logs: Logs, truth: Truth) -> None:
+    request = truth.request
+    trace = trace_context(request.header(b"x-trace-id"), request.header(b"traceparent"))
+    logs.event("info", "Request answered", trace_id=trace.trace_id, **truth.told())
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from anyio import BrokenResourceError, ClosedResourceError
 from .completions import Completion, Event
 from .downstream import Downstream
 from .errors import ClientGone
-from .exchange import Exchange, Headers, Request
+from .exchange import Exchange
 from .network import PeerStalled
 from .questions import read_body
 from .replies import ERRORS, ErrorReply, Rejected, error_named, reply_headers, stream_error
+from .request import Headers, Request
 from .simulation import INSTEAD_OF_AN_ANSWER, Simulation
 
 __all__ = ("Answer", "Truth")
@@ -34,9 +35,10 @@ _NOT_HTTP = b"\x16\x03\x01 this is no HTTP\r\n\r\n"
 class Truth:
     """What the simulator did with one request; ``…_at`` are ``anyio.current_time()`` readings.
 
-    ``id`` is the answer's, as in its body and its ``inference-id``; ``status`` is 0 while nothing
-    has been answered; ``events_written`` counts whole ones; ``left`` says that the peer hung up
-    before the end.
+    ``…_write`` are the begin and the end of the call that gave the token to the kernel, which took
+    it in between; what is derived from them counts from the middle. ``id`` is the answer's, as in
+    its body and its ``inference-id``; ``status`` is 0 while nothing has been answered;
+    ``events_written`` counts whole ones; ``left`` says that the peer hung up before the end.
     """
 
     request: Request
@@ -44,10 +46,45 @@ class Truth:
     request_arrived_at: float
     id: str = ""
     status: int = 0
-    first_token_written_at: float | None = None
-    last_token_written_at: float | None = None
+    first_token_write: tuple[float, float] | None = None
+    last_token_write: tuple[float, float] | None = None
     events_written: int = 0
     left: bool = False
+
+    @property
+    def ttft_seconds(self) -> float | None:
+        """The request arrived → the first token was given to the kernel."""
+        return self._since_arrival(self.first_token_write)
+
+    @property
+    def last_token_seconds(self) -> float | None:
+        """The request arrived → the last token was given to the kernel."""
+        return self._since_arrival(self.last_token_write)
+
+    @property
+    def uncertain_seconds(self) -> float | None:
+        """By how much these two may be wrong, either way: a process that is set aside in the
+        middle of a call cannot know when it took effect."""
+        if self.first_token_write is None or self.last_token_write is None:
+            return None
+        writes = (self.first_token_write, self.last_token_write)
+        return round(max(end - begin for begin, end in writes) / 2, 6)
+
+    def told(self) -> dict[str, object]:
+        """What a log line says of it, without what has no value."""
+        known = {
+            "status_code": self.status,
+            "id": self.id,
+            "ttft_seconds": self.ttft_seconds,
+            "last_token_seconds": self.last_token_seconds,
+            "uncertain_seconds": self.uncertain_seconds,
+            "events_written": self.events_written,
+            "left": self.left,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    def _since_arrival(self, write: tuple[float, float] | None) -> float | None:
+        return None if write is None else round(sum(write) / 2 - self.request_arrived_at, 6)
 
 
 class Answer:
@@ -135,12 +172,11 @@ class Answer:
 
     def _note_written(self) -> None:
         """Write down what the latest flush took along."""
-        truth, written_at = self.truth, self._downstream.stream.written_at
+        truth, stream = self.truth, self._downstream.stream
         truth.events_written += len(self._held)
         if any(event.has_tokens for event in self._held):
-            truth.last_token_written_at = written_at
-            if truth.first_token_written_at is None:
-                truth.first_token_written_at = written_at
+            truth.last_token_write = (stream.left_at, stream.written_at)
+            truth.first_token_write = truth.first_token_write or truth.last_token_write
         self._held.clear()
 
     async def _misbehave(self, simulation: Simulation) -> None:

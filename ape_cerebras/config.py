@@ -72,6 +72,7 @@ class Config:
     graceful_shutdown_timeout: float = 10.0
     ttft_target_ms: float | None = None
     ttft_mode: str = "passthrough"
+    kernel_stamps: bool = True
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ssl_cert_file: str | None = None
 
@@ -128,6 +129,8 @@ def _as_text(value: Any) -> str:
         return ",".join(f"{name}={item}" for name, item in value.items()) or "(not set)"
     if isinstance(value, PriceTable):
         return ", ".join(value.prices)
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "(not set)" if value is None else str(value)
 
 

@@ -15,10 +15,11 @@ from anyio import BrokenResourceError, ClosedResourceError
 
 from .config import Config
 from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, ProxyError
-from .exchange import Exchange, Headers, Request
+from .exchange import Exchange
 from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
+from .request import Headers, Request
 from .responses import CLOSE, PHRASES, http_date
 
 __all__ = ("Downstream",)

@@ -15,32 +15,10 @@ from decimal import Decimal
 
 from .errors import ProxyError
 from .outcomes import OUTCOMES, Outcome, outcome_of_status
+from .request import Headers, Request
 from .usage import TimeInfo, Usage
 
-__all__ = ("Exchange", "Request")
-
-Headers = tuple[tuple[bytes, bytes], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request's head. ``headers`` have lower-case names, in the order they came."""
-
-    method: str
-    target: bytes
-    http_version: bytes
-    headers: Headers
-
-    @property
-    def path(self) -> bytes:
-        return self.target.partition(b"?")[0]
-
-    def header(self, name: bytes) -> bytes | None:
-        """The last value of ``name`` (lower case)."""
-        for each, value in reversed(self.headers):
-            if each == name:
-                return value
-        return None
+__all__ = ("Exchange",)
 
 
 def _span(begin: float | None, end: float | None) -> float | None:

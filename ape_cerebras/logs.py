@@ -137,10 +137,12 @@ class Logs:
         self._least = _LEVELS[level]
         self._write = write
 
-    def event(self, level: str, message: str, **fields: Any) -> None:
+    def event(
+        self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
+    ) -> None:
         """A line that belongs to no exchange. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
-            self._write(_line(level, message, None, fields))
+            self._write(_line(level, message, trace_id, fields))
 
     def exchange(self, exchange: Exchange) -> None:
         """The line of an exchange that has ended."""

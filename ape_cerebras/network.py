@@ -24,7 +24,8 @@ import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream, SocketAttribute
 
-from .stamps import STAMP_SPACE, arrival_clock, ask_for_stamps, loop_clock, stamp_in
+from .arrivals import Receiver
+from .stamps import loop_clock
 
 __all__ = (
     "READ_BYTES",
@@ -75,6 +76,13 @@ class StampedStream(ByteStream):
         """Close at once, without awaiting: safe in any ``finally``."""
         raise NotImplementedError
 
+    def stamp_by_read(self) -> None:
+        """Take the moment of the read for the arrival from here on, whatever the kernel says."""
+
+    def be_attentive(self, on: bool) -> None:
+        """Whether to tell what comes first from what joins it before it is read, where that can be
+        told: worth it while a first token is awaited."""
+
     def peer_is_gone(self) -> bool:
         """Whether it is known that the peer takes no more bytes."""
         raise NotImplementedError
@@ -94,36 +102,33 @@ class SocketStream(StampedStream):
         super().__init__()
         self._socket = sock
         self._turns = _TURN_EVERY
-        self._arrivals = arrival_clock() if ask_for_stamps(sock) else None
         if silent_until is not None:
             self.arrived_at = silent_until
-        self._silent_until = self.arrived_at
+        self._receiver = Receiver(sock, self._clock, self.arrived_at)
         self._wait_began_at = self._wait_ended_at = 0.0
         self._read_since_wait = 0
 
     def stamp_by_read(self) -> None:
-        """Take the moment of the read for the arrival from here on."""
-        self._arrivals = None
+        self._receiver.stamp_by_read()
+
+    def be_attentive(self, on: bool) -> None:
+        self._receiver.attentive = on
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         await self._take_turn()
         while True:
-            looked_at = self._clock()
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(max_bytes, STAMP_SPACE)
+                data = self._receiver.read(max_bytes)
             except BlockingIOError:
-                self._silent_until = looked_at
                 self._read_since_wait = 0
                 await self._wait_to_read()
                 continue
             except OSError as error:
                 raise self._translated(error) from None
+            self.arrived_at = self._receiver.arrived_at
             if not data:
-                self.arrived_at = self._clock()
                 raise EndOfStream
-            self._stamp(ancillary)
-            self._read_since_wait += len(data)
-            self.most_at_once = max(self.most_at_once, self._read_since_wait)
+            self._account_for(data)
             return data
 
     async def _wait_to_read(self) -> None:
@@ -136,16 +141,10 @@ class SocketStream(StampedStream):
             self._wait_ended_at = self._clock()
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
 
-    def _stamp(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        now = self._clock()
-        arrived_at = None
-        if self._arrivals is not None and (stamp := stamp_in(ancillary)):
-            arrived_at = self._arrivals.arrival(stamp, self._silent_until, now)
-        if arrived_at is None:
-            self.unstamped_reads += 1
-            arrived_at = now
-        # A segment that overtook others bears an earlier stamp than those it follows.
-        self.arrived_at = max(self.arrived_at, arrived_at)
+    def _account_for(self, data: bytes) -> None:
+        self.unstamped_reads += not self._receiver.stamped
+        self._read_since_wait += len(data)
+        self.most_at_once = max(self.most_at_once, self._read_since_wait)
         late = self._wait_ended_at - max(self.arrived_at, self._wait_began_at)
         if late > 0:  # from the arrival on it was the loop that was waited for
             self.read_wait_seconds -= late
@@ -179,6 +178,7 @@ class SocketStream(StampedStream):
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
+            self._receiver.close()
             anyio.notify_closing(self._socket)
             self._socket.close()
 
@@ -215,6 +215,7 @@ class SocketStream(StampedStream):
 
     async def _take_turn(self) -> None:
         """Before the operation, never after: a cancellation here must not cost what it did."""
+        self._receiver.look()
         self._turns -= 1
         if self._turns <= 0:
             self._turns = _TURN_EVERY

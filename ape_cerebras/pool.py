@@ -187,6 +187,7 @@ class Pool:
 
     def _put_idle(self, connection: Connection) -> None:
         connection.transport.raw.before_wait = None
+        connection.transport.raw.be_attentive(False)
         connection.idle_since = anyio.current_time()
         self._idle.append(connection)
 
@@ -198,6 +199,8 @@ class Pool:
             with anyio.fail_after(self._config.upstream_connect_timeout):
                 raw = await self._connect_raw(host, port)
                 connected_at = anyio.current_time()
+                if not self._config.kernel_stamps:
+                    raw.stamp_by_read()
                 stream = await UpstreamStream.start(raw, self._ssl_context, host)
         except TimeoutError:
             raise ConnectTimeout from None

@@ -89,7 +89,10 @@ class Proxy:
 
     def admit(self, stream: ByteStream) -> Downstream:
         """Count a connection as open, which only ``serve`` undoes."""
-        downstream = Downstream(stamped(stream), self.config)
+        client = stamped(stream)
+        if not self.config.kernel_stamps:
+            client.stamp_by_read()
+        downstream = Downstream(client, self.config)
         downstream.closing = self.drain_began.is_set()
         self._connections.add(downstream)
         return downstream

@@ -15,8 +15,9 @@ from .chat import ChatRequest, read_chat_request
 from .config import Config
 from .downstream import Downstream
 from .errors import ClientGone, IdleTimeout, ProxyError, Truncated, UpstreamFailed
-from .exchange import Exchange, Headers, Request
+from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
+from .request import Headers, Request
 from .upstream import Upstream, UpstreamResponse
 
 __all__ = ("Relay", "error_body", "headers_down", "headers_up")

@@ -11,9 +11,10 @@ import orjson
 from .config import Config
 from .downstream import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
-from .exchange import Exchange, Request
+from .exchange import Exchange
 from .metrics import Metrics
 from .models import ModelList
+from .request import Request
 from .settings import ClientKey
 
 __all__ = ("Handler", "Routes", "check_key")

@@ -198,6 +198,15 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+_SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+
+
+def _on_or_off(text: str) -> bool:
+    if text.lower() not in _SWITCH:
+        raise ValueError("must be on or off")
+    return _SWITCH[text.lower()]
+
+
 def _text(pattern: str, what: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -267,6 +276,7 @@ SETTINGS: tuple[Setting, ...] = (
         _one_of("passthrough", "exact"),
         "exact: plain requests go up as streams, so that their TTFT is measured",
     ),
+    Setting("KERNEL_STAMPS", _on_or_off, "arrivals as the kernel stamps them, where it does"),
     Setting("HISTOGRAM_BUCKETS", _read_buckets, "JSON or a file of it: upper bounds by family"),
     Setting("SSL_CERT_FILE", _readable_file, "the CA bundle for upstream; unset: certifi's"),
 )

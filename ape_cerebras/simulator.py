@@ -6,6 +6,7 @@ It answers what the real API answers (``replies``, ``completions``), when ``Simu
 """
 
 import re
+import ssl
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -13,20 +14,23 @@ from contextlib import ExitStack
 from functools import partial
 
 import anyio
+from anyio import BrokenResourceError, EndOfStream
 from anyio.abc import ByteStream, TaskStatus
+from anyio.streams.tls import TLSStream
 
 from .answers import Answer, Truth
 from .config import Config
 from .downstream import Downstream
 from .errors import ProxyError, RequestRefused
-from .exchange import Exchange, Request
+from .exchange import Exchange
 from .listener import accept_connections, open_listeners
-from .network import SocketStream, stamped
+from .network import READ_BYTES, SocketStream, StampedStream, WrappedStream, stamped
 from .questions import MAX_BODY_BYTES
 from .replies import ERRORS, Rejected, model_list, one_model, wrong_format
+from .request import Request
 from .simulation import SIMULATION_FLAGS, Simulation
 
-__all__ = ("SIMULATION_FLAGS", "Simulation", "Simulator", "Truth", "serve_simulator")
+__all__ = ("SIMULATION_FLAGS", "Simulation", "Simulator", "Truth")
 
 _CHAT = ("POST", "/v1/chat/completions")
 _WARMING = ("GET", "/v1/tcp_warming")
@@ -37,11 +41,41 @@ def _complain(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-class Simulator:
-    """Serves connections as the API would. ``remember``: how many requests ``truth`` goes back."""
+class _SecuredStream(WrappedStream):
+    """TLS over a stream of ours. When bytes come and go is what that one says."""
 
-    def __init__(self, options: Simulation | None = None, *, remember: int = 1000) -> None:
+    def __init__(self, secured: ByteStream, below: StampedStream) -> None:
+        super().__init__(secured)
+        self._below = below
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        data = await super().receive(max_bytes)
+        self.arrived_at = self._below.arrived_at
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await super().send(item)
+        self.left_at, self.written_at = self._below.left_at, self._below.written_at
+
+
+class Simulator:
+    """Serves connections as the API would.
+
+    ``remember``: how many requests ``truth`` goes back. ``witness`` is told the truth of each
+    request when its answer has ended. ``ssl_context``: to serve HTTPS.
+    """
+
+    def __init__(
+        self,
+        options: Simulation | None = None,
+        *,
+        remember: int = 1000,
+        witness: Callable[[Truth], object] = lambda truth: None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self.options = options or Simulation()
+        self._witness = witness
+        self._ssl_context = ssl_context
         self.connections = 0
         """Opened so far."""
         self.requests = 0
@@ -103,6 +137,7 @@ class Simulator:
             self.cancelled += 1
         finally:
             self.in_flight -= 1
+            self._witness(truth)
             self._notify()
 
     async def _answer(self, answer: Answer) -> None:
@@ -143,6 +178,19 @@ class Simulator:
         except ValueError as problem:
             raise Rejected(wrong_format(str(problem))) from None
 
+    async def _secure_and_handle(self, stream: SocketStream) -> None:
+        if self._ssl_context is None:
+            await self.handle(stream)
+            return
+        try:
+            secured = await TLSStream.wrap(
+                stream, server_side=True, ssl_context=self._ssl_context, standard_compatible=False
+            )
+        except (BrokenResourceError, EndOfStream, ssl.SSLError):
+            stream.close()
+        else:
+            await self.handle(_SecuredStream(secured, stream))
+
     async def serve(
         self, host: str, port: int, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
     ) -> None:
@@ -154,7 +202,7 @@ class Simulator:
             async with anyio.create_task_group() as tasks:
 
                 def handle(stream: SocketStream) -> None:
-                    tasks.start_soon(self.handle, stream)
+                    tasks.start_soon(self._secure_and_handle, stream)
 
                 for listener in listeners:
                     tasks.start_soon(
@@ -165,14 +213,3 @@ class Simulator:
                         _complain,
                     )
                 task_status.started(listeners[0].getsockname()[1])
-
-
-async def serve_simulator(
-    options: Simulation,
-    host: str,
-    port: int,
-    *,
-    task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve until cancelled; reports the port. Raises OSError where it cannot listen."""
-    await Simulator(options).serve(host, port, task_status=task_status)

@@ -8,9 +8,10 @@ import httpcore
 
 from .config import Config
 from .errors import FirstByteTimeout, IdleTimeout, InvalidAnswer, Truncated
-from .exchange import Exchange, Headers
+from .exchange import Exchange
 from .network import StampedStream
 from .pool import Connection, Lease, Pool, ssl_context_for
+from .request import Headers
 from .transport import RECEIVE_BUFFER, Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
@@ -36,8 +37,13 @@ class UpstreamResponse:
     """A response whose head has arrived. ``headers`` have lower-case names."""
 
     def __init__(
-        self, connection: Connection, response: httpcore.Response, waiting: "_WaitAccount"
+        self,
+        exchange: Exchange,
+        connection: Connection,
+        response: httpcore.Response,
+        waiting: "_WaitAccount",
     ) -> None:
+        self._exchange = exchange
         self._connection = connection
         self._raw = connection.transport.raw
         self._waiting = waiting
@@ -50,6 +56,8 @@ class UpstreamResponse:
 
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body; None at its end. Raises Truncated, IdleTimeout."""
+        if self._exchange.first_token_at is not None:
+            self._raw.be_attentive(False)
         try:
             return await self._connection.next_chunk()
         except httpcore.ReadTimeout:
@@ -129,12 +137,13 @@ class Upstream:
             connection = lease.connection
             raw = connection.transport.raw
             raw.read_timeout = None
+            raw.be_attentive(True)
             waiting = _WaitAccount(exchange, raw)
             stack.callback(waiting.close)
             request = self._request(method, path, headers, body)
             response = await self._head(connection, request, exchange)
             raw.read_timeout = self._config.upstream_idle_timeout
-            yield UpstreamResponse(connection, response, waiting)
+            yield UpstreamResponse(exchange, connection, response, waiting)
 
     def _request(self, method: str, path: str, headers: Headers, body: bytes) -> httpcore.Request:
         where = self._config.cerebras_base_url

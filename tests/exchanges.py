@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized
-from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.request import Request
 from ape_cerebras.usage import PriceTable, TimeInfo, Usage
 
 __all__ = (

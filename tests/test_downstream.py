@@ -12,7 +12,8 @@ from support import KEY, chat
 from ape_cerebras.config import Config
 from ape_cerebras.downstream import Downstream
 from ape_cerebras.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
-from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.request import Request
 
 pytestmark = pytest.mark.anyio
 

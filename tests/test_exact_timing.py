@@ -35,6 +35,9 @@ def test_every_time_of_a_plain_reply_that_comes_as_a_stream() -> None:
             "prompt_seconds": 2.5,
             "completion_seconds": 8.0,
             "network_seconds": 16.0,
+            "connect_seconds": 0.0,
+            "proxy_own_seconds": 0.0,
+            "overhead_seconds": 0.0,
         }
         assert line["tokens_per_second"] == 0.625
         assert (line["stream"], line["ttft_source"]) == (False, "measured")

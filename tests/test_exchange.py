@@ -16,8 +16,9 @@ from ape_cerebras.errors import (
     Truncated,
     Unauthorized,
 )
-from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.exchange import Exchange
 from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.request import Request
 from ape_cerebras.usage import TimeInfo, Usage
 
 DURATIONS = (

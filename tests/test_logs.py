@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from ape_cerebras import errors
 from ape_cerebras.errors import BadRequest, ClientGone, MethodNotAllowed, ProxyError, Truncated
-from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.exchange import Exchange
 from ape_cerebras.logs import Logs
 from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.request import Request
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
 KEYS = [

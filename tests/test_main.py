@@ -1,10 +1,14 @@
 """The command line, as a user runs it: real processes, real signals."""
 
+import http.client
 import signal
 import socket
+import ssl
+from pathlib import Path
 
 import orjson
 import pytest
+import trustme
 from served import BACKENDS, run, serving
 from support import KEY, free_port
 
@@ -99,16 +103,41 @@ def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: in
         connection.close()
 
 
-def test_the_simulator_alone() -> None:
-    with serving("simulate", "--tokens", "3", "--tokens-per-chunk", "1") as served:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_simulator_alone_tells_what_it_did(backend: str) -> None:
+    options = ("--tokens", "3", "--tokens-per-chunk", "1", "--backend", backend)
+    with serving("simulate", *options) as served:
         connection = served.connection()
-        headers = {**JSON, "Authorization": "Bearer any"}
+        headers = {**JSON, "Authorization": "Bearer any", "X-Trace-ID": "trace-1"}
         connection.request("POST", "/v1/chat/completions", CHAT, headers)
         answer = connection.getresponse().read()
+        line = served.exchange("trace-1")
         connection.close()
         served.process.send_signal(signal.SIGTERM)
         assert served.ended() == 0
     assert b'"completion_tokens":3' in answer
+    assert (line["status_code"], line["events_written"], line["left"]) == (200, 6, False)
+    assert line["id"].encode() in answer
+    assert line["ttft_seconds"] > 0
+    assert line["uncertain_seconds"] >= 0
+
+
+def test_the_simulator_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
+    leaf = authority.issue_cert("localhost")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    leaf.private_key_pem.write_to_path(str(key))
+    certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+    files = ("--certificate", str(certificate), "--private-key", str(key))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with serving("simulate", *files) as served:
+        connection = http.client.HTTPSConnection("localhost", served.port, context=context)
+        connection.request("GET", "/v1/tcp_warming")
+        assert connection.getresponse().read() == b"{}"
+        connection.close()
+    wrong = run("simulate", "--certificate", str(key), "--private-key", str(certificate))
+    assert wrong.returncode == 2
+    assert "must be files that fit together" in wrong.stderr
 
 
 def test_health_of_nobody() -> None:

@@ -83,6 +83,54 @@ async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_
 
 
 @stamped_by_kernel
+@pytest.mark.parametrize("attentive", [True, False])
+async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bool) -> None:
+    read: list[tuple[bytes, float]] = []
+
+    async def receive(stream: SocketStream) -> None:
+        while sum(len(data) for data, _ in read) < 3:
+            read.append((await stream.receive(), stream.arrived_at))
+
+    async with sockets() as (ours, theirs), sockets() as (others, _):
+        theirs.be_attentive(attentive)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive, theirs)
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"aa")
+            await others.send(b"whatever happens on any other socket")
+            first_held_until = hold_the_loop()
+            await ours.send(b"b")
+    if attentive:
+        (first, first_at), (second, second_at) = read
+        assert (first, second) == (b"aa", b"b")
+        assert first_at < first_held_until <= second_at
+    else:
+        [(both, at)] = read
+        assert both == b"aab"
+        assert at >= first_held_until
+    assert theirs.unstamped_reads == 0
+
+
+@stamped_by_kernel
+async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> None:
+    async with sockets() as (ours, theirs), sockets() as (others, _):
+        theirs.be_attentive(True)
+        for _ in range(2):
+            with anyio.move_on_after(0):
+                await theirs.receive()
+            await ours.send(b"abc")
+            await others.send(b"x")
+            assert [await theirs.receive(2), await theirs.receive(2)] == [b"ab", b"c"]
+        with anyio.move_on_after(0):
+            await theirs.receive()
+        theirs.close()
+        await ours.send(b"d")
+        await others.send(b"x")  # finds nothing of what is closed
+        with pytest.raises(ClosedResourceError):
+            await theirs.receive()
+
+
+@stamped_by_kernel
 async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
     [listener] = await open_listeners("127.0.0.1", 0)
     accepted: list[SocketStream] = []

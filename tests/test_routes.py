@@ -21,10 +21,11 @@ from ape_cerebras.errors import (
     ProxyError,
     Unauthorized,
 )
-from ape_cerebras.exchange import Exchange, Request
+from ape_cerebras.exchange import Exchange
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.models import ModelList
 from ape_cerebras.network import StampedStream
+from ape_cerebras.request import Request
 from ape_cerebras.routes import Routes, check_key
 from ape_cerebras.settings import read_client_keys
 from ape_cerebras.upstream import Upstream

@@ -97,6 +97,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "GRACEFUL_SHUTDOWN_TIMEOUT": SECONDS,
     "TTFT_TARGET_MS": SECONDS,
     "TTFT_MODE": {"passthrough": "passthrough", "Exact": "exact"},
+    "KERNEL_STAMPS": {
+        "on": True,
+        "TRUE": True,
+        "1": True,
+        "off": False,
+        "false": False,
+        "0": False,
+    },
     "HISTOGRAM_BUCKETS": {
         "{}": {},
         '{"ttft":[0.1,1],"speed":[100]}': {"ttft": (0.1, 1.0), "speed": (100.0,)},
@@ -155,6 +163,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "GRACEFUL_SHUTDOWN_TIMEOUT": NOT_SECONDS,
     "TTFT_TARGET_MS": NOT_SECONDS,
     "TTFT_MODE": ("derived", "on", "exact,passthrough"),
+    "KERNEL_STAMPS": ("yes", "2", "kernel"),
     "HISTOGRAM_BUCKETS": (
         *("[]", "{", "{'ttft':[1]}", '{"ttft":[]}', '{"ttft":1}', '{"ttft":null}', '{"other":[1]}'),
         *(

@@ -9,7 +9,7 @@ from memory import memory_pair
 from simulating import KEY, STREAM, bare, chat, payloads, post, rig
 
 from ape_cerebras.replies import ERRORS
-from ape_cerebras.simulator import Simulation, Simulator, serve_simulator
+from ape_cerebras.simulator import Simulation, Simulator
 from ape_cerebras.transport import connect_tcp
 
 pytestmark = pytest.mark.anyio
@@ -168,7 +168,7 @@ async def test_what_is_refused() -> None:
 
 async def test_to_end_the_task_ends_everything() -> None:
     async with anyio.create_task_group() as tasks:
-        port = await tasks.start(serve_simulator, Simulation(fault="stall"), "127.0.0.1", 0)
+        port = await tasks.start(Simulator(Simulation(fault="stall")).serve, "127.0.0.1", 0)
         stream = await connect_tcp("127.0.0.1", port)
         await stream.send(chat(STREAM))
         assert await stream.receive()
