@@ -1,6 +1,7 @@
-# make run    sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
-# make test   sets up and runs everything: format, lint, types, tests
-# make bench  measures this proxy on this machine
+# make run       sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
+# make test      sets up and runs everything: format, lint, types, tests
+# make selfcheck finds out whether the times it records are true on this machine, in 5 minutes
+# make bench     measures this proxy on this machine
 # Nothing is assumed but Python 3.11 or newer, and make.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint types bench clean
+.PHONY: run test lint types selfcheck bench clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -25,6 +26,13 @@ lint: $(VENV)/installed-test
 
 types: $(VENV)/installed-test
 	$(BIN)/mypy
+
+# Each event loop, with plain HTTP and with TLS to the simulated API.
+selfcheck: $(VENV)/installed-selfcheck
+	@status=0; for backend in asyncio trio; do for tls in "" --tls; do \
+	  echo; echo "$$backend $$tls"; \
+	  $(BIN)/ape-cerebras selfcheck --backend $$backend $$tls || status=1; \
+	done; done; exit $$status
 
 bench: $(VENV)/installed
 	$(BIN)/python contrib/bench/bench.py
@@ -43,6 +51,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-selfcheck: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[selfcheck]'
 	@touch $@ $(VENV)/installed
 
 # The JavaScript SDKs are tried where there is a Node; the tests say so where there is none.

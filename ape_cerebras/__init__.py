@@ -31,6 +31,8 @@ layer  module           what it owns
 3      meter            what a passing response tells
 3      degradation      whether the service is degraded, over a minute
 3      logs             JSON lines, and the writer that never blocks the loop
+4      rehearsal        what a self-check is played with: processes, a client, a load
+5      selfcheck        whether the times recorded are true, on this machine
 4      completions      what it answers: plain replies and streams
 4      inbound          what arrives from a client, until h11 gets it
 4      pool             the connections upstream

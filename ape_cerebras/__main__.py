@@ -1,4 +1,5 @@
-"""The command line: ``serve``, ``simulate``, ``check``, ``health``; signals; the choice of backend.
+"""The command line: ``serve``, ``simulate``, ``selfcheck``, ``check``, ``health``; signals; the
+choice of backend.
 
 The one place that touches what a whole process has only one of.
 """
@@ -17,8 +18,10 @@ import anyio
 
 from .config import Config, ConfigError
 from .logs import LineWriter, Logs
+from .selfcheck import selfcheck, table, within
 from .server import serve
 from .settings import Origin
+from .simulation import positive_count
 from .simulator import SIMULATION_FLAGS, Simulation, Simulator, Truth
 from .trace import trace_context
 from .version import VERSION
@@ -26,6 +29,7 @@ from .version import VERSION
 __all__ = ("main",)
 
 _HEALTH_TIMEOUT = 5.0  # seconds
+_BACKENDS = ("asyncio", "trio")
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
 
@@ -69,17 +73,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     serving.add_argument("--backend", help="the event loop: asyncio or trio")
     simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
-    for name, kind, text in SIMULATION_FLAGS:
-        simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    simulating.add_argument("--backend", choices=("asyncio", "trio"), help="the event loop")
-    simulating.add_argument("--certificate", help="a file with it and its chain: serve HTTPS")
-    simulating.add_argument("--private-key", help="a file with the certificate's key")
+    _add_simulation(simulating)
     command("check", _check, "read and check the settings, and print them")
     asking = command("health", _health, "ask a running proxy whether it is healthy")
+    _add_selfcheck(
+        command("selfcheck", _selfcheck, "find out whether the times recorded are true here")
+    )
     for with_address in (serving, simulating, asking):
         with_address.add_argument("--host", help="host name or IP address")
         with_address.add_argument("--port", help="port")
     return parser
+
+
+def _add_simulation(simulating: argparse.ArgumentParser) -> None:
+    for name, kind, text in SIMULATION_FLAGS:
+        simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    simulating.add_argument("--backend", choices=_BACKENDS, help="the event loop")
+    simulating.add_argument("--certificate", help="a file with it and its chain: serve HTTPS")
+    simulating.add_argument("--private-key", help="a file with the certificate's key")
+
+
+def _add_selfcheck(checking: argparse.ArgumentParser) -> None:
+    checking.add_argument("--backend", choices=_BACKENDS, default="asyncio", help="the event loop")
+    checking.add_argument("--tls", action="store_true", help="a simulated API that speaks TLS")
+    checking.add_argument("--streams", type=positive_count, default=200, help="streams a phase")
+    checking.add_argument(
+        "--limit",
+        type=float,
+        default=0.5,
+        metavar="MS",
+        help="milliseconds; exit status 1 where the 99th percentile of the error of upstream_ttft, "
+        "with the kernel's stamps, is above it",
+    )
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
@@ -160,6 +185,21 @@ def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSL
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate or "", private_key)
     return context
+
+
+def _selfcheck(options: argparse.Namespace) -> int:
+    if sys.platform != "linux":
+        options.parser.error("it reads the proxy's share of the processor as Linux tells it")
+    try:
+        check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
+        found = anyio.run(check, backend=options.backend)
+    except ImportError:
+        options.parser.error("--tls needs a package: pip install 'ape-cerebras[selfcheck]'")
+    print(table(found))
+    held = within(found, options.limit / 1000)
+    verdict = "holds" if held else "does not hold"
+    print(f"99 % of upstream_ttft with the kernel's stamps within {options.limit} ms: {verdict}")
+    return 0 if held else 1
 
 
 async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address: str) -> int:

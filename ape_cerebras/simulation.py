@@ -17,7 +17,13 @@ from typing import Any
 from .completions import Timing
 from .replies import ERRORS, error_named
 
-__all__ = ("FAULTS", "INSTEAD_OF_AN_ANSWER", "SIMULATION_FLAGS", "Simulation")
+__all__ = (
+    "FAULTS",
+    "INSTEAD_OF_AN_ANSWER",
+    "SIMULATION_FLAGS",
+    "Simulation",
+    "positive_count",
+)
 
 FAULTS: Mapping[str, str] = {
     "cut": "the connection is closed after event `at`",

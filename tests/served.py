@@ -38,13 +38,15 @@ def environment(**settings: str) -> dict[str, str]:
     return {**clean, **settings}
 
 
-def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, patience: float = PATIENCE, **settings: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         (sys.executable, "-m", "ape_cerebras", *arguments),
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=patience,
         check=False,
     )
 

@@ -1,0 +1,82 @@
+"""The self-check: what it compares, what it concludes, and that it runs as a user runs it."""
+
+import math
+
+import pytest
+from served import run
+
+from ape_cerebras.rehearsal import Seen
+from ape_cerebras.selfcheck import PHASES, Findings, Phase, _errors, table, within
+
+NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
+SLOW = 120.0  # seconds until a run is given up
+
+
+def findings(upstream_ttft: list[float]) -> Findings:
+    errors = dict.fromkeys(NAMES, upstream_ttft)
+    return Findings(errors, [abs(error) for error in upstream_ttft], 3, 0.5)
+
+
+def test_each_time_is_compared_with_what_happened() -> None:
+    line = {
+        "upstream_ttft_seconds": 0.5,
+        "ttfb_seconds": 0.4,
+        "generation_seconds": 2.0,
+        "ttft_seconds": 0.75,
+        "total_time_seconds": 3.0,
+    }
+    truth = {"ttft_seconds": 0.25, "last_token_seconds": 2.0}
+    assert _errors(line, truth, Seen(0.5, 3.25, 0.0)) == {
+        "upstream_ttft": 0.25,
+        "ttfb": pytest.approx(0.15),
+        "last_token": 0.5,
+        "ttft": 0.25,
+        "total_time": -0.25,
+    }
+
+
+def test_the_limit_is_for_the_kernels_stamps_idle_and_busy_either_way() -> None:
+    good, early, late = findings([0.0001] * 100), findings([-0.01] * 100), findings([0.01] * 100)
+    for phase in PHASES:
+        for wrong in (early, late):
+            found = dict.fromkeys(PHASES, good) | {phase: wrong}
+            assert within(found, 0.001) is not phase.stamps
+    assert within(dict.fromkeys(PHASES, good), 0.0001)
+
+
+def test_one_in_a_hundred_may_be_worse_and_nothing_found_is_no_success() -> None:
+    phase = Phase(busy=False, stamps=True)
+    assert within({phase: findings([0.0] * 99 + [1.0])}, 0.001)
+    assert not within({phase: findings([0.0] * 98 + [1.0] * 2)}, 0.001)
+    assert not within({phase: findings([])}, 0.001)
+
+
+def test_the_table_is_in_milliseconds() -> None:
+    text = table({Phase(busy=True, stamps=True): findings([0.0001] * 98 + [-0.002] * 2)})
+    rows = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
+    assert rows["event loop"] == ["busy"]
+    assert rows["stamp"] == ["kernel"]
+    for name in ("error of upstream_ttft", "error of ttft", "TTFT added"):
+        assert rows[name] == ["0.100", "2.000"]
+    assert rows["share of a core"] == ["0.50"]
+    assert rows["left out, too uncertain"] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--backend", "asyncio", "--limit", "1e9"), 0),
+        (("--backend", "trio", "--tls", "--limit", "0"), 1),
+    ],
+)
+def test_it_runs(arguments: tuple[str, ...], status: int) -> None:
+    done = run("selfcheck", "--streams", "5", *arguments, patience=SLOW)
+    assert done.returncode == status, done.stderr
+    rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines()}
+    assert rows["event loop"] == ["idle", "idle", "busy", "busy"]
+    for name in NAMES:
+        assert all(math.isfinite(float(cell)) for cell in rows[f"error of {name}"])
+    idle, _, busy, _ = map(float, rows["share of a core"])
+    assert idle < busy
+    assert ("does not hold" in done.stdout) == bool(status)
+    assert "20 of 20 streams" in done.stderr
