@@ -13,6 +13,7 @@ layer  module           what it owns
 0      trace            trace and request ids, W3C trace context
 0      stamps           when bytes arrived: the kernel's stamps on the loop's clock
 0      lookout          takes note of arrivals before their readers have their turn
+0      readiness        waiting until a socket can be read or written
 0      request          a request's head, as it was read
 0      outbox           what is on its way to a stream, held until it is worth a write
 0      responses        what every response's head takes from tables: reason phrases, the date

@@ -25,6 +25,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream, SocketAttribute
 
 from .arrivals import Receiver
+from .readiness import readiness_of
 from .stamps import loop_clock
 
 __all__ = (
@@ -102,6 +103,7 @@ class SocketStream(StampedStream):
         super().__init__()
         self._socket = sock
         self._turns = _TURN_EVERY
+        self._readiness = readiness_of(sock)
         if silent_until is not None:
             self.arrived_at = silent_until
         self._receiver = Receiver(sock, self._clock, self.arrived_at)
@@ -136,7 +138,7 @@ class SocketStream(StampedStream):
             await self.before_wait()
         self._wait_began_at = self._clock()
         try:
-            await self._wait(anyio.wait_readable, self.read_timeout)
+            await self._wait(self._readiness.readable, self.read_timeout)
         finally:
             self._wait_ended_at = self._clock()
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
@@ -160,7 +162,7 @@ class SocketStream(StampedStream):
             except BlockingIOError:
                 began_at = self._clock()
                 try:
-                    await self._wait(anyio.wait_writable, self.write_timeout)
+                    await self._wait(self._readiness.writable, self.write_timeout)
                 finally:
                     self.write_wait_seconds += self._clock() - began_at
             except OSError as error:
@@ -179,7 +181,7 @@ class SocketStream(StampedStream):
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             self._receiver.close()
-            anyio.notify_closing(self._socket)
+            self._readiness.close()
             self._socket.close()
 
     def reset(self) -> None:
@@ -202,15 +204,10 @@ class SocketStream(StampedStream):
         return {SocketAttribute.raw_socket: lambda: self._socket}
 
     async def _wait(
-        self, until_ready: Callable[[socket.socket], Awaitable[None]], timeout: float | None
+        self, until_ready: Callable[[float | None], Awaitable[bool]], timeout: float | None
     ) -> None:
         self._turns = _TURN_EVERY
-        if timeout is None:
-            await until_ready(self._socket)
-            return
-        with anyio.move_on_after(timeout) as scope:
-            await until_ready(self._socket)
-        if scope.cancelled_caught:
+        if not await until_ready(timeout):
             raise PeerStalled
 
     async def _take_turn(self) -> None:

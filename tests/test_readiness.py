@@ -1,0 +1,149 @@
+"""Waiting for a socket: woken when it is ready, at the end of patience, and when it is closed."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import anyio
+import pytest
+from anyio import ClosedResourceError
+
+from ape_cerebras.readiness import Readiness, readiness_of
+
+pytestmark = pytest.mark.anyio
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        yield ours, theirs
+
+
+async def read(sock: socket.socket, readiness: Readiness) -> bytes:
+    """As the streams do it: first try, then wait."""
+    with anyio.fail_after(5):
+        while True:
+            try:
+                return sock.recv(100)
+            except BlockingIOError:
+                assert await readiness.readable(5)
+
+
+async def test_what_comes_before_a_wait_during_it_and_after_it_is_read(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    for number in range(100):
+        text = b"%d" % number
+        if number % 3 == 0:
+            ours.send(text)
+        async with anyio.create_task_group() as tasks:
+            if number % 3 == 1:
+                tasks.start_soon(_send_later, ours, text)
+            elif number % 3 == 2:
+                ours.send(text[:1])
+                ours.send(text[1:])
+                await anyio.wait_all_tasks_blocked()
+            got = await read(theirs, readiness)
+            while len(got) < len(text):
+                got += await read(theirs, readiness)
+        assert got == text
+    readiness.close()
+
+
+def fill(sock: socket.socket) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            sock.send(b"a" * 65536)
+
+
+async def _send_later(sock: socket.socket, data: bytes) -> None:
+    await anyio.wait_all_tasks_blocked()
+    sock.send(data)
+
+
+async def test_a_wait_ends_with_patience_and_the_next_is_as_good(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    assert not await readiness.readable(0.01)
+    ours.send(b"a")
+    assert await read(theirs, readiness) == b"a"
+    readiness.close()
+
+
+async def test_a_cancelled_wait_takes_nothing_along(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    for _ in range(3):
+        with anyio.move_on_after(0):
+            await readiness.readable(None)
+        ours.send(b"a")
+        assert await read(theirs, readiness) == b"a"
+    readiness.close()
+
+
+async def test_a_full_socket_is_writable_once_it_has_been_read(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(ours)
+    for _ in range(2):
+        fill(ours)
+        # What a wait before this one was told of the socket may be out of date.
+        while await readiness.writable(0.01):
+            fill(ours)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_drain_later, theirs)
+            with anyio.fail_after(5):
+                assert await readiness.writable(None)
+    readiness.close()
+
+
+async def _drain_later(sock: socket.socket) -> None:
+    await anyio.wait_all_tasks_blocked()
+    with suppress(BlockingIOError):
+        while True:
+            sock.recv(1 << 20)
+
+
+async def test_the_end_of_the_peer_wakes_a_reader(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_close_later, ours)
+        assert await read(theirs, readiness) == b""
+    readiness.close()
+
+
+async def _close_later(sock: socket.socket) -> None:
+    await anyio.wait_all_tasks_blocked()
+    sock.close()
+
+
+async def test_closing_wakes_whoever_waits(pair: Pair) -> None:
+    _, theirs = pair
+    readiness = readiness_of(theirs)
+
+    async def close_later() -> None:
+        await anyio.wait_all_tasks_blocked()
+        readiness.close()
+        theirs.close()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(close_later)
+        with pytest.raises(ClosedResourceError):
+            await readiness.readable(5)
+
+
+async def test_a_descriptor_used_again_is_another_socket() -> None:
+    for closed_well in (True, False, True):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.setblocking(False)
+            readiness = readiness_of(theirs)
+            ours.send(b"a")
+            assert await read(theirs, readiness) == b"a"
+            if closed_well:
+                readiness.close()
