@@ -12,6 +12,7 @@ from .stamps import STAMP_SPACE, arrival_clock, ask_for_stamps, stamp_in
 __all__ = ("Receiver",)
 
 _INT = struct.Struct("i")
+_Ancillary = list[tuple[int, int, bytes]]
 
 
 class Receiver:
@@ -79,18 +80,36 @@ class Receiver:
         return data
 
     def _note(self) -> None:
-        """Note how much has come and when, before more joins it."""
+        """Note what has come first and when, before more joins it."""
         try:
             # In this order: what comes between the two must not get an earlier moment than it had.
-            waiting = fcntl.ioctl(self._socket, termios.FIONREAD, _INT.pack(0))
-            _, ancillary, _, _ = self._socket.recvmsg(1, STAMP_SPACE, socket.MSG_PEEK)
+            (waiting,) = _INT.unpack(fcntl.ioctl(self._socket, termios.FIONREAD, _INT.pack(0)))
+            first = self._peek(1)
+            came_with_it = self._count_under(first, waiting)
         except OSError:
             return
-        noted_at = self._moment_of(ancillary)
+        noted_at = self._moment_of(first)
         if noted_at is not None:
-            (self._noted_bytes,), self._noted_at = _INT.unpack(waiting), noted_at
+            self._noted_bytes, self._noted_at = came_with_it, noted_at
 
-    def _moment_of(self, ancillary: list[tuple[int, int, bytes]]) -> float | None:
+    def _count_under(self, first: _Ancillary, waiting: int) -> int:
+        """How many of the bytes bear the stamp of the first. Not all where the kernel has not
+        joined their segments: there are too many, or somebody captures packets."""
+        under, beyond = 1, waiting + 1
+        middle = waiting  # mostly it is all of them
+        while beyond - under > 1:
+            if stamp_in(self._peek(middle)) == stamp_in(first):
+                under = middle
+            else:
+                beyond = middle
+            middle = (under + beyond) // 2
+        return min(under, waiting)
+
+    def _peek(self, count: int) -> _Ancillary:
+        """What comes with the last of the first ``count`` bytes."""
+        return self._socket.recvmsg(count, STAMP_SPACE, socket.MSG_PEEK)[1]
+
+    def _moment_of(self, ancillary: _Ancillary) -> float | None:
         if self._times is None or not (stamp := stamp_in(ancillary)):
             return None
         return self._times.arrival(stamp, self._silent_until, self._clock())

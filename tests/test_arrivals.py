@@ -1,0 +1,73 @@
+"""The receiving side of a socket: which moment each byte gets."""
+
+import socket
+import time
+
+import anyio
+import pytest
+
+from ape_cerebras.arrivals import Receiver
+from ape_cerebras.lookout import lookout
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
+
+TOLERANCE = 0.0001  # seconds
+SEGMENTS = 60  # more than the kernel joins to one
+
+
+def pause() -> None:
+    """Keep the loop from its work, for longer than a stamp may be wrong."""
+    time.sleep(5 * TOLERANCE)
+
+
+async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
+    """What was noted may be in several segments, each with a stamp of its own."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        theirs.setblocking(False)
+        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
+        receiver.attentive = True
+        with pytest.raises(BlockingIOError):
+            receiver.read(1000)
+        sent_at = []
+        for number in range(SEGMENTS):
+            sent_at.append(anyio.current_time())
+            ours.send(bytes([number]))
+            pause()
+        lookout().look()
+        read = b""
+        while len(read) < SEGMENTS:
+            read += receiver.read(1000)
+            assert receiver.stamped
+            assert receiver.arrived_at >= sent_at[len(read) - 1] - TOLERANCE
+        receiver.close()
+    assert read == bytes(range(SEGMENTS))
+
+
+@pytest.mark.parametrize("max_bytes", [1, 3, 1000])
+async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        theirs.setblocking(False)
+        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
+        receiver.attentive = True
+        with pytest.raises(BlockingIOError):
+            receiver.read(1000)
+        ours.send(b"first")
+        lookout().look()
+        joined_at = anyio.current_time()
+        pause()
+        ours.send(b"second")
+        moments: dict[int, float] = {}
+        while len(moments) < len(b"firstsecond"):
+            for _ in receiver.read(max_bytes):
+                moments[len(moments)] = receiver.arrived_at
+        assert all((moment < joined_at + TOLERANCE) is (at < 5) for at, moment in moments.items())
+        receiver.close()
