@@ -119,6 +119,13 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
                 raise
         return stream
 
+    @property
+    def arrived_at(self) -> float:
+        """When the bytes of the latest read arrived. An answer may come while its request is still
+        being written; it counts as arrived with the request's end, for no time is negative."""
+        arrived_at = self.raw.arrived_at
+        return arrived_at if self.sent_at is None else max(arrived_at, self.sent_at)
+
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Hold ``buffer`` until the next read; the deadlines are the raw stream's."""
         self._outbox.hold(buffer)

@@ -68,7 +68,7 @@ class UpstreamResponse:
     @property
     def arrived_at(self) -> float:
         """When the bytes of the latest chunk arrived."""
-        return self._raw.arrived_at
+        return self._connection.transport.arrived_at
 
     def before_wait(self, hook: Callable[[], Awaitable[None]]) -> None:
         """Have ``hook`` awaited whenever there is nothing more to read for now."""
@@ -177,7 +177,7 @@ class Upstream:
             raise InvalidAnswer
         if {name.lower() for name, _ in response.headers} >= _FRAMINGS:
             raise InvalidAnswer
-        exchange.head_at = connection.transport.raw.arrived_at
+        exchange.head_at = connection.transport.arrived_at
         exchange.upstream_status = response.status
         exchange.upstream_headers = tuple(
             (name.lower(), value)

@@ -107,3 +107,29 @@ async def test_quiet_means_up_and_silent() -> None:
     stream, peer = await plain()
     peer.close()
     assert not await stream.is_quiet()
+
+
+async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_end() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0)
+    with listener:
+        raw = await connect_tcp(*listener.getsockname())
+        await anyio.wait_readable(listener)
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    peer, stream = SocketStream(accepted), await UpstreamStream.start(raw, None, "a")
+    size = 8_000_000  # more than fits in between
+
+    async def take() -> None:
+        taken = 0
+        while taken < size:
+            taken += len(await peer.receive())
+
+    await peer.send(b"too large")
+    await stream.write(b"x" * size)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        assert await stream.read(100) == b"too large"
+    assert stream.sent_at is not None
+    assert stream.arrived_at == stream.sent_at
+    for each in (peer, stream):
+        each.close()

@@ -123,3 +123,21 @@ async def test_a_large_body_is_sent_whole() -> None:
         exchange = Exchange(started_at=anyio.current_time())
         assert await ask(upstream_at(scripted.port), exchange, body) == b"hello"
         assert scripted.requests[0].endswith(b"\r\n\r\n" + body)
+
+
+async def answers_before_all_is_said(peer: Conversation) -> None:
+    await peer.stream.receive(1)
+    await peer.answer(b"hello")
+    await peer.until_left()
+
+
+async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> None:
+    async with running_upstream(answers_before_all_is_said) as scripted:
+        upstream = upstream_at(scripted.port)
+        exchange = Exchange(started_at=anyio.current_time())
+        body = b"x" * 8_000_000  # more than fits in between
+        async with upstream.send(exchange, "POST", "/v1/x", (), body) as response:
+            assert await response.next_chunk() == b"hello"
+            assert exchange.ttfb_seconds == 0
+            assert response.arrived_at == exchange.sent_at
+        upstream.pool.close()
