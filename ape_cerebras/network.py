@@ -254,7 +254,8 @@ class WrappedStream(StampedStream):
         try:
             with anyio.move_on_after(self.write_timeout) as scope:
                 await self._stream.send(item)
-        except (BrokenResourceError, ClosedResourceError, OSError):
+        # anyio's TLS stream says so of one that was cut, where that is no error to it.
+        except (BrokenResourceError, ClosedResourceError, EndOfStream, OSError):
             self._broken = True
             raise BrokenResourceError from None
         finally:

@@ -2,13 +2,17 @@
 
 import select
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
 
 import anyio
 import pytest
+import trustme
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
 from support import hold_the_loop
 
 from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
@@ -344,6 +348,33 @@ class Sink(StampedStream):
 
     async def send_eof(self) -> None:
         pass
+
+
+async def test_an_end_found_while_sending_is_a_broken_connection(authority: trustme.CA) -> None:
+    """That is what anyio's TLS stream says where it takes a cut for an end."""
+    served, asking = (ssl.SSLContext(way) for way in (PROTOCOL_TLS_SERVER, PROTOCOL_TLS_CLIENT))
+    authority.issue_cert("a").configure_cert(served)
+    authority.configure_trust(asking)
+    secured: list[TLSStream] = []
+
+    async def wrap(stream: SocketStream, context: ssl.SSLContext, name: str | None) -> None:
+        secured.append(
+            await TLSStream.wrap(
+                stream, hostname=name, ssl_context=context, standard_compatible=False
+            )
+        )
+
+    async with sockets() as (ours, theirs):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wrap, theirs, served, None)
+            await wrap(ours, asking, "a")
+        theirs.close()
+        wrapped = stamped(next(each for each in secured if each.transport_stream is ours))
+        with pytest.raises(EndOfStream):
+            await wrapped.receive()
+        with pytest.raises(BrokenResourceError):
+            await wrapped.send(b"a")
+        assert wrapped.peer_is_gone()
 
 
 async def test_what_is_held_leaves_in_one_write() -> None:
