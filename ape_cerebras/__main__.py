@@ -13,12 +13,14 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import anyio
 
 from .config import Config, ConfigError
 from .logs import LineWriter, Logs
-from .selfcheck import selfcheck, table, within
+from .rehearsal import Ended
+from .selfcheck import Findings, Phase, selfcheck, table, within
 from .server import serve
 from .settings import Origin
 from .simulation import positive_count
@@ -28,6 +30,7 @@ from .version import VERSION
 
 __all__ = ("main",)
 
+_ABOUT_ALL = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
 _BACKENDS = ("asyncio", "trio")
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
@@ -37,17 +40,13 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to as
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or (arguments[0].startswith("-") and not _is_about_all(arguments[0])):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _ABOUT_ALL):
         arguments = ["serve", *arguments]
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:  # said by the command's own parser, which names the flags there are
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
-
-
-def _is_about_all(flag: str) -> bool:
-    return flag in ("-h", "--help", "--version")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,17 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     serving = command("serve", _serve, "serve the proxy")
-    serving.add_argument(
-        "--demo", action="store_true", help="put a simulated Cerebras behind it; needs no key"
-    )
+    demo = "put a simulated Cerebras behind it; needs no key"
+    serving.add_argument("--demo", action="store_true", help=demo)
     serving.add_argument("--backend", help="the event loop: asyncio or trio")
     simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
     _add_simulation(simulating)
     command("check", _check, "read and check the settings, and print them")
     asking = command("health", _health, "ask a running proxy whether it is healthy")
-    _add_selfcheck(
-        command("selfcheck", _selfcheck, "find out whether the times recorded are true here")
-    )
+    _add_selfcheck(command("selfcheck", _selfcheck, "find out whether the times told are true"))
     for with_address in (serving, simulating, asking):
         with_address.add_argument("--host", help="host name or IP address")
         with_address.add_argument("--port", help="port")
@@ -88,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_simulation(simulating: argparse.ArgumentParser) -> None:
     for name, kind, text in SIMULATION_FLAGS:
         simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    simulating.add_argument("--backend", choices=_BACKENDS, help="the event loop")
+    simulating.add_argument(
+        "--backend", choices=_BACKENDS, default="asyncio", help="the event loop"
+    )
     simulating.add_argument("--certificate", help="a file with it and its chain: serve HTTPS")
     simulating.add_argument("--private-key", help="a file with the certificate's key")
 
@@ -175,8 +173,7 @@ def _simulate(options: argparse.Namespace) -> int:
     except OSError:  # ssl.SSLError is one
         options.parser.error("--certificate and --private-key must be files that fit together")
     work = partial(_serve_simulation, simulation, host, port, context)
-    backend = options.backend or "asyncio"
-    return anyio.run(_until_stopped, work, f"{host}:{port}", backend=backend)
+    return anyio.run(_until_stopped, work, f"{host}:{port}", backend=options.backend)
 
 
 def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
@@ -190,16 +187,39 @@ def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSL
 def _selfcheck(options: argparse.Namespace) -> int:
     if sys.platform != "linux":
         options.parser.error("it reads the proxy's share of the processor as Linux tells it")
-    try:
-        check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
-        found = anyio.run(check, backend=options.backend)
-    except ImportError:
+    if options.tls and find_spec("trustme") is None:
         options.parser.error("--tls needs a package: pip install 'ape-cerebras[selfcheck]'")
+    check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
+    found = None
+    try:
+        found = anyio.run(_unless_stopped, check, backend=options.backend)
+    except* Ended as problems:
+        print(f"it needs a process that has ended: {_first_of(problems)}", file=sys.stderr)
+    if found is None:
+        return 1
     print(table(found))
     held = within(found, options.limit / 1000)
     verdict = "holds" if held else "does not hold"
     print(f"99 % of upstream_ttft with the kernel's stamps within {options.limit} ms: {verdict}")
     return 0 if held else 1
+
+
+async def _unless_stopped(
+    work: Callable[[], Awaitable[dict[Phase, Findings]]],
+) -> dict[Phase, Findings] | None:
+    """What ``work`` returns; None where a signal came before. What it has started is ended then."""
+    result = None
+
+    async def end_at_signal() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await anext(aiter(signals))
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end_at_signal)
+        result = await work()
+        tasks.cancel_scope.cancel()
+    return result
 
 
 async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address: str) -> int:
@@ -227,11 +247,15 @@ async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address
 
 
 def _report_not_listening(address: str, errors: BaseException) -> None:
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    number = getattr(errors, "errno", None) or 0
+    number = getattr(_first_of(errors), "errno", None) or 0
     reason = os.strerror(number) if number > 0 else "no such address"
     _to_standard_output().event("error", "Cannot listen", address=address, reason=reason)
+
+
+def _first_of(errors: BaseException) -> BaseException:
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors
 
 
 async def _serve_proxy(config: Config, demo: bool, stop: anyio.Event) -> None:

@@ -3,8 +3,9 @@ client that notes what it sees, and a load."""
 
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
@@ -18,9 +19,8 @@ from .network import StampedStream
 from .settings import SETTINGS
 from .transport import connect_tcp
 
-__all__ = ("Load", "Seen", "Served", "certificates", "pin", "play", "running")
+__all__ = ("Ended", "Load", "Seen", "Served", "certificates", "pin", "play", "running")
 
-_CORES = sorted(os.sched_getaffinity(0))
 _PATIENCE = 30.0  # seconds
 _MAX_LINE = 64 * 1024  # bytes
 _SETTINGS = {setting.variable for setting in SETTINGS}
@@ -33,6 +33,10 @@ _REQUEST = (
 _BODY = b'{"model":"llama3.1-8b","stream":true,"messages":[{"role":"user","content":"Hello!"}]}'
 
 
+class Ended(Exception):
+    """A process that was to run on has ended. Its text is the last that its log has said."""
+
+
 class Served:
     """A running process: its address, and what its log has said, by trace id."""
 
@@ -40,6 +44,8 @@ class Served:
         self.pid = process.pid
         self.address = ""
         self._process = process
+        self._last = b""
+        self._ended = False
         self._lines: dict[str, dict[str, Any]] = {}
         self._more = anyio.Event()
 
@@ -48,15 +54,20 @@ class Served:
         return int(self.address.rpartition(":")[2])
 
     async def line(self, trace_id: str) -> dict[str, Any]:
-        """The line of the exchange with that trace id, once it is there. Raises TimeoutError."""
-        with anyio.fail_after(_PATIENCE):
-            while trace_id not in self._lines:
-                await self._more.wait()
+        """The line of the exchange with that trace id, once it is there. Raises TimeoutError,
+        Ended."""
+        await self._until(lambda: trace_id in self._lines)
         return self._lines.pop(trace_id)
 
     async def until_it_listens(self) -> None:
+        """Raises TimeoutError, Ended."""
+        await self._until(lambda: bool(self.address))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(_PATIENCE):
-            while not self.address:
+            while not condition():
+                if self._ended:
+                    raise Ended(self._last.decode())
                 await self._more.wait()
 
     def cpu_seconds(self) -> float:
@@ -70,12 +81,14 @@ class Served:
         stream = BufferedByteReceiveStream(self._process.stdout)
         try:
             while True:
-                self._take(orjson.loads(await stream.receive_until(b"\n", _MAX_LINE)))
+                self._last = await stream.receive_until(b"\n", _MAX_LINE)
+                self._take(orjson.loads(self._last))
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.ClosedResourceError):
+            self._ended = True
             self._more.set()
 
     def _take(self, line: dict[str, Any]) -> None:
-        if line.get("address"):
+        if line.get("address") and line["level"] == "info":  # else it says where it cannot
             self.address = line["address"]
         if line["trace_id"] is not None:
             self._lines[line["trace_id"]] = line
@@ -83,9 +96,16 @@ class Served:
         self._more = anyio.Event()
 
 
+@cache
+def _cores() -> list[int]:
+    """Those that this process may use, before it has been given one; Linux only."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def pin(pid: int, core: int) -> None:
     """Give a process (0: this one) one of the cores that this one may use, counted from 0."""
-    os.sched_setaffinity(pid, {_CORES[core % len(_CORES)]})
+    cores = _cores()
+    os.sched_setaffinity(pid, {cores[core % len(cores)]})
 
 
 class Certificates(NamedTuple):
@@ -124,8 +144,8 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
     }
     command = [sys.executable, "-m", "ape_cerebras", *arguments]
     process = await anyio.open_process(command, stderr=None, env={**inherited, **settings})
-    pin(process.pid, core)
     try:
+        pin(process.pid, core)
         async with anyio.create_task_group() as tasks:
             served = Served(process)
             tasks.start_soon(served.read_log)
@@ -134,7 +154,8 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
-            process.kill()
+            with suppress(ProcessLookupError):  # it has ended
+                process.kill()
             await process.aclose()
 
 

@@ -1,11 +1,18 @@
 """The self-check: what it compares, what it concludes, and that it runs as a user runs it."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import anyio
 import pytest
-from served import run
+from served import BACKENDS, run
 
-from ape_cerebras.rehearsal import Seen
+from ape_cerebras import rehearsal
+from ape_cerebras.rehearsal import Ended, Seen, running
 from ape_cerebras.selfcheck import PHASES, Findings, Phase, _errors, table, within
 
 NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
@@ -80,3 +87,64 @@ def test_it_runs(arguments: tuple[str, ...], status: int) -> None:
     assert idle < busy
     assert ("does not hold" in done.stdout) == bool(status)
     assert "20 of 20 streams" in done.stderr
+
+
+@pytest.mark.anyio
+async def test_a_process_that_has_ended_is_not_waited_for() -> None:
+    began_at = anyio.current_time()
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(Ended, match="no such address"), flatten_subgroups=True
+    ):
+        async with running("simulate", "--host", "no-such-host.invalid", core=0):
+            pytest.fail("it cannot listen")
+    assert anyio.current_time() - began_at < SLOW / 4
+
+
+@pytest.mark.anyio
+async def test_a_process_that_cannot_be_given_its_core_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[int] = []
+
+    def fail(pid: int, core: int) -> None:
+        started.append(pid)
+        raise PermissionError
+
+    monkeypatch.setattr(rehearsal, "pin", fail)
+    with pytest.raises(PermissionError):
+        async with running("simulate", "--port", "0", core=0):
+            pytest.fail("it was not given its core")
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_signal_ends_it_and_all_it_has_started(backend: str, number: int) -> None:
+    flags = ("--streams", "20", "--backend", backend)
+    command = (sys.executable, "-m", "ape_cerebras", "selfcheck", *flags)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # a tenth has been played
+        of_threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+        started = [int(pid) for each in of_threads for pid in each.read_text().split()]
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=SLOW)
+    assert len(started) == 2
+    assert (process.returncode, output, errors) == (1, b"", b"")
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_elsewhere_than_on_linux_the_command_line_works_without_it() -> None:
+    program = """
+import os, select, sys
+del os.sched_getaffinity, os.sched_setaffinity, select.epoll
+from ape_cerebras.__main__ import main
+sys.platform = "darwin"
+main(["selfcheck"])
+"""
+    done = subprocess.run((sys.executable, "-c", program), capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"Linux" in done.stderr
