@@ -1,6 +1,7 @@
 """The client's connection: requests in, responses out, through h11.
 
-A request head is checked on its raw bytes (``inbound``, ``head``) before h11 parses it. Each
+A request head is checked on its raw bytes (``inbound``, ``head``) before h11 parses it, and a body
+in chunks is read by ``chunked`` in h11's place. Each
 exchange gets an h11 connection of its own, fed with nothing but that exchange's bytes. What is sent
 is held until ``flush``, so that the pieces of a response that belong together leave in one segment.
 """
@@ -13,8 +14,9 @@ import anyio
 import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
+from .chunked import LAST_CHUNK, ChunkedReader
 from .config import Config
-from .errors import BadRequest, BodyTooLarge, ClientGone, ClientStalled, ProxyError
+from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange
 from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
@@ -27,8 +29,6 @@ __all__ = ("Downstream",)
 _T = TypeVar("_T")
 
 _HOLD_AT_MOST = 64 * 1024  # bytes
-_LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
-_LINGER_BYTES = 1024 * 1024
 
 
 class Downstream:
@@ -39,7 +39,7 @@ class Downstream:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
         """With its stamps and its account of waiting."""
-        self._max_body_bytes = config.max_body_bytes
+        self._limits = config.head_limits
         self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
@@ -49,8 +49,8 @@ class Downstream:
         """Set to make a response the connection's last: the next whose head goes out."""
 
     def _begin_exchange(self) -> None:
-        # The head's size is checked before h11 sees it; what is left is a line of chunked framing.
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
+        self._http = h11.Connection(h11.SERVER)
+        self._chunks: ChunkedReader | None = None  # of a request whose body comes in chunks
         self._chunked = False
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
         self._unstamped_before = self.stream.unstamped_reads
@@ -78,7 +78,10 @@ class Downstream:
         event = self._next_event()
         if not isinstance(event, h11.Request):
             raise BadRequest("The request head is malformed.", keeps=False)
-        if not any(name in (b"content-length", b"transfer-encoding") for name, _ in event.headers):
+        names = {name for name, _ in event.headers}
+        if b"transfer-encoding" in names:
+            self._chunks = ChunkedReader(self._limits.body_bytes, self._limits.header_bytes)
+        elif b"content-length" not in names:
             self._http.next_event()  # the end of a message that has no body
         return Request(event.method.decode(), target, event.http_version, tuple(event.headers))
 
@@ -90,7 +93,7 @@ class Downstream:
     async def read_body(self) -> bytes:
         """The request's whole body, or what has not been read of it.
 
-        Raises BadRequest, BodyTooLarge, RequestTimeout, ClientGone.
+        Raises what ``chunked`` raises, RequestTimeout, ClientGone.
         """
         if self._http.their_state is not h11.SEND_BODY:
             return b""
@@ -107,15 +110,18 @@ class Downstream:
 
     def _collect(self, body: bytearray) -> bool:
         """Add what has arrived of the body; whether that was the last of it."""
+        if self._chunks is not None:
+            body += self._chunks.take(self._inbound.bytes)
+            if not self._chunks.ended:
+                return False
+            self._http.receive_data(LAST_CHUNK)  # of the rest h11 knows nothing
         while isinstance(event := self._next_event(), h11.Data):
             body += event.data
-            if len(body) > self._max_body_bytes:
-                raise BodyTooLarge
         return isinstance(event, h11.EndOfMessage)
 
     def _next_event(self) -> object:
         arrived = self._inbound.bytes
-        if arrived and self._http.their_state is h11.SEND_BODY:
+        if arrived and self._chunks is None and self._http.their_state is h11.SEND_BODY:
             self._http.receive_data(bytes(arrived))
             arrived.clear()
         try:
@@ -278,11 +284,7 @@ class Downstream:
             and not self._inbound.bytes
         )
         if self.response_complete and not clean and not self._inbound.ended:
-            with suppress(Exception), anyio.move_on_after(_LINGER_SECONDS):
-                await self.stream.send_eof()
-                unread = _LINGER_BYTES
-                while unread > 0:
-                    unread -= len(await self.stream.receive())
+            await self._inbound.linger()
         await self.close_at_once()
 
     async def close_at_once(self) -> None:

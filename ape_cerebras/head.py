@@ -23,18 +23,14 @@ from .errors import (
     TargetTooLong,
     VersionUnsupported,
 )
+from .grammar import FIELD_LINE, NEVER_RIGHT, TOKEN
 
 __all__ = ("HEAD_END", "HeadLimits", "check_part", "check_whole")
 
 HEAD_END = b"\r\n\r\n"
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
-_OTHER_VERSION = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
-# Field values may hold visible ASCII, SP, HTAB and obs-text (RFC 9110 section 5.5).
-_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
-# A CR is right only before LF, an LF only after CR; the last byte of a part may still get its LF.
-_NEVER_RIGHT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_OTHER_VERSION = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
 _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
     rb"(?::(?P<port>[0-9]{0,5}))?"
@@ -74,7 +70,7 @@ def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
     Raises BadRequest, TargetTooLong, HeadersTooLarge, VersionUnsupported.
     """
     line_end = part.find(b"\r\n")
-    if _NEVER_RIGHT.search(part, max(0, already_checked - 1)):
+    if NEVER_RIGHT.search(part, max(0, already_checked - 1)):
         raise BadRequest("The request head holds a control byte or a bare line end.", keeps=False)
     if line_end < 0:
         # One byte more may be the CR of a line that is just short enough.
@@ -124,7 +120,7 @@ def _read_fields(lines: list[bytes]) -> dict[bytes, bytes]:
     """The fields by lower-case name; of those that may repeat, the last."""
     fields: dict[bytes, bytes] = {}
     for line in lines:
-        match = _FIELD_LINE.fullmatch(line)
+        match = FIELD_LINE.fullmatch(line)
         if match is None:  # among others a folded line (RFC 9112 section 5.2)
             raise BadRequest("A header line is malformed.", keeps=False)
         name = match[1].lower()
@@ -153,7 +149,7 @@ def _check_framing(fields: dict[bytes, bytes], is_http_11: bool, limits: HeadLim
 def _refusal_of_coding(coding: bytes) -> BadRequest | CodingUnknown:
     """501 for one coding too many, 400 for a list that does not end in chunked, or in it twice."""
     names = [name.strip().lower() for name in coding.split(b",")]
-    is_list_of_tokens = all(re.fullmatch(_TOKEN, name) for name in names)
+    is_list_of_tokens = all(re.fullmatch(TOKEN, name) for name in names)
     if is_list_of_tokens and b"chunked" not in names[:-1]:
         return CodingUnknown()
     return BadRequest("Transfer-Encoding is malformed.", keeps=False)

@@ -2,7 +2,7 @@
 head out of it, and knowing when no more is to come."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
@@ -17,6 +17,8 @@ __all__ = ("Inbound", "deadline")
 _READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
 _LOOK_EVERY = 0.1  # seconds
+_LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
+_LINGER_BYTES = 1024 * 1024
 
 
 @contextmanager
@@ -114,6 +116,14 @@ class Inbound:
                 await self.until_gone()
                 return
             await self.read()
+
+    async def linger(self) -> None:
+        """Take what the client still sends, a little of it, for nothing."""
+        with suppress(Exception), anyio.move_on_after(_LINGER_SECONDS):
+            await self._stream.send_eof()
+            unread = _LINGER_BYTES
+            while unread > 0:
+                unread -= len(await self._stream.receive())
 
     async def until_gone(self) -> None:
         """Return when it is known that the client takes no more, without reading on."""

@@ -79,6 +79,7 @@ class Routes:
             b"/v1/tcp_warming": _Route("/v1/tcp_warming", get, self._warm),
             b"/health": _Route("/health", get, self._health),
             b"/metrics": _Route("/metrics", get, self._render_metrics),
+            b"*": _Route("*", ("OPTIONS",), self._options),
         }
 
     async def dispatch(self, request: Request, exchange: Exchange, downstream: Downstream) -> None:
@@ -124,6 +125,12 @@ class Routes:
         """The Cerebras SDK asks this in its constructor, and waits for the answer."""
         self._warm_up()
         await downstream.respond(exchange, 200, (_JSON,), b"{}")
+
+    async def _options(self, exchange: Exchange, downstream: Downstream) -> None:
+        """What the server as a whole can do (RFC 9110 section 9.3.7)."""
+        methods = {method for route in self._table.values() for method in route.methods}
+        allowed = ", ".join(sorted(methods)).encode()
+        await downstream.respond(exchange, 200, ((b"allow", allowed),), b"")
 
     async def _health(self, exchange: Exchange, downstream: Downstream) -> None:
         status, report = self._read_health()

@@ -1,0 +1,118 @@
+"""A request's body in chunks (RFC 9112 section 7.1), read strictly, sans I/O.
+
+h11 reads such bodies as well, but takes what two parsers can read differently: blanks behind a
+size, extensions that are none, a bare CR or NUL in them; and it knows no end of extensions, which
+can outweigh the body a thousand times. Here each of these is refused as soon as it shows.
+
+Nothing but the data is given on: extensions and trailers are checked and dropped.
+"""
+
+import re
+from collections.abc import Callable
+
+from .errors import BadRequest, BodyTooLarge, HeadersTooLarge
+from .grammar import FIELD_LINE, NEVER_RIGHT, TOKEN
+
+__all__ = ("LAST_CHUNK", "ChunkedReader")
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+# Blanks around ";" and "=" are "bad whitespace", for old senders' sake only: none of them sends
+# extensions, so there is none here.
+_SIZE_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})(?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*"
+)
+_BEGINNING_OF_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:[;\r].*)?)?", re.DOTALL)
+# Sizes, extensions and line ends may weigh as much as the data, and so many bytes more: plenty for
+# a body in small pieces, and an end to one that is mostly extensions (CVE-2023-39326 in Go).
+_FRAMING_BESIDE_DATA = 16 * 1024
+
+
+class ChunkedReader:
+    """Reads one body. ``take`` raises BadRequest, BodyTooLarge and HeadersTooLarge."""
+
+    def __init__(self, body_at_most: int, trailers_at_most: int) -> None:
+        self._body_at_most = body_at_most
+        self._trailers_at_most = trailers_at_most
+        self._declared = self._framing = self._trailers = 0  # bytes so far
+        self._left = 0  # of the chunk under way
+        self._read: Callable[[bytearray, int, bytearray], int] = self._read_size
+        self.ended = False
+
+    def take(self, arrived: bytearray) -> bytes:
+        """The data that there is in ``arrived``; what has been read is taken off it. Once the body
+        has ``ended`` what is left there is the next request's."""
+        data = bytearray()
+        at = 0
+        while not self.ended and (end := self._read(arrived, at, data)) > at:
+            at = end
+        del arrived[:at]
+        return bytes(data)
+
+    # Each reads one element from position ``at`` on, and gives the position behind it; the same one
+    # where the element has not arrived yet.
+
+    def _read_size(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        end = arrived.find(b"\r\n", at)
+        if end < 0:
+            part = arrived[at:]
+            self._check_framing(len(part))
+            if NEVER_RIGHT.search(part) or not _BEGINNING_OF_SIZE_LINE.fullmatch(part):
+                raise _malformed()
+            return at
+        match = _SIZE_LINE.fullmatch(arrived, at, end)
+        if match is None:
+            raise _malformed()
+        size = int(match[1], 16)
+        self._declared += size
+        if self._declared > self._body_at_most:
+            raise BodyTooLarge
+        self._framing += end - at + 4  # its line's end, and the data's
+        self._check_framing(0)
+        self._left = size
+        self._read = self._read_data if size else self._read_trailer
+        return end + 2
+
+    def _check_framing(self, more: int) -> None:
+        if self._framing + more > self._declared + _FRAMING_BESIDE_DATA:
+            raise BadRequest("The request body is more framing than body.", keeps=False)
+
+    def _read_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        end = min(at + self._left, len(arrived))
+        data += arrived[at:end]
+        self._left -= end - at
+        if not self._left:
+            self._read = self._read_end_of_data
+        return end
+
+    def _read_end_of_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        """Exactly CRLF: bytes in its place that go unchecked are a way to smuggle
+        (CVE-2025-43859)."""
+        end = arrived[at : at + 2]
+        if not b"\r\n".startswith(end):
+            raise _malformed()
+        if len(end) < 2:
+            return at
+        self._read = self._read_size
+        return at + 2
+
+    def _read_trailer(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        end = arrived.find(b"\r\n", at)
+        line = arrived[at:] if end < 0 else arrived[at:end]
+        if self._trailers + len(line) + 2 > self._trailers_at_most:
+            raise HeadersTooLarge
+        if end < 0:
+            if NEVER_RIGHT.search(line):
+                raise _malformed()
+            return at
+        self._trailers += len(line) + 2
+        if not line:
+            self.ended = True
+        elif not FIELD_LINE.fullmatch(line):
+            raise _malformed()
+        return end + 2
+
+
+def _malformed() -> BadRequest:
+    return BadRequest("The request's framing is malformed.", keeps=False)

@@ -1,0 +1,178 @@
+"""Bodies in chunks: what is refused, how soon, and agreement with h11 on all that passes."""
+
+from contextlib import suppress
+
+import h11
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ape_cerebras.chunked import LAST_CHUNK, ChunkedReader
+from ape_cerebras.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ProxyError
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+AT_MOST = 1000
+FRAMING = 16 * 1024  # beside as much as there is data
+
+# Bodies, and what refuses them; each ends where that can be known.
+REFUSED: dict[str, tuple[bytes, type[ProxyError]]] = {
+    **{
+        f"E2 {size!r}": (size + b"\r", BadRequest)
+        for size in (b"0x", b"+", b"-", b"5_", b" ", b"", b"G", b"5.", b"0" * 17)
+    },
+    "E3 SP": (b"5 ", BadRequest),
+    "E3 HTAB": (b"5\t", BadRequest),
+    "E4": (b"3e9\r\n", BodyTooLarge),
+    "E4 as large as can be said": (b"f" * 16 + b"\r\n", BodyTooLarge),
+    **{
+        f"E5 {extension!r}": (b"5" + extension + b"\r\n", BadRequest)
+        for extension in (
+            *(b";", b";=v", b";a b=c", b";a=", b";a;", b";;a", b" ;a", b"; a", b";a =v", b";a= v"),
+            *(b';a="', b';a="b"c', b';a="\\"', b";a=b,c", b";a=\xe9"),
+        )
+    },
+    "E5 NUL": (b"5;a=\0", BadRequest),
+    "E6 bare LF": (b"5\n", BadRequest),
+    "E6 bare LF behind an extension": (b"5;\n", BadRequest),
+    "E6 bare CR": (b"5\rh", BadRequest),
+    "E6 bare LF behind the data": (b"5\r\nhello\n", BadRequest),
+    "E7 longer": (b"5\r\nhelloX", BadRequest),
+    "E7 footer": (b"5\r\nhello\rX", BadRequest),
+    "E8 one long extension": (b"5;a=" + b"x" * FRAMING, BadRequest),
+    "E8 leading zeros": (b"0000000000000001\r\nx\r\n" * 900, BadRequest),
+    "E9": (b"1f4\r\n" + b"x" * 500 + b"\r\n" + b"1f5\r\n", BodyTooLarge),
+    "E11 no field": (b"0\r\nbad trailer\r\n", BadRequest),
+    "E11 folded": (b"0\r\nX: a\r\n b\r\n", BadRequest),
+    "E11 bare LF": (b"0\r\nX: a\n", BadRequest),
+    "E11 NUL": (b"0\r\nX: a\0", BadRequest),
+    "E11 large": (b"0\r\nX: " + b"x" * FRAMING, HeadersTooLarge),
+    "E11 endless": (b"0\r\n" + b"X: y\r\n" * 3000, HeadersTooLarge),
+}
+
+
+def reader() -> ChunkedReader:
+    return ChunkedReader(AT_MOST, FRAMING)
+
+
+def read(body: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
+    """The data of a body that arrives cut in pieces, and what is left behind it."""
+    chunks, arrived, data, begin = reader(), bytearray(), b"", 0
+    for end in (*sorted(min(cut, len(body)) for cut in cuts), len(body)):
+        arrived += body[begin:end]
+        data += chunks.take(arrived)
+        begin = end
+    assert chunks.ended
+    return data, bytes(arrived)
+
+
+def read_by_h11(body: bytes) -> tuple[bytes, bytes]:
+    server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
+    server.receive_data(HEAD + body)
+    server.next_event()
+    data = b""
+    while isinstance(event := server.next_event(), h11.Data):
+        data += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    return data, server.trailing_data[0]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    body, refusal = REFUSED[case]
+    with pytest.raises(ProxyError) as caught:
+        reader().take(bytearray(body))
+    assert type(caught.value) is refusal
+    assert not caught.value.keeps
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_the_same_byte_by_byte(case: str) -> None:
+    body, refusal = REFUSED[case]
+    chunks, arrived = reader(), bytearray()
+
+    def by_byte() -> None:
+        for byte in body:
+            arrived.append(byte)
+            chunks.take(arrived)
+
+    with pytest.raises(ProxyError) as caught:
+        by_byte()
+    assert type(caught.value) is refusal
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        LAST_CHUNK,
+        b"000\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"000000000000000A\r\nhello hell\r\n0;end\r\n\r\n",
+        b'a;b;c=d;e="f \\" ; g"\r\nhello hell\r\n0\r\nX-A: 1\r\nY:\r\n\r\n',
+        b"1\r\nx\r\n" * 1000 + LAST_CHUNK,  # small pieces are no crime
+        b"3e8\r\n" + b"x" * 1000 + b"\r\n" + LAST_CHUNK,
+    ],
+)
+def test_accepted_whole_and_byte_by_byte_and_by_h11(body: bytes) -> None:
+    behind = b"GET / HTTP/1.1\r\n"
+    whole = read(body + behind)
+    assert whole == read(body + behind, tuple(range(len(body)))) == read_by_h11(body + behind)
+    assert whole[1] == behind
+
+
+token = st.sampled_from([b"a", b"X-1", b"!#$%&'*+-.^_`|~"])
+quoted = st.sampled_from([b'""', b'"a b"', b'"\\"\\\\;"', b'"\xe9\t"'])
+extension = st.builds(
+    lambda name, value: b";" + name + (b"=" + value if value else b""),
+    token,
+    st.none() | token | quoted,
+)
+size = st.sampled_from([b"%x", b"%X", b"0%x", b"00000%X"])
+chunk = st.builds(
+    lambda size, extensions, data: size % len(data) + b"".join(extensions) + b"\r\n" + data,
+    size,
+    st.lists(extension, max_size=2),
+    st.binary(min_size=1, max_size=40),
+)
+trailer = st.builds(lambda name, value: name + b": " + value + b"\r\n", token, token)
+bodies = st.builds(
+    lambda chunks, last, extensions, trailers: (
+        b"".join(each + b"\r\n" for each in chunks)
+        + last
+        + b"".join(extensions)
+        + b"\r\n"
+        + b"".join(trailers)
+        + b"\r\n"
+    ),
+    st.lists(chunk, max_size=6),
+    st.sampled_from([b"0", b"000"]),
+    st.lists(extension, max_size=2),
+    st.lists(trailer, max_size=3),
+)
+
+
+@settings(max_examples=600)
+@given(bodies, st.binary(max_size=20), st.lists(st.integers(0, 400), max_size=8))
+def test_a_valid_body_cut_anywhere_is_what_h11_reads(
+    body: bytes, behind: bytes, cuts: list[int]
+) -> None:
+    assert read(body + behind, tuple(cuts)) == read_by_h11(body + behind)
+
+
+@settings(max_examples=1000)
+@given(bodies, st.lists(st.tuples(st.integers(0, 300), st.binary(max_size=3)), max_size=2))
+@example(b"5\r\nhello\r\n0\r\n\r\n", [(1, b" ")])
+def test_whatever_passes_is_what_h11_reads(body: bytes, spoils: list[tuple[int, bytes]]) -> None:
+    for at, spoil in spoils:
+        body = body[:at] + spoil + body[at + len(spoil) :]
+    chunks, arrived, data = reader(), bytearray(body), b""
+    with suppress(ProxyError):
+        data = chunks.take(arrived)
+    if chunks.ended:
+        assert (data, bytes(arrived)) == read_by_h11(body)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4))
+def test_no_bytes_make_it_fail_in_another_way(body: bytes, cuts: list[int]) -> None:
+    with suppress(ProxyError, AssertionError):  # of the body's end, which may never come
+        read(body, tuple(cuts))
