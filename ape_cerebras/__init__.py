@@ -20,6 +20,7 @@ layer  module           what it owns
 0      grammar          the pieces of HTTP/1.1's grammar that the strict checks share
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a request's body in chunks, read strictly, sans I/O
+1      response_head    the strict check of the heads upstream answers with
 2      head             the strict check of a request head
 2      chat             what is read, and what may be edited, in a chat request's body
 2      assembly         the completion object that a stream adds up to, sans I/O

@@ -22,10 +22,13 @@ message, which can quote a header and with it a key.
     │   └── VersionUnsupported    505
     ├── Overloaded                503  no upstream connection came free in time
     ├── Draining                  503  shutting down
+    │   └── ShutDown              503  cut short by that
     ├── UpstreamFailed            the API's fault, or that of the way to it
     │   ├── ConnectFailed         502  refused, unreachable, name not found
     │   ├── TlsFailed             502  certificate or handshake
     │   ├── InvalidAnswer         502  not HTTP, closed without an answer, or not what was asked
+    │   ├── AnswerWithheld        502  it quotes the account's key
+    │   ├── KeyRefused            502  upstream's own 401
     │   ├── Truncated             502  the answer ended before its end
     │   ├── ConnectTimeout        504
     │   ├── FirstByteTimeout      504
@@ -33,7 +36,6 @@ message, which can quote a header and with it a key.
     ├── ExchangeTimeout           504  the whole exchange took longer than allowed
     ├── ClientGone                no answer possible: the client left
     ├── ClientStalled             no answer possible: the client takes no bytes
-    ├── ShutDown                  cut short because the process ends
     └── InternalError             500  a defect of ours
 
 A failure's status is used while no byte of the response has gone out; after that the client's
@@ -43,6 +45,7 @@ connection is cut, because a clean end would read as success (RFC 9112 section 8
 from typing import ClassVar
 
 __all__ = (
+    "AnswerWithheld",
     "BadRequest",
     "BodyTooLarge",
     "ClientGone",
@@ -58,6 +61,7 @@ __all__ = (
     "IdleTimeout",
     "InternalError",
     "InvalidAnswer",
+    "KeyRefused",
     "MethodNotAllowed",
     "MethodUnknown",
     "ModelNotFound",
@@ -234,6 +238,15 @@ class InvalidAnswer(UpstreamFailed, code="invalid_response", outcome="upstream_i
     message = "The upstream API gave no valid answer."
 
 
+class AnswerWithheld(UpstreamFailed, code="answer_withheld", outcome="upstream_invalid"):
+    message = "The upstream API's answer holds what this proxy does not pass on."
+
+
+class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_rejected"):
+    # Passed on, the 401 would blame the client, and its text often quotes the key in part.
+    message = "The upstream API did not accept this proxy's own API key."
+
+
 class Truncated(UpstreamFailed, code="stream_truncated", outcome="upstream_truncated"):
     message = "The upstream API's answer ended before it was complete."
 
@@ -276,8 +289,9 @@ class ClientStalled(ProxyError, code="client_stalled", outcome="client_stalled",
     pass
 
 
-class ShutDown(ProxyError, code="shut_down", outcome="shut_down", keeps=False):
-    pass
+class ShutDown(Draining, code="shut_down", outcome="shut_down"):
+    message = "This proxy was shut down before the answer was complete."
+    headers = ((b"x-should-retry", b"false"),)  # it may have been carried out
 
 
 class InternalError(ProxyError, status=500, keeps=False):

@@ -5,7 +5,9 @@ Patterns over bytes, to be used with ``fullmatch`` (``NEVER_RIGHT`` with ``searc
 
 import re
 
-__all__ = ("FIELD_LINE", "NEVER_RIGHT", "TOKEN")
+__all__ = ("FIELD_LINE", "HEAD_END", "NEVER_RIGHT", "TOKEN")
+
+HEAD_END = b"\r\n\r\n"
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """RFC 9110 section 5.6.2; a part of patterns."""

@@ -23,11 +23,9 @@ from .errors import (
     TargetTooLong,
     VersionUnsupported,
 )
-from .grammar import FIELD_LINE, NEVER_RIGHT, TOKEN
+from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT, TOKEN
 
-__all__ = ("HEAD_END", "HeadLimits", "check_part", "check_whole")
-
-HEAD_END = b"\r\n\r\n"
+__all__ = ("HeadLimits", "check_part", "check_whole")
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
 _OTHER_VERSION = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")

@@ -9,7 +9,8 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
 from .config import Config
 from .errors import ClientGone, RequestTimeout
-from .head import HEAD_END, check_part, check_whole
+from .grammar import HEAD_END
+from .head import check_part, check_whole
 from .network import PeerStalled, StampedStream
 
 __all__ = ("Inbound", "deadline")

@@ -18,6 +18,7 @@ from anyio.streams.tls import TLSStream
 
 from .network import READ_BYTES, PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
+from .response_head import ResponseHead
 
 __all__ = ("RECEIVE_BUFFER", "Connect", "UpstreamStream", "connect_tcp")
 
@@ -95,6 +96,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.sent_at: float | None = None
         self._stream: ByteStream = raw
         self._outbox = Outbox(raw)
+        self._head = ResponseHead()
 
     @classmethod
     async def start(
@@ -131,10 +133,16 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self._outbox.hold(buffer)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Raises httpcore's ReadError and timeouts, and InvalidAnswer: the head of a response is
+        checked before httpcore gets it."""
         try:
             if self._outbox.size:
+                self._head = ResponseHead()
                 await self._flush()
-            return await self._stream.receive(max_bytes)
+            data = await self._stream.receive(max_bytes)
+            if not self._head.complete:
+                self._head.feed(data)
+            return data
         except EndOfStream:
             return b""
         except PeerStalled:

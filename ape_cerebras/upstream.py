@@ -1,5 +1,6 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
@@ -7,7 +8,14 @@ import anyio
 import httpcore
 
 from .config import Config
-from .errors import FirstByteTimeout, IdleTimeout, InvalidAnswer, Truncated
+from .errors import (
+    AnswerWithheld,
+    FirstByteTimeout,
+    IdleTimeout,
+    InvalidAnswer,
+    KeyRefused,
+    Truncated,
+)
 from .exchange import Exchange
 from .network import StampedStream
 from .pool import Connection, Lease, Pool, ssl_context_for
@@ -18,8 +26,7 @@ __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-# Both at once leave in doubt where the answer ends (RFC 9112 section 6.3).
-_FRAMINGS = {b"content-length", b"transfer-encoding"}
+_ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hundred
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -42,11 +49,14 @@ class UpstreamResponse:
         connection: Connection,
         response: httpcore.Response,
         waiting: "_WaitAccount",
+        quotes: "_Quotes",
     ) -> None:
         self._exchange = exchange
         self._connection = connection
         self._raw = connection.transport.raw
         self._waiting = waiting
+        self._quotes = quotes
+        self._ahead: deque[bytes | None] = deque()
         self.status = response.status
         self.headers: Headers = tuple((name.lower(), value) for name, value in response.headers)
 
@@ -55,15 +65,30 @@ class UpstreamResponse:
         return next((value for each, value in self.headers if each == name), b"")
 
     async def next_chunk(self) -> bytes | None:
-        """The next piece of the body; None at its end. Raises Truncated, IdleTimeout."""
+        """The next piece of the body; None at its end. Raises Truncated, IdleTimeout,
+        AnswerWithheld."""
+        return self._ahead.popleft() if self._ahead else await self._receive()
+
+    async def read_ahead(self) -> None:
+        """Take in the body, as far as it is that of an error, before any of it is passed on. Raises
+        what ``next_chunk`` raises."""
+        size = 0
+        while size < _ERROR_AT_MOST and (not self._ahead or self._ahead[-1] is not None):
+            self._ahead.append(chunk := await self._receive())
+            size += len(chunk or b"")
+
+    async def _receive(self) -> bytes | None:
         if self._exchange.first_token_at is not None:
             self._raw.be_attentive(False)
         try:
-            return await self._connection.next_chunk()
+            chunk = await self._connection.next_chunk()
         except httpcore.ReadTimeout:
             raise IdleTimeout from None
         except (httpcore.RemoteProtocolError, httpcore.ReadError):
             raise Truncated from None
+        if chunk is not None and self._quotes.found_in(chunk):
+            raise AnswerWithheld
+        return chunk
 
     @property
     def arrived_at(self) -> float:
@@ -79,6 +104,28 @@ class UpstreamResponse:
         for it, and count the wait no more."""
         self._waiting.close()
         self._raw.read_timeout = seconds
+
+
+class _Quotes:
+    """Looks for the account's key in an answer, however it is cut into chunks.
+
+    The key is told by its beginning, because APIs quote one as that with stars behind it: so much
+    of it as makes it unlikely that a model writes the same by chance, less where no model wrote. A
+    key too short for a key is not looked for.
+    """
+
+    def __init__(self, key: bytes, status: int) -> None:
+        self._sought = key[: 6 if status >= 400 else 8] if len(key) >= 16 else b""
+        self._end = b""
+
+    def found_in(self, chunk: bytes) -> bool:
+        """Whether it ends in ``chunk``, the next of the answer."""
+        sought = self._sought
+        if not sought:
+            return False
+        across = self._end + chunk[: len(sought) - 1]
+        self._end = (across if len(chunk) < len(sought) else chunk)[1 - len(sought) :]
+        return sought in chunk or sought in across
 
 
 class _WaitAccount:
@@ -128,7 +175,8 @@ class Upstream:
 
         ``path`` is one of our own, never the client's.
 
-        Raises what ``Pool.lease`` raises, FirstByteTimeout, InvalidAnswer.
+        Raises what ``Pool.lease`` raises, FirstByteTimeout, InvalidAnswer, KeyRefused, and where
+        the answer is an error what ``next_chunk`` raises.
         """
         async with AsyncExitStack() as stack:
             with waiting_for_upstream(exchange):
@@ -143,7 +191,27 @@ class Upstream:
             request = self._request(method, path, headers, body)
             response = await self._head(connection, request, exchange)
             raw.read_timeout = self._config.upstream_idle_timeout
-            yield UpstreamResponse(exchange, connection, response, waiting)
+            answer = self._answer(exchange, connection, response, waiting)
+            if response.status >= 400:
+                await answer.read_ahead()
+            yield answer
+
+    def _answer(
+        self,
+        exchange: Exchange,
+        connection: Connection,
+        response: httpcore.Response,
+        waiting: _WaitAccount,
+    ) -> UpstreamResponse:
+        """Raises AnswerWithheld, KeyRefused."""
+        key = self._config.cerebras_api_key.encode()
+        for _, value in response.headers:
+            if _Quotes(key, response.status).found_in(value):
+                raise AnswerWithheld
+        if response.status == 401:
+            raise KeyRefused
+        quotes = _Quotes(key, response.status)
+        return UpstreamResponse(exchange, connection, response, waiting, quotes)
 
     def _request(self, method: str, path: str, headers: Headers, body: bytes) -> httpcore.Request:
         where = self._config.cerebras_base_url
@@ -173,9 +241,7 @@ class Upstream:
             exchange.sent_at = connection.transport.sent_at
         if scope.cancelled_caught:
             raise FirstByteTimeout
-        if not 200 <= response.status < 600 or response.status in _REDIRECTS:
-            raise InvalidAnswer
-        if {name.lower() for name, _ in response.headers} >= _FRAMINGS:
+        if response.status in _REDIRECTS:
             raise InvalidAnswer
         exchange.head_at = connection.transport.arrived_at
         exchange.upstream_status = response.status

@@ -18,7 +18,7 @@ ALL = [
     if inspect.isclass(each) and issubclass(each, ProxyError) and each.__module__ == errors.__name__
 ]
 ANSWERED = [each for each in ALL if each.status]
-UNANSWERED = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled", "ShutDown"}
+UNANSWERED = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled"}
 
 
 def example(failure: type[ProxyError]) -> ProxyError:
@@ -94,7 +94,7 @@ def test_a_request_that_may_have_been_carried_out_says_do_not_repeat(
     failure: type[ProxyError],
 ) -> None:
     """It may have, once its first byte went upstream: not while connecting or queueing."""
-    sent = issubclass(failure, errors.UpstreamFailed | errors.ExchangeTimeout)
+    sent = issubclass(failure, errors.UpstreamFailed | errors.ExchangeTimeout | errors.ShutDown)
     connecting = (errors.ConnectFailed, errors.TlsFailed, errors.ConnectTimeout)
     says_so = (b"x-should-retry", b"false") in example(failure).headers
     assert says_so == (sent and not issubclass(failure, connecting))
@@ -104,7 +104,7 @@ def test_framing_that_is_unsure_ends_the_connection() -> None:
     ends = {each.__name__ for each in ANSWERED if not each.keeps}
     assert ends == {
         *("RequestTimeout", "BodyTooLarge", "TargetTooLong", "HeadersTooLarge", "CodingUnknown"),
-        *("VersionUnsupported", "Draining", "InternalError"),
+        *("VersionUnsupported", "Draining", "ShutDown", "InternalError"),
     }
 
 

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import HeadersTooLarge, ProxyError, TargetTooLong
-from ape_cerebras.head import HEAD_END, HeadLimits, check_part, check_whole
+from ape_cerebras.grammar import HEAD_END
+from ape_cerebras.head import HeadLimits, check_part, check_whole
 
 LIMITS = HeadLimits(header_bytes=16_384, headers=100, target_bytes=8192, body_bytes=10 * 2**20)
 SMALL = HeadLimits(header_bytes=300, headers=8, target_bytes=40, body_bytes=1000)

@@ -39,6 +39,86 @@ async def test_an_answer_framed_twice_is_none() -> None:
     assert (response.status, response.json()["code"]) == (502, "invalid_response")
 
 
+UNAUTHORIZED = b'{"message":"Incorrect API key provided: csk-up***89"}'
+
+
+@pytest.mark.parametrize("body", [UNAUTHORIZED, b"", b"no JSON"])
+async def test_a_401_is_about_the_accounts_key_and_not_the_clients(body: bytes) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(body, status="401 Unauthorized", headers=b"WWW-Authenticate: Bearer\r\n")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.status, response.json()["code"]) == (502, "upstream_key_refused")
+    assert b"csk-" not in response.body
+    assert "www-authenticate" not in response.headers
+    assert (line["outcome"], line["upstream_status"]) == ("upstream_rejected", 401)
+
+
+@pytest.mark.parametrize("cut", [None, 1, 5, 20, 24])
+async def test_an_error_that_quotes_the_accounts_key_is_not_passed_on(cut: int | None) -> None:
+    body = b'{"message":"No quota for csk-up***89 left"}'
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in (body,) if cut is None else (body[:cut], body[cut:28], body[28:]):
+            await peer.chunk(part)
+        await peer.end()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.status, response.json()["code"]) == (502, "answer_withheld")
+    assert b"csk-up" not in response.body
+    assert line["outcome"] == "upstream_invalid"
+
+
+async def test_a_header_that_quotes_the_accounts_key_is_not_passed_on() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(b"{}", headers=b"X-Debug: Bearer csk-upstream-key-0123456789\r\n")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+    assert (response.status, response.json()["code"]) == (502, "answer_withheld")
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+async def test_a_stream_that_quotes_the_accounts_key_is_cut(size: int) -> None:
+    body = events(b'{"choices":[{"delta":{"content":"csk-upstream-key-0123456789"}}]}')
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        for begin in range(0, len(body), size):
+            await peer.chunk(body[begin : begin + size])
+        await peer.chunk(events(b"[DONE]"))
+        await peer.end()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_upstream_connections") == 0
+    assert not response.complete
+    assert b"csk-upst" not in response.body
+    assert line["error"] == "answer_withheld"
+
+
+async def test_a_long_error_passes_whole() -> None:
+    body = b'{"message":"%s"}' % (b"x" * 200_000)
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(body, status="422 Long")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+    assert (response.status, response.body) == (422, body)
+
+
 async def test_nonsense_for_usage_spoils_nothing() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()

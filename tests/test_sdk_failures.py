@@ -36,11 +36,6 @@ THE_APIS = [
         (UNKNOWN_FIELD, INVALID, "validation_error", "wrong_api_format"),
     ),
     (
-        "wrong_api_key",
-        (401, "AuthenticationError"),
-        ("Wrong API Key", INVALID, "api_key", "wrong_api_key"),
-    ),
-    (
         "queue",
         (429, "RateLimitError"),
         (BUSY, "too_many_requests_error", "queue", "queue_exceeded"),
@@ -58,6 +53,20 @@ def test_the_apis_errors(
     assert told(error) == expected
     assert expected[0] in str(error)
     assert demo.exchange(asker.trace_id)["upstream_status"] == kind[0]
+
+
+def test_the_accounts_key_is_not_the_clients_affair(asking: Asking, demo: Served) -> None:
+    asker = asking(demo)
+    error = failure(asker, "fault=wrong_api_key")
+    message = "The upstream API did not accept this proxy's own API key."
+    assert isinstance(error, asker.sdk.errors.InternalServerError)
+    assert (error.status_code, told(error)) == (
+        502,
+        (message, "upstream_error", "", "upstream_key_refused"),
+    )
+    line = demo.exchange(asker.trace_id)
+    assert (line["upstream_status"], line["level"]) == (401, "error")
+    assert line["outcome"] == "upstream_rejected"
 
 
 def test_an_unknown_model(asking: Asking, demo: Served) -> None:

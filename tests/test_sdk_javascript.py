@@ -135,10 +135,17 @@ def test_an_upstream_that_cannot_be_reached(unreachable: Served) -> None:
         assert_readable(line.error, 502, message, "upstream_error", "connect_error")
 
 
+@pytest.mark.parametrize("sdk", SDKS)
+def test_the_accounts_key_is_not_the_clients_affair(told: Answers, sdk: str) -> None:
+    error = told[sdk, "upstreamKey"].error
+    message = "The upstream API did not accept this proxy's own API key."
+    assert error["name"] == "InternalServerError"
+    assert_readable(error, 502, message, "upstream_error", "upstream_key_refused")
+
+
 # Errors of the API pass as they are: flat. OpenAI's JavaScript SDK reads only wrapped ones.
 THE_APIS = {
     "modelNotFound": (404, "NotFoundError", NOT_THERE),
-    "upstreamKey": (401, "AuthenticationError", "Wrong API Key"),
     "rateLimit": (429, "RateLimitError", "Requests per minute limit exceeded"),
 }
 

@@ -10,6 +10,7 @@ import pytest
 from memory import MemoryStream, memory_pair
 from support import free_port
 
+from ape_cerebras.errors import InvalidAnswer
 from ape_cerebras.listener import open_listeners
 from ape_cerebras.network import SocketStream
 from ape_cerebras.transport import UpstreamStream, connect_tcp
@@ -70,8 +71,8 @@ async def test_what_is_written_leaves_in_one_piece_at_the_next_read() -> None:
     with anyio.move_on_after(0) as nothing_yet:
         await peer.receive()
     assert nothing_yet.cancelled_caught
-    await peer.send(b"answer")
-    assert await stream.read(100) == b"answer"
+    await peer.send(b"HTTP/1.1 200 OK\r\n")
+    assert await stream.read(100) == b"HTTP/1.1 200 OK\r\n"
     assert await peer.receive() == b"headbody"
     assert stream.sent_at == stream.raw.left_at
 
@@ -96,6 +97,19 @@ async def test_an_answer_to_a_request_that_could_not_be_written_is_read_all_the_
     peer.close()
     await stream.write(b"much")
     assert (await stream.read(100)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not() -> None:
+    stream, peer = await plain()
+    for _ in range(2):
+        await stream.write(b"request")
+        for part in (b"HTTP/1.1 200 O", b"K\r\n\r\n\0", b"\0\n"):
+            await peer.send(part)
+            assert await stream.read(100) == part
+    await stream.write(b"request")
+    await peer.send(b"\0")
+    with pytest.raises(InvalidAnswer):
+        await stream.read(100)
 
 
 async def test_quiet_means_up_and_silent() -> None:
