@@ -32,6 +32,8 @@ __all__ = ("main",)
 
 _ABOUT_ALL = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
+# Their default would be a silent death. SIGPIPE is ignored by Python itself.
+_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 _BACKENDS = ("asyncio", "trio")
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
@@ -227,8 +229,10 @@ async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address
     stop = anyio.Event()
 
     async def watch_signals() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
+        with anyio.open_signal_receiver(*_ending_signals(), *_IGNORED) as signals:
+            async for number in signals:
+                if number in _IGNORED:
+                    continue
                 if stop.is_set():
                     break
                 stop.set()
@@ -244,6 +248,13 @@ async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address
         _report_not_listening(address, errors)
         status = 1
     return status
+
+
+def _ending_signals() -> tuple[signal.Signals, ...]:
+    """A terminal that closes is a reason to end like any other, but for ``nohup``."""
+    stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    always = (signal.SIGTERM, signal.SIGINT)
+    return always if stays else (*always, signal.SIGHUP)
 
 
 def _report_not_listening(address: str, errors: BaseException) -> None:

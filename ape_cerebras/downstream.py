@@ -58,6 +58,8 @@ class Downstream:
         """When the client's socket had taken the last byte of a complete response."""
         self.common_headers: Headers = ()
         """Sent with whatever response the exchange under way gets."""
+        self.last_words: Callable[[ProxyError], bytes] = lambda _: b""
+        """What fits behind the body so far, to say why it is cut."""
 
     # Requests
 
@@ -154,8 +156,8 @@ class Downstream:
         """Hold a response's head. Framing, Date and Connection are seen to here."""
         self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
-        names = {name for name, _ in headers}
         own = [*self.common_headers, *((CLOSE,) if self.closing else ())]
+        names = {name for name, _ in headers}
         if b"date" not in names:
             own.append((b"date", http_date()))
         self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
@@ -268,10 +270,13 @@ class Downstream:
         done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
         return done and self.completed_at is not None
 
-    async def abort(self) -> None:
+    async def abort(self, last_words: bytes = b"") -> None:
         """Cut the response short, so that nobody can take what has been sent for complete."""
         with suppress(ClientGone, ClientStalled):
-            await self.flush()
+            if not self._outbox.torn:
+                if last_words and not self.response_complete:
+                    self._outbox.hold(self._http.send(h11.Data(data=last_words)))
+                await self.flush()
         await self.close_at_once()
         self._http.send_failed()  # even if it was complete, nothing more goes over this connection
 
@@ -279,10 +284,8 @@ class Downstream:
         """Close. Where the client may still be sending, read on a little first: closing with
         unread input resets the connection, and the response can get lost (RFC 9112 section 9.6).
         """
-        clean = (
-            self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
-            and not self._inbound.bytes
-        )
+        read = self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        clean = read and not self._inbound.bytes
         if self.response_complete and not clean and not self._inbound.ended:
             await self._inbound.linger()
         await self.close_at_once()

@@ -15,6 +15,8 @@ class Outbox:
         """Bytes held."""
         self.busy = False
         """Whether a write is under way."""
+        self.torn = False
+        """Whether a write was cut short: nothing fits behind what has gone out of it."""
 
     def hold(self, data: bytes | None) -> None:
         if data:
@@ -31,8 +33,9 @@ class Outbox:
             return
         data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         self.clear()
-        self.busy = True
+        self.busy = self.torn = True
         try:
             await self._stream.send(data)
+            self.torn = False
         finally:
             self.busy = False

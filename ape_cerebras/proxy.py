@@ -31,6 +31,7 @@ from .version import VERSION
 __all__ = ("Proxy",)
 
 _LAG_SAMPLE = 0.01  # seconds
+_LAST_WORDS = 0.5  # seconds to tell a client that the end cuts its response short
 _LOOK_EVERY = 1.0  # seconds between looks at whether the service is degraded
 
 
@@ -137,8 +138,10 @@ class Proxy:
         except Exception:
             exchange.error = InternalError()
             await self._conclude(exchange.error, exchange, downstream)
-        except BaseException:
+        except BaseException:  # the process ends, and nobody waits for long
             exchange.error = ShutDown()
+            with anyio.move_on_after(_LAST_WORDS, shield=True):
+                await self._conclude(exchange.error, exchange, downstream)
             raise
         finally:
             self._in_flight -= 1
@@ -173,7 +176,7 @@ class Proxy:
     ) -> None:
         """Tell the client of a failure where that can still be done, cut it off where not."""
         if downstream.response_started:
-            await downstream.abort()
+            await downstream.abort(downstream.last_words(error))
         if downstream.response_started or not error.status:
             return
         if not error.keeps or downstream.awaits_100_continue:

@@ -8,13 +8,15 @@ Where a plain request was turned into one for a stream, so that its first token 
 client gets nothing before the end, and then what the chunks add up to.
 """
 
+from functools import partial
+
 import orjson
 
 from .assembly import Assembly
 from .chat import ChatRequest, read_chat_request
 from .config import Config
 from .downstream import Downstream
-from .errors import ClientGone, IdleTimeout, ProxyError, Truncated, UpstreamFailed
+from .errors import ClientGone, IdleTimeout, ProxyError, Truncated
 from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Headers, Request
@@ -117,6 +119,13 @@ def error_event(error: ProxyError) -> bytes:
     return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error(error)})
 
 
+def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
+    """An error event where one fits in: the SDKs raise on it, and take a stream without the end
+    marker for complete."""
+    fits = meter.at_boundary and not exchange.stream_failed and not exchange.ended
+    return error_event(error) if fits and error.status else b""
+
+
 class Relay:
     """The handler of chat completions."""
 
@@ -185,13 +194,8 @@ class Relay:
         response.before_wait(downstream.flush)
         headers = headers_down(response.headers, stream=streams)
         downstream.send_head(exchange, response.status, headers)
-        try:
-            await self._pass_body(response, downstream, meter, exchange)
-        except UpstreamFailed as error:
-            if meter.at_boundary and not exchange.stream_failed:
-                # The SDKs raise on such an event, and take a stream without one for complete.
-                await downstream.send_chunk(error_event(error))
-            raise
+        downstream.last_words = partial(_last_words, meter, exchange)
+        await self._pass_body(response, downstream, meter, exchange)
 
     async def _pass_body(
         self,

@@ -1,5 +1,7 @@
 """The end of a proxy: what is under way ends well, what is idle ends at once, nothing is lost."""
 
+from contextlib import suppress
+
 import anyio
 import pytest
 from support import (
@@ -112,7 +114,73 @@ async def test_what_takes_longer_than_the_grace_is_cut() -> None:
             rest = await client.until_closed()
             await running.ended.wait()
             await upstream.left.wait()
-    assert not rest.endswith(b"0\r\n\r\n")
+    assert rest.count(b"data: {") == 1
+    assert b'"code":"shut_down"' in rest
+    assert rest.endswith(b"}\n\n\r\n")  # an event's end, and a chunk's; the body's is missing
+    line = await running.lines.exchange()
+    assert (line["outcome"], line["status_code"]) == ("shut_down", 200)
+
+
+async def test_what_is_cut_inside_an_event_is_only_cut() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN) + b"data: {")
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
+    ):
+        client = await running.client()
+        await client.send(chat())
+        await client.until(b"data: {\r\n")
+        running.proxy.begin_drain()
+        assert await client.until_closed() == b""
+
+
+async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
+    ):
+        client = await running.client()
+        await client.send(chat())
+        while not upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        running.proxy.begin_drain()
+        response = await client.response()
+        assert await client.until_closed() == b""
+    assert (response.status, response.json()["code"]) == (503, "shut_down")
+    assert response.headers["x-should-retry"] == "false"
+
+
+async def test_a_client_that_takes_nothing_holds_up_no_end() -> None:
+    """What it was being sent when the end came is torn, and nothing is put behind it."""
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        with suppress(anyio.BrokenResourceError):
+            while True:
+                await peer.chunk(events(TOKEN) * 1000)
+        peer.upstream.left.set()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
+    ):
+        client = await running.client()
+        await client.send(chat())
+        await client.until(TOKEN)
+        running.proxy.begin_drain()
+        with anyio.fail_after(2):
+            await running.ended.wait()
+        assert b"shut_down" not in await client.until_closed()
     assert (await running.lines.exchange())["outcome"] == "shut_down"
 
 

@@ -191,6 +191,7 @@ async def test_a_cut_without_chunks_is_a_reset() -> None:
         await client.send(chat().replace(b"HTTP/1.1", b"HTTP/1.0"))
         await client.until(TOKEN)
         running.proxy.begin_drain()
+        assert b"shut_down" in await client.stream.receive()
         with pytest.raises(anyio.BrokenResourceError):
             await client.stream.receive()
 

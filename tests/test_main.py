@@ -85,7 +85,7 @@ def test_the_demo_serves_and_ends_at_a_signal(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: int) -> None:
     with serving("serve", "--demo", "--backend", backend) as served:
         connection = served.connection()
@@ -101,6 +101,28 @@ def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: in
         assert served.ended() == 0
         response.close()
         connection.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_signals_that_mean_nothing_here_end_nothing(backend: str) -> None:
+    with serving("serve", "--demo", "--backend", backend) as served:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+            served.process.send_signal(number)
+        assert served.metric("cerebras_proxy_client_connections") == 1
+        served.process.send_signal(signal.SIGTERM)
+        assert served.ended() == 0
+
+
+def test_a_terminal_that_closes_ends_nothing_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
+    try:
+        with serving("serve", "--demo") as served:
+            served.process.send_signal(signal.SIGHUP)
+            assert served.metric("cerebras_proxy_client_connections") == 1
+            served.process.send_signal(signal.SIGTERM)
+            assert served.ended() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
