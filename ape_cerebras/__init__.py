@@ -11,6 +11,7 @@ layer  module           what it owns
 0      sse              server-sent events, sans I/O
 0      usage            token counts and timings out of JSON; prices; cost in exact decimals
 0      trace            trace and request ids, W3C trace context
+0      signals          ending when the system says so: a process's signals as events
 0      stamps           when bytes arrived: the kernel's stamps on the loop's clock
 0      lookout          takes note of arrivals before their readers have their turn
 0      readiness        waiting until a socket can be read or written

@@ -7,7 +7,6 @@ The one place that touches what a whole process has only one of.
 import argparse
 import http.client
 import os
-import signal
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,9 +19,10 @@ import anyio
 from .config import Config, ConfigError
 from .logs import LineWriter, Logs
 from .rehearsal import Ended
-from .selfcheck import Findings, Phase, selfcheck, table, within
+from .selfcheck import selfcheck, table, within
 from .server import serve
 from .settings import Origin
+from .signals import unless_stopped, until_stopped
 from .simulation import positive_count
 from .simulator import SIMULATION_FLAGS, Simulation, Simulator, Truth
 from .trace import trace_context
@@ -32,8 +32,6 @@ __all__ = ("main",)
 
 _ABOUT_ALL = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
-# Their default would be a silent death. SIGPIPE is ignored by Python itself.
-_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 _BACKENDS = ("asyncio", "trio")
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
@@ -163,7 +161,7 @@ def _serve(options: argparse.Namespace) -> int:
             _to_standard_output().event("error", "Wrong setting", problem=problem)
         return 2
     work = partial(_serve_proxy, config, options.demo)
-    return anyio.run(_until_stopped, work, f"{config.host}:{config.port}", backend=config.backend)
+    return _run_until_stopped(work, f"{config.host}:{config.port}", config.backend)
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -175,7 +173,7 @@ def _simulate(options: argparse.Namespace) -> int:
     except OSError:  # ssl.SSLError is one
         options.parser.error("--certificate and --private-key must be files that fit together")
     work = partial(_serve_simulation, simulation, host, port, context)
-    return anyio.run(_until_stopped, work, f"{host}:{port}", backend=options.backend)
+    return _run_until_stopped(work, f"{host}:{port}", options.backend)
 
 
 def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
@@ -194,9 +192,11 @@ def _selfcheck(options: argparse.Namespace) -> int:
     check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
     found = None
     try:
-        found = anyio.run(_unless_stopped, check, backend=options.backend)
+        found = anyio.run(unless_stopped, check, backend=options.backend)
     except* Ended as problems:
         print(f"it needs a process that has ended: {_first_of(problems)}", file=sys.stderr)
+    except* TimeoutError:
+        print("it took too long: is the machine busy with something else?", file=sys.stderr)
     if found is None:
         return 1
     print(table(found))
@@ -206,55 +206,16 @@ def _selfcheck(options: argparse.Namespace) -> int:
     return 0 if held else 1
 
 
-async def _unless_stopped(
-    work: Callable[[], Awaitable[dict[Phase, Findings]]],
-) -> dict[Phase, Findings] | None:
-    """What ``work`` returns; None where a signal came before. What it has started is ended then."""
-    result = None
-
-    async def end_at_signal() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            await anext(aiter(signals))
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end_at_signal)
-        result = await work()
-        tasks.cancel_scope.cancel()
-    return result
-
-
-async def _until_stopped(work: Callable[[anyio.Event], Awaitable[None]], address: str) -> int:
-    """Run ``work`` with an event that the first signal sets; end it at the second. Exit status."""
-    stop = anyio.Event()
-
-    async def watch_signals() -> None:
-        with anyio.open_signal_receiver(*_ending_signals(), *_IGNORED) as signals:
-            async for number in signals:
-                if number in _IGNORED:
-                    continue
-                if stop.is_set():
-                    break
-                stop.set()
-        tasks.cancel_scope.cancel()
-
+def _run_until_stopped(
+    work: Callable[[anyio.Event], Awaitable[None]], address: str, backend: str
+) -> int:
     status = 0
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_signals)
-            await work(stop)
-            tasks.cancel_scope.cancel()
+        anyio.run(until_stopped, work, backend=backend)
     except* OSError as errors:
         _report_not_listening(address, errors)
         status = 1
     return status
-
-
-def _ending_signals() -> tuple[signal.Signals, ...]:
-    """A terminal that closes is a reason to end like any other, but for ``nohup``."""
-    stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    always = (signal.SIGTERM, signal.SIGINT)
-    return always if stays else (*always, signal.SIGHUP)
 
 
 def _report_not_listening(address: str, errors: BaseException) -> None:

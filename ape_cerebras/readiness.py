@@ -69,10 +69,11 @@ class _Waiting:
         self.ready = False
         self.future: asyncio.Future[bool] | None = None
 
-    async def wait(self, loop: asyncio.AbstractEventLoop, timeout: float | None) -> bool:
+    async def wait(self, timeout: float | None) -> bool:
         if self.ready:
             self.ready = False
             return True
+        loop = asyncio.get_running_loop()
         future = self.future = loop.create_future()
         timer = None if timeout is None else loop.call_later(timeout, _settle, future, False)
         try:
@@ -104,13 +105,13 @@ class _AsyncioReadiness:
         self.writing = _Waiting()
 
     async def readable(self, timeout: float | None) -> bool:
-        return await self.reading.wait(self._edges.loop, timeout)
+        return await self.reading.wait(timeout)
 
     async def writable(self, timeout: float | None) -> bool:
         if not self._wants_writable:  # few sockets ever are too full to be written
             self._wants_writable = True
             self._edges.watch_writing_too(self._descriptor)
-        return await self.writing.wait(self._edges.loop, timeout)
+        return await self.writing.wait(timeout)
 
     def close(self) -> None:
         self._edges.forget(self._descriptor)
@@ -120,10 +121,9 @@ class _AsyncioReadiness:
 
 
 class _Edges:
-    """The epoll instance of a loop."""
+    """The epoll instance of a loop. It keeps no hold of the loop, so as to end with it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
         self._epoll = select.epoll()
         self._sockets: dict[int, _AsyncioReadiness] = {}
         loop.add_reader(self._epoll.fileno(), self._dispatch)

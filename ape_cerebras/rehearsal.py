@@ -21,7 +21,7 @@ from .transport import connect_tcp
 
 __all__ = ("Ended", "Load", "Seen", "Served", "certificates", "pin", "play", "running")
 
-_PATIENCE = 30.0  # seconds
+_PATIENCE = 60.0  # seconds
 _MAX_LINE = 64 * 1024  # bytes
 _SETTINGS = {setting.variable for setting in SETTINGS}
 _FIRST_TOKEN = b'"content":"'

@@ -11,7 +11,6 @@ but such a setting. ``ArrivalClock`` knows the distance, checks it at every stam
 rather than a wrong one.
 """
 
-import asyncio
 import socket
 import struct
 import sys
@@ -52,9 +51,8 @@ def loop_clock() -> Clock:
     """The running event loop's clock, to be read without looking for the loop each time."""
     if sniffio.current_async_library() == "trio":
         return trio.lowlevel.current_clock().current_time
-    loop = asyncio.get_running_loop()
-    # uvloop keeps one reading for a whole turn of the loop; it is this clock's.
-    return loop.time if isinstance(loop, asyncio.BaseEventLoop) else time.monotonic
+    # What asyncio's loops read. uvloop keeps one reading of it for a whole turn.
+    return time.monotonic
 
 
 def ask_for_stamps(sock: socket.socket) -> bool:

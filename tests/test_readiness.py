@@ -1,13 +1,16 @@
 """Waiting for a socket: woken when it is ready, at the end of patience, and when it is closed."""
 
+import gc
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import pytest
 from anyio import ClosedResourceError
 
+from ape_cerebras.network import SocketStream
 from ape_cerebras.readiness import Readiness, readiness_of
 
 pytestmark = pytest.mark.anyio
@@ -147,3 +150,21 @@ async def test_a_descriptor_used_again_is_another_socket() -> None:
             assert await read(theirs, readiness) == b"a"
             if closed_well:
                 readiness.close()
+
+
+def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
+    async def use() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            SocketStream(ours).close()
+
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    for backend in ("asyncio", "trio"):
+        anyio.run(use, backend=backend)
+        before = count()
+        for _ in range(5):
+            anyio.run(use, backend=backend)
+        assert count() == before

@@ -138,11 +138,12 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
         while taken < size:
             taken += len(await peer.receive())
 
-    await peer.send(b"too large")
+    refusal = b"HTTP/1.1 413 Content Too Large\r\n"
+    await peer.send(refusal)
     await stream.write(b"x" * size)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(take)
-        assert await stream.read(100) == b"too large"
+        assert await stream.read(100) == refusal
     assert stream.sent_at is not None
     assert stream.arrived_at == stream.sent_at
     for each in (peer, stream):
