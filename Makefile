@@ -1,5 +1,6 @@
 # make run       sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
 # make test      sets up and runs everything: format, lint, types, tests
+# make faults    plays every fault that a hostile network can, on both event loops, in 2 minutes
 # make selfcheck finds out whether the times it records are true on this machine, in 5 minutes
 # make bench     measures this proxy on this machine
 # Nothing is assumed but Python 3.11 or newer, and make.
@@ -9,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint types selfcheck bench clean
+.PHONY: run test faults lint types selfcheck bench clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -19,6 +20,9 @@ run: $(VENV)/installed
 
 test: lint types $(VENV)/installed-js
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -1,0 +1,185 @@
+"""G connections."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+from cases_e_f import endless, silent
+from faulting import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
+from support import TOKEN, Client, Conversation, Response, events
+
+__all__ = ("CASES",)
+
+OK = post()
+EXPECT = b"Expect: 100-continue"
+
+
+async def three_in_one_packet(scene: Scene) -> None:
+    client = await scene.client()
+    await client.send(HEALTH * 3)
+    assert [(await client.response()).status for _ in range(3)] == [200] * 3
+    assert (await client.get("/health")).status == 200
+
+
+async def ten_thousand(scene: Scene) -> None:
+    client = await scene.client()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.send, HEALTH * 10_000)
+        await anyio.wait_all_tasks_blocked()  # nobody takes the answers, so nobody takes requests
+        assert len(scene.exchanges) < 10_000
+        with anyio.fail_after(25):
+            data = b""
+            with suppress(anyio.EndOfStream):
+                while True:
+                    data += await client.stream.receive()
+    assert data.count(b"HTTP/1.1 200 ") == data.count(b'{"status":"healthy"') == 10_000
+    assert data.count(b"connection: close") == 1
+
+
+def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
+    async def play(scene: Scene) -> None:
+        half = anyio.Event()
+
+        async def script(peer: Conversation) -> None:
+            await peer.request()
+            if stream:
+                await peer.stream_head()
+                await peer.chunk(events(TOKEN))
+            await half.wait()
+            await anyio.wait_all_tasks_blocked()
+            if stream:
+                await peer.chunk(events(b"[DONE]"))
+                await peer.end()
+            else:
+                await peer.answer(b"{}")
+
+        scene.upstream.script = script
+        client = await scene.client()
+        await client.send(OK)
+        await client.stream.send_eof()
+        half.set()
+        response = await client.response()
+        assert response.complete
+        assert response.body == (events(TOKEN, b"[DONE]") if stream else b"{}")
+        assert await client.until_closed() == b""
+
+    return play
+
+
+def leaves(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]:
+    async def play(scene: Scene) -> None:
+        client = await scene.client()
+        await client.send(OK)
+        if stream:
+            await client.until(TOKEN)
+        while not scene.upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        getattr(client.stream, how)()
+        with anyio.fail_after(5):
+            await scene.upstream.left.wait()
+        [line] = await scene.logged()
+        assert line["outcome"] == "client_disconnected"
+
+    return play
+
+
+async def uploads_without_reading(scene: Scene) -> None:
+    client = await scene.client()
+    with suppress(anyio.BrokenResourceError):
+        await client.send(post(b"x" * 5_000_000, length=b"Content-Length: 11000000"))
+    response = await client.response()
+    assert (response.status, response.complete) == (413, True)
+
+
+async def waits_to_be_asked(scene: Scene) -> None:
+    head, _, body = post(BODY, EXPECT).partition(b"\r\n\r\n")
+    client = await scene.client()
+    await client.send(head + b"\r\n\r\n")
+    assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert (await client.ask(body)).status == 200
+    assert scene.seen.count(b"100 Continue") == 1
+    assert b"expect" not in scene.request.lower()
+
+
+def is_refused_unasked(sends: bytes, status: int) -> Case:
+    async def play(scene: Scene) -> None:
+        client: Client = await scene.client()
+        await client.send(sends.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        response = await client.response()
+        assert (response.status, response.headers["connection"]) == (status, "close")
+        assert await client.until_closed() == b""
+        assert b"100 Continue" not in scene.seen
+
+    return Case(f"G10 {status}", play=play)
+
+
+def no_body(number: str, status: bytes) -> Case:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\n" % status)
+        await peer.until_left()
+
+    return Case(f"{number} {status.decode()}", OK, int(status[:3]), up=1, upstream=script)
+
+
+def no_cors(scene: Scene, response: Response) -> None:
+    assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+def as_get(scene: Scene, response: Response) -> None:
+    assert int(response.headers["content-length"]) > 0
+    assert scene.seen.endswith(b"\r\n\r\n")
+
+
+def old(*extra: bytes) -> bytes:
+    return post(BODY, *extra, line=b"POST /v1/chat/completions HTTP/1.0")
+
+
+CASES: list[Case] = [
+    Case("G1", play=three_in_one_packet, lines=4),
+    Case("G2", play=ten_thousand, lines=10_000),
+    Case("G3", get(b"GET /health HTTP/1.1", b"Connection: close") + HEALTH, then="close"),
+    Case("G4", play=half_closed(stream=False), up=1),
+    Case("G5", play=half_closed(stream=True), up=1),
+    Case("G6 FIN", play=leaves("close", stream=False), upstream=silent, up=1),
+    Case("G6 RST", play=leaves("reset", stream=False), upstream=silent, up=1),
+    Case("G7", play=leaves("reset", stream=True), upstream=endless, up=1),
+    Case("G8", play=uploads_without_reading),
+    Case("G9", play=waits_to_be_asked, up=1),
+    is_refused_unasked(post(BODY, EXPECT, key=b"Authorization: Bearer wrong"), 401),
+    is_refused_unasked(post(BODY, EXPECT, length=b"Content-Length: 11000000"), 413),
+    is_refused_unasked(post(BODY, EXPECT, line=b"POST /v1/nope HTTP/1.1"), 404),
+    Case("G11", post(BODY, EXPECT), up=1),
+    Case(
+        "G12",
+        old(EXPECT),
+        then="close",
+        up=1,
+        check=lambda scene, _: b"HTTP/1.1 1" not in scene.seen,
+    ),
+    Case(
+        "G13",
+        post(BODY, EXPECT),
+        up=1,
+        check=lambda scene, _: b"expect" not in scene.upstream.got.lower(),
+    ),
+    Case("G14", get(b"HEAD /health HTTP/1.1"), method="HEAD", check=as_get),
+    Case("G14 metrics", get(b"HEAD /metrics HTTP/1.1"), method="HEAD", check=as_get),
+    Case(
+        "G15",
+        get(b"HEAD /v1/chat/completions HTTP/1.1", b"Authorization: Bearer " + CLIENT_KEY.encode()),
+        405,
+        method="HEAD",
+        check=lambda _, response: response.headers["allow"] == "POST",
+    ),
+    Case(
+        "G16",
+        post(b"", b"Origin: https://evil", line=b"OPTIONS /v1/chat/completions HTTP/1.1"),
+        405,
+        check=no_cors,
+    ),
+    Case("G17", old(), then="close", up=1, check=lambda scene, _: b"chunked" not in scene.seen),
+    Case("G18", old(b"Connection: keep-alive"), then="close", up=1),
+    no_body("G19", b"204 No Content"),
+    no_body("G19", b"304 Not Modified"),
+]

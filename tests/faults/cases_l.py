@@ -1,0 +1,190 @@
+"""L streams."""
+
+from collections.abc import Callable
+
+import anyio
+import orjson
+import pytest
+from cases_e_f import QUICK, endless, silent
+from cases_k import raw
+from faulting import Case, Scene, post
+from support import (
+    TOKEN,
+    Client,
+    Conversation,
+    Response,
+    Script,
+)
+from support import events as sent_as
+
+__all__ = ("CASES",)
+
+OK = post()
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+ONE = sent_as(TOKEN)
+FULL = sent_as(
+    b'{"choices":[{"delta":{"role":"assistant"}}]}',
+    TOKEN,
+    '{"choices":[{"delta":{"content":"é☃"}}]}'.encode(),
+    b"[DONE]",
+)
+FAILED = sent_as(TOKEN, b'{"error":{"message":"x"}}')
+OLD = OK.replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+END = b"0\r\n\r\n"
+
+
+def in_pieces(pieces: list[bytes]) -> Script:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        for piece in pieces:
+            await peer.send(piece)
+            await anyio.lowlevel.checkpoint()
+        await peer.until_left()
+
+    return script
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[begin : begin + size] for begin in range(0, len(data), size)]
+
+
+def passed_on(body: bytes) -> Callable[[Scene, Response], object]:
+    def check(scene: Scene, response: Response) -> None:
+        assert response.body == body
+        assert response.headers["content-type"].startswith("text/event-stream")
+
+    return check
+
+
+def streams(name: str, wire: bytes, body: bytes = FULL, size: int = 10**6) -> Case:
+    pieces = in_pieces(cut(HEAD + wire, size))
+    return Case(name, OK, up=1, upstream=pieces, check=passed_on(body))
+
+
+def breaks(name: str, code: str, wire: bytes, then: str = "close") -> Case:
+    """The events so far, one that tells of the break, and no clean end."""
+
+    def check(scene: Scene, response: Response) -> None:
+        assert response.body.startswith(ONE)
+        told = response.body.removeprefix(ONE)
+        assert told.startswith(b"data: {")
+        assert told.endswith(b"}\n\n")
+        error = orjson.loads(told[6:])["error"]
+        assert (error["type"], error["code"]) == ("upstream_error", code)
+
+    settings = QUICK if then == "hold" else {}
+    script = raw(HEAD + wire, then)
+    return Case(name, OK, then="cut", up=1, upstream=script, check=check, settings=settings)
+
+
+async def one_by_one(scene: Scene) -> None:
+    """Each event is at the client before the next one leaves upstream."""
+    seen: list[anyio.Event] = [anyio.Event() for _ in range(30)]
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        for number, event in enumerate(seen):
+            await peer.chunk(sent_as(b'{"choices":[{"delta":{"content":"#%d#"}}]}' % number))
+            await event.wait()
+        await peer.chunk(sent_as(b"[DONE]"))
+        await peer.end()
+
+    scene.upstream.script = script
+    client = await scene.client()
+    await client.send(OK)
+    for number, event in enumerate(seen):
+        await client.until(b"#%d#" % number)
+        event.set()
+    await client.until(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def server_error(peer: Conversation) -> None:
+    await peer.request()
+    await peer.answer(b'{"e":1}', status="500 Internal Server Error")
+
+
+def is_json(scene: Scene, response: Response) -> None:
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["content-length"] == "7"
+
+
+async def leaves_at_the_third_event(scene: Scene) -> None:
+    client = await scene.client()
+    await client.send(OK)
+    await client.until(ONE * 3)
+    client.stream.close()
+    with anyio.fail_after(5):
+        await scene.upstream.left.wait()
+    [line] = await scene.logged()
+    assert line["outcome"] == "client_disconnected"
+
+
+def not_kept(scene: Scene, response: Response) -> None:
+    assert response.body == FULL
+    assert scene.bench.running.proxy._upstream.pool.idle == 0
+
+
+async def takes_its_time(peer: Conversation) -> None:
+    await peer.request()
+    await peer.stream_head()
+    for _ in range(8):
+        await peer.chunk(ONE)
+        await anyio.sleep(0.05)
+    await peer.chunk(sent_as(b"[DONE]"))
+    await peer.end()
+
+
+async def old_client_cut(scene: Scene) -> None:
+    """Where the connection's end would be the body's end, only a reset is a cut."""
+    client = await scene.client()
+    await client.send(OLD)
+    await client.until(ONE)
+    with pytest.raises(anyio.BrokenResourceError):
+        await _read_on(client)
+
+
+async def _read_on(client: Client) -> None:
+    while True:
+        await client.stream.receive()
+
+
+CASES: list[Case] = [
+    streams("L1", chunk(FULL) + END),
+    Case("L2", play=one_by_one, up=1),
+    streams("L3 50 segments", chunk(FULL) + END, size=len(FULL) // 50),
+    streams("L3 a byte each", chunk(FULL) + END, size=1),
+    streams("L3 chunks of 7", b"".join(chunk(part) for part in cut(FULL, 7)) + END),
+    streams("L3 CRLF", chunk(FULL.replace(b"\n", b"\r\n")) + END, FULL.replace(b"\n", b"\r\n")),
+    Case("L4", OK, 500, up=1, relayed=True, upstream=server_error, check=is_json),
+    Case("L5", OK, 504, up=1, code="first_byte_timeout", upstream=silent, settings=QUICK),
+    breaks("L6 FIN", "stream_truncated", chunk(ONE)),
+    breaks("L6 RST", "stream_truncated", chunk(ONE), "reset"),
+    breaks("L6 inside a chunk", "stream_truncated", b"ffff\r\n" + ONE),
+    Case(
+        "L6 inside an event",
+        OK,
+        then="cut",
+        up=1,
+        upstream=raw(HEAD + chunk(ONE + b"data: {")),
+        check=lambda _, response: response.body == ONE + b"data: {",
+    ),
+    Case("L6 HTTP/1.0", play=old_client_cut, up=1, upstream=raw(HEAD + chunk(ONE))),
+    breaks("L7", "stream_truncated", chunk(ONE) + END),
+    breaks("L8", "stream_timeout", chunk(ONE), "hold"),
+    Case("L9", play=leaves_at_the_third_event, up=1, upstream=endless),
+    Case(
+        "L10", OK, up=1, upstream=raw(HEAD + chunk(FAILED) + END, "hold"), check=passed_on(FAILED)
+    ),
+    Case("L11", OK, up=1, upstream=raw(HEAD + chunk(FULL), "hold"), check=not_kept),
+    Case("L12", OK, up=1, upstream=takes_its_time, settings=QUICK),
+]

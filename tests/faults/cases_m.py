@@ -1,0 +1,204 @@
+"""M the process."""
+
+import http.client
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+import anyio
+import orjson
+from faulting import Case, Scene, post
+from served import environment, run, serving
+from support import (
+    TOKEN,
+    Client,
+    Conversation,
+    Response,
+    Running,
+    one_token_and_no_more,
+    running_proxy,
+    running_upstream,
+)
+from support import events as sent_as
+
+from ape_cerebras.network import SocketStream
+from ape_cerebras.transport import connect_tcp
+
+__all__ = ("CASES",)
+
+OK = post()
+ONE = sent_as(TOKEN)
+END = b"0\r\n\r\n"
+
+
+async def idle_ends_at_once(scene: Scene) -> None:
+    async with running_proxy(scene.upstream.port) as running:
+        client = await running.client()
+        await client.get("/health")
+        running.proxy.begin_drain()
+        with anyio.fail_after(5):
+            assert await client.until_closed() == b""
+            await running.ended.wait()
+
+
+async def what_runs_is_finished(scene: Scene) -> None:
+    may_end = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(ONE)
+        await may_end.wait()
+        await peer.chunk(sent_as(b"[DONE]"))
+        await peer.end()
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        streaming, slow = await running.client(), await running.client()
+        await streaming.send(OK)
+        await streaming.until(ONE)
+        await slow.send(OK[:-5])
+        await anyio.wait_all_tasks_blocked()
+        running.proxy.begin_drain()
+        may_end.set()
+        await slow.send(OK[-5:])
+        await streaming.until(b"[DONE]\n\n\r\n0\r\n\r\n")
+        response = await slow.response()
+        assert (response.complete, response.headers["connection"]) == (True, "close")
+        with anyio.fail_after(5):
+            await running.ended.wait()
+
+
+async def told_at_the_end_of_the_grace(scene: Scene) -> None:
+    async with (
+        running_upstream(one_token_and_no_more) as upstream,
+        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as running,
+    ):
+        client = await running.client()
+        await client.send(OK)
+        await client.until(ONE)
+        running.proxy.begin_drain()
+        rest = await client.until_closed()
+        with anyio.fail_after(5):
+            await running.ended.wait()
+            await upstream.left.wait()
+    assert b'"code":"shut_down"' in rest
+    assert not rest.endswith(END)
+
+
+async def nothing_is_lost_under_load(scene: Scene) -> None:
+    """100 clients ask on and on, each until it is told to close: every request got its answer."""
+    answers: list[Response] = []
+
+    async def ask_on(running: Running) -> None:
+        client = await running.client()
+        closing = False
+        while not closing:
+            answers.append(response := await client.ask(OK))
+            assert response.complete
+            closing = "connection" in response.headers
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            await peer.answer(b"{}")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(100):
+                tasks.start_soon(ask_on, running)
+            while len(answers) < 100:
+                await anyio.lowlevel.checkpoint()
+            running.proxy.begin_drain()
+        with anyio.fail_after(10):
+            await running.ended.wait()
+    assert {response.status for response in answers} == {200}
+    assert len(upstream.requests) == len(answers)
+
+
+def signals(backend: str) -> None:
+    """M5: PIPE, USR1 and USR2 do nothing; INT and HUP end it, cleanly."""
+    for last in (signal.SIGINT, signal.SIGHUP):
+        with serving("serve", "--demo", BACKEND=backend) as served:
+            for number in (signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2):
+                served.process.send_signal(number)
+            assert served.metric("cerebras_proxy_client_connections") == 1
+            served.process.send_signal(last)
+            assert served.ended() == 0
+            assert served.lines[-1]["message"] == "Stopped"
+
+
+def cannot_listen(backend: str) -> None:
+    """M7"""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for host, port in (("127.0.0.1", str(taken.getsockname()[1])), ("192.0.2.1", "0")):
+            ended = run("serve", "--demo", "--host", host, "--port", port, BACKEND=backend)
+            [line] = [orjson.loads(text) for text in ended.stdout.splitlines()]
+            assert (ended.returncode, line["level"], ended.stderr) == (1, "error", "")
+
+
+def out_of_files(backend: str) -> None:
+    """M8: nobody is served above the limit, everybody below it."""
+    with serving("serve", "--demo", BACKEND=backend, MAX_CONNECTIONS="1000") as served:
+        if sys.platform == "linux":
+            resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        crowd = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+        assert "out of file descriptors" in served.line_where(_complains)["message"]
+        for sock in crowd:
+            sock.close()
+        while served.metric("cerebras_proxy_client_connections") > 1:
+            pass  # until it has noticed that they left
+        assert served.process.poll() is None
+
+
+def _complains(line: dict[str, object]) -> bool:
+    return line["level"] == "error"
+
+
+async def both_families(scene: Scene) -> None:
+    for host in ("::1", "::"):
+        async with running_proxy(scene.upstream.port, HOST=host) as running:
+            [line] = [line for line in running.lines.all() if "address" in line]
+            assert line["address"] == f"http://[{host}]:{running.port}"
+            for address in ("::1",) if host == "::1" else ("::1", "127.0.0.1"):
+                stream = await connect_tcp(address, running.port)
+                assert isinstance(stream, SocketStream)
+                assert (await Client(stream).get("/health")).status == 200
+                stream.close()
+
+
+def output_ends(backend: str) -> None:
+    """M10: nobody reads the log any more; lines are lost and counted, and serving goes on."""
+    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--port", "0")
+    settings = environment(BACKEND=backend, HOST="127.0.0.1", LOG_LEVEL="debug")
+    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        listening = next(line for line in process.stdout if b'"address"' in line)
+        process.stdout.close()
+        port = int(str(orjson.loads(listening)["address"]).rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=15)
+        text = "log_lines_dropped_total 0.0\n"
+        while "log_lines_dropped_total 0.0\n" in text:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        connection.close()
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+CASES: list[Case] = [
+    Case("M1", play=idle_ends_at_once, lines=0),
+    Case("M2", play=what_runs_is_finished, lines=0),
+    Case("M3", play=told_at_the_end_of_the_grace, lines=0),
+    Case("M4", play=nothing_is_lost_under_load, lines=0),
+    Case("M5", process=signals),
+    Case("M6", needs="the container"),
+    Case("M7", process=cannot_listen),
+    Case("M8", process=out_of_files),
+    Case("M9", play=both_families, lines=0),
+    Case("M10", process=output_ends),
+    Case("M11", needs="the container"),
+    Case("M12", needs="a maximum age of connections"),
+    Case("M13", needs="the soak"),
+]

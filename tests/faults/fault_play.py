@@ -1,0 +1,152 @@
+"""How a fault case is played, and what must hold after each: the proxy is alive and answers over a
+new connection, files and tasks are as many as before, nothing is in flight, one valid log line for
+each exchange, no key anywhere, and no new series."""
+
+import base64
+import os
+import re
+import sys
+from contextlib import suppress
+
+import anyio
+import sniffio
+from faulting import CLIENT_KEY, Bench, Case, Scene, until
+from support import KEY, PATIENCE, Client, Response
+
+from ape_cerebras.outcomes import OUTCOMES
+
+__all__ = ("play_case",)
+
+_SECRETS = [
+    text
+    for key in (KEY.encode(), CLIENT_KEY.encode())
+    for text in (key, key[:8], base64.b64encode(key))
+]
+_ROUTES = {
+    *("/v1/chat/completions", "/v1/models", "/v1/models/{id}", "/v1/tcp_warming"),
+    *("/health", "/metrics", "*", "none"),
+}
+
+
+async def play_case(bench: Bench, case: Case) -> None:
+    if not bench.series:
+        bench.series = await _series(bench)
+    tasks, files = _tasks(), _files()
+    bench.upstream.begin(bench.secure(case.upstream))
+    scene = Scene(bench)
+    try:
+        with anyio.fail_after(30):
+            await (case.play(scene) if case.play else _send(scene, case))
+    finally:
+        for client in scene.clients:
+            client.stream.close()
+        bench.running.clients.clear()
+    if case.up is not None:
+        assert len(bench.upstream.requests) == case.up
+        assert case.up or "TLS" in case.settings or not bench.upstream.got
+    await _assert_as_before(scene, case, tasks, files)
+
+
+async def _send(scene: Scene, case: Case) -> None:
+    client = await scene.client()
+    async with anyio.create_task_group() as group:
+
+        async def send() -> None:
+            step = -(-len(case.sends) // case.pieces)
+            with suppress(anyio.BrokenResourceError):  # refused before all of it was sent
+                for begin in range(0, len(case.sends), step):
+                    await client.send(case.sends[begin : begin + step])
+
+        group.start_soon(send)
+        response = await client.response(case.method)
+        await _assert_response(scene, case, client, response)
+        group.cancel_scope.cancel()
+
+
+async def _assert_response(scene: Scene, case: Case, client: Client, response: Response) -> None:
+    statuses = (case.status,) if isinstance(case.status, int) else case.status
+    assert response.status in statuses
+    if response.status >= 400 and not case.relayed and case.method != "HEAD":
+        _assert_own_error(response, case)
+    if case.check is not None:
+        assert case.check(scene, response) in (None, True)
+    assert response.complete == (case.then != "cut")
+    if case.then == "keep":
+        assert "connection" not in response.headers
+        assert (await client.get("/health")).status == 200
+    elif case.then == "close":
+        assert response.headers["connection"] == "close"
+        assert await client.until_closed() == b""
+    await scene.logged(1)
+
+
+def _assert_own_error(response: Response, case: Case) -> None:
+    told = response.json()
+    inner = told.pop("error")
+    assert inner == told
+    assert set(told) == {"message", "type", "param", "code"}
+    assert all(isinstance(value, str) for value in told.values())
+    assert case.code in ("", told["code"])
+    kinds = {400: "invalid_request_error", 401: "authentication_error", 502: "upstream_error"}
+    assert told["type"] == kinds.get(response.status, told["type"])
+    assert response.headers["content-type"] == "application/json"
+    assert {"date", "content-length", "x-trace-id", "x-request-id"} <= set(response.headers)
+
+
+# What holds after every case
+
+
+async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) -> None:
+    bench = scene.bench
+    proxy = bench.running.proxy
+    bench.upstream.end()
+    await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
+    proxy._upstream.pool.close()
+    await until(lambda: (_tasks(), _files()) == (tasks, files))
+    exchanges = scene.exchanges
+    if case.lines is not None:
+        assert len(exchanges) == case.lines + (case.then == "keep" and case.play is None)
+    for line in scene.written:
+        assert re.fullmatch(rb"[\x20-\x7e]+\n", line)
+    assert not [line for line in exchanges if line["outcome"] == "internal_error"]
+    assert b"failed inside" not in b"".join(scene.written)
+    shown = b"".join(scene.written) + scene.seen
+    assert not [secret for secret in _SECRETS if secret in shown]
+    assert CLIENT_KEY.encode() not in bench.upstream.got
+    assert await _series(bench) == bench.series
+    await until(lambda: (_tasks(), _files()) == (tasks, files))
+
+
+async def _series(bench: Bench) -> set[str]:
+    """The names and labels in /metrics, asked for, as /health is, over a new connection. Those of
+    outcomes come as they happen, out of closed lists."""
+    client = await bench.running.client()
+    with anyio.fail_after(PATIENCE):
+        assert (await client.get("/health")).status == 200
+        text = (await client.get("/metrics")).body.decode()
+    client.stream.close()
+    bench.running.clients.clear()
+    assert not [secret for secret in _SECRETS if secret.decode() in text]
+    assert "\ncerebras_proxy_requests_in_flight 1.0\n" in text  # the scrape itself
+    rows = {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    for row in rows:
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', row))
+        assert labels.get("route", "none") in _ROUTES
+        assert labels.get("outcome", "completed") in OUTCOMES
+        assert re.fullmatch(r"0|[2-5]\d\d", labels.get("status_code", "0"))
+    await until(lambda: not bench.running.proxy._connections)
+    return {row for row in rows if "{" not in row}
+
+
+def _tasks() -> int:
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        return trio.lowlevel.current_statistics().tasks_living
+    import asyncio
+
+    return len(asyncio.all_tasks())
+
+
+def _files() -> int:
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
