@@ -1,16 +1,20 @@
-# make run       sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
-# make test      sets up and runs everything: format, lint, types, tests
-# make faults    plays every fault that a hostile network can, on both event loops, in 2 minutes
-# make selfcheck finds out whether the times it records are true on this machine, in 5 minutes
-# make bench     measures this proxy on this machine
+# make run         sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
+# make test        sets up and runs everything: format, lint, types, tests
+# make faults      plays every fault that a hostile network can, on both event loops, in 2 minutes
+# make selfcheck   finds out whether the times it records are true on this machine, in 5 minutes
+# make bench       measures this proxy on this machine, beside the peers it finds:
+#                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
+#                  short look, ARGS=--help for more
+# make bench-peers installs those peers that PyPI and npm have, into contrib/bench
 # Nothing is assumed but Python 3.11 or newer, and make.
 
 PYTHON ?= python3
 VENV   ?= .venv
+BENCH  := contrib/bench
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults lint types selfcheck bench clean
+.PHONY: run test faults lint types selfcheck bench bench-peers clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -39,10 +43,22 @@ selfcheck: $(VENV)/installed-selfcheck
 	done; done; exit $$status
 
 bench: $(VENV)/installed
-	$(BIN)/python contrib/bench/bench.py
+	$(BIN)/python contrib/bench/bench.py --peers $(or $(PEERS),all) $(ARGS)
+
+# Apart from the project's environment: what LiteLLM wants is much, and much of it is pinned.
+bench-peers: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(BENCH)/.venv
+	$(BENCH)/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement $(BENCH)/requirements.txt
+	@if command -v npm >/dev/null; \
+	then cd $(BENCH) && npm ci --silent --no-audit --no-fund --ignore-scripts; \
+	else echo "No npm here: Portkey's gateway is left out"; fi
+	@for name in nginx haproxy; do command -v $$name >/dev/null || [ -x /usr/sbin/$$name ] \
+	  || echo "No $$name here: apt-get install $$name"; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info tests/js/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info tests/js/node_modules \
+	  $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,12 +1,20 @@
-"""A load generator of the least possible cost: each client sends the same bytes, and looks only for
-the bytes that end an answer."""
+"""A load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
+looks only for the bytes that tell the first token and the end of an answer."""
 
-import asyncio
+import select
+import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-_ENDS = {"plain": b'"total_time":0.0007}}', "burst": b"\r\n0\r\n\r\n", "paced": b"\r\n0\r\n\r\n"}
-_FIRST_TOKEN = {"plain": b'"content"', "burst": b'"content"', "paced": b'"content"'}
+from answers import MARK
+
+PATIENCE = 30.0  # seconds without a byte until a run is given up
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+
+class Failed(Exception):
+    """A run that cannot be counted: what went wrong is its message."""
 
 
 @dataclass
@@ -15,73 +23,157 @@ class Result:
 
     answers: int = 0
     seconds: float = 0.0
+    own_cpu: float = 0.0
     first: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
 
 
-class _Client(asyncio.Protocol):
-    def __init__(self, request: bytes, kind: str, result: Result, until: float) -> None:
-        self._request = request
-        self._end = _ENDS[kind]
-        self._first = _FIRST_TOKEN[kind]
-        self._result = result
-        self._until = until
-        self.done = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._tail = b""
-        self._seen_first = False
-        self._sent_at = time.perf_counter()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        now = time.perf_counter()
-        self._tail = (self._tail + data)[-4096:] if self._seen_first else self._tail + data
-        if not self._seen_first and self._first in self._tail:
-            self._seen_first = True
-            self._result.first.append(now - self._sent_at)
-        if not self._tail.endswith(self._end):
-            return
-        self._result.answers += 1
-        self._result.total.append(now - self._sent_at)
-        if now < self._until:
-            self._send()
-        else:
-            self._transport.close()
-            self.done.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(ConnectionError("cut off in the middle of an answer"))
-
-
-def request_of(kind: str) -> bytes:
-    stream = b"false" if kind == "plain" else b"true"
+def request_of(word: str, key: str, headers: tuple[str, ...] = (), prompt: int = 0) -> bytes:
+    """A chat request that the mock answers with what ``word`` stands for, about ``prompt`` bytes
+    long."""
+    stream = "false" if word in ("plain", "awaited") else "true"
+    text = f"{word}: say something. " + "All work and no play makes a dull token. " * (prompt // 41)
     body = (
-        b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"%s: say something"}],'
-        b'"stream":%s}' % (kind.encode(), stream)
+        f'{{"model":"gpt-oss-120b","messages":[{{"role":"user","content":"{text}"}}],'
+        f'"stream":{stream}}}'
     )
-    return (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer bench-key\r\n"
-        b"Accept: application/json\r\nUser-Agent: OpenAI/Python 3.54.0\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {key}",
+        "Accept: application/json",
+        "User-Agent: OpenAI/Python 3.54.0",
+        "Content-Type: application/json",
+        *headers,
+        f"Content-Length: {len(body)}",
     )
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
-async def run(port: int, kind: str, clients: int, seconds: float) -> Result:
-    """Keep ``clients`` connections busy for ``seconds``; every answer begun is waited for."""
-    result = Result()
-    began_at = time.perf_counter()
-    loop = asyncio.get_running_loop()
+class Client:
+    """One connection, on which one request is under way at a time."""
 
-    def client() -> _Client:
-        return _Client(request_of(kind), kind, result, began_at + seconds)
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port = port
+        self._request = request
+        self.sock = self._connect()
 
-    connections = [await loop.create_connection(client, "127.0.0.1", port) for _ in range(clients)]
-    await asyncio.gather(*(protocol.done for _, protocol in connections))
-    result.seconds = time.perf_counter() - began_at
-    return result
+    def _connect(self) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def ask(self) -> None:
+        self._begun = self._told = False
+        self._missing = -1  # of a body whose length is known
+        self._seen = b""
+        self.asked_at = time.perf_counter()
+        self.sock.sendall(self._request)
+
+    def take(self, result: Result) -> bool:
+        """Read what is there; whether the answer is complete."""
+        try:
+            data = self.sock.recv(262144)
+        except ConnectionResetError:
+            data = b""
+        now = time.perf_counter()
+        if not data:
+            raise Failed("cut off in the middle of an answer")
+        if self._missing > 0:
+            self._missing -= len(data)
+        self._seen += data
+        if not self._begun:
+            self._begin()
+        if not self._told and MARK in self._seen:
+            self._told = True
+            result.first.append(now - self.asked_at)
+        if not self._complete():
+            if self._told and self._begun:
+                self._seen = self._seen[-len(_LAST_CHUNK) :]
+            return False
+        result.answers += 1
+        result.total.append(now - self.asked_at)
+        return True
+
+    def _begin(self) -> None:
+        head, found, body = self._seen.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise Failed(f"answered {self._seen[:300].decode(errors='replace')!r}")
+        self._begun = True
+        _, sized, rest = head.lower().partition(b"content-length:")
+        if sized:
+            self._missing = int(rest.partition(b"\r\n")[0]) - len(body)
+
+    def _complete(self) -> bool:
+        if not self._begun:
+            return False
+        return self._missing == 0 or self._seen.endswith(_LAST_CHUNK)
+
+
+class Load:
+    """Clients that are connected, to be kept busy for a while, any number of times."""
+
+    def __init__(self, port: int, request: bytes, clients: int) -> None:
+        self._epoll = select.epoll()
+        self._clients: dict[int, Client] = {}
+        for _ in range(clients):
+            client = Client(port, request)
+            self._clients[client.sock.fileno()] = client
+            self._epoll.register(client.sock, select.EPOLLIN)
+
+    def __enter__(self) -> "Load":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._epoll.close()
+        for client in self._clients.values():
+            client.sock.close()
+
+    def ask(self, clients: Iterable[Client] | None = None) -> None:
+        for client in self._clients.values() if clients is None else clients:
+            client.ask()
+
+    def run(self, seconds: float) -> Result:
+        """Keep all busy for ``seconds``; every answer begun is waited for."""
+        result = Result()
+        began_at, before = time.perf_counter(), time.process_time()
+        self.ask()
+        self.gather(result, began_at + seconds)
+        result.seconds = time.perf_counter() - began_at
+        result.own_cpu = time.process_time() - before
+        return result
+
+    def gather(self, result: Result, until: float = 0.0) -> None:
+        """Take the answers under way; a client whose answer is complete asks again before
+        ``until``."""
+        busy = len(self._clients)
+        while busy:
+            for client in self._ready():
+                if not client.take(result):
+                    continue
+                if time.perf_counter() < until:
+                    client.ask()
+                else:
+                    busy -= 1
+
+    def _ready(self) -> list[Client]:
+        ready = self._epoll.poll(PATIENCE)
+        if not ready:
+            raise Failed(f"nothing came for {PATIENCE:.0f} s")
+        return [self._clients[number] for number, _ in ready]
+
+    def ask_in_turn(self, at_once: int) -> None:
+        """One request on each connection, not more than ``at_once`` at a time."""
+        waiting = list(self._clients.values())
+        busy = [waiting.pop() for _ in range(min(at_once, len(waiting)))]
+        self.ask(busy)
+        result, under_way = Result(), len(busy)
+        while under_way:
+            for client in self._ready():
+                if client.take(result):
+                    under_way -= 1
+                    if waiting:
+                        waiting.pop().ask()
+                        under_way += 1

@@ -1,86 +1,191 @@
-"""A raw stand-in for the API: canned bytes, no parsing worth the name, so that it is not what is
-measured. What it answers depends on a word in the request: ``plain``, ``burst``, ``paced``."""
+"""A raw stand-in for the API on bare epoll: canned bytes, no parsing worth the name, so that it is
+not what is measured.
 
-import asyncio
+    python raw_upstream.py PORT [CERTIFICATE_AND_KEY]
+
+Answers that are held are let go by ``GET /release``; ``GET /count`` tells how many there are, and
+how many connections: ``{"held": 0, "connections": 1}``. Any other GET gets a small answer,
+for peers that look whether their upstream is well.
+"""
+
+import gc
+import heapq
+import json
+import select
+import socket
+import ssl
 import sys
+import time
 
-TOKENS = 100
-PACE = 0.005  # seconds between the tokens of a paced stream: 200 a second
+from answers import ANSWERS, SMALL, Answer
 
-_EVENT = (
-    b'data: {"id":"chatcmpl-fb114482-912c-4675-890c-fcaeaeb5d38e","choices":[{"delta":%s,'
-    b'"index":0}],"created":1787325819,"model":"gpt-oss-120b",'
-    b'"system_fingerprint":"fp_e2cabf4999eb0aead3d1","object":"chat.completion.chunk"%s}\n\n'
-)
-_USAGE = (
-    b',"usage":{"total_tokens":169,"completion_tokens":100,"prompt_tokens":69},"time_info":'
-    b'{"queue_time":0.0001,"prompt_time":0.0002,"completion_time":0.0003,"total_time":0.0007}'
-)
+LOOKED_AT = 4096  # bytes of a body in which the word for the answer is looked for
+READ = select.EPOLLIN | select.EPOLLRDHUP
+NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
+class Connection:
+    """One connection: what came in of a request, what is still to go out."""
 
-
-_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n" + _chunk(_EVENT % (b'{"role":"assistant"}', b""))
-)
-_TOKEN = _chunk(_EVENT % (b'{"content":" some words of it"}', b""))
-_TAIL = _chunk(_EVENT % (b"{}", _USAGE)) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-_BURST = _HEAD + _TOKEN * TOKENS + _TAIL
-_REPLY = (
-    b'{"id":"chatcmpl-1","choices":[{"finish_reason":"stop","index":0,"message":'
-    b'{"content":"ok","role":"assistant"}}],"model":"gpt-oss-120b"%s}' % _USAGE
-)
-_PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-    len(_REPLY),
-    _REPLY,
-)
-
-
-class Mock(asyncio.Protocol):
-    """One connection."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+    def __init__(self, sock: socket.socket, mock: "Mock") -> None:
+        self.sock = sock
+        self._mock = mock
+        self._secure = isinstance(sock, ssl.SSLSocket)
         self._inbox = b""
-        self._paced: asyncio.Task[None] | None = None
+        self._missing = 0  # bytes of a body whose answer is decided
+        self._answer: Answer | None = None
+        self._next_write = 0
+        self._outbox = b""
+        self._waits = False  # until the outbox can go on
 
-    def data_received(self, data: bytes) -> None:
-        self._inbox += data
-        head, found, rest = self._inbox.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
-        if len(rest) < length:
-            return
-        body, self._inbox = rest[:length], rest[length:]
-        if b"burst" in body:
-            self._transport.write(_BURST)
-        elif b"paced" in body:
-            self._paced = asyncio.ensure_future(self._pace())
+    def readable(self) -> bool:
+        """False if the other side has left."""
+        while True:
+            try:
+                data = self.sock.recv(262144)
+            except NOT_NOW:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            self._take(data)
+            if not self._secure:  # epoll tells what is left; it knows nothing of what TLS holds
+                return True
+
+    def _take(self, data: bytes) -> None:
+        if self._missing:
+            self._missing -= len(data)
         else:
-            self._transport.write(_PLAIN)
+            self._inbox += data
+            self._look()
+        if self._answer and self._missing <= 0:
+            self._begin(self._answer)
 
-    async def _pace(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._transport.write(_HEAD)
-        began_at = loop.time()
-        for number in range(TOKENS):
-            await asyncio.sleep(began_at + number * PACE - loop.time())
-            self._transport.write(_TOKEN)
-        self._transport.write(_TAIL)
+    def _look(self) -> None:
+        head, found, body = self._inbox.partition(b"\r\n\r\n")
+        if found and head.startswith(b"GET "):
+            self._inbox = b""
+            self.send(self._mock.told(head.split(b" ", 2)[1]))
+        elif found:
+            self._look_into(head, body)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._paced:
-            self._paced.cancel()
+    def _look_into(self, head: bytes, body: bytes) -> None:
+        _, sized, rest = head.lower().partition(b"content-length:")
+        missing = int(rest.partition(b"\r\n")[0]) - len(body) if sized else 0
+        if not sized and not body.endswith(b"0\r\n\r\n"):
+            return
+        if missing > 0 and len(body) < LOOKED_AT:
+            return
+        self._inbox, self._missing = b"", missing
+        self._answer = next(a for word, a in ANSWERS.items() if word in body[:LOOKED_AT])
+
+    def _begin(self, answer: Answer) -> None:
+        self._answer, self._missing, self._next_write = None, 0, 1
+        self.send(answer.writes[0])
+        if answer.held:
+            self._mock.held[self] = answer
+        elif len(answer.writes) > 1:
+            self._mock.later(time.monotonic(), self, answer)
+
+    def go_on(self, answer: Answer) -> bool:
+        """Write what is next; whether there is more."""
+        self.send(answer.writes[self._next_write])
+        self._next_write += 1
+        return self._next_write < len(answer.writes)
+
+    def send(self, data: bytes) -> None:
+        if self._outbox:
+            self._outbox += data
+            return
+        self._outbox = data
+        self.writable()
+
+    def writable(self) -> None:
+        try:
+            while self._outbox:
+                self._outbox = self._outbox[self.sock.send(self._outbox) :]
+        except NOT_NOW:
+            pass
+        except OSError:
+            self._outbox = b""
+        if self._waits is not bool(self._outbox):
+            self._waits = bool(self._outbox)
+            self._mock.epoll.modify(self.sock, READ | (select.EPOLLOUT if self._waits else 0))
 
 
-async def main(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Mock, "127.0.0.1", port, backlog=2048)
-    await server.serve_forever()
+class Mock:
+    """All connections, and what is due when."""
+
+    def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
+        self.epoll = select.epoll()
+        self.held: dict[Connection, Answer] = {}
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
+        self._listener.setblocking(False)
+        self._connections: dict[int, Connection] = {}
+        self._due: list[tuple[float, int, Connection, Answer]] = []
+        self.epoll.register(self._listener, select.EPOLLIN)
+
+    def serve(self) -> None:
+        listener = self._listener.fileno()
+        while True:
+            wait = max(self._due[0][0] - time.monotonic(), 0) if self._due else -1
+            for number, event in self.epoll.poll(wait):
+                if number == listener:
+                    self._accept()
+                else:
+                    self._serve(number, event)
+            self._send_due()
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context:
+            sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._connections[sock.fileno()] = Connection(sock, self)
+        self.epoll.register(sock, READ)
+
+    def _serve(self, number: int, event: int) -> None:
+        connection = self._connections[number]
+        if event & select.EPOLLOUT:
+            connection.writable()
+        if event & ~select.EPOLLOUT and not connection.readable():
+            del self._connections[number]
+            self.held.pop(connection, None)
+            connection.sock.close()
+
+    def later(self, began_at: float, connection: Connection, answer: Answer) -> None:
+        heapq.heappush(self._due, (began_at + answer.pace, id(connection), connection, answer))
+
+    def _send_due(self) -> None:
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            due_at, _, connection, answer = heapq.heappop(self._due)
+            if connection.sock.fileno() >= 0 and connection.go_on(answer):
+                self.later(due_at, connection, answer)
+
+    def told(self, path: bytes) -> bytes:
+        if path == b"/release":
+            held, self.held = self.held, {}
+            for connection, answer in held.items():
+                connection.go_on(answer)
+        elif path == b"/count":
+            count = {"held": len(self.held), "connections": len(self._connections)}
+            text = json.dumps(count).encode()
+            return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
+        return SMALL
+
+
+def main(port: str, certificate: str = "") -> None:
+    context = None
+    if certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+    gc.disable()  # nothing here makes cycles
+    Mock(int(port), context).serve()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    main(*sys.argv[1:])

@@ -1,0 +1,187 @@
+"""How a round is measured: each function takes the rig and a target, and returns figures by name,
+which ends in their unit."""
+
+import json
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from statistics import quantiles
+
+from answers import ANSWERS, MARK
+from load import PATIENCE, Failed, Load, Result, request_of
+from peers import CLIENT_KEY, Running, Setting
+from processes import Process
+
+Figures = dict[str, float]
+FAULTS = (Failed, OSError, HTTPException, ValueError, subprocess.CalledProcessError)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The mock upstream, and how much of everything."""
+
+    mock: Process
+    setting: Setting
+    seconds: float = 2.0
+    idle: int = 1000
+    streams: int = 200
+
+    def short(self) -> "Rig":
+        """For a short look."""
+        return replace(self, seconds=0.3, idle=100, streams=20)
+
+    def ask(self, path: str) -> dict[str, int]:
+        """What the mock says."""
+        connection = HTTPConnection("127.0.0.1", self.setting.upstream_port, timeout=PATIENCE)
+        connection.request("GET", path)
+        told: dict[str, int] = json.loads(connection.getresponse().read())
+        connection.close()
+        return told
+
+    def wait_held(self, count: int) -> None:
+        until = time.monotonic() + PATIENCE
+        while self.ask("/count")["held"] < count:
+            if time.monotonic() > until:
+                self.ask("/release")
+                raise Failed(f"no {count} requests came through at a time")
+            time.sleep(0.02)
+
+
+def _percentiles(name: str, values: list[float]) -> Figures:
+    cuts = quantiles(values * 2, n=100, method="inclusive")  # of one value, too
+    return {f"{name}_p50_ms": cuts[49] * 1e3, f"{name}_p99_ms": cuts[98] * 1e3}
+
+
+def _figures(result: Result, word: str, cpu: float, mock_cpu: float) -> Figures:
+    tokens = result.answers * ANSWERS[word.encode()].tokens
+    return {
+        "requests": result.answers,
+        "request_cpu_us": cpu / result.answers * 1e6,
+        "token_cpu_us": cpu / tokens * 1e6,
+        "requests_per_second": result.answers / result.seconds,
+        "tokens_per_second": tokens / result.seconds,
+        "core_percent": cpu / result.seconds * 100,
+        "rig_percent": (result.own_cpu + mock_cpu) / result.seconds * 100,
+        **_percentiles("first", result.first),
+        **_percentiles("total", result.total),
+    }
+
+
+def busy(
+    rig: Rig, target: Running, word: str, clients: int, share: float = 1.0, prompt: int = 0
+) -> Figures:
+    """So many clients, each of which asks again when it has its answer."""
+    request = request_of(word, CLIENT_KEY, target.headers, prompt)
+    with Load(target.port, request, clients) as load:
+        load.run(rig.seconds * share / 5)  # warm: connections are made, on both sides
+        cpu, mock_cpu = target.process.cpu(), rig.mock.cpu()
+        result = load.run(rig.seconds * share)
+        cpu, mock_cpu = target.process.cpu() - cpu, rig.mock.cpu() - mock_cpu
+    return _figures(result, word, cpu, mock_cpu)
+
+
+def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:
+    """Beside connections on which nothing happens: as many to upstream as from clients."""
+    first_answer(target)
+    others = rig.ask("/count")["connections"]
+    with Load(target.port, request_of("awaited", CLIENT_KEY, target.headers), rig.idle) as idle:
+        idle.ask()
+        rig.wait_held(rig.idle)
+        rig.ask("/release")
+        idle.gather(Result())
+        figures = busy(rig, target, "plain", clients)
+        return {**figures, "upstream_connections": rig.ask("/count")["connections"] - others}
+
+
+def first_answer(target: Running) -> None:
+    """Wait for it: some listen before they are ready."""
+    until = time.monotonic() + target.peer.patience
+    while True:
+        try:
+            _whole(target, "plain")
+            return
+        except FAULTS:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def just_started(rig: Rig, target: Running) -> Figures:
+    first_answer(target)
+    return {
+        "answered_ms": (time.perf_counter() - target.process.started_at) * 1e3,
+        "listening_ms": target.listening_after * 1e3,
+        "idle_mib": target.process.resident() / 2**20,
+    }
+
+
+def _grown(target: Running, before: float, count: int) -> float:
+    """KiB for each of ``count``, after a moment in which it comes to rest."""
+    time.sleep(0.3)
+    return (target.process.resident() - before) / count / 1024
+
+
+def idle_connections(rig: Rig, target: Running) -> Figures:
+    """Clients that have had one answer each, and stay."""
+    first_answer(target)
+    before = target.process.resident()
+    with Load(target.port, request_of("plain", CLIENT_KEY, target.headers), rig.idle) as load:
+        load.ask_in_turn(8)
+        return {"connection_kib": _grown(target, before, rig.idle)}
+
+
+def open_streams(rig: Rig, target: Running) -> Figures:
+    """Streams of which the first token has come, and the rest has not."""
+    first_answer(target)
+    before = target.process.resident()
+    request = request_of("stuck", CLIENT_KEY, target.headers)
+    with Load(target.port, request, rig.streams) as load:
+        load.ask()
+        rig.wait_held(rig.streams)
+        grown = _grown(target, before, rig.streams)
+        rig.ask("/release")
+        load.gather(Result())
+        return {"stream_kib": grown}
+
+
+def resident_after(rig: Rig, target: Running) -> Figures:
+    """When all that load has gone."""
+    return {"after_mib": target.process.resident() / 2**20}
+
+
+def import_time(rig: Rig, target: Running) -> Figures:
+    python, module = target.imports
+    if not module:
+        return {}
+    code = f"import time; b = time.perf_counter(); import {module}; print(time.perf_counter() - b)"
+    command = (python, "-W", "ignore", "-c", code)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {"import_ms": float(done.stdout.split()[-1]) * 1e3}
+
+
+def check(target: Running) -> str:
+    """That it answers, and all of it; returns what is odd about it."""
+    first_answer(target)
+    for word in ("plain", "burst", "paced"):
+        first, total, body = _whole(target, word)
+        if body.count(MARK) != ANSWERS[word.encode()].events:
+            raise Failed(f"{word}: {body.count(MARK)} events came through")
+    return "" if first < total / 2 else "holds streams back until they end"
+
+
+def _whole(target: Running, word: str) -> tuple[float, float, bytes]:
+    """One answer; the seconds to its first token and to its end."""
+    body, began_at, first_at = b"", time.perf_counter(), 0.0
+    with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as sock:
+        sock.sendall(request_of(word, CLIENT_KEY, target.headers))
+        response = HTTPResponse(sock)
+        response.begin()
+        if response.status != 200:
+            raise Failed(f"answered {response.status}: {response.read(300).decode()}")
+        while data := response.read1(65536):
+            body += data
+            if not first_at and MARK in body:
+                first_at = time.perf_counter()
+    return first_at - began_at, time.perf_counter() - began_at, body

@@ -1,0 +1,220 @@
+"""Whom the proxy is measured beside: how each is found, set up and started.
+
+A peer is a row of ``PEERS``. Its configuration is what its users would have for this job: one
+worker, connections to upstream kept, nothing of a stream held back, a key asked of clients. In
+commands, environments and configurations ``@NAME@`` stands for what ``Setting.values`` says.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from processes import PROXY_CORE, Process, free_port, listening
+
+HERE = Path(__file__).resolve().parent
+TOOLS = HERE / ".venv" / "bin"  # the peers' own environment, apart from the project's
+PORTKEY = HERE / "node_modules" / "@portkey-ai" / "gateway"
+CLIENT_KEY = "sk-bench-key"
+OURS = "ape_cerebras"
+_BY_MAKE = "make bench-peers"
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    needs: tuple[str, ...]  # programs and files without which it cannot be started
+    install: str  # how to get them
+    command: tuple[str, ...]
+    version: tuple[str, ...]  # a command that prints it
+    environment: dict[str, str] = field(default_factory=dict)
+    config: str = ""  # a file of configs/
+    headers: tuple[str, ...] = ()  # that its clients send
+    imports: tuple[str, str] = ("", "")  # a Python, and the module whose import time counts
+    patience: float = 20.0  # seconds until it has to listen, and again to answer
+
+    def missing(self) -> list[str]:
+        needs = (filled(need, {}) for need in self.needs)
+        return [need for need in needs if not (shutil.which(need) or Path(need).exists())]
+
+    def version_found(self) -> str:
+        command = [filled(part, {}) for part in self.version]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+        return found[0] if found else "?"
+
+
+def _version_of(package: str) -> tuple[str, ...]:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return ("@TOOLS@/python", "-c", code)
+
+
+PEERS = (
+    Peer(
+        OURS,
+        needs=("@PYTHON@",),
+        install="make run",
+        command=("@PYTHON@", "-m", "ape_cerebras", "serve"),
+        version=("@PYTHON@", "-c", "from ape_cerebras.version import VERSION; print(VERSION)"),
+        # Logs, metrics, the check of keys and all limits are on by themselves.
+        environment={
+            "CEREBRAS_API_KEY": "upstream-key",
+            "CEREBRAS_BASE_URL": "@URL@",
+            "APE_API_KEY": "@KEY@",
+            "SSL_CERT_FILE": "@CA@",
+            "HOST": "127.0.0.1",
+            "PORT": "@PORT@",
+            "BACKEND": "@BACKEND@",
+            "CONNECTION_POOL_SIZE": "2000",
+            "KEEP_ALIVE_CONNECTIONS": "1100",
+            "REQUEST_TIMEOUT": "60",
+            "TTFT_TARGET_MS": "200",
+        },
+        imports=("@PYTHON@", "ape_cerebras"),
+    ),
+    Peer(
+        "nginx",
+        needs=("nginx",),
+        install="apt-get install nginx",
+        command=("nginx", "-p", "@DIR@", "-c", "@DIR@/nginx.conf"),
+        version=("nginx", "-v"),
+        config="nginx.conf",
+    ),
+    Peer(
+        "haproxy",
+        needs=("haproxy",),
+        install="apt-get install haproxy",
+        command=("haproxy", "-f", "@DIR@/haproxy.cfg"),
+        version=("haproxy", "-v"),
+        config="haproxy.cfg",
+    ),
+    Peer(
+        "fastapi",
+        needs=("@TOOLS@/uvicorn",),
+        install=_BY_MAKE,
+        command=(
+            *("@TOOLS@/uvicorn", "fastapi_proxy:app", "--app-dir", "@DIR@"),
+            *("--host", "127.0.0.1", "--port", "@PORT@"),
+        ),
+        version=_version_of("fastapi"),
+        environment={
+            "UPSTREAM_URL": "@URL@",
+            "CLIENT_KEY": "@KEY@",
+            "SSL_CERT_FILE": "@CA@",
+        },
+        config="fastapi_proxy.py",
+        imports=("@TOOLS@/python", "fastapi, httpx, prometheus_client, uvicorn"),
+    ),
+    Peer(
+        "litellm",
+        needs=("@TOOLS@/litellm",),
+        install=_BY_MAKE,
+        command=(
+            *("@TOOLS@/litellm", "--config", "@DIR@/litellm.yaml"),
+            *("--host", "127.0.0.1", "--port", "@PORT@"),
+        ),
+        version=_version_of("litellm"),
+        environment={"SSL_CERT_FILE": "@CA@", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        config="litellm.yaml",
+        imports=("@TOOLS@/python", "litellm.proxy.proxy_server"),
+        patience=90.0,
+    ),
+    Peer(
+        "sglang-router",
+        needs=("@TOOLS@/sglang-router",),
+        install=_BY_MAKE,
+        command=(
+            *("@TOOLS@/sglang-router", "launch", "--worker-urls", "@URL@"),
+            *("--policy", "round_robin", "--host", "127.0.0.1", "--port", "@PORT@"),
+            *("--prometheus-port", "@SPARE_PORT@", "--api-key", "@KEY@"),
+            *("--max-concurrent-requests", "4096", "--request-timeout-secs", "60"),
+        ),
+        version=_version_of("sglang-router"),
+        environment={"SSL_CERT_FILE": "@CA@"},
+        patience=60.0,
+    ),
+    Peer(
+        "portkey",
+        needs=("node", f"{PORTKEY}/build/start-server.js"),
+        install=f"a Node, and {_BY_MAKE}",
+        command=("node", f"{PORTKEY}/build/start-server.js", "--headless", "--port=@PORT@"),
+        version=("node", "-p", f"require('{PORTKEY}/package.json').version"),
+        environment={"NODE_EXTRA_CA_CERTS": "@CA@", "NODE_ENV": "production"},
+        headers=("x-portkey-provider: openai", "x-portkey-custom-host: @URL@/v1"),
+    ),
+)
+
+
+# The mock upstream, without a proxy: what a proxy adds is taken from it.
+DIRECT = Peer("direct", needs=(), install="", command=(), version=())
+
+
+def filled(text: str, values: dict[str, str]) -> str:
+    known = {"PYTHON": sys.executable, "TOOLS": str(TOOLS), **values}
+    return re.sub(r"@([A-Z_]+)@", lambda found: known[found[1]], text)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where peers run: their upstream, and a directory for what they write."""
+
+    scheme: str
+    upstream_port: int
+    ca: str
+    backend: str
+    directory: Path
+
+    def values(self, port: int, directory: Path) -> dict[str, str]:
+        tls = f"ssl verify required verifyhost localhost ca-file {self.ca}"
+        return {
+            "PORT": str(port),
+            "SPARE_PORT": str(free_port()),
+            "UPSTREAM_PORT": str(self.upstream_port),
+            "SCHEME": self.scheme,
+            "URL": f"{self.scheme}://127.0.0.1:{self.upstream_port}",
+            "CA": self.ca,
+            "HAPROXY_TLS": tls if self.scheme == "https" else "",
+            "KEY": CLIENT_KEY,
+            "BACKEND": self.backend,
+            "DIR": str(directory),
+        }
+
+
+@dataclass
+class Running:
+    """A peer that listens."""
+
+    peer: Peer
+    port: int
+    process: Process
+    listening_after: float  # seconds
+    headers: tuple[str, ...] = ()
+
+    @property
+    def imports(self) -> tuple[str, str]:
+        python, module = self.peer.imports
+        return filled(python, {}), module
+
+
+def start(peer: Peer, setting: Setting) -> Running:
+    """Start it; it listens, or it is ended and ``ConnectionError`` tells what it wrote last."""
+    port = free_port()
+    directory = setting.directory / f"{peer.name}-{port}"
+    directory.mkdir()
+    values = setting.values(port, directory)
+    if peer.config:
+        text = (HERE / "configs" / peer.config).read_text()
+        (directory / peer.config).write_text(filled(text, values))
+    command = [filled(part, values) for part in peer.command]
+    environment = {name: filled(value, values) for name, value in peer.environment.items()}
+    set_ones = {name: value for name, value in environment.items() if value}
+    process = Process(PROXY_CORE, command, set_ones, directory / "output")
+    after = listening(port, process, peer.patience)
+    if after == float("inf"):
+        process.stop()
+        lines = process.output.read_text(errors="replace").strip().splitlines()[-3:]
+        raise ConnectionError(f"{peer.name} does not listen: " + " | ".join(lines))
+    headers = tuple(filled(header, values) for header in peer.headers)
+    return Running(peer, port, process, after, headers)

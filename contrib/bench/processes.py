@@ -1,0 +1,131 @@
+"""Processes of the bench: started on a core of their own, looked at by /proc, ended by their id."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+CORES = sorted(os.sched_getaffinity(0))
+PROXY_CORE, OTHER_CORE = CORES[0], CORES[-1]
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PROC = Path("/proc")
+
+
+class Process:
+    """A program and its children: a session of their own, so that none is missed."""
+
+    def __init__(
+        self, core: int, command: Sequence[str], environment: Mapping[str, str], output: Path
+    ) -> None:
+        self.output = output
+        self.started_at = time.perf_counter()
+        with output.open("ab") as file:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                cwd=output.parent,
+                env={**os.environ, **environment},
+                start_new_session=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )
+
+    def _stats(self) -> Iterator[list[str]]:
+        """Of each process of the session, the fields of its ``stat`` that follow the name."""
+        for path in _PROC.glob("[0-9]*/stat"):
+            try:
+                number, _, fields = path.read_text().partition(" ")
+            except OSError:  # it has ended
+                continue
+            rest = fields.rpartition(")")[2].split()
+            if int(rest[3]) == self._popen.pid:
+                yield [number, *rest]
+
+    def cpu(self) -> float:
+        """Seconds of CPU, the system's part included, of all threads there are."""
+        # The scheduler's own count, in nanoseconds: that of `stat` goes by ticks of 10 ms, and a
+        # second of a paced stream costs some proxies no more than that.
+        return sum(_scheduled(fields[0]) for fields in self._stats())
+
+    def resident(self) -> float:
+        """Bytes; pages that several processes share count for each."""
+        return sum(int(fields[22]) for fields in self._stats()) * float(_PAGE)
+
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.resume()
+        if self.running():
+            self._popen.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(10)
+        self._signal(signal.SIGKILL)  # what it left behind
+        self._popen.wait(10)
+
+    def _signal(self, number: int) -> None:
+        """To all of the session, which is a process group of its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, number)
+
+
+def _scheduled(number: str) -> float:
+    total = 0
+    for path in _PROC.glob(f"{number}/task/*/schedstat"):
+        try:
+            total += int(path.read_text().partition(" ")[0])
+        except OSError:  # it has ended
+            continue
+    return total / 1e9
+
+
+@contextmanager
+def started(
+    core: int, command: Sequence[str], environment: Mapping[str, str], output: Path
+) -> Iterator[Process]:
+    process = Process(core, command, environment, output)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def listening(port: int, process: Process, patience: float) -> float:
+    """Seconds from the start of the process until somebody listens; infinite if nobody does."""
+    while process.running() and time.perf_counter() - process.started_at < patience:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.002)
+        else:
+            return time.perf_counter() - process.started_at
+    return float("inf")
+
+
+def settle_down_here() -> None:
+    """This process takes the core that is not the proxies', and as many open files as it may; it
+    finds programs where Debian has servers, which is not on every user's path."""
+    os.sched_setaffinity(0, {OTHER_CORE})
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
