@@ -89,6 +89,14 @@ def test_a_peer_that_failed_is_told_and_has_no_figures() -> None:
     assert "nginx failed: cut off" in report.table(failing)
 
 
+def test_in_short_ours_comes_with_each_peer_and_the_ratio() -> None:
+    cheap = {**ROUND, "request_cpu_us": 40.0}
+    entries = [entry(ape_cerebras=[ROUND], nginx=[cheap])]
+    run = {"versions": {"ape_cerebras": "", "nginx": "", "haproxy": ""}, "scenarios": entries}
+    last = import_module("report").summary(run).splitlines()[-1]
+    assert last == "| plain, 32: CPU µs/request | 100 | 40 (2.5) | – |"
+
+
 def test_runs_are_joined(tmp_path: Path) -> None:
     report = import_module("report")
     paths = []

@@ -97,8 +97,10 @@ def measure(plan: Plan, path: Path) -> None:
     for outcome in run_all(plan):
         entries.append(report.entry_of(outcome))
         print(report.table(entries[-1]), flush=True)
+    run = report.run_of(plan, entries)
+    print(report.summary(run))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.run_of(plan, entries), indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
     print(f"every round: {path}")
     plot(path)
 

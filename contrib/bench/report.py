@@ -144,6 +144,25 @@ def table(entry: Entry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _cell(entry: Entry, name: str) -> str:
+    column = TABLES[entry["table"]][0]
+    value, ratio = medians(entry, column.figure).get(name), ratios(entry).get(name)
+    if value is None:
+        return "–"
+    return f"{value:.{column.digits}f}" + (f" ({ratio:.2g})" if ratio is not None else "")
+
+
+def summary(run: dict[str, Any]) -> str:
+    """In short, as Markdown: of each scenario the first column, and behind each peer's figure ours
+    by it."""
+    names = list(run["versions"])
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for entry in run["scenarios"]:
+        title = f"{entry['name']}: {TABLES[entry['table']][0].heading}"
+        lines.append(f"| {title} | " + " | ".join(_cell(entry, name) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def heading(run: dict[str, Any]) -> str:
     machine = run["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -166,6 +185,7 @@ def main() -> None:
     print(heading(run))
     for entry in run["scenarios"]:
         print(table(entry))
+    print(summary(run))
 
 
 if __name__ == "__main__":
