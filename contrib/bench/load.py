@@ -56,6 +56,7 @@ class Client:
     def __init__(self, port: int, request: bytes) -> None:
         self._port = port
         self._request = request
+        self.waits = False  # for an answer, or the rest of one
         self.sock = self._connect()
 
     def _connect(self) -> socket.socket:
@@ -64,6 +65,7 @@ class Client:
         return sock
 
     def ask(self) -> None:
+        self.waits = True
         self._begun = self._told = False
         self._missing = -1  # of a body whose length is known
         self._seen = b""
@@ -91,6 +93,7 @@ class Client:
             if self._told and self._begun:
                 self._seen = self._seen[-len(_LAST_CHUNK) :]
             return False
+        self.waits = False
         result.answers += 1
         result.total.append(now - self.asked_at)
         return True
@@ -162,7 +165,11 @@ class Load:
         ready = self._epoll.poll(PATIENCE)
         if not ready:
             raise Failed(f"nothing came for {PATIENCE:.0f} s")
-        return [self._clients[number] for number, _ in ready]
+        clients = [self._clients[number] for number, _ in ready]
+        for client in clients:
+            if not client.waits:  # an idle connection that the other side closes
+                self._epoll.unregister(client.sock)
+        return [client for client in clients if client.waits]
 
     def ask_in_turn(self, at_once: int) -> None:
         """One request on each connection, not more than ``at_once`` at a time."""

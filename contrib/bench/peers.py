@@ -96,7 +96,7 @@ PEERS = (
         install=_BY_MAKE,
         command=(
             *("@TOOLS@/uvicorn", "fastapi_proxy:app", "--app-dir", "@DIR@"),
-            *("--host", "127.0.0.1", "--port", "@PORT@"),
+            *("--host", "127.0.0.1", "--port", "@PORT@", "--timeout-keep-alive", "75"),
         ),
         version=_version_of("fastapi"),
         environment={
@@ -113,7 +113,7 @@ PEERS = (
         install=_BY_MAKE,
         command=(
             *("@TOOLS@/litellm", "--config", "@DIR@/litellm.yaml"),
-            *("--host", "127.0.0.1", "--port", "@PORT@"),
+            *("--host", "127.0.0.1", "--port", "@PORT@", "--keepalive_timeout", "75"),
         ),
         version=_version_of("litellm"),
         environment={"SSL_CERT_FILE": "@CA@", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
