@@ -1,7 +1,8 @@
 """One answer of the simulator on its way: paced, cut, or garbled, and what came of it.
 
 Every moment is an absolute deadline counted from the request, so that nothing adds up to a drift.
-An answer's head, its role event and its first token leave in one write, when that token is due; a
+An answer's head, its role event and its first token leave in one write, when that token is due (as
+recorded of the real API; ``head_lead`` parts them); a
 plain answer leaves whole, when its last token is. Events that are due at the same time, or overdue,
 leave in one write as well.
 """
@@ -46,10 +47,16 @@ class Truth:
     request_arrived_at: float
     id: str = ""
     status: int = 0
+    head_write: tuple[float, float] | None = None
     first_token_write: tuple[float, float] | None = None
     last_token_write: tuple[float, float] | None = None
     events_written: int = 0
     left: bool = False
+
+    @property
+    def ttfb_seconds(self) -> float | None:
+        """The request arrived → the head was given to the kernel."""
+        return self._since_arrival(self.head_write)
 
     @property
     def ttft_seconds(self) -> float | None:
@@ -63,11 +70,11 @@ class Truth:
 
     @property
     def uncertain_seconds(self) -> float | None:
-        """By how much these two may be wrong, either way: a process that is set aside in the
+        """By how much these may be wrong, either way: a process that is set aside in the
         middle of a call cannot know when it took effect."""
-        if self.first_token_write is None or self.last_token_write is None:
+        if self.last_token_write is None:
             return None
-        writes = (self.first_token_write, self.last_token_write)
+        writes = filter(None, (self.head_write, self.first_token_write, self.last_token_write))
         return round(max(end - begin for begin, end in writes) / 2, 6)
 
     def told(self) -> dict[str, object]:
@@ -75,6 +82,7 @@ class Truth:
         known = {
             "status_code": self.status,
             "id": self.id,
+            "ttfb_seconds": self.ttfb_seconds,
             "ttft_seconds": self.ttft_seconds,
             "last_token_seconds": self.last_token_seconds,
             "uncertain_seconds": self.uncertain_seconds,
@@ -174,8 +182,10 @@ class Answer:
         """Write down what the latest flush took along."""
         truth, stream = self.truth, self._downstream.stream
         truth.events_written += len(self._held)
+        write = (stream.left_at, stream.written_at)
+        truth.head_write = truth.head_write or write
         if any(event.has_tokens for event in self._held):
-            truth.last_token_write = (stream.left_at, stream.written_at)
+            truth.last_token_write = write
             truth.first_token_write = truth.first_token_write or truth.last_token_write
         self._held.clear()
 

@@ -82,6 +82,9 @@ class Simulation:
     """What the simulator does with a request. Durations are seconds."""
 
     ttft: float = _option(0.05, seconds, "seconds from request to first token")
+    head_lead: float = _option(
+        0.0, seconds, "seconds, of ttft, by which head and role event precede the first token"
+    )
     rate: float = _option(2000.0, seconds, "tokens per second after the first; 0: all at once")
     tokens: int = _option(64, count, "tokens of a completion, reasoning included")
     tokens_per_chunk: int = _option(8, positive_count, "tokens of an event, at most")
@@ -118,7 +121,10 @@ class Simulation:
         return replace(self, **values)
 
     def due(self, made: int) -> float:
-        """Seconds from the request to the moment at which ``made`` tokens are made."""
+        """Seconds from the request to the moment at which ``made`` tokens are made; with none, to
+        that of the head."""
+        if not made:
+            return max(0.0, self.ttft - self.head_lead)
         return self.ttft + self.generation(made)
 
     def generation(self, made: int) -> float:

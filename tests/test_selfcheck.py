@@ -32,10 +32,10 @@ def test_each_time_is_compared_with_what_happened() -> None:
         "ttft_seconds": 0.75,
         "total_time_seconds": 3.0,
     }
-    truth = {"ttft_seconds": 0.25, "last_token_seconds": 2.0}
+    truth = {"ttfb_seconds": 0.125, "ttft_seconds": 0.25, "last_token_seconds": 2.0}
     assert _errors(line, truth, Seen(0.5, 3.25, 0.0)) == {
         "upstream_ttft": 0.25,
-        "ttfb": pytest.approx(0.15),
+        "ttfb": pytest.approx(0.275),
         "last_token": 0.5,
         "ttft": 0.25,
         "total_time": -0.25,

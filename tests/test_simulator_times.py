@@ -70,7 +70,7 @@ async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
     told = orjson.loads(last.split(b"data: ")[2].partition(b"\n")[0])["time_info"]
     assert (told["queue_time"], told["prompt_time"]) == (0.25, 0.75)
     assert (told["completion_time"], told["total_time"]) == (2.0, 3.0)
-    assert (truth.ttft_seconds, truth.last_token_seconds) == (1.0, 3.0)
+    assert (truth.ttfb_seconds, truth.ttft_seconds, truth.last_token_seconds) == (1.0, 1.0, 3.0)
     assert truth.uncertain_seconds == 0.0
     assert truth.events_written == 8
 
@@ -174,3 +174,14 @@ async def test_a_client_that_leaves_before_the_first_token_is_noticed() -> None:
         "events_written": 0,
         "left": True,
     }
+
+
+@on_mock_clock
+async def test_head_and_role_may_come_before_the_first_token() -> None:
+    async with simulated(**PACED, head_lead=0.75) as (simulator, client):
+        seen = await writes(client, chat(STREAM))
+        [truth] = simulator.truth
+    assert [at for at, _ in seen] == [0.25, 1.0, 1.6, 2.1, 2.6, 3.0]
+    assert b'"role"' in seen[0][1]
+    assert b'"content"' not in seen[0][1]
+    assert (truth.ttfb_seconds, truth.ttft_seconds) == (0.25, 1.0)
