@@ -4,6 +4,7 @@ import fcntl
 import socket
 import struct
 import termios
+from collections import deque
 from collections.abc import Callable
 
 from .lookout import lookout
@@ -21,8 +22,6 @@ class Receiver:
 
     ``arrived_at``: when the bytes of the latest ``read`` arrived; never before those before.
     ``stamped``: whether the kernel has said so; else it is the moment of the read.
-    ``attentive``: set to have arrivals noted before their turn to be read, so that what comes first
-    has a moment of its own even if more comes before it is read. That is worth it for first tokens.
     """
 
     def __init__(
@@ -33,20 +32,27 @@ class Receiver:
         self._silent_until = silent_until
         self._times = arrival_clock() if ask_for_stamps(sock) else None
         self._lookout = lookout() if self._times else None
-        self._noted_bytes = 0
-        self._noted_at = 0.0
+        self._notes: deque[tuple[int, float]] = deque()  # bytes to be read, and when they came
+        self._attentive = self._watched = False
         self.arrived_at = silent_until
         self.stamped = False
-        self.attentive = False
 
     def stamp_by_read(self) -> None:
         """Take the moment of the read for the arrival from here on."""
         self.close()
         self._times = self._lookout = None
 
+    def be_attentive(self, on: bool) -> None:
+        """Whether to have arrivals noted before their turn to be read, so that each has its own
+        moment even if more comes before it is read. That is worth it for first tokens."""
+        self._attentive = on
+        if not on:
+            self.close()
+
     def close(self) -> None:
-        """To be called before the socket is closed; harmless after."""
-        if self._lookout is not None:
+        """To be called before the socket is closed."""
+        if self._watched and self._lookout is not None:
+            self._watched = False
             self._lookout.forget(self._socket.fileno())
 
     def look(self) -> None:
@@ -60,50 +66,61 @@ class Receiver:
         Raises BlockingIOError where nothing has, OSError where the connection is broken.
         """
         began_at = self._clock()
+        at_most = min(max_bytes, self._notes[0][0]) if self._notes else max_bytes
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(
-                min(max_bytes, self._noted_bytes or max_bytes), STAMP_SPACE
-            )
+            data, ancillary, _, _ = self._socket.recvmsg(at_most, STAMP_SPACE)
         except BlockingIOError:
             self._silent_until = began_at
-            if self.attentive and self._lookout is not None:
-                self._lookout.await_arrival(self._socket.fileno(), self._note)
+            self._watch()
             raise
-        if self._noted_bytes:
-            arrived_at: float | None = self._noted_at
-            self._noted_bytes -= len(data)
-        else:
-            arrived_at = self._moment_of(ancillary)
+        arrived_at = self._take_note(len(data)) if self._notes else self._moment_of(ancillary)
         self.stamped = arrived_at is not None
         # A segment that overtook others bears an earlier stamp than those it follows.
         self.arrived_at = max(self.arrived_at, self._clock() if arrived_at is None else arrived_at)
         return data
 
+    def _watch(self) -> None:
+        if self._attentive and not self._watched and self._lookout is not None:
+            self._watched = True
+            self._lookout.watch(self._socket.fileno(), self._note)
+
+    def _take_note(self, count: int) -> float:
+        """When the first ``count`` bytes came, of which no more than one note tells."""
+        noted, moment = self._notes.popleft()
+        if count < noted:
+            self._notes.appendleft((noted - count, moment))
+        return moment
+
     def _note(self) -> None:
-        """Note what has come first and when, before more joins it."""
+        """Note what has come since the last note, and when, before more joins it."""
         try:
-            # In this order: what comes between the two must not get an earlier moment than it had.
+            # First: what comes from here on must not get an earlier moment than it had.
             (waiting,) = _INT.unpack(fcntl.ioctl(self._socket, termios.FIONREAD, _INT.pack(0)))
-            first = self._peek(1)
-            came_with_it = self._count_under(first, waiting)
+            noted = sum(count for count, _ in self._notes)
+            while noted < waiting:
+                stamp = self._peek(noted + 1)
+                moment = self._moment_of(stamp)
+                if moment is None:
+                    return
+                end = self._end_of(stamp_in(stamp), noted + 1, waiting)
+                self._notes.append((end - noted, moment))
+                noted = end
         except OSError:
             return
-        noted_at = self._moment_of(first)
-        if noted_at is not None:
-            self._noted_bytes, self._noted_at = came_with_it, noted_at
 
-    def _count_under(self, first: _Ancillary, waiting: int) -> int:
-        """How many of the bytes bear the stamp of the first. Not all where the kernel has not
-        joined their segments: there are too many, or somebody captures packets."""
-        under, beyond = 1, waiting + 1
+    def _end_of(self, stamp: int, under: int, waiting: int) -> int:
+        """How many of the bytes there are up to the last that bears ``stamp``, as number ``under``
+        does. Not all where the kernel has not joined their segments: there are too many, or
+        somebody captures packets."""
+        beyond = waiting + 1
         middle = waiting  # mostly it is all of them
         while beyond - under > 1:
-            if stamp_in(self._peek(middle)) == stamp_in(first):
+            if stamp_in(self._peek(middle)) == stamp:
                 under = middle
             else:
                 beyond = middle
             middle = (under + beyond) // 2
-        return min(under, waiting)
+        return under
 
     def _peek(self, count: int) -> _Ancillary:
         """What comes with the last of the first ``count`` bytes."""

@@ -22,28 +22,23 @@ class Lookout:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._awaiting: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
 
-    def await_arrival(self, descriptor: int, note: Callable[[], None]) -> None:
-        """Have ``note`` called at the first look that finds bytes to read."""
-        self._awaiting[descriptor] = note
-        once = select.EPOLLIN | select.EPOLLONESHOT
-        try:
-            self._epoll.modify(descriptor, once)
-        except FileNotFoundError:  # not yet, or another socket had the number
-            self._epoll.register(descriptor, once)
+    def watch(self, descriptor: int, note: Callable[[], None]) -> None:
+        """Have ``note`` called at the first look after each arrival."""
+        self._watched[descriptor] = note
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
 
     def forget(self, descriptor: int) -> None:
-        """Await nothing there; also before it is closed."""
-        self._awaiting.pop(descriptor, None)
+        """Watch that one no more; to be called before it is closed."""
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
     def look(self) -> None:
         """Note what has come."""
-        if self._awaiting:
+        if self._watched:
             for descriptor, _ in self._epoll.poll(0, _AT_ONCE):
-                note = self._awaiting.pop(descriptor, None)
-                if note is not None:
-                    note()
+                self._watched[descriptor]()
 
 
 _lookout_of_this_run: RunVar[Lookout] = RunVar("ape_cerebras lookout")

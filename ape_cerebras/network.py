@@ -114,7 +114,7 @@ class SocketStream(StampedStream):
         self._receiver.stamp_by_read()
 
     def be_attentive(self, on: bool) -> None:
-        self._receiver.attentive = on
+        self._receiver.be_attentive(on)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         await self._take_turn()

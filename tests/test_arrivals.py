@@ -30,7 +30,7 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         theirs.setblocking(False)
         receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
-        receiver.attentive = True
+        receiver.be_attentive(True)
         with pytest.raises(BlockingIOError):
             receiver.read(1000)
         sent_at = []
@@ -57,7 +57,7 @@ async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int)
     ):
         theirs.setblocking(False)
         receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
-        receiver.attentive = True
+        receiver.be_attentive(True)
         with pytest.raises(BlockingIOError):
             receiver.read(1000)
         ours.send(b"first")
@@ -70,4 +70,29 @@ async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int)
             for _ in receiver.read(max_bytes):
                 moments[len(moments)] = receiver.arrived_at
         assert all((moment < joined_at + TOLERANCE) is (at < 5) for at, moment in moments.items())
+        receiver.close()
+
+
+async def test_each_of_several_that_wait_has_its_moment() -> None:
+    """As head, role and first token have that come one by one while the loop is held."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        theirs.setblocking(False)
+        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
+        receiver.be_attentive(True)
+        with pytest.raises(BlockingIOError):
+            receiver.read(1000)
+        sent_at = []
+        for part in (b"role", b"token", b"more"):
+            sent_at.append(anyio.current_time())
+            ours.send(part)
+            lookout().look()
+            pause()
+        for number, part in enumerate((b"role", b"token", b"more")):
+            assert receiver.read(1000) == part
+            assert sent_at[number] - TOLERANCE <= receiver.arrived_at
+            assert [*sent_at, anyio.current_time()][number + 1] > receiver.arrived_at
         receiver.close()

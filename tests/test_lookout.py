@@ -5,9 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from ape_cerebras.lookout import Lookout, lookout
+from ape_cerebras.lookout import Lookout
+from ape_cerebras.lookout import lookout as lookout_of_this_run
 
 pytestmark = pytest.mark.anyio
+
+Pair = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
@@ -17,48 +20,42 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def test_an_arrival_is_noted_once(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_each_arrival_is_noted_once(pair: Pair) -> None:
     ours, theirs = pair
-    watch, notes = Lookout(), []
-    watch.await_arrival(theirs.fileno(), lambda: notes.append(len(notes)))
-    watch.look()
+    lookout, notes = Lookout(), []
+    lookout.watch(theirs.fileno(), lambda: notes.append(len(notes)))
+    lookout.look()
     assert notes == []
-    ours.send(b"a")
-    watch.look()
-    watch.look()
-    assert notes == [0]
-    watch.await_arrival(theirs.fileno(), lambda: notes.append(len(notes)))
-    watch.look()
-    assert notes == [0, 1]
+    for number in range(3):
+        ours.send(b"a")
+        lookout.look()
+        lookout.look()
+        assert notes == list(range(number + 1))
 
 
-def test_what_is_forgotten_or_closed_is_not_noted(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
+def test_what_is_forgotten_is_not_noted(pair: Pair) -> None:
     ours, theirs = pair
-    watch = Lookout()
-    watch.await_arrival(theirs.fileno(), pytest.fail)
-    watch.forget(theirs.fileno())
-    watch.forget(theirs.fileno())
-    ours.send(b"a")
-    watch.look()
-    watch.await_arrival(theirs.fileno(), pytest.fail)
-    theirs.close()
-    watch.look()
+    lookout = Lookout()
+    for _ in range(2):
+        lookout.watch(theirs.fileno(), pytest.fail)
+        lookout.forget(theirs.fileno())
+        lookout.forget(theirs.fileno())
+        ours.send(b"a")
+        lookout.look()
 
 
 def test_a_descriptor_used_again_is_another_socket() -> None:
-    watch, notes = Lookout(), []
+    lookout, notes = Lookout(), []
     for number in range(3):
         ours, theirs = socket.socketpair()
-        descriptor = theirs.fileno()
-        watch.await_arrival(descriptor, lambda number=number: notes.append(number))  # type: ignore[misc]
+        lookout.watch(theirs.fileno(), lambda number=number: notes.append(number))  # type: ignore[misc]
         ours.send(b"a")
-        watch.look()
+        lookout.look()
+        lookout.forget(theirs.fileno())
         ours.close()
         theirs.close()
     assert notes == [0, 1, 2]
 
 
 async def test_a_run_has_one() -> None:
-    assert lookout() is lookout()
+    assert lookout_of_this_run() is lookout_of_this_run()
