@@ -2,6 +2,8 @@
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 import pytest
@@ -20,8 +22,9 @@ def pause() -> None:
     time.sleep(5 * TOLERANCE)
 
 
-async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
-    """What was noted may be in several segments, each with a stamp of its own."""
+@contextmanager
+def connection() -> Iterator[tuple[socket.socket, Receiver]]:
+    """A connection's one end, and an attentive receiver at the other that has found it empty."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,
@@ -33,6 +36,13 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
         receiver.be_attentive(True)
         with pytest.raises(BlockingIOError):
             receiver.read(1000)
+        yield ours, receiver
+        receiver.close()
+
+
+async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
+    """What was noted may be in several segments, each with a stamp of its own."""
+    with connection() as (ours, receiver):
         sent_at = []
         for number in range(SEGMENTS):
             sent_at.append(anyio.current_time())
@@ -44,22 +54,12 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
             read += receiver.read(1000)
             assert receiver.stamped
             assert receiver.arrived_at >= sent_at[len(read) - 1] - TOLERANCE
-        receiver.close()
     assert read == bytes(range(SEGMENTS))
 
 
 @pytest.mark.parametrize("max_bytes", [1, 3, 1000])
 async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as ours,
-        listener.accept()[0] as theirs,
-    ):
-        theirs.setblocking(False)
-        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
-        receiver.be_attentive(True)
-        with pytest.raises(BlockingIOError):
-            receiver.read(1000)
+    with connection() as (ours, receiver):
         ours.send(b"first")
         lookout().look()
         joined_at = anyio.current_time()
@@ -70,21 +70,11 @@ async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int)
             for _ in receiver.read(max_bytes):
                 moments[len(moments)] = receiver.arrived_at
         assert all((moment < joined_at + TOLERANCE) is (at < 5) for at, moment in moments.items())
-        receiver.close()
 
 
 async def test_each_of_several_that_wait_has_its_moment() -> None:
     """As head, role and first token have that come one by one while the loop is held."""
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as ours,
-        listener.accept()[0] as theirs,
-    ):
-        theirs.setblocking(False)
-        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
-        receiver.be_attentive(True)
-        with pytest.raises(BlockingIOError):
-            receiver.read(1000)
+    with connection() as (ours, receiver):
         sent_at = []
         for part in (b"role", b"token", b"more"):
             sent_at.append(anyio.current_time())
@@ -95,4 +85,3 @@ async def test_each_of_several_that_wait_has_its_moment() -> None:
             assert receiver.read(1000) == part
             assert sent_at[number] - TOLERANCE <= receiver.arrived_at
             assert [*sent_at, anyio.current_time()][number + 1] > receiver.arrived_at
-        receiver.close()
