@@ -63,6 +63,13 @@ async def proxy_before(
         yield running
 
 
+def request_arrived_at(peer: Conversation) -> float:
+    """At upstream's socket, as the kernel says."""
+    socket_stream = getattr(peer.stream, "transport_stream", peer.stream)
+    assert isinstance(socket_stream, SocketStream)
+    return socket_stream.arrived_at
+
+
 @dataclass
 class HoldingUpstream:
     """Streams three tokens; after the first and after the last the loop is held before anybody can
@@ -75,7 +82,7 @@ class HoldingUpstream:
     async def __call__(self, peer: Conversation) -> None:
         while True:
             await peer.request()
-            self.asked_at = anyio.current_time()
+            self.asked_at = request_arrived_at(peer)
             await peer.stream_head()
             await peer.chunk(events(TOKEN))
             self.held_until = [hold_the_loop()]
@@ -156,7 +163,7 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
     async def script(peer: Conversation) -> None:
         nonlocal asked_at
         await peer.request()
-        asked_at = anyio.current_time()
+        asked_at = request_arrived_at(peer)
         await peer.stream_head()
         await peer.chunk(events(TOKEN))
         for _ in range(56):
