@@ -14,37 +14,40 @@ layer  module           what it owns
 0      signals          ending when the system says so: a process's signals as events
 0      stamps           when bytes arrived: the kernel's stamps on the loop's clock
 0      lookout          takes note of arrivals before their readers have their turn
-0      readiness        waiting until a socket can be read or written
 0      request          a request's head, as it was read
 0      outbox           what is on its way to a stream, held until it is worth a write
 0      responses        what every response's head takes from tables: reason phrases, the date
 0      grammar          the pieces of HTTP/1.1's grammar that the strict checks share
+0      edges            what the kernel has to say of sockets, told once for each change
+1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a request's body in chunks, read strictly, sans I/O
 1      response_head    the strict check of the heads upstream answers with
-2      head             the strict check of a request head
-2      chat             what is read, and what may be edited, in a chat request's body
-2      assembly         the completion object that a stream adds up to, sans I/O
-2      settings         the table of environment variables
-2      exchange         the record of one request, and every value derived from it
-2      replies          what a Cerebras API always says: errors, models, headers
-2      network          byte streams that stamp what arrives
+1      head             the strict check of a request head
+1      chat             what is read, and what may be edited, in a chat request's body
+1      assembly         the completion object that a stream adds up to, sans I/O
+1      settings         the table of environment variables
+1      exchange         the record of one request, and every value derived from it
+1      replies          what a Cerebras API always says: errors, models, headers
+2      network          byte streams over sockets, which stamp what arrives
+2      questions        what a stand-in Cerebras API reads in a chat request
+2      config           the frozen ``Config``
+2      meter            what a passing response tells
+2      degradation      whether the service is degraded, over a minute
+2      logs             JSON lines, and the writer that never blocks the loop
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses
-3      questions        what a stand-in Cerebras API reads in a chat request
-3      config           the frozen ``Config``
-3      meter            what a passing response tells
-3      degradation      whether the service is degraded, over a minute
-3      logs             JSON lines, and the writer that never blocks the loop
+3      completions      what it answers: plain replies and streams
+3      inbound          what arrives from a client, until h11 gets it
+3      metrics          the Prometheus registry
+3      wrapped          any anyio byte stream, with its arrivals stamped
 4      rehearsal        what a self-check is played with: processes, a client, a load
-5      selfcheck        whether the times recorded are true, on this machine
-4      completions      what it answers: plain replies and streams
-4      inbound          what arrives from a client, until h11 gets it
 4      pool             the connections upstream
-4      metrics          the Prometheus registry
+4      simulation       its options: times, counts, faults
+4      hang_up          noticing that a client leaves while its request is being answered
+5      selfcheck        whether the times recorded are true, on this machine
 5      downstream       the client's connection, through h11
 5      upstream         one request to the API and its response
-5      simulation       its options: times, counts, faults
 6      answers          its answers on their way: paced, cut, garbled
 6      relay            one chat request up, its response down
 6      models           the list of models

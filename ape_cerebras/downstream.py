@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import anyio
 import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
@@ -18,6 +17,7 @@ from .chunked import LAST_CHUNK, ChunkedReader
 from .config import Config
 from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange
+from .hang_up import HangUp
 from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
@@ -43,6 +43,7 @@ class Downstream:
         self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
+        self._hang_up = HangUp(stream, self._inbound, self._probe)
         self._outbox = Outbox(stream)
         self._begin_exchange()
         self.closing = False
@@ -211,46 +212,19 @@ class Downstream:
     async def while_connected(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
         end. What the client sends meanwhile waits for its turn."""
-        failure: ProxyError = ClientGone()
-        results: list[_T] = []
+        return await self._hang_up.while_connected(work)
 
-        async def watch() -> None:
-            await self._hang_up()
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            try:
-                results.append(await work())
-            except ProxyError as error:  # not through the task group, which would wrap it
-                failure = error
-            tasks.cancel_scope.cancel()
-        if not results:
-            raise failure
-        return results[0]
-
-    async def _hang_up(self) -> None:
-        """Return when the client has left."""
-        with suppress(ClientGone):
-            await self._inbound.read_to_end()
-            await self._probe()
-
-    async def _probe(self) -> None:
-        """Return when a client that has ended its sending turns out to be gone altogether.
-
-        Shutting one direction and closing look alike: a FIN. Only something sent can tell, for a
-        closed socket answers it with a reset. So bytes are sent that mean nothing: an interim
-        response before the head (RFC 9110 section 15.2), a leading zero of the next chunk's size
-        after it (RFC 9112 section 7.1). Where that can't be, a FIN is taken for leaving.
-        """
+    def _probe(self) -> bool:
+        """Send the client what means nothing: an interim response before the head (RFC 9110 section
+        15.2), a leading zero of the next chunk's size after it (RFC 9112 section 7.1)."""
         stream = self.stream
         if not isinstance(stream, SocketStream) or self._http.their_http_version != b"1.1":
-            return
+            return False
         if not self.response_started:
             stream.send_nowait(self._interim(102))
         elif self._between_chunks:
             stream.send_nowait(b"0")
-        await self._inbound.until_gone()
+        return True
 
     @property
     def _between_chunks(self) -> bool:

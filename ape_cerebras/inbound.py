@@ -15,9 +15,8 @@ from .network import PeerStalled, StampedStream
 
 __all__ = ("Inbound", "deadline")
 
-_READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
-_LOOK_EVERY = 0.1  # seconds
+_ENDS = (EndOfStream, BrokenResourceError, ClosedResourceError)
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
 
@@ -38,7 +37,7 @@ class Inbound:
         self._stream = stream
         self._config = config
         self._limits = config.head_limits
-        self._idle: anyio.CancelScope | None = None
+        self._waits = False
         self.bytes = bytearray()
         """Arrived, and nobody's yet."""
         self.ended = False
@@ -51,26 +50,26 @@ class Inbound:
             return anyio.current_time()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
         self._stream.read_timeout = self._config.keep_alive_timeout
+        self._waits = True
         try:
-            with anyio.CancelScope() as self._idle:
-                if last:
-                    self.give_last_chance()
-                while not self.bytes and not self.ended:
-                    await self.read()
-                    if may_skip_line and self.bytes.startswith(b"\r\n"):
-                        may_skip_line = False
-                        del self.bytes[:2]
+            if last:
+                self.give_last_chance()
+            while not self.bytes and not self.ended:
+                await self.read()
+                if may_skip_line and self.bytes.startswith(b"\r\n"):
+                    may_skip_line = False
+                    del self.bytes[:2]
         except (ClientGone, PeerStalled):
             return None
         finally:
-            self._idle = None
-            self._stream.read_timeout = None
+            self._waits = False
+            self._stream.read_timeout = self._stream.deadline = None
         return self._stream.arrived_at if self.bytes else None
 
     def give_last_chance(self) -> None:
         """Have a ``wait`` under way end soon."""
-        if self._idle is not None:
-            self._idle.deadline = anyio.current_time() + _LAST_CHANCE
+        if self._waits:
+            self._stream.hurry(_LAST_CHANCE)
 
     async def take_head(self) -> tuple[bytes, bytes]:
         """The checked head of the request whose first byte has arrived, and its target.
@@ -104,19 +103,20 @@ class Inbound:
         broken."""
         try:
             self.bytes += await self._stream.receive()
-        except EndOfStream:
-            self.ended = True
-        except (BrokenResourceError, ClosedResourceError):
-            self.ended = True
-            raise ClientGone from None
+        except _ENDS as end:
+            self._note(end)
 
-    async def read_to_end(self) -> None:
-        """Return when the client has ended its sending, or is gone; what it sends is kept."""
-        while not self.ended:
-            if len(self.bytes) >= _READ_AHEAD_AT_MOST:
-                await self.until_gone()
-                return
-            await self.read()
+    def read_nowait(self) -> None:
+        """The same; raises WouldBlock where nothing has come yet."""
+        try:
+            self.bytes += self._stream.receive_nowait()
+        except _ENDS as end:
+            self._note(end)
+
+    def _note(self, end: Exception) -> None:
+        self.ended = True
+        if not isinstance(end, EndOfStream):
+            raise ClientGone from None
 
     async def linger(self) -> None:
         """Take what the client still sends, a little of it, for nothing."""
@@ -125,8 +125,3 @@ class Inbound:
             unread = _LINGER_BYTES
             while unread > 0:
                 unread -= len(await self._stream.receive())
-
-    async def until_gone(self) -> None:
-        """Return when it is known that the client takes no more, without reading on."""
-        while not self._stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it
-            await anyio.sleep(_LOOK_EVERY)

@@ -1,12 +1,11 @@
-"""Streams that know when their bytes arrived, over plain sockets or over any anyio byte stream.
+"""Streams that know when their bytes arrived, over plain sockets.
 
 ``SocketStream`` works on a non-blocking socket and tries first: it asks the event loop only when
 the kernel has said "would block". For a stream of tokens that saves most trips through the loop
 that anyio's own stream makes (a checkpoint for each send, a change of epoll interest for each
-receive). ``WrappedStream`` gives the same face to any anyio byte stream, for hosts that bring their
-own and for tests over memory streams.
+receive). ``wrapped`` gives the same face, ``StampedStream``, to any anyio byte stream.
 
-Both stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
+They stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
 the hook ``before_wait`` just before a read has to wait: the moment to send on what was held back.
 An arrival is the moment when the kernel got the bytes, where it tells (``stamps``); the moment of
 the read where it does not.
@@ -21,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream, SocketAttribute
 
 from .arrivals import Receiver
@@ -33,8 +32,6 @@ __all__ = (
     "PeerStalled",
     "SocketStream",
     "StampedStream",
-    "WrappedStream",
-    "stamped",
 )
 
 READ_BYTES = 64 * 1024
@@ -50,7 +47,7 @@ class PeerStalled(Exception):
 
 
 class StampedStream(ByteStream):
-    """What the two streams here have in common; see the module's docstring.
+    """What these streams have in common; see the module's docstring.
 
     ``arrived_at``: when the bytes of the latest ``receive`` arrived; never before those before.
     ``unstamped_reads``: for how many reads that is the moment of the read; ever growing.
@@ -61,6 +58,7 @@ class StampedStream(ByteStream):
     ever growing. What the loop took to notice an arrival is not the peer's.
     ``most_at_once``: the most bytes read in a row, without a wait between, since it was last set.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
+    ``deadline``: until when any wait may take, whatever those say; None is for ever.
     """
 
     def __init__(self) -> None:
@@ -71,11 +69,33 @@ class StampedStream(ByteStream):
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
+        self.deadline: float | None = None
         self.before_wait: Callable[[], Awaitable[None]] | None = None
 
     def close(self) -> None:
         """Close at once, without awaiting: safe in any ``finally``."""
         raise NotImplementedError
+
+    def receive_nowait(self) -> bytes:
+        """What has arrived; raises WouldBlock where nothing has or that cannot be told, and what
+        ``receive`` raises."""
+        raise WouldBlock
+
+    def watch(self, hook: Callable[[], None] | None) -> bool:
+        """Have ``hook``, which must not raise, called at whatever arrives, an end too, while nobody
+        receives; not once it is None. False where that cannot be done."""
+        return False
+
+    def hurry(self, timeout: float) -> None:
+        """Have no wait, and none that is under way, take longer than so many seconds from now."""
+        self.deadline = self._clock() + timeout
+
+    def _patience(self, timeout: float | None) -> float | None:
+        """How long a wait may take that may take ``timeout``."""
+        if self.deadline is None:
+            return timeout
+        left = max(0.0, self.deadline - self._clock())
+        return left if timeout is None else min(timeout, left)
 
     def stamp_by_read(self) -> None:
         """Take the moment of the read for the arrival from here on, whatever the kernel says."""
@@ -116,29 +136,44 @@ class SocketStream(StampedStream):
     def be_attentive(self, on: bool) -> None:
         self._receiver.be_attentive(on)
 
+    def watch(self, hook: Callable[[], None] | None) -> bool:
+        return self._readiness.watch(hook)
+
+    def hurry(self, timeout: float) -> None:
+        super().hurry(timeout)
+        self._readiness.hurry(timeout)
+
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
-        await self._take_turn()
+        if self._must_take_turn():
+            await anyio.lowlevel.checkpoint()
         while True:
             try:
-                data = self._receiver.read(max_bytes)
-            except BlockingIOError:
-                self._read_since_wait = 0
+                return self.receive_nowait(max_bytes)
+            except WouldBlock:
                 await self._wait_to_read()
-                continue
-            except OSError as error:
-                raise self._translated(error) from None
-            self.arrived_at = self._receiver.arrived_at
-            if not data:
-                raise EndOfStream
-            self._account_for(data)
-            return data
+
+    def receive_nowait(self, max_bytes: int = READ_BYTES) -> bytes:
+        try:
+            data = self._receiver.read(max_bytes)
+        except BlockingIOError:
+            self._read_since_wait = 0
+            raise WouldBlock from None
+        except OSError as error:
+            raise self._translated(error) from None
+        self.arrived_at = self._receiver.arrived_at
+        if not data:
+            raise EndOfStream
+        self._account_for(data)
+        return data
 
     async def _wait_to_read(self) -> None:
         if self.before_wait is not None:
             await self.before_wait()
         self._wait_began_at = self._clock()
         try:
-            await self._wait(self._readiness.readable, self.read_timeout)
+            self._turns = _TURN_EVERY
+            if not await self._readiness.readable(self._patience(self.read_timeout)):
+                raise PeerStalled
         finally:
             self._wait_ended_at = self._clock()
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
@@ -153,21 +188,27 @@ class SocketStream(StampedStream):
         self._wait_ended_at = 0.0
 
     async def send(self, item: bytes) -> None:
-        await self._take_turn()
+        if self._must_take_turn():
+            await anyio.lowlevel.checkpoint()
         unsent = memoryview(item)
         while unsent:
             self.left_at = self._clock()
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
-                began_at = self._clock()
-                try:
-                    await self._wait(self._readiness.writable, self.write_timeout)
-                finally:
-                    self.write_wait_seconds += self._clock() - began_at
+                await self._wait_to_write()
             except OSError as error:
                 raise self._translated(error) from None
         self.written_at = self._clock()
+
+    async def _wait_to_write(self) -> None:
+        began_at = self._clock()
+        try:
+            self._turns = _TURN_EVERY
+            if not await self._readiness.writable(self._patience(self.write_timeout)):
+                raise PeerStalled
+        finally:
+            self.write_wait_seconds += self._clock() - began_at
 
     def send_nowait(self, item: bytes) -> None:
         """Send what the socket takes of ``item`` at once, which may be nothing."""
@@ -203,85 +244,17 @@ class SocketStream(StampedStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {SocketAttribute.raw_socket: lambda: self._socket}
 
-    async def _wait(
-        self, until_ready: Callable[[float | None], Awaitable[bool]], timeout: float | None
-    ) -> None:
-        self._turns = _TURN_EVERY
-        if not await until_ready(timeout):
-            raise PeerStalled
-
-    async def _take_turn(self) -> None:
-        """Before the operation, never after: a cancellation here must not cost what it did."""
+    def _must_take_turn(self) -> bool:
+        """Whether the loop is due a turn; before the operation, never after: a cancellation there
+        must not cost what it did."""
         self._receiver.look()
         self._turns -= 1
-        if self._turns <= 0:
-            self._turns = _TURN_EVERY
-            await anyio.lowlevel.checkpoint()
+        if self._turns > 0:
+            return False
+        self._turns = _TURN_EVERY
+        return True
 
     def _translated(self, error: OSError) -> Exception:
         if self._socket.fileno() < 0:
             return ClosedResourceError()
         return BrokenResourceError(error.errno)
-
-
-class WrappedStream(StampedStream):
-    """The same over any anyio byte stream; every await counts as a wait there."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        super().__init__()
-        self._stream = stream
-        self._broken = False
-
-    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
-        if self.before_wait is not None:
-            await self.before_wait()
-        began_at = self._clock()
-        try:
-            with anyio.move_on_after(self.read_timeout) as scope:
-                data = await self._stream.receive(max_bytes)
-        except OSError:  # of TLS, among others
-            raise BrokenResourceError from None
-        finally:
-            self.unstamped_reads += 1
-            self.arrived_at = self._clock()
-            self.read_wait_seconds += self.arrived_at - began_at
-        if scope.cancelled_caught:
-            raise PeerStalled
-        return data
-
-    async def send(self, item: bytes) -> None:
-        began_at = self.left_at = self._clock()
-        try:
-            with anyio.move_on_after(self.write_timeout) as scope:
-                await self._stream.send(item)
-        # anyio's TLS stream says so of one that was cut, where that is no error to it.
-        except (BrokenResourceError, ClosedResourceError, EndOfStream, OSError):
-            self._broken = True
-            raise BrokenResourceError from None
-        finally:
-            self.write_wait_seconds += self._clock() - began_at
-        if scope.cancelled_caught:
-            raise PeerStalled
-        self.written_at = self._clock()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    def close(self) -> None:
-        """Nothing can be closed here without awaiting: ``aclose`` does it, forcefully."""
-
-    async def aclose(self) -> None:
-        with suppress(OSError, BrokenResourceError):
-            await anyio.aclose_forcefully(self._stream)
-
-    def peer_is_gone(self) -> bool:
-        return self._broken
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._stream.extra_attributes
-
-
-def stamped(stream: ByteStream) -> StampedStream:
-    """``stream`` itself where it stamps its arrivals already, else a wrapper that does."""
-    return stream if isinstance(stream, StampedStream) else WrappedStream(stream)

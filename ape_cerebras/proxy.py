@@ -20,13 +20,13 @@ from .exchange import Exchange
 from .logs import Logs
 from .metrics import Metrics
 from .models import ModelList
-from .network import stamped
 from .relay import Relay, error_body
 from .routes import Routes
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .upstream import Upstream
 from .version import VERSION
+from .wrapped import stamped
 
 __all__ = ("Proxy",)
 

@@ -24,11 +24,12 @@ from .downstream import Downstream
 from .errors import ProxyError, RequestRefused
 from .exchange import Exchange
 from .listener import accept_connections, open_listeners
-from .network import READ_BYTES, SocketStream, StampedStream, WrappedStream, stamped
+from .network import READ_BYTES, SocketStream, StampedStream
 from .questions import MAX_BODY_BYTES
 from .replies import ERRORS, Rejected, model_list, one_model, wrong_format
 from .request import Request
 from .simulation import SIMULATION_FLAGS, Simulation
+from .wrapped import WrappedStream, stamped
 
 __all__ = ("SIMULATION_FLAGS", "Simulation", "Simulator", "Truth")
 

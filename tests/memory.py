@@ -45,6 +45,7 @@ class MemoryStream(StampedStream):
         self._incoming = incoming
         self._outgoing = outgoing
         self._closed = False
+        self._waiting = anyio.CancelScope()
         self.sent: list[bytes] = []
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
@@ -54,7 +55,7 @@ class MemoryStream(StampedStream):
             if self.before_wait is not None:
                 await self.before_wait()
             if not (way.chunks or way.ended or self._closed):
-                self.read_wait_seconds += await _wait(way.change, self.read_timeout)
+                self.read_wait_seconds += await self._wait(way.change, self.read_timeout)
         if self._closed:
             raise ClosedResourceError
         self.arrived_at = anyio.current_time()
@@ -71,7 +72,7 @@ class MemoryStream(StampedStream):
         await anyio.lowlevel.checkpoint()
         way = self._outgoing
         while not (way.has_room or way.unread or self._closed):
-            self.write_wait_seconds += await _wait(way.change, self.write_timeout)
+            self.write_wait_seconds += await self._wait(way.change, self.write_timeout)
         if self._closed or way.ended:
             raise ClosedResourceError
         if way.unread:
@@ -82,6 +83,19 @@ class MemoryStream(StampedStream):
             way.chunks.append(bytes(item))
             way.notify()
         self.written_at = anyio.current_time()
+
+    async def _wait(self, change: Callable[[], Awaitable[None]], timeout: float | None) -> float:
+        """Wait for the other end; the seconds that took."""
+        began_at = anyio.current_time()
+        with anyio.move_on_after(self._patience(timeout)) as self._waiting:
+            await change()
+        if self._waiting.cancelled_caught:
+            raise PeerStalled
+        return anyio.current_time() - began_at
+
+    def hurry(self, timeout: float) -> None:
+        super().hurry(timeout)
+        self._waiting.deadline = anyio.current_time() + timeout
 
     async def send_eof(self) -> None:
         self._outgoing.ended = True
@@ -97,16 +111,6 @@ class MemoryStream(StampedStream):
     def peer_is_gone(self) -> bool:
         """True once the other end is closed; one that has only ended its sending is there."""
         return self._outgoing.unread
-
-
-async def _wait(change: Callable[[], Awaitable[None]], timeout: float | None) -> float:
-    """Wait for the other end; the seconds that took."""
-    began_at = anyio.current_time()
-    with anyio.move_on_after(timeout) as scope:
-        await change()
-    if scope.cancelled_caught:
-        raise PeerStalled
-    return anyio.current_time() - began_at
 
 
 def memory_pair(capacity: float = float("inf")) -> tuple[MemoryStream, MemoryStream]:

@@ -20,11 +20,10 @@ from ape_cerebras.network import (
     PeerStalled,
     SocketStream,
     StampedStream,
-    WrappedStream,
-    stamped,
 )
 from ape_cerebras.outbox import Outbox
 from ape_cerebras.transport import connect_tcp
+from ape_cerebras.wrapped import WrappedStream, stamped
 
 pytestmark = pytest.mark.anyio
 

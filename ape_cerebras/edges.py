@@ -1,0 +1,91 @@
+"""What the kernel has to say of sockets, told by edges: once for each change.
+
+anyio's waits tell the kernel of a descriptor and, once it is ready, to forget it: two system calls
+for each wait. Here the kernel is told once for each connection (epoll(7), "edge-triggered"), by an
+epoll instance of our own, whose one descriptor the event loop watches. Whoever is told of an edge
+has to read or write until the kernel has no more before waiting for the next.
+
+Linux only, on asyncio's loops and on trio.
+"""
+
+import asyncio
+import select
+from collections.abc import Callable
+
+import sniffio
+import trio
+from anyio.lowlevel import RunVar
+
+__all__ = ("READABLE", "WRITABLE", "Edges", "edges")
+
+_HERE = hasattr(select, "epoll")
+_AT_ONCE = 256  # sockets that one look reports; the loop looks again at once if there are more
+
+READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
+"""Bits of what is told: there is something to read, if only that the connection has ended."""
+WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
+
+
+class Edges:
+    """The sockets of one event loop, by their descriptors."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._told: dict[int, Callable[[int], None]] = {}
+
+    def fileno(self) -> int:
+        """Readable when there is something to tell."""
+        return self._epoll.fileno()
+
+    def watch(self, descriptor: int, tell: Callable[[int], None]) -> None:
+        """Have ``tell`` called with the bits of each edge. It must not raise."""
+        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        self._told[descriptor] = tell
+
+    def watch_writing_too(self, descriptor: int) -> None:
+        """Few sockets ever are too full to be written, so this has to be asked for."""
+        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+
+    def forget(self, descriptor: int) -> None:
+        """To be called before the socket is closed; once is enough."""
+        if self._told.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def tell(self) -> None:
+        """Tell what has come."""
+        for descriptor, bits in self._epoll.poll(0, _AT_ONCE):
+            told = self._told.get(descriptor)
+            if told is not None:  # else it was forgotten by one who was told before it
+                told(bits)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+_edges_of_this_run: RunVar[Edges] = RunVar("ape_cerebras edges")
+
+
+def edges() -> Edges | None:
+    """Those of the running event loop; None where there are none."""
+    try:
+        return _edges_of_this_run.get()
+    except LookupError:
+        if not _HERE:
+            return None
+    found = Edges()
+    if sniffio.current_async_library() == "trio":
+        trio.lowlevel.spawn_system_task(_tell_on_trio, found)
+    else:
+        # The loop holds them, and they hold no loop: so they end with it.
+        asyncio.get_running_loop().add_reader(found.fileno(), found.tell)
+    _edges_of_this_run.set(found)
+    return found
+
+
+async def _tell_on_trio(found: Edges) -> None:
+    try:
+        while True:
+            await trio.lowlevel.wait_readable(found.fileno())
+            found.tell()
+    finally:
+        found.close()
