@@ -21,7 +21,7 @@ layer  module           what it owns
 0      edges            what the kernel has to say of sockets, told once for each change
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
-1      chunked          a request's body in chunks, read strictly, sans I/O
+1      chunked          a body in chunks, read strictly, sans I/O
 1      response_head    the strict check of the heads upstream answers with
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
@@ -42,21 +42,22 @@ layer  module           what it owns
 3      metrics          the Prometheus registry
 3      wrapped          any anyio byte stream, with its arrivals stamped
 4      rehearsal        what a self-check is played with: processes, a client, a load
-4      pool             the connections upstream
 4      simulation       its options: times, counts, faults
 4      hang_up          noticing that a client leaves while its request is being answered
+4      connection       one connection to upstream: a request at a time, and its answer
+5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
 5      downstream       the client's connection, through h11
-5      upstream         one request to the API and its response
+6      upstream         one request to the API and its response
 6      answers          its answers on their way: paced, cut, garbled
-6      relay            one chat request up, its response down
-6      models           the list of models
+7      relay            one chat request up, its response down
+7      models           the list of models
 7      simulator        that stand-in API, served by our own ``downstream``
-7      routes           the dispatch table, the key check, the local endpoints
-8      proxy            connections, exchanges, the one way through; draining
-9      server           listening and serving
-10     __init__         this map, and the public API
-11     __main__         the command line, signals, the choice of backend
+8      routes           the dispatch table, the key check, the local endpoints
+9      proxy            connections, exchanges, the one way through; draining
+10     server           listening and serving
+11     __init__         this map, and the public API
+12     __main__         the command line, signals, the choice of backend
 ====== ================ =========================================================================
 
 To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio, or make a

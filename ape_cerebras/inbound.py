@@ -12,6 +12,7 @@ from .errors import ClientGone, RequestTimeout
 from .grammar import HEAD_END
 from .head import check_part, check_whole
 from .network import PeerStalled, StampedStream
+from .stamps import loop_clock
 
 __all__ = ("Inbound", "deadline")
 
@@ -35,6 +36,7 @@ class Inbound:
 
     def __init__(self, stream: StampedStream, config: Config) -> None:
         self._stream = stream
+        self._clock = loop_clock()
         self._config = config
         self._limits = config.head_limits
         self._waits = False
@@ -47,7 +49,7 @@ class Inbound:
         """When the next request began: its first byte arrived, or its turn came; None where no more
         is to come. With ``last`` only for one that is on its way."""
         if self.bytes:
-            return anyio.current_time()
+            return self._clock()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
         self._stream.read_timeout = self._config.keep_alive_timeout
         self._waits = True
@@ -63,7 +65,8 @@ class Inbound:
             return None
         finally:
             self._waits = False
-            self._stream.read_timeout = self._stream.deadline = None
+            self._stream.read_timeout = None
+            self._stream.allow(None)
         return self._stream.arrived_at if self.bytes else None
 
     def give_last_chance(self) -> None:

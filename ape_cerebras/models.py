@@ -66,7 +66,7 @@ class ModelList:
 
     async def _ask(self, exchange: Exchange) -> tuple[bytes, dict[str, bytes]]:
         body = bytearray()
-        async with self._upstream.send(exchange, "GET", _PATH, ()) as response:
+        with await self._upstream.send(exchange, "GET", _PATH, ()) as response:
             while (chunk := await response.next_chunk()) is not None:
                 body += chunk
                 if len(body) > _MAX_BYTES:

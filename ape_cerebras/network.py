@@ -58,7 +58,6 @@ class StampedStream(ByteStream):
     ever growing. What the loop took to notice an arrival is not the peer's.
     ``most_at_once``: the most bytes read in a row, without a wait between, since it was last set.
     ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
-    ``deadline``: until when any wait may take, whatever those say; None is for ever.
     """
 
     def __init__(self) -> None:
@@ -69,7 +68,7 @@ class StampedStream(ByteStream):
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
-        self.deadline: float | None = None
+        self._deadline: float | None = None  # of all waits
         self.before_wait: Callable[[], Awaitable[None]] | None = None
 
     def close(self) -> None:
@@ -86,15 +85,19 @@ class StampedStream(ByteStream):
         receives; not once it is None. False where that cannot be done."""
         return False
 
-    def hurry(self, timeout: float) -> None:
-        """Have no wait, and none that is under way, take longer than so many seconds from now."""
-        self.deadline = self._clock() + timeout
+    def allow(self, seconds: float | None) -> None:
+        """Have no wait, however many there are, take longer than so many seconds from now."""
+        self._deadline = None if seconds is None else self._clock() + seconds
+
+    def hurry(self, seconds: float) -> None:
+        """The same, and that goes for one to read that is under way."""
+        self.allow(seconds)
 
     def _patience(self, timeout: float | None) -> float | None:
         """How long a wait may take that may take ``timeout``."""
-        if self.deadline is None:
+        if self._deadline is None:
             return timeout
-        left = max(0.0, self.deadline - self._clock())
+        left = max(0.0, self._deadline - self._clock())
         return left if timeout is None else min(timeout, left)
 
     def stamp_by_read(self) -> None:
@@ -139,9 +142,9 @@ class SocketStream(StampedStream):
     def watch(self, hook: Callable[[], None] | None) -> bool:
         return self._readiness.watch(hook)
 
-    def hurry(self, timeout: float) -> None:
-        super().hurry(timeout)
-        self._readiness.hurry(timeout)
+    def hurry(self, seconds: float) -> None:
+        super().hurry(seconds)
+        self._readiness.hurry(seconds)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._must_take_turn():

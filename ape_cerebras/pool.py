@@ -12,9 +12,8 @@ Nothing is awaited when a connection is given back or closed, so no cancellation
 """
 
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
 import certifi
@@ -22,6 +21,7 @@ import httpcore
 from anyio import BrokenResourceError, EndOfStream
 
 from .config import Config
+from .connection import Connection
 from .errors import (
     ConnectFailed,
     ConnectTimeout,
@@ -29,9 +29,10 @@ from .errors import (
     ProxyError,
     TlsFailed,
 )
+from .stamps import loop_clock
 from .transport import Connect, UpstreamStream
 
-__all__ = ("Connection", "Lease", "Pool", "ssl_context_for")
+__all__ = ("Lease", "Pool", "ssl_context_for")
 
 _CHECK_EVERY = 5.0  # seconds between looks at the idle connections
 
@@ -46,43 +47,9 @@ def ssl_context_for(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-class Connection(httpcore.AsyncHTTP11Connection):
-    """httpcore's HTTP/1.1 connection, read chunk by chunk rather than by its async generators.
-
-    One of those that is left early is finished by the garbage collector, of which trio warns, and
-    they are two more frames for every chunk. The protected methods used here are what pins
-    httpcore's version.
-    """
-
-    def __init__(self, origin: httpcore.Origin, transport: UpstreamStream) -> None:
-        super().__init__(origin, transport)
-        self.transport = transport
-        self.idle_since = 0.0
-        self.used = False
-        """Whether a request has gone over it."""
-        self._nothing_left_over = False
-
-    async def next_chunk(self) -> bytes | None:
-        """The next piece of the response's body, as it came; None at its end.
-
-        Raises httpcore's ReadError, ReadTimeout and RemoteProtocolError.
-        """
-        event = await self._receive_event()
-        data = getattr(event, "data", None)
-        if data is not None:
-            return bytes(data)
-        self._nothing_left_over = not self._h11_state.trailing_data[0]
-        await self._response_closed()
-        return None
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the last response ended cleanly, with nothing read beyond its end."""
-        return self.is_idle() and self._nothing_left_over
-
-
-class Lease(NamedTuple):
-    """A connection for one exchange, and what it took to get it.
+@dataclass(slots=True)
+class Lease:
+    """A connection for one exchange, to be used as a context manager; and what it took to get it.
 
     ``use`` is "warm" where it was made ahead and had not been used, "reused", or "new".
     ``waited``: seconds for a turn, None where it came at once. ``connect`` and ``tls``: seconds
@@ -91,9 +58,16 @@ class Lease(NamedTuple):
 
     connection: Connection
     use: str
+    give_back: Callable[[Connection], None]
     waited: float | None
     connect: float | None = None
     tls: float | None = None
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back(self.connection)
 
 
 class Pool:
@@ -103,6 +77,7 @@ class Pool:
         self, config: Config, connect: Connect, ssl_context: ssl.SSLContext | None
     ) -> None:
         self._config = config
+        self._clock = loop_clock()
         self._connect_raw = connect
         self._ssl_context = ssl_context
         where = config.cerebras_base_url
@@ -117,47 +92,48 @@ class Pool:
     def idle(self) -> int:
         return len(self._idle)
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Lease]:
+    async def lease(self) -> Lease:
         """A connection for one exchange.
 
         Raises Overloaded, ConnectFailed, ConnectTimeout, TlsFailed.
         """
         waited = await self._acquire_slot()
-        lease = None
         self.active += 1
         try:
             lease = await self._lease_idle(waited) or await self._lease_new(waited)
-            lease.connection.used = True
-            yield lease
-        finally:
-            self.active -= 1
-            self._slots.release()
-            if lease is not None:
-                self._give_back(lease.connection)
+        except BaseException:
+            self._release()
+            raise
+        lease.connection.used = True
+        return lease
+
+    def _release(self) -> None:
+        self.active -= 1
+        self._slots.release()
 
     async def _acquire_slot(self) -> float | None:
         """Wait for a turn; the seconds that took, None if there was nothing to wait for."""
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
-            began_at = anyio.current_time()
+            began_at = self._clock()
             with anyio.move_on_after(self._config.upstream_connect_timeout) as scope:
                 await self._slots.acquire()
             if scope.cancelled_caught:
                 raise Overloaded from None
-            return anyio.current_time() - began_at
+            return self._clock() - began_at
         return None
 
     async def _lease_idle(self, waited: float | None) -> Lease | None:
         connection = await self._take_idle()
         if connection is None:
             return None
-        return Lease(connection, "reused" if connection.used else "warm", waited)
+        use = "reused" if connection.used else "warm"
+        return Lease(connection, use, self._give_back, waited)
 
     async def _lease_new(self, waited: float | None) -> Lease:
         connection, connect, tls = await self._connect()
-        return Lease(connection, "new", waited, connect, tls)
+        return Lease(connection, "new", self._give_back, waited, connect, tls)
 
     async def _take_idle(self) -> Connection | None:
         """The last one used that is still fit for use."""
@@ -171,7 +147,7 @@ class Pool:
         """Check a connection that is in nobody's hands; close it if it is not fit."""
         fit = False
         try:
-            age = anyio.current_time() - connection.idle_since
+            age = self._clock() - connection.idle_since
             if age < self._config.upstream_keep_alive_timeout:
                 fit = await connection.transport.is_quiet()
         finally:
@@ -180,6 +156,7 @@ class Pool:
         return fit
 
     def _give_back(self, connection: Connection) -> None:
+        self._release()
         if connection.reusable and len(self._idle) < self._config.keep_alive_connections:
             self._put_idle(connection)
         else:
@@ -188,17 +165,17 @@ class Pool:
     def _put_idle(self, connection: Connection) -> None:
         connection.transport.raw.before_wait = None
         connection.transport.raw.be_attentive(False)
-        connection.idle_since = anyio.current_time()
+        connection.idle_since = self._clock()
         self._idle.append(connection)
 
     async def _connect(self) -> tuple[Connection, float, float | None]:
         """A new connection, and the seconds that TCP (the name's look-up included) and TLS took."""
         host, port = self._config.cerebras_base_url[1:3]
-        began_at = anyio.current_time()
+        began_at = self._clock()
         try:
             with anyio.fail_after(self._config.upstream_connect_timeout):
                 raw = await self._connect_raw(host, port)
-                connected_at = anyio.current_time()
+                connected_at = self._clock()
                 if not self._config.kernel_stamps:
                     raw.stamp_by_read()
                 stream = await UpstreamStream.start(raw, self._ssl_context, host)
@@ -208,7 +185,7 @@ class Pool:
             raise TlsFailed from None
         except OSError:
             raise ConnectFailed from None
-        tls = None if self._ssl_context is None else anyio.current_time() - connected_at
+        tls = None if self._ssl_context is None else self._clock() - connected_at
         return Connection(self._origin, stream), connected_at - began_at, tls
 
     # Warm connections

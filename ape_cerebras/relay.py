@@ -169,7 +169,10 @@ class Relay:
             (b"x-trace-id", exchange.trace_id.encode()),
         )
         headers = (*headers_up(exchange.request), *trace)
-        async with self._upstream.send(exchange, "POST", _PATH, headers, chat.body) as response:
+        awaits_token = chat.turned or chat.stream is not False
+        with await self._upstream.send(
+            exchange, "POST", _PATH, headers, chat.body, awaits_token=awaits_token
+        ) as response:
             meter = meter_for(
                 exchange,
                 response.status,

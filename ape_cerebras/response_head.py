@@ -24,8 +24,7 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class ResponseHead:
-    """What arrives in answer to one request, up to the end of the response's head. ``feed`` raises
-    InvalidAnswer, as soon as no bytes to come could mend what has."""
+    """What arrives in answer to one request, up to the end of the response's head."""
 
     def __init__(self) -> None:
         self._part = bytearray()
@@ -33,7 +32,11 @@ class ResponseHead:
         self._interim = 0  # responses passed over
         self.complete = False
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> int:
+        """How many bytes at the end of ``data`` come behind the head.
+
+        Raises InvalidAnswer as soon as no bytes to come could mend what has arrived.
+        """
         self._part += data
         while (end := self._part.find(HEAD_END, max(0, self._checked - 3))) >= 0:
             self._check_size(end + len(HEAD_END))
@@ -42,11 +45,12 @@ class ResponseHead:
             self._checked = 0
             if _is_final(head):
                 self.complete = True
-                return
+                return len(self._part)
             self._interim += 1
             if self._interim > _INTERIM_AT_MOST:
                 raise InvalidAnswer
         self._check_part()
+        return 0
 
     def _check_part(self) -> None:
         self._check_size(len(self._part))

@@ -97,6 +97,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self._stream: ByteStream = raw
         self._outbox = Outbox(raw)
         self._head = ResponseHead()
+        self._behind_head = b""
 
     @classmethod
     async def start(
@@ -130,25 +131,40 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Hold ``buffer`` until the next read; the deadlines are the raw stream's."""
-        self._outbox.hold(buffer)
+        self.hold(buffer)
+
+    def hold(self, data: bytes | None) -> None:
+        """The same, for those who need not await it."""
+        self._outbox.hold(data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Raises httpcore's ReadError and timeouts, and InvalidAnswer: the head of a response is
-        checked before httpcore gets it."""
+        """What arrives next; never a part of a response's head together with what is behind it.
+
+        The head is checked before httpcore gets it. Raises httpcore's ReadError and timeouts, and
+        InvalidAnswer.
+        """
+        if self._behind_head:
+            data, self._behind_head = self._behind_head, b""
+            return data
         try:
             if self._outbox.size:
                 self._head = ResponseHead()
                 await self._flush()
             data = await self._stream.receive(max_bytes)
-            if not self._head.complete:
-                self._head.feed(data)
-            return data
         except EndOfStream:
             return b""
         except PeerStalled:
             raise httpcore.ReadTimeout from None
         except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
             raise httpcore.ReadError from None
+        return data if self._head.complete else self._up_to_end_of_head(data)
+
+    def _up_to_end_of_head(self, data: bytes) -> bytes:
+        behind = self._head.feed(data)
+        if behind:
+            self._behind_head = data[-behind:]
+            return data[:-behind]
+        return data
 
     async def _flush(self) -> None:
         try:
@@ -167,6 +183,8 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         Reads for real, through TLS too, so that a session ticket (which is no answer) is taken in
         and a stray byte (which would be taken for the next answer) is found. Waits for nothing.
         """
+        if self._behind_head:
+            return False
         self.raw.before_wait = _refuse_to_wait
         try:
             await self._stream.receive(READ_BYTES)

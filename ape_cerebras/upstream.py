@@ -1,8 +1,8 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 import httpcore
@@ -18,7 +18,7 @@ from .errors import (
 )
 from .exchange import Exchange
 from .network import StampedStream
-from .pool import Connection, Lease, Pool, ssl_context_for
+from .pool import Lease, Pool, ssl_context_for
 from .request import Headers
 from .transport import RECEIVE_BUFFER, Connect, connect_tcp
 
@@ -41,24 +41,72 @@ def waiting_for_upstream(exchange: Exchange) -> Iterator[None]:
 
 
 class UpstreamResponse:
-    """A response whose head has arrived. ``headers`` have lower-case names."""
+    """A response whose head has arrived. A context manager: its connection is held until the end.
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        connection: Connection,
-        response: httpcore.Response,
-        waiting: "_WaitAccount",
-        quotes: "_Quotes",
-    ) -> None:
+    ``headers`` have lower-case names.
+    """
+
+    def __init__(self, exchange: Exchange, lease: Lease, config: Config) -> None:
         self._exchange = exchange
-        self._connection = connection
-        self._raw = connection.transport.raw
-        self._waiting = waiting
-        self._quotes = quotes
+        self._config = config
+        self._lease = lease
+        self._connection = lease.connection
+        self._raw = lease.connection.transport.raw
+        self._waiting = _WaitAccount(exchange, self._raw)
+        self._quotes = _Quotes(b"", 0)
         self._ahead: deque[bytes | None] = deque()
-        self.status = response.status
-        self.headers: Headers = tuple((name.lower(), value) for name, value in response.headers)
+        self.status = 0
+        self.headers: Headers = ()
+
+    def __enter__(self) -> "UpstreamResponse":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._waiting.close()
+        self._lease.give_back(self._connection)
+
+    async def begin(self, method: str, target: bytes, headers: Headers, body: bytes) -> None:
+        """Send the request; return when the head of its answer has arrived, and the body too if it
+        is an error's.
+
+        Raises FirstByteTimeout, InvalidAnswer, KeyRefused, and what ``next_chunk`` raises.
+        """
+        transport = self._connection.transport
+        transport.sent_at = None
+        self._raw.read_timeout = None
+        self._raw.allow(self._config.upstream_first_byte_timeout)
+        try:
+            head = await self._connection.ask(method, target, headers, body)
+        except (httpcore.ReadTimeout, httpcore.WriteTimeout):
+            raise FirstByteTimeout from None
+        except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
+            raise InvalidAnswer from None
+        finally:
+            self._exchange.sent_at = transport.sent_at
+            self._raw.allow(None)
+        self._raw.read_timeout = self._config.upstream_idle_timeout
+        await self._look_into(head.status_code, head.headers.raw_items())
+
+    async def _look_into(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if status in _REDIRECTS:
+            raise InvalidAnswer
+        self.status = self._exchange.upstream_status = status
+        self.headers = tuple((name.lower(), value) for name, value in headers)
+        self._exchange.head_at = self._connection.transport.arrived_at
+        self._exchange.upstream_headers = tuple(
+            field for field in self.headers if field[0].startswith(b"x-ratelimit-")
+        )
+        self._quotes = _Quotes(self._config.cerebras_api_key.encode(), status)
+        if any(self._quotes.are_in(value) for _, value in self.headers):
+            raise AnswerWithheld
+        if status == 401:
+            raise KeyRefused
+        if status >= 400:
+            await self._read_ahead()
 
     def header(self, name: bytes) -> bytes:
         """The value of ``name`` (lower case); empty where there is none."""
@@ -69,7 +117,7 @@ class UpstreamResponse:
         AnswerWithheld."""
         return self._ahead.popleft() if self._ahead else await self._receive()
 
-    async def read_ahead(self) -> None:
+    async def _read_ahead(self) -> None:
         """Take in the body, as far as it is that of an error, before any of it is passed on. Raises
         what ``next_chunk`` raises."""
         size = 0
@@ -86,7 +134,7 @@ class UpstreamResponse:
             raise IdleTimeout from None
         except (httpcore.RemoteProtocolError, httpcore.ReadError):
             raise Truncated from None
-        if chunk is not None and self._quotes.found_in(chunk):
+        if chunk is not None and self._quotes.end_in(chunk):
             raise AnswerWithheld
         return chunk
 
@@ -118,7 +166,11 @@ class _Quotes:
         self._sought = key[: 6 if status >= 400 else 8] if len(key) >= 16 else b""
         self._end = b""
 
-    def found_in(self, chunk: bytes) -> bool:
+    def are_in(self, text: bytes) -> bool:
+        """Whether ``text`` holds it."""
+        return bool(self._sought) and self._sought in text
+
+    def end_in(self, chunk: bytes) -> bool:
         """Whether it ends in ``chunk``, the next of the answer."""
         sought = self._sought
         if not sought:
@@ -165,91 +217,38 @@ class Upstream:
             # What is relayed byte for byte has to be readable on its way.
             (b"accept-encoding", b"identity"),
         )
+        self._prefix = where.prefix.encode()
         self.pool = Pool(config, connect, ssl_context_for(config))
 
-    @asynccontextmanager
     async def send(
-        self, exchange: Exchange, method: str, path: str, headers: Headers, body: bytes = b""
-    ) -> AsyncIterator[UpstreamResponse]:
-        """Send a request; the response, once its head has arrived.
-
-        ``path`` is one of our own, never the client's.
-
-        Raises what ``Pool.lease`` raises, FirstByteTimeout, InvalidAnswer, KeyRefused, and where
-        the answer is an error what ``next_chunk`` raises.
-        """
-        async with AsyncExitStack() as stack:
-            with waiting_for_upstream(exchange):
-                lease = await stack.enter_async_context(self.pool.lease())
-            _note(lease, exchange)
-            connection = lease.connection
-            raw = connection.transport.raw
-            raw.read_timeout = None
-            raw.be_attentive(True)
-            waiting = _WaitAccount(exchange, raw)
-            stack.callback(waiting.close)
-            request = self._request(method, path, headers, body)
-            response = await self._head(connection, request, exchange)
-            raw.read_timeout = self._config.upstream_idle_timeout
-            answer = self._answer(exchange, connection, response, waiting)
-            if response.status >= 400:
-                await answer.read_ahead()
-            yield answer
-
-    def _answer(
         self,
         exchange: Exchange,
-        connection: Connection,
-        response: httpcore.Response,
-        waiting: _WaitAccount,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes = b"",
+        *,
+        awaits_token: bool = False,
     ) -> UpstreamResponse:
-        """Raises AnswerWithheld, KeyRefused."""
-        key = self._config.cerebras_api_key.encode()
-        for _, value in response.headers:
-            if _Quotes(key, response.status).found_in(value):
-                raise AnswerWithheld
-        if response.status == 401:
-            raise KeyRefused
-        quotes = _Quotes(key, response.status)
-        return UpstreamResponse(exchange, connection, response, waiting, quotes)
+        """Send a request; the response, once its head has arrived.
 
-    def _request(self, method: str, path: str, headers: Headers, body: bytes) -> httpcore.Request:
-        where = self._config.cerebras_base_url
+        ``path`` is one of our own, never the client's. ``awaits_token``: whether it matters when
+        the first of what comes has come, though more may have joined it.
+
+        Raises what ``Pool.lease`` and ``UpstreamResponse.begin`` raise.
+        """
+        with waiting_for_upstream(exchange):
+            lease = await self.pool.lease()
+        _note(lease, exchange)
+        lease.connection.transport.raw.be_attentive(awaits_token)
+        response = UpstreamResponse(exchange, lease, self._config)
         length = ((b"content-length", str(len(body)).encode()),) if method == "POST" else ()
-        return httpcore.Request(
-            method,
-            httpcore.URL(
-                scheme=where.scheme,
-                host=where.host,
-                port=where.port,
-                target=where.prefix + path,
-            ),
-            headers=[*self._own_headers, *headers, *length],
-            content=body,
-        )
-
-    async def _head(
-        self, connection: Connection, request: httpcore.Request, exchange: Exchange
-    ) -> httpcore.Response:
-        connection.transport.sent_at = None
+        fields = (*self._own_headers, *headers, *length)
         try:
-            with anyio.move_on_after(self._config.upstream_first_byte_timeout) as scope:
-                response = await connection.handle_async_request(request)
-        except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
-            raise InvalidAnswer from None
-        finally:
-            exchange.sent_at = connection.transport.sent_at
-        if scope.cancelled_caught:
-            raise FirstByteTimeout
-        if response.status in _REDIRECTS:
-            raise InvalidAnswer
-        exchange.head_at = connection.transport.arrived_at
-        exchange.upstream_status = response.status
-        exchange.upstream_headers = tuple(
-            (name.lower(), value)
-            for name, value in response.headers
-            if name.lower().startswith(b"x-ratelimit-")
-        )
+            await response.begin(method, self._prefix + path.encode(), fields, body)
+        except BaseException:
+            response.close()
+            raise
         return response
 
 

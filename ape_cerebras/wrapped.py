@@ -22,10 +22,10 @@ class WrappedStream(StampedStream):
         self._broken = False
         self._reading: anyio.CancelScope | None = None
 
-    def hurry(self, timeout: float) -> None:
-        super().hurry(timeout)
+    def hurry(self, seconds: float) -> None:
+        super().hurry(seconds)
         if self._reading is not None:
-            self._reading.deadline = anyio.current_time() + timeout
+            self._reading.deadline = anyio.current_time() + seconds
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self.before_wait is not None:

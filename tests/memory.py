@@ -93,9 +93,9 @@ class MemoryStream(StampedStream):
             raise PeerStalled
         return anyio.current_time() - began_at
 
-    def hurry(self, timeout: float) -> None:
-        super().hurry(timeout)
-        self._waiting.deadline = anyio.current_time() + timeout
+    def hurry(self, seconds: float) -> None:
+        super().hurry(seconds)
+        self._waiting.deadline = anyio.current_time() + seconds
 
     async def send_eof(self) -> None:
         self._outgoing.ended = True

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
-import httpcore
 import pytest
 from memory import MemoryStream, memory_pair
 from support import KEY
 
 from ape_cerebras.config import Config
+from ape_cerebras.connection import Connection
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.network import StampedStream
-from ape_cerebras.pool import Connection, Pool
+from ape_cerebras.pool import Pool
 
 pytestmark = pytest.mark.anyio
 
@@ -63,8 +63,7 @@ async def pool_of(**settings: str) -> AsyncIterator[tuple[Pool, Peers]]:
 
 
 async def use(connection: Connection) -> bytes:
-    request = httpcore.Request("GET", "http://upstream/", headers=[("host", "upstream")])
-    await connection.handle_async_request(request)
+    await connection.ask("GET", b"/", [(b"host", b"upstream")])
     body = b""
     while (chunk := await connection.next_chunk()) is not None:
         body += chunk
@@ -73,7 +72,7 @@ async def use(connection: Connection) -> bytes:
 
 @asynccontextmanager
 async def leased(pool: Pool) -> AsyncIterator[Connection]:
-    async with pool.lease() as lease:
+    with await pool.lease() as lease:
         yield lease.connection
 
 
@@ -91,8 +90,7 @@ async def test_the_one_used_last_is_used_next() -> None:
 async def test_a_response_left_early_closes_its_connection() -> None:
     async with pool_of() as (pool, peers):
         async with leased(pool) as connection:
-            request = httpcore.Request("GET", "http://upstream/", headers=[("host", "upstream")])
-            await connection.handle_async_request(request)
+            await connection.ask("GET", b"/", [(b"host", b"upstream")])
         assert (pool.active, pool.idle, peers.open) == (0, 0, 0)
 
 
@@ -238,20 +236,21 @@ async def _hold_all(pool: Pool, size: int) -> None:
 
 async def test_a_lease_says_what_connection_it_got() -> None:
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
-        async with pool.lease() as lease:
+        with await pool.lease() as lease:
             assert lease.use == "new"
             assert lease.waited is None
             assert lease.connect is not None
             assert lease.tls is None  # it is plain HTTP
             await use(lease.connection)
-        async with pool.lease() as lease:
-            assert lease == (lease.connection, "reused", None, None, None)
+        with await pool.lease() as lease:
+            told = (lease.use, lease.waited, lease.connect, lease.tls)
+            assert told == ("reused", None, None, None)
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.keep_warm)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         for expected in ("warm", "reused"):
-            async with pool.lease() as lease:
+            with await pool.lease() as lease:
                 assert lease.use == expected
                 await use(lease.connection)

@@ -105,7 +105,10 @@ async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not()
         await stream.write(b"request")
         for part in (b"HTTP/1.1 200 O", b"K\r\n\r\n\0", b"\0\n"):
             await peer.send(part)
-            assert await stream.read(100) == part
+            head, end, behind = part.partition(b"\r\n\r\n")
+            assert await stream.read(100) == head + end
+            if behind:
+                assert await stream.read(100) == behind
     await stream.write(b"request")
     await peer.send(b"\0")
     with pytest.raises(InvalidAnswer):

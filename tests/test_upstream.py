@@ -22,7 +22,7 @@ def upstream_at(port: int, path: str = "", **settings: str) -> Upstream:
 async def ask(upstream: Upstream, exchange: Exchange, body: bytes = b"{}") -> bytes:
     answer = b""
     try:
-        async with upstream.send(exchange, "POST", "/v1/x", ((b"a", b"b"),), body) as response:
+        with await upstream.send(exchange, "POST", "/v1/x", ((b"a", b"b"),), body) as response:
             while (chunk := await response.next_chunk()) is not None:
                 answer += chunk
     finally:
@@ -136,7 +136,7 @@ async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> 
         upstream = upstream_at(scripted.port)
         exchange = Exchange(started_at=anyio.current_time())
         body = b"x" * 8_000_000  # more than fits in between
-        async with upstream.send(exchange, "POST", "/v1/x", (), body) as response:
+        with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
             assert await response.next_chunk() == b"hello"
             assert exchange.ttfb_seconds == 0
             assert response.arrived_at == exchange.sent_at
