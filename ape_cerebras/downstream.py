@@ -174,12 +174,10 @@ class Downstream:
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before there is as much
         as is worth a write."""
-        if not chunk:  # which would be the end (RFC 9112 section 7.1)
-            return
-        if self._chunked:  # a frame as h11 makes it, at a tenth of its time
-            self._outbox.hold(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        else:
+        if not self._chunked:
             self._outbox.hold(self._http.send(h11.Data(data=chunk)))
+        elif chunk:  # nothing would be the end; else a frame as h11 makes it, at a tenth of its time
+            self._outbox.hold(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         if not hold or self._outbox.size >= _HOLD_AT_MOST:
             await self.flush()
 
