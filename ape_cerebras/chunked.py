@@ -70,6 +70,8 @@ class ChunkedReader:
     # where the element has not arrived yet.
 
     def _read_size(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        if at == len(arrived):
+            return at
         line = _WHOLE_LINE.match(arrived, at) or self._line_with_extensions(arrived, at)
         if line is None:
             return at

@@ -17,6 +17,7 @@ from .chunked import LAST_CHUNK, ChunkedReader
 from .config import Config
 from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange
+from .grammar import with_fields
 from .hang_up import HangUp
 from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
@@ -75,18 +76,16 @@ class Downstream:
 
         Raises what ``head`` raises, RequestTimeout, ClientGone.
         """
-        head, target = await self._inbound.take_head()
+        request, framing = await self._inbound.take_head()
         self._requests_left -= 1
-        self._http.receive_data(head)
-        event = self._next_event()
-        if not isinstance(event, h11.Request):
+        self._http.receive_data(framing)
+        if not isinstance(self._next_event(), h11.Request):
             raise BadRequest("The request head is malformed.", keeps=False)
-        names = {name for name, _ in event.headers}
-        if b"transfer-encoding" in names:
+        if request.header(b"transfer-encoding") is not None:
             self._chunks = ChunkedReader(self._limits.body_bytes, self._limits.header_bytes)
-        elif b"content-length" not in names:
+        elif request.header(b"content-length") is None:
             self._http.next_event()  # the end of a message that has no body
-        return Request(event.method.decode(), target, event.http_version, tuple(event.headers))
+        return request
 
     @property
     def awaits_100_continue(self) -> bool:
@@ -157,15 +156,21 @@ class Downstream:
         """Hold a response's head. Framing, Date and Connection are seen to here."""
         self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
-        own = [*self.common_headers, *((CLOSE,) if self.closing else ())]
+        own = [*self.common_headers]
         names = {name for name, _ in headers}
         if b"date" not in names:
             own.append((b"date", http_date()))
         self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
-        response = h11.Response(
-            status_code=status, headers=[*headers, *own], reason=PHRASES.get(status, b"")
+        framing = [field for field in headers if field[0] == b"content-length"]
+        head = self._http.send(
+            h11.Response(
+                status_code=status,
+                headers=[*framing, *((CLOSE,) if self.closing else ())],
+                reason=PHRASES.get(status, b""),
+            )
         )
-        self._outbox.hold(self._http.send(response))
+        others = [field for field in headers if field[0] != b"content-length"]
+        self._outbox.hold(with_fields(head or b"", (*others, *own)))
 
     def _interim(self, status: int) -> bytes:
         interim = h11.InformationalResponse(status_code=status, headers=[], reason=PHRASES[status])
@@ -176,7 +181,9 @@ class Downstream:
         as is worth a write."""
         if not self._chunked:
             self._outbox.hold(self._http.send(h11.Data(data=chunk)))
-        elif chunk:  # nothing would be the end; else a frame as h11 makes it, at a tenth of its time
+        elif (
+            chunk
+        ):  # nothing would be the end; else a frame as h11 makes it, at a tenth of its time
             self._outbox.hold(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         if not hold or self._outbox.size >= _HOLD_AT_MOST:
             await self.flush()

@@ -8,7 +8,8 @@ alike.
 
 The check is made of two plain functions over bytes. ``check_part`` refuses what can no longer
 become a good head, while it is still arriving, so that nobody waits for a deadline to learn of it.
-``check_whole`` refuses the rest.
+``read_whole`` refuses the rest. What it has read need not be read again: h11 gets no more than the
+lines from which it knows where a message ends, and who is waiting for what.
 """
 
 import re
@@ -24,10 +25,11 @@ from .errors import (
     VersionUnsupported,
 )
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT, TOKEN
+from .request import Headers, Request
 
-__all__ = ("HeadLimits", "check_part", "check_whole")
+__all__ = ("HeadLimits", "check_part", "read_whole")
 
-_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/(1\.[01])")
 _OTHER_VERSION = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
 _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
@@ -47,6 +49,7 @@ _ONCE = frozenset(
         b"transfer-encoding",
     )
 )
+_FRAMING = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
 _MAX_LENGTH_DIGITS = 19
 _BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
 
@@ -81,8 +84,9 @@ def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
         raise HeadersTooLarge
 
 
-def check_whole(head: bytes, limits: HeadLimits) -> bytes:
-    """Check a complete head, empty line included; the path and query it asks for.
+def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
+    """Check a complete head, empty line included. What it says, and the part of it that h11 has to
+    know: a head too, with those lines only that concern the framing.
 
     The absolute form is reduced to its path once its authority agrees with Host (RFC 9112
     section 3.2.2), so that it can never choose where a request goes.
@@ -95,37 +99,44 @@ def check_whole(head: bytes, limits: HeadLimits) -> bytes:
         raise HeadersTooLarge
     if len(head) - len(first) - 2 > limits.header_bytes:
         raise HeadersTooLarge
-    method, target, is_http_11 = _check_request_line(first, limits)
-    fields = _read_fields(lines)
-    _check_framing(fields, is_http_11, limits)
-    host = _check_host(fields.get(b"host"), is_http_11)
-    return _check_target(method, target, host)
+    method, target, version = _check_request_line(first, limits)
+    headers = _read_fields(lines)
+    fields = dict(headers)
+    _check_framing(fields, version == b"1.1", limits)
+    host = _check_host(fields.get(b"host"), version == b"1.1")
+    request = Request(method.decode(), _check_target(method, target, host), version, headers)
+    framing = [line for line, field in zip(lines, headers, strict=True) if field[0] in _FRAMING]
+    return request, b"\r\n".join((first, *framing, b"", b""))
 
 
-def _check_request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bool]:
+def _check_request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]:
+    """Method, target and version, as "1.1"."""
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         if _OTHER_VERSION.fullmatch(line):
             raise VersionUnsupported
         raise BadRequest("The request line is malformed.", keeps=False)
-    method, target, minor = match.groups()
+    method, target, version = match.groups()
     if len(target) > limits.target_bytes or len(line) > limits.target_bytes + _BESIDE_TARGET:
         raise TargetTooLong
-    return method, target, minor == b"1"
+    return method, target, version
 
 
-def _read_fields(lines: list[bytes]) -> dict[bytes, bytes]:
-    """The fields by lower-case name; of those that may repeat, the last."""
-    fields: dict[bytes, bytes] = {}
+def _read_fields(lines: list[bytes]) -> Headers:
+    """The fields in their order, with lower-case names."""
+    fields = []
+    seen = set()
     for line in lines:
         match = FIELD_LINE.fullmatch(line)
         if match is None:  # among others a folded line (RFC 9112 section 5.2)
             raise BadRequest("A header line is malformed.", keeps=False)
         name = match[1].lower()
-        if name in fields and name in _ONCE:
-            raise BadRequest("A header that may stand once stands twice.", keeps=False)
-        fields[name] = match[2].rstrip(b" \t")
-    return fields
+        if name in _ONCE:
+            if name in seen:
+                raise BadRequest("A header that may stand once stands twice.", keeps=False)
+            seen.add(name)
+        fields.append((name, match[2].rstrip(b" \t")))
+    return tuple(fields)
 
 
 def _check_framing(fields: dict[bytes, bytes], is_http_11: bool, limits: HeadLimits) -> None:

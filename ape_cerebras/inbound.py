@@ -10,8 +10,9 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from .config import Config
 from .errors import ClientGone, RequestTimeout
 from .grammar import HEAD_END
-from .head import check_part, check_whole
+from .head import check_part, read_whole
 from .network import PeerStalled, StampedStream
+from .request import Request
 from .stamps import loop_clock
 
 __all__ = ("Inbound", "deadline")
@@ -74,8 +75,8 @@ class Inbound:
         if self._waits:
             self._stream.hurry(_LAST_CHANCE)
 
-    async def take_head(self) -> tuple[bytes, bytes]:
-        """The checked head of the request whose first byte has arrived, and its target.
+    async def take_head(self) -> tuple[Request, bytes]:
+        """The request whose first byte has arrived, and what h11 has to know of its head.
 
         Raises what ``head`` raises, RequestTimeout, ClientGone.
         """
@@ -86,7 +87,7 @@ class Inbound:
         head = bytes(self.bytes[:end])
         del self.bytes[:end]
         check_part(head, 0, self._limits)
-        return head, check_whole(head, self._limits)
+        return read_whole(head, self._limits)
 
     async def _read_to_the_end_of_head(self) -> None:
         checked = 0

@@ -1,14 +1,13 @@
 """A request's head, as it was read."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ("Headers", "Request")
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request's head. ``headers`` have lower-case names, in the order they came."""
 
     method: str

@@ -10,6 +10,7 @@ import re
 
 from .errors import InvalidAnswer
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT
+from .request import Headers
 
 __all__ = ("ResponseHead",)
 
@@ -20,7 +21,7 @@ _LENGTH = re.compile(rb"[0-9]{1,19}")
 _BYTES_AT_MOST = 64 * 1024
 _LINES_AT_MOST = 200
 _INTERIM_AT_MOST = 20
-_FRAMING = (b"content-length", b"transfer-encoding")
+_FRAMING = (b"connection", b"content-length", b"transfer-encoding")
 
 
 class ResponseHead:
@@ -30,7 +31,16 @@ class ResponseHead:
         self._part = bytearray()
         self._checked = 0  # bytes of it
         self._interim = 0  # responses passed over
-        self.complete = False
+        self.status = 0
+        """0 until the head is complete."""
+        self.headers: Headers = ()
+        """With lower-case names."""
+        self.framing = b""
+        """A head too, with those lines only that say where the answer ends."""
+
+    @property
+    def complete(self) -> bool:
+        return self.status != 0
 
     def feed(self, data: bytes) -> int:
         """How many bytes at the end of ``data`` come behind the head.
@@ -43,8 +53,7 @@ class ResponseHead:
             head = bytes(self._part[:end])
             del self._part[: end + len(HEAD_END)]
             self._checked = 0
-            if _is_final(head):
-                self.complete = True
+            if self._read(head):
                 return len(self._part)
             self._interim += 1
             if self._interim > _INTERIM_AT_MOST:
@@ -64,43 +73,42 @@ class ResponseHead:
         if size > _BYTES_AT_MOST:
             raise InvalidAnswer
 
-
-def _is_final(head: bytes) -> bool:
-    """Check a whole head; whether it is the response's, and not that of an interim one."""
-    if NEVER_RIGHT.search(head):
-        raise InvalidAnswer
-    first, *lines = head.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(first)
-    if match is None or len(lines) > _LINES_AT_MOST:
-        raise InvalidAnswer
-    framing = _framing_of(lines)
-    if match[2].startswith(b"1"):
-        if match[2] == b"101":  # nobody asked for another protocol
+    def _read(self, head: bytes) -> bool:
+        """Check and read a whole head; whether it is the response's, and not an interim one's."""
+        if NEVER_RIGHT.search(head):
             raise InvalidAnswer
-        return False
-    _check_framing(framing, is_http_11=match[1] == b"1")
-    return True
-
-
-def _framing_of(lines: list[bytes]) -> dict[bytes, bytes]:
-    """The fields that say where the body ends, by lower-case name."""
-    framing: dict[bytes, bytes] = {}
-    for line in lines:
-        match = FIELD_LINE.fullmatch(line)
-        if match is None:
+        first, *lines = head.split(b"\r\n")
+        match = _STATUS_LINE.fullmatch(first)
+        if match is None or len(lines) > _LINES_AT_MOST:
             raise InvalidAnswer
-        name = match[1].lower()
-        if name in _FRAMING:
-            if name in framing:
-                raise InvalidAnswer
-            framing[name] = match[2].rstrip(b" \t")
-    return framing
+        headers = tuple(map(_field, lines))
+        status = int(match[2])
+        if status == 101:  # nobody asked for another protocol
+            raise InvalidAnswer
+        _check_framing(headers, is_http_11=match[1] == b"1")
+        if status >= 200:
+            framing = [line for line, field in zip(lines, headers, strict=True) if _frames(field)]
+            self.framing = b"\r\n".join((first, *framing, b"", b""))
+            self.headers, self.status = headers, status
+        return self.complete
 
 
-def _check_framing(framing: dict[bytes, bytes], *, is_http_11: bool) -> None:
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    match = FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise InvalidAnswer
+    return match[1].lower(), match[2].rstrip(b" \t")
+
+
+def _frames(field: tuple[bytes, bytes]) -> bool:
+    return field[0] in _FRAMING
+
+
+def _check_framing(headers: Headers, *, is_http_11: bool) -> None:
     """Where the body ends must be beyond doubt (RFC 9112 sections 6.1 to 6.3)."""
-    length, coding = framing.get(b"content-length"), framing.get(b"transfer-encoding")
-    if length is not None and (coding is not None or not _LENGTH.fullmatch(length)):
+    lengths = [value for name, value in headers if name == b"content-length"]
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if len(lengths) + len(codings) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
         raise InvalidAnswer
-    if coding is not None and (coding.lower() != b"chunked" or not is_http_11):
+    if codings and (codings[0].lower() != b"chunked" or not is_http_11):
         raise InvalidAnswer

@@ -96,7 +96,8 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.sent_at: float | None = None
         self._stream: ByteStream = raw
         self._outbox = Outbox(raw)
-        self._head = ResponseHead()
+        self.head = ResponseHead()
+        """Of the response to the latest request."""
         self._behind_head = b""
 
     @classmethod
@@ -138,33 +139,35 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self._outbox.hold(data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What arrives next; never a part of a response's head together with what is behind it.
+        """What arrives next. A response's head comes by itself, checked, and reduced to what
+        httpcore has to know of it; interim responses do not come at all.
 
-        The head is checked before httpcore gets it. Raises httpcore's ReadError and timeouts, and
-        InvalidAnswer.
+        Raises httpcore's ReadError and timeouts, and InvalidAnswer.
         """
         if self._behind_head:
             data, self._behind_head = self._behind_head, b""
             return data
+        if self._outbox.size:
+            self.head = ResponseHead()
+            await self._flush()
+        if self.head.complete:
+            return await self._receive(max_bytes)
+        while data := await self._receive(max_bytes):
+            behind = self.head.feed(data)
+            if self.head.complete:
+                self._behind_head = data[len(data) - behind :]
+                return self.head.framing
+        return b""
+
+    async def _receive(self, max_bytes: int) -> bytes:
         try:
-            if self._outbox.size:
-                self._head = ResponseHead()
-                await self._flush()
-            data = await self._stream.receive(max_bytes)
+            return await self._stream.receive(max_bytes)
         except EndOfStream:
             return b""
         except PeerStalled:
             raise httpcore.ReadTimeout from None
         except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
             raise httpcore.ReadError from None
-        return data if self._head.complete else self._up_to_end_of_head(data)
-
-    def _up_to_end_of_head(self, data: bytes) -> bytes:
-        behind = self._head.feed(data)
-        if behind:
-            self._behind_head = data[-behind:]
-            return data[:-behind]
-        return data
 
     async def _flush(self) -> None:
         try:

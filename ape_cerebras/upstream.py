@@ -69,7 +69,9 @@ class UpstreamResponse:
         self._waiting.close()
         self._lease.give_back(self._connection)
 
-    async def begin(self, method: str, target: bytes, headers: Headers, body: bytes) -> None:
+    async def begin(
+        self, method: str, target: bytes, host: bytes, headers: Headers, body: bytes
+    ) -> None:
         """Send the request; return when the head of its answer has arrived, and the body too if it
         is an error's.
 
@@ -80,7 +82,7 @@ class UpstreamResponse:
         self._raw.read_timeout = None
         self._raw.allow(self._config.upstream_first_byte_timeout)
         try:
-            head = await self._connection.ask(method, target, headers, body)
+            head = await self._connection.ask(method, target, host, headers, body)
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
             raise FirstByteTimeout from None
         except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
@@ -89,19 +91,19 @@ class UpstreamResponse:
             self._exchange.sent_at = transport.sent_at
             self._raw.allow(None)
         self._raw.read_timeout = self._config.upstream_idle_timeout
-        await self._look_into(head.status_code, head.headers.raw_items())
+        await self._look_into(head.status, head.headers)
 
-    async def _look_into(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    async def _look_into(self, status: int, headers: Headers) -> None:
         if status in _REDIRECTS:
             raise InvalidAnswer
         self.status = self._exchange.upstream_status = status
-        self.headers = tuple((name.lower(), value) for name, value in headers)
+        self.headers = headers
         self._exchange.head_at = self._connection.transport.arrived_at
         self._exchange.upstream_headers = tuple(
-            field for field in self.headers if field[0].startswith(b"x-ratelimit-")
+            field for field in headers if field[0].startswith(b"x-ratelimit-")
         )
         self._quotes = _Quotes(self._config.cerebras_api_key.encode(), status)
-        if any(self._quotes.are_in(value) for _, value in self.headers):
+        if any(self._quotes.are_in(value) for _, value in headers):
             raise AnswerWithheld
         if status == 401:
             raise KeyRefused
@@ -210,9 +212,8 @@ class Upstream:
         where = config.cerebras_base_url
         default_port = where.port == _DEFAULT_PORTS[where.scheme]
         bracketed = f"[{where.host}]" if ":" in where.host else where.host
-        host = bracketed if default_port else f"{bracketed}:{where.port}"
+        self._host = (bracketed if default_port else f"{bracketed}:{where.port}").encode()
         self._own_headers: Headers = (
-            (b"host", host.encode()),
             (b"authorization", b"Bearer " + config.cerebras_api_key.encode()),
             # What is relayed byte for byte has to be readable on its way.
             (b"accept-encoding", b"identity"),
@@ -242,10 +243,9 @@ class Upstream:
         _note(lease, exchange)
         lease.connection.transport.raw.be_attentive(awaits_token)
         response = UpstreamResponse(exchange, lease, self._config)
-        length = ((b"content-length", str(len(body)).encode()),) if method == "POST" else ()
-        fields = (*self._own_headers, *headers, *length)
+        target, fields = self._prefix + path.encode(), (*self._own_headers, *headers)
         try:
-            await response.begin(method, self._prefix + path.encode(), fields, body)
+            await response.begin(method, target, self._host, fields, body)
         except BaseException:
             response.close()
             raise

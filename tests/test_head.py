@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ape_cerebras.errors import HeadersTooLarge, ProxyError, TargetTooLong
 from ape_cerebras.grammar import HEAD_END
-from ape_cerebras.head import HeadLimits, check_part, check_whole
+from ape_cerebras.head import HeadLimits, check_part, read_whole
+from ape_cerebras.request import Headers
 
 LIMITS = HeadLimits(header_bytes=16_384, headers=100, target_bytes=8192, body_bytes=10 * 2**20)
 SMALL = HeadLimits(header_bytes=300, headers=8, target_bytes=40, body_bytes=1000)
@@ -19,7 +20,7 @@ SMALL = HeadLimits(header_bytes=300, headers=8, target_bytes=40, body_bytes=1000
 def check(raw: bytes, limits: HeadLimits = LIMITS) -> bytes:
     """As ``Downstream`` does it with a head that arrives in one piece."""
     check_part(raw, 0, limits)
-    return check_whole(raw, limits)
+    return read_whole(raw, limits)[0].target
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -39,7 +40,7 @@ def test_refused_the_same_byte_by_byte(case: str) -> None:
     def by_byte() -> None:
         for end in range(1, len(raw) + 1):
             check_part(raw[:end], end - 1, LIMITS)
-        check_whole(raw, LIMITS)
+        read_whole(raw, LIMITS)
 
     with pytest.raises(ProxyError) as caught:
         by_byte()
@@ -73,7 +74,7 @@ def test_b10_the_header_block_has_an_exact_limit(size: int) -> None:
         try:
             for begin in range(0, len(raw), step):
                 check_part(raw[: begin + step], begin, LIMITS)
-            check_whole(raw, LIMITS)
+            read_whole(raw, LIMITS)
             verdicts.append(True)
         except HeadersTooLarge:
             verdicts.append(False)
@@ -85,10 +86,10 @@ def test_the_whole_check_has_the_same_limit_by_itself(size: int) -> None:
     raw = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * (size - 16) + HEAD_END
     assert len(raw.partition(b"\r\n")[2]) == size
     if size == 16_384:
-        assert check_whole(raw, LIMITS) == b"/"
+        assert read_whole(raw, LIMITS)[0].target == b"/"
     else:
         with pytest.raises(HeadersTooLarge):
-            check_whole(raw, LIMITS)
+            read_whole(raw, LIMITS)
 
 
 @pytest.mark.parametrize("length", [8191, 8192, 8193])
@@ -100,7 +101,7 @@ def test_the_request_line_has_one_limit_however_it_arrives(length: int, method: 
         try:
             for begin in range(0, len(raw), step):
                 check_part(raw[: begin + step], begin, LIMITS)
-            check_whole(raw, LIMITS)
+            read_whole(raw, LIMITS)
         except TargetTooLong:
             return False
         return True
@@ -109,13 +110,36 @@ def test_the_request_line_has_one_limit_however_it_arrives(length: int, method: 
     assert [is_accepted(step) for step in (1, 100, 100_000)] == [fits] * 3
     if not fits:
         with pytest.raises(TargetTooLong):
-            check_whole(raw, LIMITS)
+            read_whole(raw, LIMITS)
 
 
 # Agreement with h11
 
 
-def assert_h11_reads_the_same(raw: bytes) -> None:
+def in_lower_case(fields: Headers) -> list[tuple[bytes, bytes]]:
+    """Of codings, which h11 gives in lower case, the values too."""
+    coding = b"transfer-encoding"
+    return [
+        (name.lower(), value.lower() if name.lower() == coding else value) for name, value in fields
+    ]
+
+
+def assert_h11_frames_alike(raw: bytes, framing: bytes) -> None:
+    """What it is told is enough: bodies and connections end where they did."""
+    states = []
+    for told in (raw, framing):
+        server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
+        server.receive_data(told + b"0" * 2000)
+        server.next_event()
+        body = server.next_event() if server.their_state is h11.SEND_BODY else None
+        read = server.their_state, server.they_are_waiting_for_100_continue
+        server.send(h11.Response(status_code=200, headers=[]))
+        server.send(h11.EndOfMessage())
+        states.append((repr(body), *read, server.our_state))
+    assert states[0] == states[1]
+
+
+def assert_h11_reads_the_same(raw: bytes) -> h11.Request:
     server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
     server.receive_data(raw)
     event = server.next_event()
@@ -123,11 +147,10 @@ def assert_h11_reads_the_same(raw: bytes) -> None:
     line, *lines = raw[: -len(HEAD_END)].split(b"\r\n")
     assert [event.method, event.target, b"HTTP/" + event.http_version] == line.split(b" ")
     fields = [each.partition(b":") for each in lines]
-    coding = b"transfer-encoding"  # which h11 gives in lower case
-    assert list(event.headers) == [
-        (name.lower(), (value.lower() if name.lower() == coding else value).strip(b" \t"))
-        for name, _, value in fields
-    ]
+    assert list(event.headers) == in_lower_case(
+        tuple((name, value.strip(b" \t")) for name, _, value in fields)
+    )
+    return event
 
 
 token = st.sampled_from([b"GET", b"POST", b"X", b"M" * 70, b"a!#$%&'*+-.^_`|~9"])
@@ -160,12 +183,17 @@ def test_what_passes_reads_alike_everywhere_and_is_refused_at_no_cut(
     raw: bytes, cuts: list[int]
 ) -> None:
     try:
-        path = check_whole(raw, SMALL)
+        request, framing = read_whole(raw, SMALL)
     except ProxyError:
         return
+    path = request.target
     assert path.startswith(b"/") or path == b"*" or raw.startswith(b"CONNECT ")
     assert b"#" not in path
-    assert_h11_reads_the_same(raw)
+    event = assert_h11_reads_the_same(raw)
+    assert request.method.encode() == event.method
+    assert request.http_version == event.http_version
+    assert in_lower_case(request.headers) == list(event.headers)
+    assert_h11_frames_alike(raw, framing)
     checked = 0
     for end in (*sorted(min(cut, len(raw)) for cut in cuts), len(raw)):
         check_part(raw[:end], checked, SMALL)
@@ -184,4 +212,4 @@ def test_the_largest_head_may_come_byte_by_byte() -> None:
     raw = head(b"GET /" + b"a" * 8191 + b" HTTP/1.1", *[b"X: " + b"v" * 155] * 99)
     for end in range(1, len(raw) + 1):
         check_part(raw[:end], end - 1, LIMITS)
-    check_whole(raw, LIMITS)
+    read_whole(raw, LIMITS)

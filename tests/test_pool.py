@@ -63,7 +63,7 @@ async def pool_of(**settings: str) -> AsyncIterator[tuple[Pool, Peers]]:
 
 
 async def use(connection: Connection) -> bytes:
-    await connection.ask("GET", b"/", [(b"host", b"upstream")])
+    await connection.ask("GET", b"/", b"upstream")
     body = b""
     while (chunk := await connection.next_chunk()) is not None:
         body += chunk
@@ -90,7 +90,7 @@ async def test_the_one_used_last_is_used_next() -> None:
 async def test_a_response_left_early_closes_its_connection() -> None:
     async with pool_of() as (pool, peers):
         async with leased(pool) as connection:
-            await connection.ask("GET", b"/", [(b"host", b"upstream")])
+            await connection.ask("GET", b"/", b"upstream")
         assert (pool.active, pool.idle, peers.open) == (0, 0, 0)
 
 

@@ -71,8 +71,8 @@ async def test_what_is_written_leaves_in_one_piece_at_the_next_read() -> None:
     with anyio.move_on_after(0) as nothing_yet:
         await peer.receive()
     assert nothing_yet.cancelled_caught
-    await peer.send(b"HTTP/1.1 200 OK\r\n")
-    assert await stream.read(100) == b"HTTP/1.1 200 OK\r\n"
+    await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert await stream.read(100) == b"HTTP/1.1 200 OK\r\n\r\n"
     assert await peer.receive() == b"headbody"
     assert stream.sent_at == stream.raw.left_at
 
@@ -103,12 +103,14 @@ async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not()
     stream, peer = await plain()
     for _ in range(2):
         await stream.write(b"request")
-        for part in (b"HTTP/1.1 200 O", b"K\r\n\r\n\0", b"\0\n"):
+        for part in (b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 O", b"K\r\nX: y\r\nConnection:"):
             await peer.send(part)
-            head, end, behind = part.partition(b"\r\n\r\n")
-            assert await stream.read(100) == head + end
-            if behind:
-                assert await stream.read(100) == behind
+        await peer.send(b" close\r\n\r\n\0")
+        assert await stream.read(100) == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        assert stream.head.headers == ((b"x", b"y"), (b"connection", b"close"))
+        assert await stream.read(100) == b"\0"
+        await peer.send(b"\0\n")
+        assert await stream.read(100) == b"\0\n"
     await stream.write(b"request")
     await peer.send(b"\0")
     with pytest.raises(InvalidAnswer):
@@ -141,7 +143,7 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
         while taken < size:
             taken += len(await peer.receive())
 
-    refusal = b"HTTP/1.1 413 Content Too Large\r\n"
+    refusal = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
     await peer.send(refusal)
     await stream.write(b"x" * size)
     async with anyio.create_task_group() as tasks:

@@ -44,10 +44,10 @@ async def test_what_is_sent_and_what_is_written_down() -> None:
     assert head.decode().split("\r\n") == [
         "POST /prefix/v1/x HTTP/1.1",
         f"host: 127.0.0.1:{scripted.port}",
+        "content-length: 2",
         f"authorization: Bearer {KEY}",
         "accept-encoding: identity",
         "a: b",
-        "content-length: 2",
     ]
     assert exchange.upstream_status == 200
     assert exchange.upstream_headers == ((b"x-ratelimit-limit-tokens-minute", b"5"),)
