@@ -7,8 +7,8 @@ can outweigh the body a thousand times. Here each of these is refused as soon as
 Nothing but the data is given on: extensions and trailers are checked and dropped.
 
 What is raised speaks of requests; who reads an answer says it in other words. A read brings many
-chunks of an answer at once: h11 gives them one by one, and takes 40 µs for each; here they come in
-one piece, and a chunk takes 2 µs.
+chunks of an answer at once: h11 gives them one by one, and takes 12 µs for each; here they come in
+one piece, and a chunk takes 2 µs (200 bytes each, CPython 3.11, one core of a server).
 """
 
 import re
@@ -60,11 +60,37 @@ class ChunkedReader:
         """The data that there is in ``arrived``; what has been read is taken off it. Once the body
         has ``ended`` what is left there is the next request's."""
         data = bytearray()
-        at = 0
-        while not self.ended and (end := self._read(arrived, at, data)) > at:
-            at = end
+        at, end = -1, 0
+        while end > at and not self.ended:
+            at = self._take_whole_chunks(arrived, end, data)
+            end = self._read(arrived, at, data)
+        at = max(at, end)
         del arrived[:at]
         return bytes(data)
+
+    def _take_whole_chunks(self, arrived: bytearray, at: int, data: bytearray) -> int:
+        """Read what is most of a body, from position ``at`` on: chunks that are all there and have
+        no extensions. The position behind the last of them."""
+        if self._read != self._read_size:
+            return at
+        first, framing = at, 0
+        while line := _WHOLE_LINE.match(arrived, at):
+            begin = line.end()
+            end = begin + int(line[1], 16)
+            if end == begin or arrived[end : end + 2] != b"\r\n":
+                break
+            data += arrived[begin:end]
+            framing += begin - at + 2
+            at = end + 2
+        self._count(at - first - framing, framing)
+        return at
+
+    def _count(self, declared: int, framing: int) -> None:
+        self._declared += declared
+        if self._declared > self._body_at_most:
+            raise BodyTooLarge
+        self._framing += framing
+        self._check_framing(0)
 
     # Each reads one element from position ``at`` on, and gives the position behind it; the same one
     # where the element has not arrived yet.
@@ -72,36 +98,23 @@ class ChunkedReader:
     def _read_size(self, arrived: bytearray, at: int, data: bytearray) -> int:
         if at == len(arrived):
             return at
-        line = _WHOLE_LINE.match(arrived, at) or self._line_with_extensions(arrived, at)
+        line = _SIZE_LINE.match(arrived, at)
         if line is None:
+            self._check_part_of_line(arrived[at:])
             return at
         size = int(line[1], 16)
-        begin = line.end()
-        self._declared += size
-        if self._declared > self._body_at_most:
-            raise BodyTooLarge
-        self._framing += begin - at + 2  # the line, and the data's end
-        self._check_framing(0)
-        behind = begin + size + 2
-        if size and arrived[behind - 2 : behind] == b"\r\n":  # mostly the whole chunk is here
-            data += arrived[begin : behind - 2]
-            return behind
+        self._count(size, line.end() - at + 2)  # the line, and the data's end
         self._left = size
         self._read = self._read_data if size else self._read_trailer
-        return begin
+        return line.end()
 
-    def _line_with_extensions(self, arrived: bytearray, at: int) -> re.Match[bytes] | None:
-        """None where it has not arrived yet."""
-        line = _SIZE_LINE.match(arrived, at)
-        if line is not None:
-            return line
-        part = arrived[at:]
+    def _check_part_of_line(self, part: bytearray) -> None:
+        """Refuse what no bytes to come could make a size line of."""
         if b"\r\n" in part or NEVER_RIGHT.search(part):
             raise _malformed()
         self._check_framing(len(part))
         if not _BEGINNING_OF_SIZE_LINE.fullmatch(part):
             raise _malformed()
-        return None
 
     def _check_framing(self, more: int) -> None:
         too_long = more > _LINE_AT_MOST
