@@ -118,9 +118,8 @@ async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) ->
 
 
 async def _until_nothing_is_left(tasks: int, files: int) -> None:
-    """Fewer descriptors there may be: the garbage collector can take what an earlier test left."""
     try:
-        await until(lambda: _tasks() == tasks and _files() <= files)
+        await until(lambda: (_tasks(), _files()) == (tasks, files))
     except TimeoutError:
         left = _tasks() - tasks, _files() - files
         raise AssertionError(f"left behind: {left[0]} tasks, {left[1]} descriptors") from None

@@ -5,6 +5,7 @@ A case is a row of a table. Most are bytes that a client sends, the status it mu
 becomes of its connection; ``play`` is for those that are more than that.
 """
 
+import gc
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -170,6 +171,7 @@ def _certificate(kind: str, authority: trustme.CA) -> trustme.LeafCert:
 @asynccontextmanager
 async def benched(settings: Mapping[str, str], authority: trustme.CA) -> AsyncIterator[Bench]:
     """``TLS`` among the settings says what certificate upstream has: see ``_certificate``."""
+    gc.collect()  # descriptors that went with an earlier event loop are not to go in mid-case
     upstream = FaultUpstream()
     environment = {"APE_API_KEY": CLIENT_KEY, **settings}
     tls_name = environment.pop("TLS", None)
