@@ -3,8 +3,9 @@
 The kernel joins segments that wait to be read, and keeps the stamp of the last only. A busy event
 loop that comes a few milliseconds late would take the second event of a stream for its first. So
 sockets from which a first token is awaited are watched here, by an epoll instance of their own, and
-whenever any socket of the process is read or written a look is taken at it: that costs 1 µs, and
-reading the stamp of what has come (not the bytes, which wait for their reader) another 3.
+whenever any socket of the process is read or written a look is taken at it. That costs 0.7 µs where
+nothing has come, and 17 µs where something has: its stamp is read then, not the bytes, which wait
+for their reader (CPU, CPython 3.11, one core of a virtual server).
 """
 
 import select

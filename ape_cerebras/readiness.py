@@ -4,6 +4,10 @@ On asyncio a wait is a future that an edge settles (``edges``); and its end, whi
 comes, is a timer that is kept from wait to wait and looks, when it is due, whether it is still
 meant. trio's own wait is cheap enough. Elsewhere it is anyio's.
 
+A wait of 60 seconds at most, its turn of the loop included, costs 23 µs on asyncio, and 85 µs by
+anyio: CPU for each message that two sockets of one loop pass to and fro, less that of writing and
+reading it (CPython 3.11, one core of a virtual server).
+
 Somebody else than the reader may want to know of what arrives while nobody reads: see ``watch``.
 """
 
