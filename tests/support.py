@@ -249,6 +249,10 @@ class Client:
         self._beyond = b""
         return read
 
+    async def see(self, wanted: bytes) -> None:
+        """Read until ``wanted`` has come, and leave all of it to be read again."""
+        self._beyond = await self.until(wanted)
+
     async def until_closed(self) -> bytes:
         """Read to the end of the connection; all that was read."""
         read = self._beyond

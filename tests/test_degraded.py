@@ -1,4 +1,5 @@
-"""Degradation noticed: a warning when it begins, a line when it ends, a gauge, and in health."""
+"""Degradation noticed: a warning when it begins, a line when it ends, a gauge, and in health.
+All on the clock of ``test_timing``."""
 
 from typing import Any
 

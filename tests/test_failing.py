@@ -99,7 +99,7 @@ async def test_a_head_that_never_ends_is_cut_by_the_total() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\n")
-        while True:  # each read makes progress, the head never comes
+        while True:  # each read makes progress, but the head never comes, nor becomes too large
             await peer.send(b"X-A: b\r\n")
             await anyio.sleep(0.005)
 

@@ -15,6 +15,7 @@ from support import (
 
 pytestmark = pytest.mark.anyio
 
+WHOLE = events(TOKEN, b"[DONE]")
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -69,32 +70,35 @@ async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> Non
     assert line["outcome"] == "client_disconnected"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(stream: bool) -> None:
+@pytest.mark.parametrize("begun", [b"", events(TOKEN), WHOLE], ids=["not", "begun", "whole"])
+async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(begun: bytes) -> None:
     may_answer = anyio.Event()
-    body = events(TOKEN, b"[DONE]")
 
     async def script(peer: Conversation) -> None:
         await peer.request()
-        if stream:
-            await peer.stream_head()
-            await peer.chunk(body)
+        if not begun:
             await may_answer.wait()
-            await peer.end()
-        else:
-            await may_answer.wait()
-            await peer.answer(body)
+            await peer.answer(WHOLE)
+            return
+        await peer.stream_head()
+        await peer.chunk(begun)
+        await may_answer.wait()
+        if begun != WHOLE:
+            await peer.chunk(WHOLE.removeprefix(begun))
+        await peer.end()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(chat())
+        await client.see(begun)
         await client.stream.send_eof()
-        # Long enough for the proxy to see the end, ask whether the client is there, and be told.
-        await anyio.sleep(0.3)
+        # Whether the client is still there the proxy asks by an interim response, or by a zero in
+        # front of a chunk; what follows a stream that is complete begins with one anyway.
+        await client.see(begun + b"\r\n0" if begun else b"HTTP/1.1 102 ")
         may_answer.set()
         response = await client.response()
         line = await running.lines.exchange()
-    assert (response.body, response.complete) == (body, True)
+    assert (response.body, response.complete) == (WHOLE, True)
     assert line["outcome"] == "completed"
 
 

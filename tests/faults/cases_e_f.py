@@ -9,6 +9,7 @@ from support import TOKEN, Conversation, Response, events
 
 __all__ = (
     "CASES",
+    "PACE",
     "QUICK",
     "endless",
     "silent",
@@ -23,7 +24,9 @@ QUICK = {
         *("CLIENT_BODY", "CLIENT_WRITE", "KEEP_ALIVE"),
     )
 }
-PACE = 0.02  # seconds between the bytes of a slow peer
+# Seconds between the bytes of a slow peer. That they make progress for as long as they do, and no
+# more, is what such a case is about; nothing is waited for by it.
+PACE = 0.02
 
 
 async def silent(peer: Conversation) -> None:
@@ -148,6 +151,7 @@ async def idle(scene: Scene) -> None:
 
 
 async def just_in_time_or_not(scene: Scene) -> None:
+    """A request about the moment at which its idle connection is closed."""
     for early in (0.004, 0.002, 0.0, -0.002):
         client = await scene.client()
         await client.get("/health")

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import orjson
-from cases_e_f import QUICK, silent
+from cases_e_f import PACE, QUICK, silent
 from faulting import Case, Scene, post
 from support import Conversation, Response, Script
 
@@ -46,7 +46,7 @@ async def one_byte_at_a_time(peer: Conversation) -> None:
     await peer.request()
     for byte in JSON + TWO + b"\r\n{}":
         await peer.send(bytes([byte]))
-        await anyio.sleep(0.02)
+        await anyio.sleep(PACE)
 
 
 async def resets(peer: Conversation) -> None:

@@ -135,6 +135,7 @@ def not_kept(scene: Scene, response: Response) -> None:
 
 
 async def takes_its_time(peer: Conversation) -> None:
+    """Each pause is shorter than UPSTREAM_IDLE_TIMEOUT, and all of them are longer."""
     await peer.request()
     await peer.stream_head()
     for _ in range(8):
