@@ -3,7 +3,7 @@ and a client that sees every byte. All over real sockets on loopback."""
 
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from ape_cerebras.network import SocketStream
 from ape_cerebras.transport import connect_tcp
 
 __all__ = (
+    "FINISH",
     "KEY",
     "TOKEN",
     "Client",
@@ -28,12 +29,14 @@ __all__ = (
     "Running",
     "Script",
     "ScriptedUpstream",
+    "body_of",
     "chat",
+    "error_shape",
     "events",
     "hold_the_loop",
-    "one_token_and_no_more",
     "running_proxy",
     "running_upstream",
+    "serve_each",
 )
 
 KEY = "csk-upstream-key-0123456789"
@@ -109,14 +112,38 @@ class Conversation:
 Script = Callable[[Conversation], Awaitable[None]]
 
 TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
+FINISH = (
+    b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}],"model":"gpt-oss-120b",'
+    b'"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14},'
+    b'"time_info":{"queue_time":0.001,"prompt_time":0.002,"completion_time":0.003}}'
+)
 
 
-async def one_token_and_no_more(peer: Conversation) -> None:
-    """A script: begin a stream, and wait until the other side has left."""
-    await peer.request()
-    await peer.stream_head()
-    await peer.chunk(events(TOKEN))
-    await peer.until_left()
+def error_shape(body: dict[str, object]) -> tuple[object, object]:
+    """Type and code, after checking that both shapes say the same."""
+    inner = body.pop("error")
+    assert inner == body
+    assert set(body) == {"message", "type", "param", "code"}
+    return body["type"], body["code"]
+
+
+def body_of(request: bytes) -> bytes:
+    return request.partition(b"\r\n\r\n")[2]
+
+
+async def serve_each(
+    converse: Callable[[SocketStream], Coroutine[Any, Any, None]], *, task_status: TaskStatus[int]
+) -> None:
+    """Listen on a port, which is told, and have each connection a task of its own."""
+    [listener] = await open_listeners("127.0.0.1", 0)
+    with listener:
+        async with anyio.create_task_group() as tasks:
+
+            def handle(stream: SocketStream) -> None:
+                tasks.start_soon(converse, stream)
+
+            task_status.started(listener.getsockname()[1])
+            await accept_connections(listener, handle, anyio.lowlevel.checkpoint, print)
 
 
 @dataclass
@@ -129,20 +156,11 @@ class ScriptedUpstream:
     connections: int = 0
     left: anyio.Event = field(default_factory=anyio.Event)
 
-    async def serve(self, *, task_status: TaskStatus[None]) -> None:
-        [listener] = await open_listeners("127.0.0.1", 0)
-        with listener:
-            self.port = listener.getsockname()[1]
-            async with anyio.create_task_group() as tasks:
-
-                def handle(stream: SocketStream) -> None:
-                    self.connections += 1
-                    tasks.start_soon(self._converse, stream)
-
-                task_status.started()
-                await accept_connections(listener, handle, anyio.lowlevel.checkpoint, print)
+    async def serve(self, *, task_status: TaskStatus[int]) -> None:
+        await serve_each(self._converse, task_status=task_status)
 
     async def _converse(self, stream: SocketStream) -> None:
+        self.connections += 1
         try:
             await self.script(Conversation(stream, self))
         except (anyio.EndOfStream, anyio.BrokenResourceError):
@@ -338,7 +356,7 @@ async def running_proxy(upstream_port: int, **settings: str) -> AsyncIterator[Ru
 async def running_upstream(script: Script) -> AsyncIterator[ScriptedUpstream]:
     upstream = ScriptedUpstream(script)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(upstream.serve)
+        upstream.port = await tasks.start(upstream.serve)
         yield upstream
         tasks.cancel_scope.cancel()
 

@@ -6,19 +6,10 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_chat import ALIASES, DEFAULT, JSON, read
 
-from ape_cerebras.chat import ChatRequest, read_chat_request
+from ape_cerebras.chat import ChatRequest
 from ape_cerebras.errors import BadRequest
-
-JSON = b"application/json"
-DEFAULT = "the-default"
-ALIASES = {"old": "new", "gpt-4": "gpt-oss-120b", 'qu"ote\\': "plain", "plain": 'qu"ote\\'}
-
-
-def read(
-    body: bytes, content_type: bytes = JSON, content_encoding: bytes = b"", *, turn: bool = False
-) -> ChatRequest:
-    return read_chat_request(body, content_type, content_encoding, DEFAULT, ALIASES, turn=turn)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """The end of a proxy: what is under way ends well, what is idle ends at once, nothing is lost."""
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from scripts import one_token_and_no_more, silent, streams
 from support import (
     TOKEN,
+    Client,
     Conversation,
+    Running,
+    Script,
     chat,
     events,
-    one_token_and_no_more,
     running_proxy,
     running_upstream,
 )
@@ -101,49 +105,12 @@ async def test_who_was_not_told_of_the_end_gets_the_next_request_answered(when: 
     assert [line["outcome"] for line in running.lines.exchanges()] == ["completed"] * 2
 
 
-async def test_what_takes_longer_than_the_grace_is_cut() -> None:
-    async with (
-        running_upstream(one_token_and_no_more) as upstream,
-        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
-    ):
-        client = await running.client()
-        await client.send(chat())
-        await client.until(TOKEN)
-        running.proxy.begin_drain()
-        with anyio.fail_after(1):
-            rest = await client.until_closed()
-            await running.ended.wait()
-            await upstream.left.wait()
-    assert rest.count(b"data: {") == 1
-    assert b'"code":"shut_down"' in rest
-    assert rest.endswith(b"}\n\n\r\n")  # an event's end, and a chunk's; the body's is missing
-    line = await running.lines.exchange()
-    assert (line["outcome"], line["status_code"]) == ("shut_down", 200)
-
-
-async def test_what_is_cut_inside_an_event_is_only_cut() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN) + b"data: {")
-        await peer.until_left()
-
-    async with (
-        running_upstream(script) as upstream,
-        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
-    ):
-        client = await running.client()
-        await client.send(chat())
-        await client.until(b"data: {\r\n")
-        running.proxy.begin_drain()
-        assert await client.until_closed() == b""
-
-
-async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
+@asynccontextmanager
+async def ended_in_the_middle(
+    script: Script, got: bytes, within: float = 1.0
+) -> AsyncIterator[tuple[Running, Client]]:
+    """A proxy whose end began, with little grace, when upstream had the request of a client, and
+    that had ``got`` so much. ``within`` so many seconds it has ended, and left upstream."""
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
@@ -152,7 +119,32 @@ async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None
         await client.send(chat())
         while not upstream.requests:
             await anyio.lowlevel.checkpoint()
+        await client.until(got)
         running.proxy.begin_drain()
+        with anyio.fail_after(within):
+            yield running, client
+            await running.ended.wait()
+            await upstream.left.wait()
+
+
+async def test_what_takes_longer_than_the_grace_is_cut() -> None:
+    async with ended_in_the_middle(one_token_and_no_more, TOKEN) as (running, client):
+        rest = await client.until_closed()
+    assert rest.count(b"data: {") == 1
+    assert b'"code":"shut_down"' in rest
+    assert rest.endswith(b"}\n\n\r\n")  # an event's end, and a chunk's; the body's is missing
+    line = await running.lines.exchange()
+    assert (line["outcome"], line["status_code"]) == ("shut_down", 200)
+
+
+async def test_what_is_cut_inside_an_event_is_only_cut() -> None:
+    script = streams(events(TOKEN) + b"data: {", then="stay")
+    async with ended_in_the_middle(script, b"data: {\r\n") as (_, client):
+        assert await client.until_closed() == b""
+
+
+async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None:
+    async with ended_in_the_middle(silent, b"") as (_, client):
         response = await client.response()
         assert await client.until_closed() == b""
     assert (response.status, response.json()["code"]) == (503, "shut_down")
@@ -170,16 +162,8 @@ async def test_a_client_that_takes_nothing_holds_up_no_end() -> None:
                 await peer.chunk(events(TOKEN) * 1000)
         peer.upstream.left.set()
 
-    async with (
-        running_upstream(script) as upstream,
-        running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,
-    ):
-        client = await running.client()
-        await client.send(chat())
-        await client.until(TOKEN)
-        running.proxy.begin_drain()
-        with anyio.fail_after(2):
-            await running.ended.wait()
+    async with ended_in_the_middle(script, TOKEN, within=2) as (running, client):
+        await running.ended.wait()
         assert b"shut_down" not in await client.until_closed()
     assert (await running.lines.exchange())["outcome"] == "shut_down"
 

@@ -11,17 +11,12 @@ import pytest
 import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
-from support import KEY, TOKEN, Conversation, Lines, chat, one_token_and_no_more, running_upstream
+from scripts import answers, one_token_and_no_more
+from support import KEY, TOKEN, Lines, chat, running_upstream
 
 from ape_cerebras import Config, Proxy, serve
 
 pytestmark = pytest.mark.anyio
-
-
-async def answer(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.answer(b"{}")
 
 
 def config(port: int) -> Config:
@@ -52,7 +47,7 @@ async def read_until(stream: ByteStream, wanted: bytes) -> bytes:
 
 async def test_any_anyio_stream_can_be_handled() -> None:
     lines = Lines()
-    async with running_upstream(answer) as upstream:
+    async with running_upstream(answers) as upstream:
         proxy = Proxy(config(upstream.port), lines.write)
         async with hosted(proxy) as client:
             for _ in range(2):
@@ -126,7 +121,7 @@ async def test_a_task_cancelled_by_asyncio_itself_loses_no_slot() -> None:
 
 async def test_two_proxies_in_one_program_share_nothing() -> None:
     lines = Lines(), Lines()
-    async with running_upstream(answer) as upstream, anyio.create_task_group() as tasks:
+    async with running_upstream(answers) as upstream, anyio.create_task_group() as tasks:
         found: list[Proxy] = []
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         for each in lines:

@@ -6,34 +6,26 @@ import anyio
 import orjson
 import pytest
 import recorded
+from scripts import pieces_of, streams
 from sdks import TOOL
 from simulating import chat as question
 from simulating import rig as simulator
-from support import Conversation, chat, events, running_proxy, running_upstream
+from support import (
+    FINISH,
+    TOKEN,
+    Conversation,
+    body_of,
+    chat,
+    events,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
 
 EXACT = {"TTFT_MODE": "exact"}
 TURNED = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
-FINISH = (
-    b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}],"model":"gpt-oss-120b",'
-    b'"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14},'
-    b'"time_info":{"queue_time":0.001,"prompt_time":0.002,"completion_time":0.003}}'
-)
-TOKEN = b'{"choices":[{"delta":{"content":"a"},"index":0}],"model":"gpt-oss-120b"}'
 STREAM = events(TOKEN, FINISH, b"[DONE]")
-
-
-def body_of(request: bytes) -> bytes:
-    return request.partition(b"\r\n\r\n")[2]
-
-
-async def answer_stream(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(STREAM)
-        await peer.end()
 
 
 def without_what_differs(body: bytes) -> bytes:
@@ -98,15 +90,8 @@ async def test_the_answer_is_the_one_of_the_other_mode(kind: str) -> None:
 @pytest.mark.parametrize("recording", [recorded.ANSWER, recorded.TOOL_CALL])
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 async def test_a_recorded_stream_however_it_is_cut(recording: bytes, size: int) -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        for start in range(0, len(recording), size):
-            await peer.chunk(recording[start : start + size])
-        await peer.end()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(streams(*pieces_of(recording, size))) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -185,7 +170,7 @@ async def test_headers_of_the_stream_come_with_the_reply() -> None:
 
 async def test_connections_serve_on() -> None:
     async with (
-        running_upstream(answer_stream) as upstream,
+        running_upstream(streams(STREAM)) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
         client = await running.client()
@@ -200,15 +185,8 @@ async def test_connections_serve_on() -> None:
 @pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize("last", [STREAM, events(TOKEN) + events(b'{"error":{"message":"Oh"}}')])
 async def test_the_end_of_the_framing_is_not_waited_for(last: bytes, stays: bool) -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(last)
-        if stays:
-            await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(streams(last, then="stay" if stays else "leave")) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -221,15 +199,8 @@ async def test_the_end_of_the_framing_is_not_waited_for(last: bytes, stays: bool
 
 
 async def test_what_comes_after_the_end_changes_nothing() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(STREAM + events(TOKEN))
-        await peer.chunk(b"data: nonsense\n\n")
-        await peer.end()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(streams(STREAM + events(TOKEN), b"data: nonsense\n\n")) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -2,35 +2,21 @@
 
 import orjson
 import pytest
-from support import TOKEN, Conversation, Script, chat, events, running_proxy, running_upstream
+from scripts import one_token_and_no_more, streams
+from support import (
+    TOKEN,
+    Conversation,
+    chat,
+    error_shape,
+    events,
+    running_proxy,
+    running_upstream,
+)
 
 pytestmark = pytest.mark.anyio
 
 EXACT = {"TTFT_MODE": "exact", "UPSTREAM_IDLE_TIMEOUT": "5"}
 ERROR = {"message": "Oh", "type": "server_error", "param": "", "code": "", "id": ""}
-
-
-def error_shape(body: dict[str, object]) -> tuple[object, object]:
-    """Type and code, after checking that both shapes say the same."""
-    inner = body.pop("error")
-    assert inner == body
-    return body["type"], body["code"]
-
-
-def sending(*pieces: bytes, end: bool = True) -> Script:
-    """A script: a stream of these pieces, ended or cut off."""
-
-    async def script(peer: Conversation) -> None:
-        while True:
-            await peer.request()
-            await peer.stream_head()
-            for piece in pieces:
-                await peer.chunk(piece)
-            if not end:
-                return
-            await peer.end()
-
-    return script
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -39,7 +25,7 @@ def sending(*pieces: bytes, end: bool = True) -> Script:
 )
 async def test_an_error_event_becomes_an_error(told: int | None, status: int, begun: bool) -> None:
     event = orjson.dumps({"status_code": told, "error": ERROR})
-    script = sending(events(*([TOKEN] if begun else []), event))
+    script = streams(events(*([TOKEN] if begun else []), event))
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
@@ -59,25 +45,28 @@ async def test_an_error_event_becomes_an_error(told: int | None, status: int, be
 
 
 FAILURES = {
-    "cut off": (sending(events(TOKEN), end=False), 502, "stream_truncated", "upstream_truncated"),
-    "cut in an event": (
-        sending(events(TOKEN) + b"data: {", end=False),
+    "cut off": (
+        streams(events(TOKEN), then="leave"),
         *(502, "stream_truncated", "upstream_truncated"),
     ),
-    "nothing but a head": (sending(end=False), 502, "stream_truncated", "upstream_truncated"),
+    "cut in an event": (
+        streams(events(TOKEN) + b"data: {", then="leave"),
+        *(502, "stream_truncated", "upstream_truncated"),
+    ),
+    "nothing but a head": (streams(then="leave"), 502, "stream_truncated", "upstream_truncated"),
     "ended without the marker": (
-        sending(events(TOKEN)),
+        streams(events(TOKEN)),
         *(502, "stream_truncated", "upstream_truncated"),
     ),
     "no JSON": (
-        sending(events(TOKEN, b"{nonsense")),
+        streams(events(TOKEN, b"{nonsense")),
         *(502, "invalid_response", "upstream_invalid"),
     ),
     "no event of a completion": (
-        sending(events(TOKEN, b"[1]", b"[DONE]")),
+        streams(events(TOKEN, b"[1]", b"[DONE]")),
         *(502, "invalid_response", "upstream_invalid"),
     ),
-    "no answer": (sending(events(b"[DONE]")), 502, "invalid_response", "upstream_invalid"),
+    "no answer": (streams(events(b"[DONE]")), 502, "invalid_response", "upstream_invalid"),
 }
 
 
@@ -126,14 +115,8 @@ async def test_an_answer_that_does_not_end_is_not_held_for_ever() -> None:
     ],
 )
 async def test_a_stream_that_stalls(setting: str, code: str, outcome: str) -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN))
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, **{**EXACT, setting: "0.05"}) as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -3,28 +3,17 @@
 import gzip
 
 import pytest
+from scripts import streams
 from sdks import MESSAGE_PACK
 from simulating import chat as question
 from simulating import post
 from simulating import rig as simulator
-from support import TOKEN, Conversation, chat, events, running_proxy, running_upstream
+from support import TOKEN, body_of, chat, events, running_proxy, running_upstream
 
 pytestmark = pytest.mark.anyio
 
 EXACT = {"TTFT_MODE": "exact"}
 STREAM = events(TOKEN, b"[DONE]")
-
-
-def body_of(request: bytes) -> bytes:
-    return request.partition(b"\r\n\r\n")[2]
-
-
-async def answer_stream(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(STREAM)
-        await peer.end()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +44,7 @@ async def answer_stream(peer: Conversation) -> None:
 async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, turned: bytes) -> None:
     settings = {"DEFAULT_MODEL": "gpt-oss-120b", "MODEL_ALIASES": "old=gpt-oss-120b"}
     async with (
-        running_upstream(answer_stream) as upstream,
+        running_upstream(streams(STREAM)) as upstream,
         running_proxy(upstream.port, **settings) as passing,
         running_proxy(upstream.port, **settings, **EXACT) as exact,
     ):
@@ -68,7 +57,7 @@ async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, turned: b
 async def test_a_stream_that_is_asked_for_passes_byte_for_byte(mode: str) -> None:
     body = b'{ "model":"gpt-oss-120b","stream" : true }'
     async with (
-        running_upstream(answer_stream) as upstream,
+        running_upstream(streams(STREAM)) as upstream,
         running_proxy(upstream.port, TTFT_MODE=mode) as running,
     ):
         response = await (await running.client()).ask(chat(body))

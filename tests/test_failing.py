@@ -4,26 +4,19 @@ from collections.abc import Callable
 
 import anyio
 import pytest
+from scripts import answers_once, closes, one_token_and_no_more, resets, silent, streams
 from support import (
     TOKEN,
     Conversation,
     chat,
+    error_shape,
     events,
     free_port,
-    one_token_and_no_more,
     running_proxy,
     running_upstream,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-def error_shape(body: dict[str, object]) -> tuple[object, object]:
-    """Type and code, after checking that both shapes say the same."""
-    inner = body.pop("error")
-    assert inner == body
-    assert set(body) == {"message", "type", "param", "code"}
-    return body["type"], body["code"]
 
 
 async def test_nobody_listens() -> None:
@@ -37,15 +30,6 @@ async def test_nobody_listens() -> None:
     assert "x-should-retry" not in response.headers
     assert (line["outcome"], line["error"]) == ("upstream_connect_failed", "connect_error")
     assert line["level"] == "error"
-
-
-async def closes(peer: Conversation) -> None:
-    await peer.request()
-
-
-async def resets(peer: Conversation) -> None:
-    await peer.request()
-    peer.stream.reset()
 
 
 async def speaks_another_protocol(peer: Conversation) -> None:
@@ -79,12 +63,8 @@ async def test_no_valid_answer(script: Callable[..., object]) -> None:
 
 
 async def test_no_answer_in_time() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(silent) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05") as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -115,12 +95,10 @@ async def test_a_head_that_never_ends_is_cut_by_the_total() -> None:
 async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> None:
     sent = events(TOKEN) if boundary else events(TOKEN) + b"data: {"
 
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(sent)
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(sent, then="leave")) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
     assert response.status == 200
@@ -137,13 +115,10 @@ async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> No
 
 
 async def test_a_clean_end_without_the_marker_is_a_cut_too() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN))
-        await peer.end()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(events(TOKEN))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
     assert not response.complete
@@ -180,13 +155,10 @@ async def test_a_plain_answer_that_is_cut() -> None:
 async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
     event = b'{"status_code":500,"error":{"message":"x","type":"server_error"}}'
 
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN, event))
-        await peer.end()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(events(TOKEN, event))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_errors_total") == 1
@@ -199,15 +171,8 @@ async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
 async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) -> None:
     sent = events(TOKEN, b'{"status_code":500,"error":{"message":"x","type":"server_error"}}')
 
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(sent)
-        if stalls:
-            await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(streams(sent, then="stay" if stalls else "leave")) as upstream,
         running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -217,11 +182,7 @@ async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) 
 
 
 async def test_an_upstream_connection_closed_while_idle_is_found_before_use() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.answer(b"{}")
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(answers_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         statuses = [(await client.ask(chat())).status for _ in range(5)]
     assert statuses == [200] * 5
@@ -244,13 +205,9 @@ async def test_bytes_behind_an_answer_never_reach_the_next_request() -> None:
 
 
 async def test_all_connections_in_use() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
     settings = {"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.05"}
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(silent) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
         await (await running.client()).send(chat())
@@ -264,12 +221,8 @@ async def test_all_connections_in_use() -> None:
 
 
 async def test_the_whole_exchange_has_a_deadline_where_one_is_set() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
     async with (
-        running_upstream(script) as upstream,
+        running_upstream(silent) as upstream,
         running_proxy(upstream.port, REQUEST_TIMEOUT="0.05") as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -2,13 +2,13 @@
 
 import anyio
 import pytest
+from scripts import answers_once, one_token_and_no_more, silent, streams
 from support import (
     TOKEN,
     Conversation,
     chat,
     events,
     hold_the_loop,
-    one_token_and_no_more,
     running_proxy,
     running_upstream,
 )
@@ -53,11 +53,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along(
 
 
 async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(chat() * 1000)  # more than is read ahead
         while not upstream.requests:
@@ -103,13 +99,11 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(begun: b
 
 
 async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN, b"[DONE]"))
-        await peer.until_left()  # the body's own end never comes
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    """The body's own end never comes."""
+    async with (
+        running_upstream(streams(WHOLE, then="stay")) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         response = await client.ask(chat())
         line = await running.lines.exchange()
@@ -119,11 +113,7 @@ async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() ->
 
 
 async def test_a_client_that_resets_before_its_answer_took_the_time_until_then() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
         while not upstream.requests:
@@ -137,11 +127,7 @@ async def test_a_client_that_resets_before_its_answer_took_the_time_until_then()
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_client_that_leaves_takes_its_question_for_the_models_along(how: str) -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
         while not upstream.requests:
@@ -205,13 +191,10 @@ async def test_the_probe_writes_nothing_between_two_responses() -> None:
     """The client has ended its sending after two requests; the first one's stream is at its end,
     but upstream has not said so yet."""
 
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(events(TOKEN, b"[DONE]"))
-        await peer.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(WHOLE, then="stay")) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         await client.send(chat() + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         await client.stream.send_eof()
@@ -283,11 +266,7 @@ async def test_a_status_that_nobody_took_was_not_told() -> None:
 
 
 async def test_what_a_client_had_asked_before_it_left_is_not_carried_out() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.answer(b"{}")
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(answers_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.get("/health")
         await client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" + chat())

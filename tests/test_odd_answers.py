@@ -2,6 +2,7 @@
 
 import anyio
 import pytest
+from scripts import pieces_of, streams
 from support import (
     TOKEN,
     Conversation,
@@ -98,15 +99,10 @@ async def test_a_header_that_quotes_the_accounts_key_is_not_passed_on() -> None:
 async def test_a_stream_that_quotes_the_accounts_key_is_cut(size: int) -> None:
     body = events(b'{"choices":[{"delta":{"content":"csk-upstream-key-0123456789"}}]}')
 
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        for begin in range(0, len(body), size):
-            await peer.chunk(body[begin : begin + size])
-        await peer.chunk(events(b"[DONE]"))
-        await peer.end()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(*pieces_of(body, size), events(b"[DONE]"))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_upstream_connections") == 0

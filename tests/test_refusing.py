@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from scripts import answers
 from support import (
     KEY,
-    Conversation,
     Running,
     ScriptedUpstream,
     chat,
@@ -22,16 +22,10 @@ OPEN = {"MAX_BODY_BYTES": "1000"}
 LOCKED = {"APE_API_KEY": "alice:key-of-alice,key-of-nobody", **OPEN}
 
 
-async def answer(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.answer(b"{}")
-
-
 @asynccontextmanager
 async def both(**settings: str) -> AsyncIterator[tuple[ScriptedUpstream, Running]]:
     async with (
-        running_upstream(answer) as upstream,
+        running_upstream(answers) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
         yield upstream, running
@@ -75,7 +69,7 @@ async def test_where_framing_is_unsure_the_connection_closes(case: str) -> None:
         body = response.json()
         assert body["error"] == {name: body[name] for name in ("message", "type", "param", "code")}
         assert body["type"] == "invalid_request_error"
-        assert await client.until_closed() == b""  # one answer only
+        assert await client.until_closed() == b""  # one answers only
         line = await running.lines.exchange()
         assert (line["status_code"], line["outcome"]) == (status, "refused")
         assert line["level"] == "warning"
@@ -248,7 +242,7 @@ async def test_connections_end_after_so_many_requests() -> None:
     async with both(MAX_REQUESTS_PER_CONNECTION="3") as (_, running):
         client = await running.client()
         answers = [await client.get("/health") for _ in range(3)]
-        assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
+        assert [answers.headers.get("connection") for answers in answers] == [None, None, "close"]
         assert await client.until_closed() == b""
 
 

@@ -4,26 +4,14 @@ import gzip
 
 import anyio
 import pytest
-from support import KEY, Conversation, chat, events, running_proxy, running_upstream
+from scripts import pieces_of, streams
+from support import FINISH, KEY, Conversation, chat, events, running_proxy, running_upstream
 
 pytestmark = pytest.mark.anyio
 
 ROLE = b'{"choices":[{"delta":{"role":"assistant"},"index":0}],"model":"gpt-oss-120b"}'
 TOKEN = '{"choices":[{"delta":{"content":"hé"},"index":0}],"model":"gpt-oss-120b"}'.encode()
-FINISH = (
-    b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}],"model":"gpt-oss-120b",'
-    b'"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14},'
-    b'"time_info":{"queue_time":0.001,"prompt_time":0.002,"completion_time":0.003}}'
-)
 STREAM = events(ROLE, TOKEN, TOKEN, FINISH, b"[DONE]")
-
-
-async def answer_stream(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.stream_head()
-        await peer.chunk(STREAM)
-        await peer.end()
 
 
 async def answer_plain(peer: Conversation) -> None:
@@ -44,14 +32,10 @@ async def test_a_plain_exchange_passes_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 async def test_a_stream_passes_byte_for_byte_however_it_is_cut(size: int) -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        for start in range(0, len(STREAM), size):
-            await peer.chunk(STREAM[start : start + size])
-        await peer.end()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(*pieces_of(STREAM, size))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
     assert response.body == STREAM
@@ -83,12 +67,10 @@ async def test_each_event_leaves_as_soon_as_it_has_arrived() -> None:
 
 
 async def test_the_head_is_not_kept_waiting_for_the_first_chunk() -> None:
-    async def script(peer: Conversation) -> None:
-        await peer.request()
-        await peer.stream_head()
-        await peer.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(then="stay")) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         await client.send(chat())
         assert b"200 OK" in await client.until(b"\r\n\r\n")
@@ -241,7 +223,10 @@ async def test_what_was_chunked_goes_up_with_a_length() -> None:
 
 
 async def test_one_connection_serves_many_requests_in_order_on_one_upstream_connection() -> None:
-    async with running_upstream(answer_stream) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(STREAM)) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         await client.send(chat() * 3)  # in one packet
         bodies = [(await client.response()).body for _ in range(3)]
@@ -250,7 +235,10 @@ async def test_one_connection_serves_many_requests_in_order_on_one_upstream_conn
 
 
 async def test_http_10_gets_neither_chunks_nor_keep_alive() -> None:
-    async with running_upstream(answer_stream) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(STREAM)) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         await client.send(chat().replace(b"HTTP/1.1", b"HTTP/1.0"))
         answer = await client.until_closed()
@@ -260,7 +248,10 @@ async def test_http_10_gets_neither_chunks_nor_keep_alive() -> None:
 
 
 async def test_sums_of_lines_and_counters_agree() -> None:
-    async with running_upstream(answer_stream) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(streams(STREAM)) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         client = await running.client()
         for _ in range(5):
             await client.ask(chat())

@@ -112,30 +112,35 @@ async def slow_stream(stream: MemoryStream) -> None:
     await stream.send(b"0\r\n\r\n")
 
 
+SLOW_STREAM_TIMES = {
+    "ttft_seconds": 20.0,
+    "upstream_ttft_seconds": 20.0,
+    "proxy_ttft_seconds": 0.0,
+    "ttfb_seconds": 2.0,
+    "ttfo_seconds": 23.0,
+    "total_time_seconds": 30.0,
+    "generation_seconds": 8.0,
+    "tpot_seconds": 2.0,
+    "queue_seconds": 1.5,
+    "prompt_seconds": 2.5,
+    "completion_seconds": 8.0,
+    "network_seconds": 16.0,
+    "connect_seconds": 0.0,
+    "proxy_own_seconds": 0.0,
+    "overhead_seconds": 0.0,
+}
+
+
+def times_of(line: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if name.endswith("_seconds")}
+
+
 def test_every_time_of_a_stream() -> None:
     async def test() -> None:
         async with rig(slow_stream) as running:
             await running.client.send(STREAMED)
             line = await running.line()
-        times = {name: value for name, value in line.items() if name.endswith("_seconds")}
-        assert times == {
-            "ttft_seconds": 20.0,
-            "upstream_ttft_seconds": 20.0,
-            "proxy_ttft_seconds": 0.0,
-            "ttfb_seconds": 2.0,
-            "ttfo_seconds": 23.0,
-            "total_time_seconds": 30.0,
-            "generation_seconds": 8.0,
-            "tpot_seconds": 2.0,
-            "queue_seconds": 1.5,
-            "prompt_seconds": 2.5,
-            "completion_seconds": 8.0,
-            "network_seconds": 16.0,
-            "connect_seconds": 0.0,
-            "proxy_own_seconds": 0.0,
-            "overhead_seconds": 0.0,
-            "client_blocked_seconds": 0.0,
-        }
+        assert times_of(line) == {**SLOW_STREAM_TIMES, "client_blocked_seconds": 0.0}
         assert (line["stamp"], line["connection"]) == ("read", "new")
         assert line["tokens_per_second"] == 0.625
         assert line["ttft_source"] == "measured"
@@ -199,17 +204,24 @@ def test_an_event_in_pieces_has_arrived_with_its_last_byte() -> None:
     on_mock_clock(test)
 
 
-def test_a_plain_replys_ttft_is_derived_and_never_its_total() -> None:
+def slow_reply(body: bytes) -> Script:
+    """All of it at 20 s."""
+
     async def script(stream: MemoryStream) -> None:
         await anyio.sleep(20)
-        body = b'{"model":"gpt-oss-120b",' + FINISH.partition(b'"gpt-oss-120b",')[2]
         await stream.send(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
             % (len(body), body)
         )
 
+    return script
+
+
+def test_a_plain_replys_ttft_is_derived_and_never_its_total() -> None:
+    body = b'{"model":"gpt-oss-120b",' + FINISH.partition(b'"gpt-oss-120b",')[2]
+
     async def test() -> None:
-        async with rig(script) as running:
+        async with rig(slow_reply(body)) as running:
             await running.client.send(chat())
             line = await running.line()
         assert line["ttft_source"] == "derived"
@@ -225,15 +237,8 @@ def test_a_plain_replys_ttft_is_derived_and_never_its_total() -> None:
     "body", [b'{"usage":{"prompt_tokens":1}}', b'{"time_info":{"completion_time":99}}', b"nonsense"]
 )
 def test_where_nothing_can_be_derived_there_is_no_ttft(body: bytes) -> None:
-    async def script(stream: MemoryStream) -> None:
-        await anyio.sleep(20)
-        await stream.send(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-            % (len(body), body)
-        )
-
     async def test() -> None:
-        async with rig(script) as running:
+        async with rig(slow_reply(body)) as running:
             await running.client.send(chat())
             line = await running.line()
         assert line["ttft_source"] is None

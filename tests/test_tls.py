@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trustme
+from scripts import answers
 from secured import over_tls
 from support import (
     KEY,
@@ -36,15 +37,9 @@ async def exchange_with(
         yield upstream, running
 
 
-async def answer(peer: Conversation) -> None:
-    while True:
-        await peer.request()
-        await peer.answer(b"{}")
-
-
 async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
     leaf = authority.issue_cert("localhost")
-    async with exchange_with(answer, leaf, bundle) as (upstream, running):
+    async with exchange_with(answers, leaf, bundle) as (upstream, running):
         client = await running.client()
         for _ in range(3):
             response = await client.ask(chat())
@@ -65,7 +60,7 @@ BAD: dict[str, Callable[[trustme.CA, datetime], trustme.LeafCert]] = {
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
     leaf = BAD[kind](authority, datetime.now(UTC))
-    async with exchange_with(answer, leaf, bundle) as (upstream, running):
+    async with exchange_with(answers, leaf, bundle) as (upstream, running):
         client = await running.client()
         response = await client.ask(chat())
         again = await client.ask(chat())
@@ -149,7 +144,7 @@ async def test_the_public_bundle_is_used_where_none_is_named(
 ) -> None:
     leaf = authority.issue_cert("localhost")
     async with (
-        running_upstream(over_tls(answer, leaf)) as upstream,
+        running_upstream(over_tls(answers, leaf)) as upstream,
         running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -10,12 +10,12 @@ import anyio
 import orjson
 import pytest
 import recorded
-from anyio.abc import ByteStream, TaskStatus
+from anyio.abc import ByteStream
+from scripts import pieces_of, streams
 from sdks import MESSAGE_PACK, QUESTION, TOOL
 from simulating import chat, post
-from support import Conversation, Response, running_proxy, running_upstream
+from support import running_proxy, running_upstream, serve_each
 
-from ape_cerebras.listener import accept_connections, open_listeners
 from ape_cerebras.network import SocketStream
 from ape_cerebras.simulator import Simulation, Simulator
 
@@ -52,17 +52,8 @@ class TappedSimulator:
         self.sent: list[bytes] = []
         self.port = 0
 
-    async def serve(self, *, task_status: TaskStatus[None]) -> None:
-        [listener] = await open_listeners("127.0.0.1", 0)
-        with listener:
-            self.port = listener.getsockname()[1]
-            async with anyio.create_task_group() as tasks:
-
-                def handle(stream: SocketStream) -> None:
-                    tasks.start_soon(self.simulator.handle, Tapped(stream, self.sent))
-
-                task_status.started()
-                await accept_connections(listener, handle, anyio.lowlevel.checkpoint, print)
+    async def converse(self, stream: SocketStream) -> None:
+        await self.simulator.handle(Tapped(stream, self.sent))
 
     def body(self) -> bytes:
         """What was sent after the head, its chunks put together."""
@@ -86,7 +77,7 @@ class TappedSimulator:
 async def tapped_simulator() -> AsyncIterator[TappedSimulator]:
     tapped = TappedSimulator()
     async with anyio.create_task_group() as tasks:
-        await tasks.start(tapped.serve)
+        tapped.port = await tasks.start(serve_each, tapped.converse)
         yield tapped
         tasks.cancel_scope.cancel()
 
@@ -132,24 +123,14 @@ async def test_every_byte_of_an_answer(kind: str) -> None:
     }
 
 
-async def ask_recorded(recording: bytes, size: int) -> Response:
-    async def script(conversation: Conversation) -> None:
-        await conversation.request()
-        await conversation.stream_head()
-        for start in range(0, len(recording), size):
-            await conversation.chunk(recording[start : start + size])
-        await conversation.end()
-        await conversation.until_left()
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        client = await running.client()
-        return await client.ask(REQUESTS["reasoning stream"])
-
-
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 @pytest.mark.parametrize("recording", [recorded.ANSWER, recorded.TOOL_CALL])
 async def test_every_byte_of_a_recorded_stream(recording: bytes, size: int) -> None:
     """However the real API's stream is cut into chunks."""
-    response = await ask_recorded(recording, size)
+    async with (
+        running_upstream(streams(*pieces_of(recording, size))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        response = await (await running.client()).ask(REQUESTS["reasoning stream"])
     assert response.complete
     assert response.body == recording

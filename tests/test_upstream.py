@@ -2,6 +2,7 @@
 
 import anyio
 import pytest
+from scripts import silent
 from support import KEY, Conversation, Script, running_upstream
 
 from ape_cerebras.config import Config
@@ -72,11 +73,6 @@ async def breaks_off(peer: Conversation) -> None:
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhell")
 
 
-async def is_silent(peer: Conversation) -> None:
-    await peer.request()
-    await peer.until_left()
-
-
 async def sends_a_chunk_of_no_size(peer: Conversation) -> None:
     await peer.request()
     await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n")
@@ -89,7 +85,7 @@ async def sends_a_chunk_of_no_size(peer: Conversation) -> None:
         (says_a_status_nobody_knows, InvalidAnswer),
         (breaks_off, Truncated),
         (sends_a_chunk_of_no_size, Truncated),
-        (is_silent, FirstByteTimeout),
+        (silent, FirstByteTimeout),
     ],
 )
 async def test_failures(script: Script, error: type[ProxyError]) -> None:

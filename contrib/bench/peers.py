@@ -20,6 +20,7 @@ PORTKEY = HERE / "node_modules" / "@portkey-ai" / "gateway"
 CLIENT_KEY = "sk-bench-key"
 OURS = "ape_cerebras"
 _BY_MAKE = "make bench-peers"
+_LISTENS = ("--host", "127.0.0.1", "--port", "@PORT@")
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ PEERS = (
         needs=("@TOOLS@/uvicorn",),
         install=_BY_MAKE,
         command=(
-            *("@TOOLS@/uvicorn", "fastapi_proxy:app", "--app-dir", "@DIR@"),
-            *("--host", "127.0.0.1", "--port", "@PORT@", "--timeout-keep-alive", "75"),
+            *("@TOOLS@/uvicorn", "fastapi_proxy:app", "--app-dir", "@DIR@", *_LISTENS),
+            *("--timeout-keep-alive", "75"),
         ),
         version=_version_of("fastapi"),
         environment={
@@ -112,8 +113,8 @@ PEERS = (
         needs=("@TOOLS@/litellm",),
         install=_BY_MAKE,
         command=(
-            *("@TOOLS@/litellm", "--config", "@DIR@/litellm.yaml"),
-            *("--host", "127.0.0.1", "--port", "@PORT@", "--keepalive_timeout", "75"),
+            *("@TOOLS@/litellm", "--config", "@DIR@/litellm.yaml", *_LISTENS),
+            *("--keepalive_timeout", "75"),
         ),
         version=_version_of("litellm"),
         environment={"SSL_CERT_FILE": "@CA@", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
@@ -126,8 +127,8 @@ PEERS = (
         needs=("@TOOLS@/sglang-router",),
         install=_BY_MAKE,
         command=(
-            *("@TOOLS@/sglang-router", "launch", "--worker-urls", "@URL@"),
-            *("--policy", "round_robin", "--host", "127.0.0.1", "--port", "@PORT@"),
+            *("@TOOLS@/sglang-router", "launch", *_LISTENS),
+            *("--worker-urls", "@URL@", "--policy", "round_robin"),
             *("--prometheus-port", "@SPARE_PORT@", "--api-key", "@KEY@"),
             *("--max-concurrent-requests", "4096", "--request-timeout-secs", "60"),
         ),

@@ -12,7 +12,6 @@ __all__ = (
     "PACE",
     "QUICK",
     "endless",
-    "silent",
 )
 
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -27,11 +26,6 @@ QUICK = {
 # Seconds between the bytes of a slow peer. That they make progress for as long as they do, and no
 # more, is what such a case is about; nothing is waited for by it.
 PACE = 0.02
-
-
-async def silent(peer: Conversation) -> None:
-    await peer.request()
-    await peer.until_left()
 
 
 async def endless(peer: Conversation) -> None:

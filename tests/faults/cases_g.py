@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
-from cases_e_f import endless, silent
+from cases_e_f import endless
 from faulting import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
+from scripts import silent
 from support import TOKEN, Client, Conversation, Response, events
 
 __all__ = ("CASES",)

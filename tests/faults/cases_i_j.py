@@ -6,8 +6,9 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import anyio
-from cases_e_f import QUICK, silent
+from cases_e_f import QUICK
 from faulting import BODY, Case, Scene, post
+from scripts import silent
 from support import Conversation, Response, running_proxy
 
 __all__ = ("CASES",)

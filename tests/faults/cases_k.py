@@ -4,8 +4,9 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import orjson
-from cases_e_f import PACE, QUICK, silent
+from cases_e_f import PACE, QUICK
 from faulting import Case, Scene, post
+from scripts import answers_once, closes, resets, silent
 from support import Conversation, Response, Script
 
 __all__ = ("CASES", "raw")
@@ -47,20 +48,6 @@ async def one_byte_at_a_time(peer: Conversation) -> None:
     for byte in JSON + TWO + b"\r\n{}":
         await peer.send(bytes([byte]))
         await anyio.sleep(PACE)
-
-
-async def resets(peer: Conversation) -> None:
-    await peer.request()
-    peer.stream.reset()
-
-
-async def closes(peer: Conversation) -> None:
-    await peer.request()
-
-
-async def answers_once(peer: Conversation) -> None:
-    await peer.request()
-    await peer.answer(b"{}")
 
 
 async def answers_once_and_hangs_up_at_the_next(peer: Conversation) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import anyio
 import orjson
 import pytest
-from cases_e_f import QUICK, endless, silent
+from cases_e_f import QUICK, endless
 from cases_k import raw
 from faulting import Case, Scene, post
+from scripts import pieces_of, silent
 from support import (
     TOKEN,
     Client,
@@ -53,10 +54,6 @@ def in_pieces(pieces: list[bytes]) -> Script:
     return script
 
 
-def cut(data: bytes, size: int) -> list[bytes]:
-    return [data[begin : begin + size] for begin in range(0, len(data), size)]
-
-
 def passed_on(body: bytes) -> Callable[[Scene, Response], object]:
     def check(scene: Scene, response: Response) -> None:
         assert response.body == body
@@ -66,7 +63,7 @@ def passed_on(body: bytes) -> Callable[[Scene, Response], object]:
 
 
 def streams(name: str, wire: bytes, body: bytes = FULL, size: int = 10**6) -> Case:
-    pieces = in_pieces(cut(HEAD + wire, size))
+    pieces = in_pieces(pieces_of(HEAD + wire, size))
     return Case(name, OK, up=1, upstream=pieces, check=passed_on(body))
 
 
@@ -164,7 +161,7 @@ CASES: list[Case] = [
     Case("L2", play=one_by_one, up=1),
     streams("L3 50 segments", chunk(FULL) + END, size=len(FULL) // 50),
     streams("L3 a byte each", chunk(FULL) + END, size=1),
-    streams("L3 chunks of 7", b"".join(chunk(part) for part in cut(FULL, 7)) + END),
+    streams("L3 chunks of 7", b"".join(chunk(part) for part in pieces_of(FULL, 7)) + END),
     streams("L3 CRLF", chunk(FULL.replace(b"\n", b"\r\n")) + END, FULL.replace(b"\n", b"\r\n")),
     Case("L4", OK, 500, up=1, relayed=True, upstream=server_error, check=is_json),
     Case("L5", OK, 504, up=1, code="first_byte_timeout", upstream=silent, settings=QUICK),

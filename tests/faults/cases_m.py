@@ -10,6 +10,7 @@ import sys
 import anyio
 import orjson
 from faulting import Case, Scene, post
+from scripts import answers, one_token_and_no_more
 from served import environment, run, serving
 from support import (
     TOKEN,
@@ -17,7 +18,6 @@ from support import (
     Conversation,
     Response,
     Running,
-    one_token_and_no_more,
     running_proxy,
     running_upstream,
 )
@@ -89,32 +89,27 @@ async def told_at_the_end_of_the_grace(scene: Scene) -> None:
 
 async def nothing_is_lost_under_load(scene: Scene) -> None:
     """100 clients ask on and on, each until it is told to close: every request got its answer."""
-    answers: list[Response] = []
+    responses: list[Response] = []
 
     async def ask_on(running: Running) -> None:
         client = await running.client()
         closing = False
         while not closing:
-            answers.append(response := await client.ask(OK))
+            responses.append(response := await client.ask(OK))
             assert response.complete
             closing = "connection" in response.headers
 
-    async def script(peer: Conversation) -> None:
-        while True:
-            await peer.request()
-            await peer.answer(b"{}")
-
-    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(answers) as upstream, running_proxy(upstream.port) as running:
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
                 tasks.start_soon(ask_on, running)
-            while len(answers) < 100:
+            while len(responses) < 100:
                 await anyio.lowlevel.checkpoint()
             running.proxy.begin_drain()
         with anyio.fail_after(10):
             await running.ended.wait()
-    assert {response.status for response in answers} == {200}
-    assert len(upstream.requests) == len(answers)
+    assert {response.status for response in responses} == {200}
+    assert len(upstream.requests) == len(responses)
 
 
 def signals(backend: str) -> None:

@@ -177,7 +177,7 @@ async def benched(settings: Mapping[str, str], authority: trustme.CA) -> AsyncIt
     tls_name = environment.pop("TLS", None)
     secure: Callable[[Script], Script] = lambda script: script  # noqa: E731
     async with anyio.create_task_group() as tasks:
-        await tasks.start(upstream.serve)
+        upstream.port = await tasks.start(upstream.serve)
         if tls_name is not None:
             leaf = _certificate(tls_name, authority)
             secure = lambda script: over_tls(script, leaf)  # noqa: E731
