@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,17 +12,27 @@ import anyio
 import pytest
 from served import BACKENDS, run
 
-from ape_cerebras import rehearsal
+from ape_cerebras import __main__, rehearsal
 from ape_cerebras.rehearsal import Ended, Seen, running
-from ape_cerebras.selfcheck import PHASES, Findings, Phase, _errors, table, within
+from ape_cerebras.selfcheck import (
+    PHASES,
+    Findings,
+    Phase,
+    _errors,
+    _simulation,
+    checked,
+    table,
+    within,
+)
 
 NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 SLOW = 120.0  # seconds until a run is given up
 
 
-def findings(upstream_ttft: list[float]) -> Findings:
+def findings(upstream_ttft: list[float], wanted: int = 0) -> Findings:
     errors = dict.fromkeys(NAMES, upstream_ttft)
-    return Findings(errors, [abs(error) for error in upstream_ttft], 3, 0.5)
+    added = [abs(error) for error in upstream_ttft]
+    return Findings(wanted or len(added), errors, added, 3, 0.5)
 
 
 def test_each_time_is_compared_with_what_happened() -> None:
@@ -56,6 +67,34 @@ def test_one_in_a_hundred_may_be_worse_and_nothing_found_is_no_success() -> None
     assert within({phase: findings([0.0] * 99 + [1.0])}, 0.001)
     assert not within({phase: findings([0.0] * 98 + [1.0] * 2)}, 0.001)
     assert not within({phase: findings([])}, 0.001)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_of_which_too_few_streams_could_be_compared_was_not_checked(phase: Phase) -> None:
+    good = dict.fromkeys(PHASES, findings([0.0] * 100))
+    half, fewer = (good | {phase: findings([0.0] * count, 100)} for count in (50, 49))
+    assert checked(half)
+    assert within(half, 0.001)
+    assert not checked(fewer)
+    assert not within(fewer, 0.001)
+
+
+def test_where_too_little_could_be_compared_the_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, Findings]:
+        return dict.fromkeys(PHASES, findings([0.0], streams))
+
+    monkeypatch.setattr(__main__, "selfcheck", few)
+    assert __main__.main(["selfcheck"]) == 1
+    assert "0.5 ms: not checked, for too few streams could be" in capsys.readouterr().out
+
+
+def test_a_proxy_that_takes_the_role_or_the_head_for_a_token_is_found_out() -> None:
+    chance = random.Random(0)
+    leads = [float(_simulation(chance).partition("head_lead=")[2].split(",")[0]) for _ in range(20)]
+    assert 0.0 in leads
+    assert not within(dict.fromkeys(PHASES, findings(leads)), 0.0005)
 
 
 def test_the_table_is_in_milliseconds() -> None:
