@@ -134,7 +134,8 @@ class Downstream:
     @property
     def request_stamped(self) -> bool:
         """Whether the kernel has said of everything read since the last request when it came."""
-        return self.stream.unstamped_reads == self._unstamped_before
+        # It may have come with the one before, and need no read of its own.
+        return self.stream.stamped and self.stream.unstamped_reads == self._unstamped_before
 
     # Responses
 

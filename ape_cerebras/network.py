@@ -50,7 +50,8 @@ class StampedStream(ByteStream):
     """What these streams have in common; see the module's docstring.
 
     ``arrived_at``: when the bytes of the latest ``receive`` arrived; never before those before.
-    ``unstamped_reads``: for how many reads that is the moment of the read; ever growing.
+    ``stamped``: whether the kernel has said so; else it is the moment of the read.
+    ``unstamped_reads``: for how many reads it was that; ever growing.
     ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
     cannot have come before, however late the kernel lets this process go on.
     ``written_at``: when they had been.
@@ -63,6 +64,7 @@ class StampedStream(ByteStream):
     def __init__(self) -> None:
         self._clock = loop_clock()
         self.arrived_at = self.left_at = self.written_at = self._clock()
+        self.stamped = False
         self.unstamped_reads = 0
         self.most_at_once = 0
         self.read_wait_seconds = self.write_wait_seconds = 0.0
@@ -182,7 +184,8 @@ class SocketStream(StampedStream):
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
 
     def _account_for(self, data: bytes) -> None:
-        self.unstamped_reads += not self._receiver.stamped
+        self.stamped = self._receiver.stamped
+        self.unstamped_reads += not self.stamped
         self._read_since_wait += len(data)
         self.most_at_once = max(self.most_at_once, self._read_since_wait)
         late = self._wait_ended_at - max(self.arrived_at, self._wait_began_at)

@@ -145,6 +145,17 @@ async def test_where_one_read_was_not_stamped_the_line_says_so(bundle: str) -> N
     assert stamps == ["kernel", "read"]
 
 
+@pytest.mark.parametrize(("stamps", "stamp"), [("on", "kernel"), ("off", "read")])
+async def test_a_request_without_a_read_of_its_own_came_with_the_one_before(
+    stamps: str, stamp: str
+) -> None:
+    async with running_proxy(1, KERNEL_STAMPS=stamps) as running:
+        client = await running.client()
+        await client.send(2 * b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        lines = [await running.lines.exchange(number) for number in (1, 2)]
+    assert [line["stamp"] for line in lines] == [stamp, stamp]
+
+
 def bytes_under_way(peer: Conversation) -> int:
     """What the kernel of the proxy has not said it has got."""
     sock = peer.stream.extra(SocketAttribute.raw_socket)
