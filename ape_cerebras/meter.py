@@ -89,7 +89,8 @@ class PlainMeter:
 
 
 class StreamMeter:
-    """Reads a stream of events as they pass.
+    """Reads a stream of events as they pass. What comes after the end marker is no part of the
+    answer: the SDKs do not read it.
 
     The gaps between reads that brought tokens are counted by size: at most the first of
     ``gap_bounds`` (rising seconds), at most the second, …, more than the last.
@@ -119,12 +120,15 @@ class StreamMeter:
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
+        if exchange.ended:
+            return
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
         for payload in self._events.feed(chunk):
             if payload.startswith(_END):
                 exchange.ended = True
-            elif self._must_be_parsed(payload):
+                break
+            if self._must_be_parsed(payload):
                 self._look_into(read_json(payload), arrived_at, sent_at)
             elif _TOKEN.search(payload):
                 exchange.last_token_at = arrived_at

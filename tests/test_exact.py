@@ -198,15 +198,17 @@ async def test_the_end_of_the_framing_is_not_waited_for(last: bytes, stays: bool
     )
 
 
-async def test_what_comes_after_the_end_changes_nothing() -> None:
+@pytest.mark.parametrize("after", [events(TOKEN), events(b'{"error":{"message":"Oh"}}')])
+async def test_what_comes_after_the_end_changes_nothing(after: bytes) -> None:
     async with (
-        running_upstream(streams(STREAM + events(TOKEN), b"data: nonsense\n\n")) as upstream,
+        running_upstream(streams(STREAM + after, after, b"data: nonsense\n\n")) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_errors_total") == 0
     assert response.json()["choices"][0]["message"]["content"] == "a"
-    assert line["outcome"] == "completed"
+    assert (line["outcome"], line["ttft_source"]) == ("completed", "measured")
 
 
 async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:

@@ -167,6 +167,17 @@ async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
     assert (line["outcome"], line["level"]) == ("upstream_stream_error", "error")
 
 
+async def test_an_error_event_behind_the_end_marker_passes_and_counts_for_nothing() -> None:
+    """The SDKs read no further than that."""
+    sent = events(TOKEN, b"[DONE]", b'{"error":{"message":"x"}}')
+    async with running_upstream(streams(sent)) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_errors_total") == 0
+    assert (response.body, response.complete) == (sent, True)
+    assert line["outcome"] == "completed"
+
+
 @pytest.mark.parametrize("stalls", [False, True])
 async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) -> None:
     sent = events(TOKEN, b'{"status_code":500,"error":{"message":"x","type":"server_error"}}')

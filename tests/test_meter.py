@@ -194,6 +194,15 @@ def test_the_end_marker(end: bytes) -> None:
     assert read_stream(event(b'"content":"a"') + end).ended
 
 
+@pytest.mark.parametrize(
+    "after", [ERROR, event(b'"content":"b"'), b'data: {"usage":%s}\n\n' % USAGE]
+)
+def test_nothing_counts_after_the_end_marker(after: bytes) -> None:
+    first, end = event(b'"content":"a"'), b"data: [DONE]\n\n"
+    assert read_stream(first, end + after) == read_stream(first, end)
+    assert read_stream(first, end, after) == read_stream(first, end)
+
+
 def test_an_end_marker_whose_event_does_not_end_is_none() -> None:
     assert not read_stream(b"data: [DONE]\n").ended
 
