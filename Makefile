@@ -1,7 +1,7 @@
 # make run         sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
 # make test        sets up and runs everything: format, lint, types, tests
-# make faults      plays every fault that a hostile network can, on both event loops, in 2 minutes
-# make selfcheck   finds out whether the times it records are true on this machine, in 5 minutes
+# make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
+# make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
 # make bench       measures this proxy on this machine, beside the peers it finds:
 #                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
 #                  short look, ARGS=--help for more
