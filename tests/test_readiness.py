@@ -1,6 +1,7 @@
 """Waiting for a socket: woken when it is ready, at the end of patience, and when it is closed."""
 
 import gc
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -168,3 +169,80 @@ def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
         for _ in range(5):
             anyio.run(use, backend=backend)
         assert count() == before
+
+
+async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+
+    async def hurry_later() -> None:
+        await anyio.wait_all_tasks_blocked()
+        readiness.hurry(0.01)
+
+    for patience in (None, 60.0):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hurry_later)
+            with anyio.fail_after(5):
+                assert not await readiness.readable(patience)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_send_later, ours, b"a")
+            assert await read(theirs, readiness) == b"a"
+    readiness.close()
+
+
+async def test_a_long_wait_is_not_ended_by_the_timer_of_a_short_one_before(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    for first, second in ((0.05, None), (0.05, 60.0)):
+        ours.send(b"a")
+        assert await read(theirs, readiness) == b"a"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_send_later, ours, b"b")
+            assert await readiness.readable(first)  # its timer may go on
+        assert await read(theirs, readiness) == b"b"
+
+        async def send_at_last() -> None:
+            await anyio.sleep(0.1)  # when the first wait would have ended
+            ours.send(b"c")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send_at_last)
+            with anyio.fail_after(5):
+                while True:
+                    with suppress(BlockingIOError):
+                        assert theirs.recv(100) == b"c"
+                        break
+                    assert await readiness.readable(second)
+    readiness.close()
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="only Linux tells of edges")
+async def test_what_arrives_while_nobody_reads_is_told(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    told: list[bytes] = []
+    came = anyio.Event()
+
+    def hook() -> None:
+        with suppress(BlockingIOError):
+            while data := theirs.recv(100):
+                told.append(data)
+        came.set()
+
+    assert readiness.watch(hook)
+    for text in (b"one", b"two"):
+        came = anyio.Event()
+        ours.send(text)
+        with anyio.fail_after(5):
+            await came.wait()
+    came = anyio.Event()
+    ours.shutdown(socket.SHUT_WR)
+    with anyio.fail_after(5):
+        await came.wait()
+    assert told == [b"one", b"two"]
+    readiness.watch(None)
+    came = anyio.Event()
+    ours.close()
+    await anyio.wait_all_tasks_blocked()
+    assert not came.is_set()
+    readiness.close()
