@@ -17,6 +17,7 @@ layer  module           what it owns
 0      request          a request's head, as it was read
 0      outbox           what is on its way to a stream, held until it is worth a write
 0      responses        what every response's head takes from tables: reason phrases, the date
+0      closings         which connections have been closed by their peers
 0      grammar          the pieces of HTTP/1.1's grammar that the strict checks share
 0      edges            what the kernel has to say of sockets, told once for each change
 1      readiness        waiting until a socket can be read or written
@@ -48,6 +49,7 @@ layer  module           what it owns
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
 5      downstream       the client's connection, through h11
+6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
 6      answers          its answers on their way: paced, cut, garbled
 7      relay            one chat request up, its response down

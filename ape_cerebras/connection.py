@@ -34,6 +34,10 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self.idle_since = 0.0
         self.used = False
         """Whether a request has gone over it."""
+        self.closed_by_upstream = False
+        """As far as that is known."""
+        self.watched = False
+        """Whether that becomes known at once."""
         self._chunks: ChunkedReader | None = None  # of an answer whose body comes in chunks
         self._arrived = bytearray()  # of such a body, and not read yet
         self._nothing_left_over = False
@@ -103,4 +107,4 @@ class Connection(httpcore.AsyncHTTP11Connection):
     @property
     def reusable(self) -> bool:
         """Whether the last answer ended cleanly, with nothing read beyond its end."""
-        return self._nothing_left_over
+        return self._nothing_left_over and not self.closed_by_upstream

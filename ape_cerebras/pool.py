@@ -9,24 +9,28 @@ A connection goes back only if its response ended where HTTP says and nothing ca
 response left early, or with bytes behind it, would be the beginning of the next one's answer.
 
 Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
+
+Who keeps connections ready ahead of the requests is ``warmth``.
 """
 
 import ssl
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import anyio
 import certifi
 import httpcore
 from anyio import BrokenResourceError, EndOfStream
 
+from .closings import Closings
 from .config import Config
 from .connection import Connection
 from .errors import (
     ConnectFailed,
     ConnectTimeout,
     Overloaded,
-    ProxyError,
     TlsFailed,
 )
 from .stamps import loop_clock
@@ -34,7 +38,7 @@ from .transport import Connect, UpstreamStream
 
 __all__ = ("Lease", "Pool", "ssl_context_for")
 
-_CHECK_EVERY = 5.0  # seconds between looks at the idle connections
+_IDLE_SINCE = attrgetter("idle_since")
 
 
 def ssl_context_for(config: Config) -> ssl.SSLContext | None:
@@ -83,8 +87,10 @@ class Pool:
         where = config.cerebras_base_url
         self._origin = httpcore.Origin(where.scheme.encode(), where.host.encode(), where.port)
         self._slots = anyio.Semaphore(config.connection_pool_size, fast_acquire=True)
-        self._idle: list[Connection] = []
-        self._wanted = anyio.Event()
+        self._idle: list[Connection] = []  # by the moment from which on they are
+        self._idle_at_most = max(config.keep_alive_connections, config.warm_connections)
+        self._closings: Closings[Connection] = Closings()
+        self._low = anyio.Event()
         self.active = 0
         """Connections in use."""
 
@@ -105,6 +111,8 @@ class Pool:
             self._release()
             raise
         lease.connection.used = True
+        if len(self._idle) < self._config.warm_connections:
+            self._low.set()
         return lease
 
     def _release(self) -> None:
@@ -157,7 +165,7 @@ class Pool:
 
     def _give_back(self, connection: Connection) -> None:
         self._release()
-        if connection.reusable and len(self._idle) < self._config.keep_alive_connections:
+        if connection.reusable and len(self._idle) < self._idle_at_most:
             self._put_idle(connection)
         else:
             connection.transport.close()
@@ -186,45 +194,63 @@ class Pool:
         except OSError:
             raise ConnectFailed from None
         tls = None if self._ssl_context is None else self._clock() - connected_at
-        return Connection(self._origin, stream), connected_at - began_at, tls
+        connection = Connection(self._origin, stream)
+        connection.watched = self._closings.watch(raw, connection)
+        return connection, connected_at - began_at, tls
 
-    # Warm connections
+    # Idle connections
 
-    def warm_up(self) -> None:
-        """Have ``keep_warm`` look now: somebody is about to send a request."""
-        self._wanted.set()
+    @property
+    def room(self) -> int:
+        """How many more idle connections there may be."""
+        return min(self._config.connection_pool_size - self.active, self._idle_at_most) - self.idle
 
-    async def keep_warm(self) -> None:
-        """Keep ``warm_connections`` idle connections open and ready, until cancelled."""
-        while True:
-            self._wanted = anyio.Event()
-            await self._drop_unfit()
-            try:
-                while self._is_short_of_warm_ones():
-                    connection, _, _ = await self._connect()
-                    if self.active + self.idle < self._config.connection_pool_size:
-                        self._put_idle(connection)
-                    else:
-                        connection.transport.close()
-            except ProxyError:
-                pass  # the next request will say what is wrong
-            with anyio.move_on_after(_CHECK_EVERY):
-                await self._wanted.wait()
+    def idle_later_than(self, moment: float) -> tuple[float, ...]:
+        """Of the connections that are idle since later than that, since when; rising."""
+        start = bisect_right(self._idle, moment, key=_IDLE_SINCE)
+        return tuple(connection.idle_since for connection in self._idle[start:])
 
-    def _is_short_of_warm_ones(self) -> bool:
-        room = self._config.connection_pool_size - self.active - self.idle
-        return self.idle < self._config.warm_connections and room > 0
+    async def add_idle(self) -> None:
+        """Make a connection ahead, if there is still room for it then. Raises ConnectFailed,
+        ConnectTimeout, TlsFailed."""
+        connection, _, _ = await self._connect()
+        if self.room > 0:
+            self._put_idle(connection)
+        else:
+            connection.transport.close()
 
-    async def _drop_unfit(self) -> None:
-        """Look at each idle connection once, each out of the stack only for as long as that takes;
-        newest first, so that putting each at the bottom keeps their order."""
-        for connection in reversed(tuple(self._idle)):
-            if connection in self._idle:
+    async def until_low(self) -> None:
+        """Return when somebody has taken a connection, and fewer than ``warm_connections`` are
+        left idle."""
+        self._low = anyio.Event()
+        await self._low.wait()
+
+    async def next_closed(self) -> list[Connection]:
+        """Wait for upstream to close connections. Those that were idle are let go, and returned."""
+        closed = set(await self._closings.next())
+        for connection in closed:
+            connection.closed_by_upstream = True
+        dropped = [connection for connection in self._idle if connection in closed]
+        self._idle[:] = [connection for connection in self._idle if connection not in closed]
+        for connection in dropped:
+            connection.transport.close()
+        return dropped
+
+    async def look_over(self, count: int) -> None:
+        """Let go of idle connections that are too old; and of those, among the ``count`` to be used
+        next, that upstream has closed, where that did not become known at once."""
+        too_old = self._clock() - self._config.upstream_keep_alive_timeout
+        while self._idle and self._idle[0].idle_since <= too_old:
+            self._idle.pop(0).transport.close()
+        for connection in self._idle[::-1][:count]:
+            # Out of the stack for only as long as the look takes, which may be waited for.
+            if not connection.watched and connection in self._idle:
                 self._idle.remove(connection)
                 if await self._is_fit(connection):
-                    self._idle.insert(0, connection)
+                    insort(self._idle, connection, key=_IDLE_SINCE)
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and from here on every other that gets idle."""
+        self._idle_at_most = 0
         while self._idle:
             self._idle.pop().transport.close()

@@ -26,6 +26,7 @@ from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .upstream import Upstream
 from .version import VERSION
+from .warmth import Warmth
 from .wrapped import stamped
 
 __all__ = ("Proxy",)
@@ -58,6 +59,7 @@ class Proxy:
         self._degradation = Degradation(target)
         self._degraded: tuple[str, ...] = ()
         self._upstream = Upstream(config, connect)
+        self._warmth = Warmth(config, self._upstream.pool)
         self._metrics = Metrics(config, sniffio.current_async_library())
         self._routes = Routes(
             config,
@@ -65,7 +67,7 @@ class Proxy:
             ModelList(config, self._upstream),
             self._metrics,
             self._health,
-            self._upstream.pool.warm_up,
+            self._warmth.hint,
         )
         self._started_at = anyio.current_time()
         self._connections: set[Downstream] = set()
@@ -214,11 +216,18 @@ class Proxy:
         """What a proxy does beside answering: keep connections warm, watch over the loop and the
         service. Runs until cancelled."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._upstream.pool.keep_warm)
+            tasks.start_soon(self._keep_warm)
             tasks.start_soon(self._watch_loop)
             while True:
                 self._look_at_degradation()
                 await anyio.sleep(_LOOK_EVERY)
+
+    async def _keep_warm(self) -> None:
+        """Until a drain begins; what comes after that finds what there is, or makes its own."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._warmth.keep)
+            await self.drain_began.wait()
+            tasks.cancel_scope.cancel()
 
     async def _watch_loop(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from ape_cerebras.connection import Connection
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.network import StampedStream
 from ape_cerebras.pool import Pool
+from ape_cerebras.warmth import Warmth
 
 pytestmark = pytest.mark.anyio
 
@@ -168,13 +169,14 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
 
 async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced() -> None:
     async with pool_of(WARM_CONNECTIONS="2") as (pool, peers):
+        warmth = Warmth(config(WARM_CONNECTIONS="2"), pool)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pool.keep_warm)
+            tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             for peer in peers.peers:
                 peer.close()
-            pool.warm_up()
+            warmth.hint()
             await anyio.wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             assert len(peers.peers) == 4
@@ -185,12 +187,22 @@ async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced()
 
 async def test_warming_leaves_room_for_those_who_ask() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
+        warmth = Warmth(config(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2"), pool)
         async with anyio.create_task_group() as tasks, leased(pool):
-            tasks.start_soon(pool.keep_warm)
+            tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()
             assert (pool.active, pool.idle) == (1, 1)
             tasks.cancel_scope.cancel()
         assert len(peers.peers) == 2
+
+
+async def test_once_it_is_closed_nothing_is_kept() -> None:
+    async with pool_of() as (pool, peers):
+        async with leased(pool) as connection:
+            pool.close()
+            assert await use(connection) == b"ok"
+        await pool.add_idle()
+        assert (pool.idle, peers.open) == (0, 0)
 
 
 async def churn(pool: Pool, random_: random.Random, callers: int, turns: int) -> None:
@@ -246,8 +258,9 @@ async def test_a_lease_says_what_connection_it_got() -> None:
             told = (lease.use, lease.waited, lease.connect, lease.tls)
             assert told == ("reused", None, None, None)
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
+        warmth = Warmth(config(WARM_CONNECTIONS="1"), pool)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pool.keep_warm)
+            tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         for expected in ("warm", "reused"):
