@@ -36,6 +36,7 @@ layer  module           what it owns
 2      meter            what a passing response tells
 2      degradation      whether the service is degraded, over a minute
 2      logs             JSON lines, and the writer that never blocks the loop
+3      compression      large request bodies, compressed for the way upstream
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses
 3      completions      what it answers: plain replies and streams

@@ -58,6 +58,7 @@ class Config:
     upstream_connect_timeout: float = 5.0
     upstream_first_byte_timeout: float = 60.0
     upstream_idle_timeout: float = 60.0
+    upstream_gzip_min_bytes: int | None = None
     request_timeout: float | None = None
     client_head_timeout: float = 10.0
     client_body_timeout: float = 30.0

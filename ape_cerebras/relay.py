@@ -14,6 +14,7 @@ import orjson
 
 from .assembly import Assembly
 from .chat import ChatRequest, read_chat_request
+from .compression import Compression
 from .config import Config
 from .downstream import Downstream
 from .errors import ClientGone, IdleTimeout, ProxyError, Truncated
@@ -132,6 +133,7 @@ class Relay:
     def __init__(self, config: Config, upstream: Upstream) -> None:
         self._config = config
         self._upstream = upstream
+        self._compression = Compression(config)
 
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
@@ -168,10 +170,12 @@ class Relay:
             (b"traceparent", exchange.traceparent),
             (b"x-trace-id", exchange.trace_id.encode()),
         )
-        headers = (*headers_up(exchange.request), *trace)
+        headers, body = (*headers_up(exchange.request), *trace), chat.body
+        if chat.model is not None:  # else it is opaque, and maybe packed already
+            headers, body = await self._compression.pack(headers, body)
         awaits_token = chat.turned or chat.stream is not False
         with await self._upstream.send(
-            exchange, "POST", _PATH, headers, chat.body, awaits_token=awaits_token
+            exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
         ) as response:
             meter = meter_for(
                 exchange,

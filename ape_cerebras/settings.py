@@ -258,6 +258,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("UPSTREAM_CONNECT_TIMEOUT", _seconds, "connect and TLS in all"),
     Setting("UPSTREAM_FIRST_BYTE_TIMEOUT", _seconds, "request written to response head, in all"),
     Setting("UPSTREAM_IDLE_TIMEOUT", _seconds, "between two reads of a response body"),
+    Setting(
+        "UPSTREAM_GZIP_MIN_BYTES",
+        _bytes,
+        "plain JSON bodies from this size on go up compressed; unset: none does",
+    ),
     Setting("REQUEST_TIMEOUT", _seconds, "the whole exchange; unset: no limit"),
     Setting("CLIENT_HEAD_TIMEOUT", _seconds, "a request head in all"),
     Setting("CLIENT_BODY_TIMEOUT", _seconds, "a request body in all"),
