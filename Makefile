@@ -5,6 +5,8 @@
 # make bench       measures this proxy on this machine, beside the peers it finds:
 #                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
 #                  short look, ARGS=--help for more
+# make bench-warm  measures what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7
+#                  minutes; make bench-gzip what UPSTREAM_GZIP_MIN_BYTES is over 20 Mbit/s
 # make bench-peers installs those peers that PyPI and npm have, into contrib/bench
 # Nothing is assumed but Python 3.11 or newer, and make.
 
@@ -14,7 +16,7 @@ BENCH  := contrib/bench
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults lint types selfcheck bench bench-peers clean
+.PHONY: run test faults lint types selfcheck bench bench-warm bench-gzip bench-peers clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -44,6 +46,9 @@ selfcheck: $(VENV)/installed-selfcheck
 
 bench: $(VENV)/installed
 	$(BIN)/python contrib/bench/bench.py --peers $(or $(PEERS),all) $(ARGS)
+
+bench-warm bench-gzip: bench-%: $(VENV)/installed-selfcheck
+	$(BIN)/python contrib/bench/worth.py $* $(ARGS)
 
 # Apart from the project's environment: what LiteLLM wants is much, and much of it is pinned.
 bench-peers: | $(VENV)/bin/python

@@ -1,7 +1,7 @@
 """What the mock upstream answers: canned bytes, and when they are written.
 
-The kind of an answer is a word that the request's body has in it. A token is written as the text
-``some words``, which nothing else has in it, so that whoever reads an answer can count them.
+The kind of an answer is a word that the request's question begins with. A token is written as the
+text ``some words``, which nothing else has in it, so that whoever reads an answer can count them.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,7 @@
 """A load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
 looks only for the bytes that tell the first token and the end of an answer."""
 
+import json
 import select
 import socket
 import time
@@ -31,12 +32,16 @@ class Result:
 def request_of(word: str, key: str, headers: tuple[str, ...] = (), prompt: int = 0) -> bytes:
     """A chat request that the mock answers with what ``word`` stands for, about ``prompt`` bytes
     long."""
-    stream = "false" if word in ("plain", "awaited") else "true"
-    text = f"{word}: say something. " + "All work and no play makes a dull token. " * (prompt // 41)
-    body = (
-        f'{{"model":"gpt-oss-120b","messages":[{{"role":"user","content":"{text}"}}],'
-        f'"stream":{stream}}}'
-    )
+    text = "All work and no play makes a dull token. " * (prompt // 41)
+    return request_saying(word, text, key, headers)
+
+
+def request_saying(word: str, text: str, key: str, headers: tuple[str, ...] = ()) -> bytes:
+    """The same with ``text`` in it."""
+    message = {"role": "user", "content": f"{word}: say something. {text}"}
+    stream = word not in ("plain", "awaited")
+    asked = {"model": "gpt-oss-120b", "messages": [message], "stream": stream}
+    body = json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
         "Host: localhost",
@@ -47,7 +52,7 @@ def request_of(word: str, key: str, headers: tuple[str, ...] = (), prompt: int =
         *headers,
         f"Content-Length: {len(body)}",
     )
-    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
 class Client:

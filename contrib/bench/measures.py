@@ -3,10 +3,11 @@ which ends in their unit."""
 
 import json
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from statistics import quantiles
 
 from answers import ANSWERS, MARK
@@ -35,7 +36,14 @@ class Rig:
 
     def ask(self, path: str) -> dict[str, int]:
         """What the mock says."""
-        connection = HTTPConnection("127.0.0.1", self.setting.upstream_port, timeout=PATIENCE)
+        port = self.setting.upstream_port
+        if self.setting.scheme == "https":
+            trusting = ssl.create_default_context(cafile=self.setting.ca)
+            connection: HTTPConnection = HTTPSConnection(
+                "127.0.0.1", port, timeout=PATIENCE, context=trusting
+            )
+        else:
+            connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("GET", path)
         told: dict[str, int] = json.loads(connection.getresponse().read())
         connection.close()

@@ -3,9 +3,10 @@ not what is measured.
 
     python raw_upstream.py PORT [CERTIFICATE_AND_KEY]
 
-Answers that are held are let go by ``GET /release``; ``GET /count`` tells how many there are, and
-how many connections: ``{"held": 0, "connections": 1}``. Any other GET gets a small answer,
-for peers that look whether their upstream is well.
+Answers that are held are let go by ``GET /release``; ``GET /count`` tells how many there are, how
+many connections, and the bytes of the last request's body as it came: ``{"held": 0, "connections":
+1, "body": 80}``. Any other GET gets a small answer, for peers that look whether their upstream is
+well. A body that comes gzipped is inflated, all of it, for the API has to do that as well.
 """
 
 import gc
@@ -16,6 +17,8 @@ import socket
 import ssl
 import sys
 import time
+import zlib
+from collections.abc import Callable
 
 from answers import ANSWERS, SMALL, Answer
 
@@ -33,6 +36,7 @@ class Connection:
         self._secure = isinstance(sock, ssl.SSLSocket)
         self._inbox = b""
         self._missing = 0  # bytes of a body whose answer is decided
+        self._inflate: Callable[[bytes], bytes] = bytes  # what is done with a body's pieces
         self._answer: Answer | None = None
         self._next_write = 0
         self._outbox = b""
@@ -56,6 +60,7 @@ class Connection:
     def _take(self, data: bytes) -> None:
         if self._missing:
             self._missing -= len(data)
+            self._inflate(data)
         else:
             self._inbox += data
             self._look()
@@ -78,7 +83,11 @@ class Connection:
         if missing > 0 and len(body) < LOOKED_AT:
             return
         self._inbox, self._missing = b"", missing
-        self._answer = next(a for word, a in ANSWERS.items() if word in body[:LOOKED_AT])
+        self._mock.last_body = len(body) + missing
+        packed = b"\r\ncontent-encoding: gzip" in head.lower()
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress if packed else bytes
+        start = self._inflate(body)[:LOOKED_AT]
+        self._answer = next(a for word, a in ANSWERS.items() if word + b": say" in start)
 
     def _begin(self, answer: Answer) -> None:
         self._answer, self._missing, self._next_write = None, 0, 1
@@ -120,6 +129,7 @@ class Mock:
     def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
         self.epoll = select.epoll()
         self.held: dict[Connection, Answer] = {}
+        self.last_body = 0
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
         self._listener.setblocking(False)
@@ -172,7 +182,8 @@ class Mock:
             for connection, answer in held.items():
                 connection.go_on(answer)
         elif path == b"/count":
-            count = {"held": len(self.held), "connections": len(self._connections)}
+            connections = len(self._connections)
+            count = {"held": len(self.held), "connections": connections, "body": self.last_body}
             text = json.dumps(count).encode()
             return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
         return SMALL

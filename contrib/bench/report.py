@@ -133,13 +133,17 @@ def _rows(entry: Entry) -> Iterator[list[str]]:
             yield [name, *cells, f"{ratio[name]:.2f}" if name in ratio else ""]
 
 
-def table(entry: Entry) -> str:
-    rows = list(_rows(entry))
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines."""
     widths = [max(len(cell) for cell in cells) for cells in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     ]
+
+
+def table(entry: Entry) -> str:
+    lines = aligned(list(_rows(entry)))
     lines += [f"{name} failed: {why}" for name, why in entry["failed"].items()]
     return "\n".join(lines) + "\n"
 
