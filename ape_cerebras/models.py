@@ -9,6 +9,7 @@ import orjson
 from .config import Config
 from .errors import InvalidAnswer, ModelNotFound, ProxyError
 from .exchange import Exchange
+from .stamps import loop_clock
 from .upstream import Upstream, waiting_for_upstream
 
 __all__ = ("ModelList",)
@@ -25,6 +26,7 @@ class ModelList:
 
     def __init__(self, config: Config, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._clock = loop_clock()
         self._asking = anyio.Lock()
         self._good_until = float("-inf")
         entries = [
@@ -37,7 +39,9 @@ class ModelList:
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
         if self._is_stale:
-            with waiting_for_upstream(exchange):  # through another's question, which serves all
+            with waiting_for_upstream(
+                exchange, self._clock
+            ):  # through another's question, which serves all
                 await self._asking.acquire()
             try:
                 if self._is_stale:
@@ -48,7 +52,7 @@ class ModelList:
 
     @property
     def _is_stale(self) -> bool:
-        return anyio.current_time() >= self._good_until
+        return self._clock() >= self._good_until
 
     async def entry(self, exchange: Exchange, model: str) -> bytes:
         """One model as JSON. Raises ModelNotFound."""
@@ -62,7 +66,7 @@ class ModelList:
         with suppress(ProxyError), anyio.move_on_after(_ASK_AT_MOST):
             self._text, self._by_id = await self._ask(exchange)
             fresh_for = _FRESH_FOR
-        self._good_until = anyio.current_time() + fresh_for
+        self._good_until = self._clock() + fresh_for
 
     async def _ask(self, exchange: Exchange) -> tuple[bytes, dict[str, bytes]]:
         body = bytearray()

@@ -10,7 +10,7 @@ the hook ``before_wait`` just before a read has to wait: the moment to send on w
 An arrival is the moment when the kernel got the bytes, where it tells (``stamps``); the moment of
 the read where it does not.
 
-Times are readings of the event loop's monotonic clock, ``anyio.current_time()``.
+Times are readings of the event loop's monotonic clock (``stamps.loop_clock``).
 """
 
 import select
@@ -86,6 +86,10 @@ class StampedStream(ByteStream):
         """Have ``hook``, which must not raise, called at whatever arrives, an end too, while nobody
         receives; not once it is None. False where that cannot be done."""
         return False
+
+    def now(self) -> float:
+        """A reading of the clock that all these moments are of."""
+        return self._clock()
 
     def allow(self, seconds: float | None) -> None:
         """Have no wait, however many there are, take longer than so many seconds from now."""

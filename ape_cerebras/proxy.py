@@ -22,6 +22,7 @@ from .metrics import Metrics
 from .models import ModelList
 from .relay import Relay, error_body
 from .routes import Routes
+from .stamps import loop_clock
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .upstream import Upstream
@@ -69,12 +70,16 @@ class Proxy:
             self._health,
             self._warmth.hint,
         )
-        self._started_at = anyio.current_time()
+        self._clock = loop_clock()
+        self._started_at = self._clock()
         self._connections: set[Downstream] = set()
         self._in_flight = 0
         self._someone_left = anyio.Event()
         self.drain_began = anyio.Event()
         self._drained = False
+        self._tell_metrics(lines_dropped)
+
+    def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool
         self._metrics.watch(
             in_flight=lambda: self._in_flight,
@@ -149,7 +154,7 @@ class Proxy:
             self._in_flight -= 1
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
             completed_at = downstream.completed_at
-            exchange.finished_at = anyio.current_time() if completed_at is None else completed_at
+            exchange.finished_at = self._clock() if completed_at is None else completed_at
             self._metrics.observe(exchange)
             if exchange.is_chat:
                 self._degradation.observe(exchange)
@@ -197,14 +202,14 @@ class Proxy:
             "status": "draining" if draining else "healthy",
             "service": "cerebras-proxy",
             "version": VERSION,
-            "uptime_seconds": round(anyio.current_time() - self._started_at, 3),
+            "uptime_seconds": round(self._clock() - self._started_at, 3),
         }
         if self._degraded:
             report["degraded"] = self._degraded
         return (503 if draining else 200), report
 
     def _look_at_degradation(self) -> None:
-        now = self._degradation.reasons(anyio.current_time())
+        now = self._degradation.reasons(self._clock())
         for reason in sorted(set(now) - set(self._degraded)):
             self.logs.event("warning", "Service degraded", reason=reason)
         for reason in sorted(set(self._degraded) - set(now)):
@@ -231,9 +236,9 @@ class Proxy:
 
     async def _watch_loop(self) -> None:
         while True:
-            due_at = anyio.current_time() + _LAG_SAMPLE
-            await anyio.sleep_until(due_at)
-            self._metrics.loop_lag.observe(anyio.current_time() - due_at)
+            due_at = self._clock() + _LAG_SAMPLE
+            await anyio.sleep(_LAG_SAMPLE)
+            self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
 
     # The end
 
@@ -269,7 +274,7 @@ def _identify(exchange: Exchange, downstream: Downstream) -> None:
         header(b"x-trace-id"), header(b"traceparent")
     )
     exchange.request_id = request_id(header(b"x-request-id"))
-    started = time.time() - (anyio.current_time() - exchange.started_at)
+    started = time.time() - (downstream.stream.now() - exchange.started_at)
     exchange.intended_start_lag_seconds = intended_start_lag(
         header(b"x-request-timestamp"), started
     )

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-import anyio
 import httpcore
 
 from .config import Config
@@ -20,6 +19,7 @@ from .exchange import Exchange
 from .network import StampedStream
 from .pool import Lease, Pool, ssl_context_for
 from .request import Headers
+from .stamps import loop_clock
 from .transport import RECEIVE_BUFFER, Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
@@ -31,13 +31,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @contextmanager
-def waiting_for_upstream(exchange: Exchange) -> Iterator[None]:
+def waiting_for_upstream(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
     """Count the time that the block takes as waited for upstream."""
-    began_at = anyio.current_time()
+    began_at = clock()
     try:
         yield
     finally:
-        exchange.upstream_wait_seconds += anyio.current_time() - began_at
+        exchange.upstream_wait_seconds += clock() - began_at
 
 
 class UpstreamResponse:
@@ -209,6 +209,7 @@ class Upstream:
 
     def __init__(self, config: Config, connect: Connect = connect_tcp) -> None:
         self._config = config
+        self._clock = loop_clock()
         where = config.cerebras_base_url
         default_port = where.port == _DEFAULT_PORTS[where.scheme]
         bracketed = f"[{where.host}]" if ":" in where.host else where.host
@@ -238,7 +239,7 @@ class Upstream:
 
         Raises what ``Pool.lease`` and ``UpstreamResponse.begin`` raise.
         """
-        with waiting_for_upstream(exchange):
+        with waiting_for_upstream(exchange, self._clock):
             lease = await self.pool.lease()
         _note(lease, exchange)
         lease.connection.transport.raw.be_attentive(awaits_token)
