@@ -1,9 +1,10 @@
 """The client's connection: requests in, responses out, through h11.
 
-A request head is checked on its raw bytes (``inbound``, ``head``) before h11 parses it, and a body
-in chunks is read by ``chunked`` in h11's place. Each
-exchange gets an h11 connection of its own, fed with nothing but that exchange's bytes. What is sent
-is held until ``flush``, so that the pieces of a response that belong together leave in one segment.
+A request head is checked and read on its raw bytes (``inbound``, ``head``); h11 gets of it what
+concerns the framing, and keeps account of where messages and connections end. Bodies in chunks are
+read by ``chunked`` in its place. Each exchange gets an h11 connection of its own, fed with nothing
+but that exchange's bytes. What is sent is held until ``flush``, so that the pieces of a response
+that belong together leave in one segment.
 """
 
 from collections.abc import Awaitable, Callable
@@ -182,9 +183,8 @@ class Downstream:
         as is worth a write."""
         if not self._chunked:
             self._outbox.hold(self._http.send(h11.Data(data=chunk)))
-        elif (
-            chunk
-        ):  # nothing would be the end; else a frame as h11 makes it, at a tenth of its time
+        elif chunk:
+            # As h11 frames it, but in 0.3 µs for its 6.
             self._outbox.hold(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         if not hold or self._outbox.size >= _HOLD_AT_MOST:
             await self.flush()

@@ -23,7 +23,7 @@ part may still get its LF."""
 def with_fields(head: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A head with more fields at its end, which must be what ``FIELD_LINE`` takes.
 
-    h11 takes 4 µs to check a field and write it; those that have been checked where they came from,
-    and do not concern the framing, can do without it.
+    h11 takes 9 µs to check a field and write it (CPython 3.11, one core of a server); those that
+    were checked where they came from, and do not concern the framing, can do without.
     """
     return b"%b%b\r\n" % (head[:-2], b"".join([b"%b: %b\r\n" % field for field in fields]))

@@ -79,6 +79,54 @@ async def sends_a_chunk_of_no_size(peer: Conversation) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b"5 \r\nhello\r\n",
+        b"5;\r\nhello\r\n",
+        b"5\nhello\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"0\r\n:\r\n",
+    ],
+)
+async def test_chunks_that_others_may_read_differently_are_no_answer(body: bytes) -> None:
+    """h11 takes the first two."""
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await peer.send(body)
+        await peer.until_left()
+
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port)
+        with pytest.raises(Truncated):
+            await ask(upstream, Exchange(started_at=anyio.current_time()))
+        assert (upstream.pool.active, upstream.pool.idle) == (0, 0)
+
+
+async def test_chunks_come_together_and_their_connection_is_used_again() -> None:
+    parts = [b"%x\r\n%b\r\n" % (size, b"x" * size) for size in (1, 70_000, 3, 100)]
+
+    async def script(peer: Conversation) -> None:
+        for ends in (b"0\r\n\r\n", b"0;a=b\r\nX: y\r\n\r\n"):
+            await peer.request()
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await peer.send(head + b"".join(parts) + ends)
+
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port)
+        for use in ("new", "reused"):
+            exchange = Exchange(started_at=anyio.current_time())
+            answer = b""
+            with await upstream.send(exchange, "GET", "/v1/x", ()) as response:
+                while (chunk := await response.next_chunk()) is not None:
+                    answer += chunk
+            assert answer == b"x" * 70_104
+            assert exchange.connection == use
+        upstream.pool.close()
+
+
+@pytest.mark.parametrize(
     ("script", "error"),
     [
         (redirects, InvalidAnswer),
