@@ -17,7 +17,6 @@ layer  module           what it owns
 0      request          a request's head, as it was read
 0      outbox           what is on its way to a stream, held until it is worth a write
 0      responses        what every response's head takes from tables: reason phrases, the date
-0      closings         which connections have been closed by their peers
 0      grammar          the pieces of HTTP/1.1's grammar that the strict checks share
 0      edges            what the kernel has to say of sockets, told once for each change
 1      readiness        waiting until a socket can be read or written

@@ -16,13 +16,15 @@ import sniffio
 import trio
 from anyio.lowlevel import RunVar
 
-__all__ = ("READABLE", "WRITABLE", "Edges", "edges")
+__all__ = ("ENDED", "READABLE", "WRITABLE", "Edges", "edges")
 
 _HERE = hasattr(select, "epoll")
 _AT_ONCE = 256  # sockets that one look reports; the loop looks again at once if there are more
 
 READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
 """Bits of what is told: there is something to read, if only that the connection has ended."""
+ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
+"""The peer has ended its sending, or the connection is broken."""
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
 
 
@@ -39,12 +41,20 @@ class Edges:
 
     def watch(self, descriptor: int, tell: Callable[[int], None]) -> None:
         """Have ``tell`` called with the bits of each edge. It must not raise."""
-        self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        self._register(descriptor, select.EPOLLIN, tell)
+
+    def watch_end(self, descriptor: int, tell: Callable[[int], None]) -> None:
+        """The same, but nothing before the end is told: it costs nothing until then."""
+        self._register(descriptor, 0, tell)
+
+    def _register(self, descriptor: int, bits: int, tell: Callable[[int], None]) -> None:
+        self._epoll.register(descriptor, bits | select.EPOLLRDHUP | select.EPOLLET)
         self._told[descriptor] = tell
 
     def watch_writing_too(self, descriptor: int) -> None:
         """Few sockets ever are too full to be written, so this has to be asked for."""
-        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        bits = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+        self._epoll.modify(descriptor, bits)
 
     def forget(self, descriptor: int) -> None:
         """To be called before the socket is closed; once is enough."""

@@ -87,6 +87,12 @@ class StampedStream(ByteStream):
         receives; not once it is None. False where that cannot be done."""
         return False
 
+    def watch_end(self, hook: Callable[[], None]) -> bool:
+        """Have ``hook``, which must not raise, called when the peer has ended its sending or the
+        connection is broken, whether anybody receives or not; instead of ``watch``, and at no cost
+        before. False where that cannot be done."""
+        return False
+
     def now(self) -> float:
         """A reading of the clock that all these moments are of."""
         return self._clock()
@@ -147,6 +153,9 @@ class SocketStream(StampedStream):
 
     def watch(self, hook: Callable[[], None] | None) -> bool:
         return self._readiness.watch(hook)
+
+    def watch_end(self, hook: Callable[[], None]) -> bool:
+        return self._readiness.watch_end(hook)
 
     def hurry(self, seconds: float) -> None:
         super().hurry(seconds)

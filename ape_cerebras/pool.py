@@ -17,6 +17,7 @@ import ssl
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 import anyio
@@ -24,7 +25,6 @@ import certifi
 import httpcore
 from anyio import BrokenResourceError, EndOfStream
 
-from .closings import Closings
 from .config import Config
 from .connection import Connection
 from .errors import (
@@ -89,7 +89,8 @@ class Pool:
         self._slots = anyio.Semaphore(config.connection_pool_size, fast_acquire=True)
         self._idle: list[Connection] = []  # by the moment from which on they are
         self._idle_at_most = max(config.keep_alive_connections, config.warm_connections)
-        self._closings: Closings[Connection] = Closings()
+        self._lost: list[Connection] | None = None  # if somebody waits to be told
+        self._loss = anyio.Event()
         self._low = anyio.Event()
         self.active = 0
         """Connections in use."""
@@ -195,7 +196,7 @@ class Pool:
             raise ConnectFailed from None
         tls = None if self._ssl_context is None else self._clock() - connected_at
         connection = Connection(self._origin, stream)
-        connection.watched = self._closings.watch(raw, connection)
+        connection.watched = raw.watch_end(partial(self._note_end, connection))
         return connection, connected_at - began_at, tls
 
     # Idle connections
@@ -225,16 +226,24 @@ class Pool:
         self._low = anyio.Event()
         await self._low.wait()
 
-    async def next_closed(self) -> list[Connection]:
-        """Wait for upstream to close connections. Those that were idle are let go, and returned."""
-        closed = set(await self._closings.next())
-        for connection in closed:
-            connection.closed_by_upstream = True
-        dropped = [connection for connection in self._idle if connection in closed]
-        self._idle[:] = [connection for connection in self._idle if connection not in closed]
-        for connection in dropped:
+    async def next_lost(self) -> list[Connection]:
+        """Wait for upstream to close idle connections; those, which have been let go."""
+        lost: list[Connection] = []
+        self._lost, self._loss = lost, anyio.Event()
+        try:
+            await self._loss.wait()
+        finally:
+            self._lost = None
+        return lost
+
+    def _note_end(self, connection: Connection) -> None:
+        connection.closed_by_upstream = True
+        if connection in self._idle:
+            self._idle.remove(connection)
             connection.transport.close()
-        return dropped
+            if self._lost is not None:
+                self._lost.append(connection)
+                self._loss.set()
 
     async def look_over(self, count: int) -> None:
         """Let go of idle connections that are too old; and of those, among the ``count`` to be used
@@ -250,7 +259,6 @@ class Pool:
                     insort(self._idle, connection, key=_IDLE_SINCE)
 
     def close(self) -> None:
-        """Close the idle connections, and from here on every other that gets idle."""
-        self._idle_at_most = 0
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().transport.close()

@@ -233,6 +233,8 @@ class Proxy:
             tasks.start_soon(self._warmth.keep)
             await self.drain_began.wait()
             tasks.cancel_scope.cancel()
+        if self._drained:  # one may have been made at that very moment
+            self._upstream.pool.close()
 
     async def _watch_loop(self) -> None:
         while True:

@@ -22,7 +22,7 @@ import sniffio
 import trio
 from anyio import ClosedResourceError
 
-from .edges import READABLE, WRITABLE, Edges, edges
+from .edges import ENDED, READABLE, WRITABLE, Edges, edges
 
 __all__ = ("Readiness", "readiness_of")
 
@@ -46,6 +46,11 @@ class Readiness(Protocol):
     def watch(self, hook: Hook | None) -> bool:
         """Have ``hook``, which must not raise, called at whatever arrives, the connection's end
         too; not once it is None. False where that cannot be done."""
+
+    def watch_end(self, hook: Hook) -> bool:
+        """Have ``hook``, which must not raise, called at the connection's end, whether it is read
+        from or not; instead of ``watch``, and at no cost before. False where that cannot be
+        done."""
 
     def close(self) -> None:
         """To be called before the socket is closed."""
@@ -120,6 +125,7 @@ class _AsyncioReadiness:
         self._reading = _Waiting()
         self._writing = _Waiting()
         self._hook: Hook | None = None
+        self._end_hook: Hook | None = None
         source.watch(descriptor, self._told)
 
     def _told(self, bits: int) -> None:
@@ -130,6 +136,8 @@ class _AsyncioReadiness:
                 self._reading.wake()
         if bits & WRITABLE:
             self._writing.wake()
+        if bits & ENDED and self._end_hook is not None:
+            self._end_hook()
 
     async def readable(self, timeout: float | None) -> bool:
         return await self._reading.wait(timeout)
@@ -148,9 +156,13 @@ class _AsyncioReadiness:
         self._hook = hook
         return True
 
+    def watch_end(self, hook: Hook) -> bool:
+        self._end_hook = hook
+        return True
+
     def close(self) -> None:
         self._edges.forget(self._descriptor)
-        self._hook = None
+        self._hook = self._end_hook = None
         self._reading.close()
         self._writing.close()
 
@@ -190,6 +202,12 @@ class _TrioReadiness:
             self._edges.watch(self._socket.fileno(), self._told)
         return True
 
+    def watch_end(self, hook: Hook) -> bool:
+        self._hook = hook
+        self._watched = True
+        self._edges.watch_end(self._socket.fileno(), self._told)
+        return True
+
     def _told(self, bits: int) -> None:
         if self._hook is not None:
             self._hook()
@@ -221,6 +239,9 @@ class _AnyioReadiness:
             self._scope.deadline = anyio.current_time() + timeout
 
     def watch(self, hook: Hook | None) -> bool:
+        return False
+
+    def watch_end(self, hook: Hook) -> bool:
         return False
 
     def close(self) -> None:

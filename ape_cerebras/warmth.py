@@ -62,7 +62,7 @@ class Warmth:
 
     async def _notice_those_closed(self) -> None:
         while True:
-            for connection in await self._pool.next_closed():
+            for connection in await self._pool.next_lost():
                 age = anyio.current_time() - connection.idle_since
                 if age < _SHORT_LIVED and not connection.used:
                     self._back_off()

@@ -196,15 +196,6 @@ async def test_warming_leaves_room_for_those_who_ask() -> None:
         assert len(peers.peers) == 2
 
 
-async def test_once_it_is_closed_nothing_is_kept() -> None:
-    async with pool_of() as (pool, peers):
-        async with leased(pool) as connection:
-            pool.close()
-            assert await use(connection) == b"ok"
-        await pool.add_idle()
-        assert (pool.idle, peers.open) == (0, 0)
-
-
 async def churn(pool: Pool, random_: random.Random, callers: int, turns: int) -> None:
     async def call() -> None:
         for _ in range(turns):

@@ -153,6 +153,36 @@ async def test_a_descriptor_used_again_is_another_socket() -> None:
                 readiness.close()
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_an_end_that_is_watched_for_is_told_and_nothing_else(reads: bool, pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    ended = anyio.Event()
+    if not readiness.watch_end(ended.set):
+        pytest.skip("nobody tells of ends here")
+    for _ in range(3):
+        ours.send(b"a")
+        if reads:
+            assert await read(theirs, readiness) == b"a"
+        await anyio.wait_all_tasks_blocked()
+        assert not ended.is_set()
+    ours.shutdown(socket.SHUT_WR)
+    with anyio.fail_after(5):
+        await ended.wait()
+    readiness.close()
+
+
+async def test_one_who_has_closed_is_told_of_no_end(pair: Pair) -> None:
+    ours, theirs = pair
+    readiness = readiness_of(theirs)
+    told: list[str] = []
+    readiness.watch_end(lambda: told.append("end"))
+    readiness.close()
+    ours.close()
+    await anyio.wait_all_tasks_blocked()
+    assert told == []
+
+
 def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
     async def use() -> None:
         ours, theirs = socket.socketpair()

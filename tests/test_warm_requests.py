@@ -191,3 +191,26 @@ def test_a_drain_makes_no_more() -> None:
         assert len(peers) == 2
 
     on_mock_clock(test)
+
+
+def test_one_that_is_made_at_the_moment_of_the_end_is_closed() -> None:
+    async def test() -> None:
+        peers: list[MemoryStream] = []
+        may_be_made = anyio.Event()
+
+        async def connect(host: str, port: int) -> StampedStream:
+            await may_be_made.wait()
+            ours, theirs = memory_pair()
+            peers.append(theirs)
+            return ours
+
+        async with a_proxy(connect) as (proxy, _):
+            await anyio.wait_all_tasks_blocked()
+            may_be_made.set()
+            proxy.begin_drain()
+            proxy.close()
+            await anyio.wait_all_tasks_blocked()
+            assert all(peer.peer_is_gone() for peer in peers)
+
+    for _ in range(20):  # of what is woken at one moment, trio takes turns by chance
+        on_mock_clock(test)
