@@ -103,7 +103,7 @@ async def accept_connections(
         await wait_for_room()
         looked_at = clock()
         try:
-            sock, _ = listener.accept()
+            stream = _stream_over(listener.accept()[0], empty_at)
         except BlockingIOError:
             empty_at = looked_at
             await anyio.wait_readable(listener)
@@ -115,7 +115,7 @@ async def accept_connections(
                 await anyio.sleep(_PAUSE)
             # Else the connection broke before it was taken.
         else:
-            handle(_stream_over(sock, empty_at))
+            handle(stream)
 
 
 def accept_waiting(listener: socket.socket, handle: Callable[[SocketStream], None]) -> None:
@@ -127,6 +127,10 @@ def accept_waiting(listener: socket.socket, handle: Callable[[SocketStream], Non
 
 def _stream_over(sock: socket.socket, empty_at: float) -> SocketStream:
     """``empty_at``: when the backlog was empty, so that nothing had come yet."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return SocketStream(sock, silent_until=empty_at)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return SocketStream(sock, silent_until=empty_at)
+    except BaseException:
+        sock.close()
+        raise

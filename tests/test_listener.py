@@ -204,6 +204,21 @@ async def test_m8_out_of_descriptors_it_complains_and_goes_on_when_there_are_som
             }
 
 
+async def test_a_connection_that_could_not_be_watched_does_not_end_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def out_of_descriptors(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor left for an epoll instance")
+
+    async with accepting() as (listener, arrivals):
+        with monkeypatch.context() as patch:
+            patch.setattr("ape_cerebras.listener.SocketStream", out_of_descriptors)
+            with closing(client_of(listener)):
+                await arrivals.until(lambda: bool(arrivals.complaints))
+        with closing(client_of(listener)):
+            await arrivals.until_there_are(1)
+
+
 async def test_a_listener_that_does_not_listen_is_an_error_and_no_endless_loop() -> None:
     (listener,) = await open_listeners("127.0.0.1", 0)
     arrivals = Arrivals()
