@@ -7,9 +7,10 @@ is reduced to ASCII and cut; JSON escapes the rest.
 
 import os
 import select
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _MAX_TEXT = 256  # characters of anything that came from outside, escaped
 _MAX_WAITING = 10_000  # lines
 _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
+_PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line that was cut
 _FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
 
 _OUTSIDE = ("method", "model", "requested_model")
@@ -130,19 +132,37 @@ def exchange_fields(exchange: Exchange) -> dict[str, Any]:
     return fields
 
 
-class Logs:
-    """Writes lines of ``level`` and above to ``write``, which must not block."""
+def _in_batches(lines: list[bytes], at_once: int) -> Iterator[list[bytes]]:
+    """As many lines at a time as fit into so many bytes."""
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        if batch and size + len(line) > at_once:
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line)
+    if batch:
+        yield batch
 
-    def __init__(self, level: str, write: Callable[[bytes], object]) -> None:
+
+class Logs:
+    """Writes lines of ``level`` and above to ``write``, which must not block. Where there are
+    several workers, each line tells the ``worker``."""
+
+    def __init__(
+        self, level: str, write: Callable[[bytes], object], worker: int | None = None
+    ) -> None:
         self._least = _LEVELS[level]
         self._write = write
+        self._whose = {} if worker is None else {"worker": worker}
 
     def event(
         self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
     ) -> None:
         """A line that belongs to no exchange. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
-            self._write(_line(level, message, trace_id, fields))
+            self._write(_line(level, message, trace_id, {**fields, **self._whose}))
 
     def exchange(self, exchange: Exchange) -> None:
         """The line of an exchange that has ended."""
@@ -156,6 +176,7 @@ class Logs:
         fields = exchange_fields(exchange)
         if self._least == _LEVELS["debug"] and exchange.token_events:
             fields.update(_known(exchange, _GROUPING))
+        fields.update(self._whose)
         self._write(_line(level, message, exchange.trace_id, fields))
 
 
@@ -163,10 +184,14 @@ class LineWriter:
     """Writes lines to a file descriptor from a thread of its own; a context manager.
 
     A descriptor that stalls or fails costs lines, which are counted in ``dropped``, and never time.
+    Where it is ``shared`` with other processes that write, no line is torn by theirs: lines are
+    written whole, and no more of them at once than a pipe takes as one (PIPE_BUF, POSIX's write).
+    A line is shorter than that: what is longest in it, a model's name, is cut.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, shared: bool = False) -> None:
         self._descriptor = descriptor
+        self._at_once = _PIPE_TAKES if shared else sys.maxsize
         self._waiting: deque[bytes] = deque()
         self._work = threading.Event()
         self._stop = threading.Event()
@@ -207,8 +232,10 @@ class LineWriter:
 
     def _write_waiting(self) -> None:
         lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if not lines:
-            return
+        for batch in _in_batches(lines, self._at_once):
+            self._write_lines(batch)
+
+    def _write_lines(self, lines: list[bytes]) -> None:
         text = memoryview(self._torn + b"".join(lines))
         written = 0
         try:

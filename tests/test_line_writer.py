@@ -154,3 +154,26 @@ def test_a_line_that_was_cut_spoils_no_other(pipe: Pipe) -> None:
     assert writer.dropped == 100 - whole
     pipe.close(pipe.sink)
     assert second.end() == [b"\n", LINES[100], LINES[101]]
+
+
+def test_writers_that_share_a_pipe_tear_no_line(pipe: Pipe) -> None:
+    whose = (b"first ", b"second ")
+    writers = [LineWriter(pipe.sink, shared=True) for _ in whose]
+    for writer, name in zip(writers, whose, strict=True):
+        for line in LINES[:3_000]:
+            writer(name + line)
+    with writers[0], writers[1]:
+        pipe.start_reading()
+    received = pipe.end()
+    for name in whose:
+        told = [line for line in received if line.startswith(name)]
+        assert told == [name + line for line in LINES[:3_000]]
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_is_written_all_the_same(pipe: Pipe) -> None:
+    lines = [b"short\n", b"x" * 3 * PIPE_BYTES + b"\n", b"short\n"]
+    pipe.start_reading()
+    with LineWriter(pipe.sink, shared=True) as writer:
+        for line in lines:
+            writer(line)
+    assert pipe.end() == lines

@@ -2,6 +2,7 @@
 
 import json
 import re
+import select
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,6 +19,7 @@ from ape_cerebras.exchange import Exchange
 from ape_cerebras.logs import Logs
 from ape_cerebras.outcomes import OUTCOMES
 from ape_cerebras.request import Request
+from ape_cerebras.usage import TimeInfo, Usage
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
 KEYS = [
@@ -262,6 +264,17 @@ def test_text_from_outside(text: str, logged: str) -> None:
     assert written.endswith("\n")
 
 
+def test_of_several_workers_each_line_tells_whose_it_is() -> None:
+    lines: list[bytes] = []
+    logs = Logs("debug", lines.append, worker=2)
+    logs.exchange(stream_exchange(error=Truncated()))
+    logs.event("info", "Worker serves", process=1)
+    exchange, event = map(json.loads, lines)
+    assert list(exchange) == [*(key for key in KEYS if key in exchange), "worker"]
+    assert list(event) == [*FIRST, "process", "worker"]
+    assert exchange["worker"] == event["worker"] == 2
+
+
 def test_nothing_of_a_request_but_what_is_allowed() -> None:
     secret = "csk-secret"
     exchange = chat_exchange(
@@ -292,6 +305,31 @@ def test_cost_is_an_exact_decimal(cost: str, text: str) -> None:
     written = text_of(stream_exchange(cost=Decimal(cost)))
     assert f'"cost_usd":{text},' in written
     assert json.loads(written, parse_float=Decimal)["cost_usd"] == Decimal(cost)
+
+
+@pytest.mark.parametrize("model", ["\x01" * 300, '"' * 300, "\u2028" * 300])
+def test_the_longest_line_is_one_that_a_pipe_takes_whole(model: str) -> None:
+    """Several workers write to one pipe, which keeps apart only what is not longer than that."""
+    count = 2**63 - 1
+    longest = stream_exchange(
+        model=model,
+        requested_model=None,
+        client="c" * 64,
+        trace_id="t" * 128,
+        request_id="r" * 128,
+        usage=Usage(count, count, count, count, count),
+        time_info=TimeInfo(1.7e-308, 123456789.123456, 1.7e308),
+        cost=Decimal("123456789012345678.1234567890123456789012345678"),
+        error=Truncated(),
+        client_blocked_seconds=123456.123456,
+        intended_start_lag_seconds=86399.123456,
+        wait_seconds=123456.123456,
+        connect_seconds=123456.123456,
+        tls_seconds=123456.123456,
+    )
+    lines: list[bytes] = []
+    Logs("debug", lines.append, worker=1000).exchange(longest)
+    assert len(lines[0]) < select.PIPE_BUF
 
 
 @settings(max_examples=200, deadline=None)
