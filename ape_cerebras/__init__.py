@@ -19,6 +19,7 @@ layer  module           what it owns
 0      responses        what every response's head takes from tables: reason phrases, the date
 0      grammar          the pieces of HTTP/1.1's grammar that the strict checks share
 0      edges            what the kernel has to say of sockets, told once for each change
+0      place            a worker's place among the processes that serve one port, their board
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -35,6 +36,7 @@ layer  module           what it owns
 2      meter            what a passing response tells
 2      degradation      whether the service is degraded, over a minute
 2      logs             JSON lines, and the writer that never blocks the loop
+2      exposition       the text a scraper gets, of one process or of all workers
 3      compression      large request bodies, compressed for the way upstream
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses

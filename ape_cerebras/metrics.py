@@ -7,23 +7,23 @@ are closed sets: ``model`` is a model of the price table or of the aliases, anyt
 
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
+from .exposition import STEM, AllWorkers, render
+from .place import Place
 from .version import VERSION
 
 __all__ = ("Metrics",)
 
-_STEM = "cerebras_proxy"
+_Mode = Literal["livesum", "livemax", "mostrecent"]
 
 
 class _Row(NamedTuple):
@@ -75,36 +75,7 @@ _ROUTE = (
 )
 _RATELIMIT = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
 _NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
-_OPENMETRICS = "application/openmetrics-text"
-_ACCEPTS_OPENMETRICS = re.compile(
-    # A weight of 0 is a refusal (RFC 9110 section 12.4.2).
-    rb"(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))",
-    re.IGNORECASE,
-)
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
-
-
-class _DroppedLines(Collector):
-    """A counter that somebody else keeps."""
-
-    def __init__(self, read: Callable[[], float]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        name, text = f"{_STEM}_log_lines_dropped", "Log lines lost: output stalled or closed"
-        yield CounterMetricFamily(name, text, value=self._read())
-
-
-class _WithoutCreated(Collector):
-    """A registry without the ``_created`` samples, which would double its series."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            yield metric
 
 
 class _TalliedHistogram(Histogram):
@@ -118,11 +89,27 @@ class _TalliedHistogram(Histogram):
         self._sum.inc(total)
 
 
+def _following(counter: Counter) -> Callable[[float], None]:
+    """What tells a counter how far somebody else has counted since this process began."""
+    before = 0.0
+
+    def tell(count: float) -> None:
+        nonlocal before
+        counter.inc(count - before)
+        before = count
+
+    return tell
+
+
 class Metrics:
     """All metrics of one proxy."""
 
-    def __init__(self, config: Config, backend: str) -> None:
+    def __init__(self, config: Config, backend: str, place: Place | None = None) -> None:
         self._registry = CollectorRegistry()
+        self._source: Collector | CollectorRegistry = (
+            self._registry if place is None else AllWorkers(place)
+        )
+        self._watched: tuple[tuple[Callable[[float], object], Callable[[], float]], ...] = ()
         self._buckets = config.buckets
         self._known_models = {
             config.default_model,
@@ -144,14 +131,21 @@ class Metrics:
         self._gaps = self._histogram(gap, "model", kind=_TalliedHistogram)
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
-        self._degraded = self._gauge("degraded", "1 while the service is degraded", "reason")
+        self._make_gauges(backend)
+
+    def _make_gauges(self, backend: str) -> None:
+        text = "1 while the service is degraded"
+        self._degraded = self._gauge("degraded", text, "reason", mode="livemax")
         for reason in REASONS:
             self._degraded.labels(reason).set(0)
         self._quota = {
-            b"limit": self._gauge("upstream_ratelimit_limit", "Quota", "kind", "window"),
-            b"remaining": self._gauge("upstream_ratelimit_remaining", "Left", "kind", "window"),
+            what: self._gauge(
+                f"upstream_ratelimit_{what.decode()}", text, "kind", "window", mode="mostrecent"
+            )
+            for what, text in ((b"limit", "Quota"), (b"remaining", "Left"))
         }
-        build = self._gauge("build_info", "Always 1", "version", "python", "backend")
+        labels = ("version", "python", "backend")
+        build = self._gauge("build_info", "Always 1", *labels, mode="livemax")
         build.labels(VERSION, platform.python_version(), backend).set(1)
 
     def _make_counters(self) -> None:
@@ -174,14 +168,16 @@ class Metrics:
         self._blocked = count("client_blocked_seconds", "Time spent waiting for slow clients")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"{_STEM}_{name}", text, labels, registry=self._registry)
+        return Counter(f"{STEM}_{name}", text, labels, registry=self._registry)
 
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"{_STEM}_{name}", text, labels, registry=self._registry)
+    def _gauge(self, name: str, text: str, *labels: str, mode: _Mode = "livesum") -> Gauge:
+        """``mode``: what the gauges of several workers make together; live: of those that are."""
+        name = f"{STEM}_{name}"
+        return Gauge(name, text, labels, registry=self._registry, multiprocess_mode=mode)
 
     def _histogram(self, row: _Row, *labels: str, kind: type[Histogram] = Histogram) -> Histogram:
         return kind(
-            f"{_STEM}_{row.name}",
+            f"{STEM}_{row.name}",
             row.text,
             labels,
             registry=self._registry,
@@ -197,13 +193,22 @@ class Metrics:
         idle: Callable[[], float],
         lines_dropped: Callable[[], float],
     ) -> None:
-        """The values that are read when somebody asks for them."""
-        self._gauge("requests_in_flight", "Exchanges under way").set_function(in_flight)
-        self._gauge("client_connections", "Open").set_function(client_connections)
+        """The values that are read by ``refresh``."""
         upstream = self._gauge("upstream_connections", "Open", "state")
-        upstream.labels("active").set_function(active)
-        upstream.labels("idle").set_function(idle)
-        self._registry.register(_DroppedLines(lines_dropped))
+        dropped = self._counter("log_lines_dropped", "Log lines lost: output stalled or closed")
+        self._watched = (
+            (self._gauge("requests_in_flight", "Exchanges under way").set, in_flight),
+            (self._gauge("client_connections", "Open").set, client_connections),
+            (upstream.labels("active").set, active),
+            (upstream.labels("idle").set, idle),
+            (_following(dropped), lines_dropped),
+        )
+
+    def refresh(self) -> None:
+        """Look at the watched values: before a text is made, and in a worker often enough for the
+        others to have them in theirs."""
+        for tell, read in self._watched:
+            tell(read())
 
     def set_degraded(self, reasons: tuple[str, ...]) -> None:
         for reason in REASONS:
@@ -272,8 +277,5 @@ class Metrics:
 
     def render(self, accept: bytes) -> tuple[bytes, str]:
         """The text for a scraper, and its content type; OpenMetrics where it accepts that."""
-        # The library repeats parts of the header it is given, so it is given one of ours.
-        encode, content_type = choose_encoder(
-            f"{_OPENMETRICS}; version=1.0.0" if _ACCEPTS_OPENMETRICS.search(accept) else ""
-        )
-        return encode(_WithoutCreated(self._registry)), content_type
+        self.refresh()
+        return render(self._source, accept)

@@ -11,24 +11,39 @@ from ape_cerebras import Config
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.metrics import Metrics
 
-__all__ = ("CLIENT_KEY", "KEY", "OPENMETRICS", "families", "made", "observed", "samples", "value")
+__all__ = (
+    "CLIENT_KEY",
+    "KEY",
+    "OPENMETRICS",
+    "families",
+    "made",
+    "observed",
+    "samples",
+    "settled",
+    "value",
+    "watching",
+)
 
 KEY = "csk-upstream-key-0123456789"
 CLIENT_KEY = "ape-key-0123456789"
 OPENMETRICS = b"application/openmetrics-text"
 
 
+def settled(**settings: str) -> Config:
+    return Config.from_environment({"CEREBRAS_API_KEY": KEY, "APE_API_KEY": CLIENT_KEY, **settings})
+
+
 def made(**settings: str) -> Metrics:
-    config = Config.from_environment(
-        {"CEREBRAS_API_KEY": KEY, "APE_API_KEY": CLIENT_KEY, **settings}
-    )
-    metrics = Metrics(config, "trio")
+    return watching(Metrics(settled(**settings), "trio"))
+
+
+def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -> Metrics:
     metrics.watch(
-        in_flight=lambda: 3,
+        in_flight=lambda: in_flight,
         client_connections=lambda: 4,
         active=lambda: 5,
         idle=lambda: 6,
-        lines_dropped=lambda: 7,
+        lines_dropped=lambda: lines_dropped,
     )
     return metrics
 

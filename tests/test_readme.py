@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import anyio
 import pytest
 from support import KEY
 
@@ -11,6 +10,7 @@ import ape_cerebras
 from ape_cerebras.config import Config
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.place import Board, Place
 from ape_cerebras.settings import SETTINGS, Setting
 from ape_cerebras.simulation import FAULTS
 
@@ -34,9 +34,9 @@ def test_every_outcome_and_every_fault_is_there() -> None:
     assert not [name for name in (*OUTCOMES, *FAULTS) if f"`{name}`" not in README]
 
 
-def test_every_metric_is_there_and_no_other() -> None:
-    async def names() -> set[str]:
-        metrics = Metrics(Config.from_environment({"CEREBRAS_API_KEY": KEY}), "asyncio")
+def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
+    def names(place: Place | None = None) -> set[str]:
+        metrics = Metrics(Config.from_environment({"CEREBRAS_API_KEY": KEY}), "asyncio", place)
         zero = lambda: 0.0  # noqa: E731
         metrics.watch(
             in_flight=zero, client_connections=zero, active=zero, idle=zero, lines_dropped=zero
@@ -44,6 +44,7 @@ def test_every_metric_is_there_and_no_other() -> None:
         text, _ = metrics.render(b"")
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))
 
+    both = names() | names(Place(1, Board(2), (), str(tmp_path)))
     section = README.partition("## Metrics")[2].partition("## Settings")[0]
     cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
-    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == anyio.run(names)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == both

@@ -1,0 +1,169 @@
+"""What a scraper gets from any of several workers: sums, and of gauges what they make together."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from exchanges import chat_exchange, plain_exchange, stream_exchange
+from prometheus_client import values
+from scraping import OPENMETRICS, families, made, settled, value, watching
+
+from ape_cerebras.errors import ClientGone
+from ape_cerebras.exposition import forget_worker, share_values
+from ape_cerebras.metrics import Metrics
+from ape_cerebras.place import Board, Place
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+EXCHANGES = (
+    *(stream_exchange(), stream_exchange(model="new", cost=None), plain_exchange()),
+    *(chat_exchange(error=ClientGone()), stream_exchange(connection="new", usage=None)),
+    *(chat_exchange(route="/health"), stream_exchange(first_token_sent_at=100.9)),
+)
+WORKERS = {"workers_up", "workers_configured", "worker_restarts"}
+
+
+class Crew:
+    """Workers of which each does all it does before the next is made: where a value is kept is the
+    choice of the whole process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.board = Board(2)
+
+    def worker(self, number: int, in_flight: float = 3) -> Metrics:
+        share_values(str(self.directory), number)
+        place = Place(number, self.board, (), str(self.directory))
+        return watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio", place), in_flight)
+
+    def forget(self, number: int) -> None:
+        forget_worker(str(self.directory), number)
+
+
+@pytest.fixture
+def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    yield Crew(tmp_path)
+    values.close_all_multiprocess_files()  # type: ignore[no-untyped-call]
+
+
+def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
+    """The samples of all that is summed up, by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for metric in families(metrics, accept).values()
+        for sample in metric.samples
+        if metric.type in ("counter", "histogram") and "worker" not in metric.name
+    }
+
+
+@pytest.mark.parametrize("accept", [b"", OPENMETRICS])
+def test_two_workers_tell_together_what_one_process_would(crew: Crew, accept: bytes) -> None:
+    alone = watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio"), lines_dropped=2 * 7)
+    for exchange in EXCHANGES:
+        alone.observe(exchange)
+    first = crew.worker(1)
+    for exchange in EXCHANGES[:3]:
+        first.observe(exchange)
+    first.refresh()
+    second = crew.worker(2)
+    for exchange in EXCHANGES[3:]:
+        second.observe(exchange)
+    together = sums(second, accept)
+    assert together == pytest.approx(sums(alone, accept))
+    assert together == sums(first, accept)
+
+
+def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
+    quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
+    alone, worker = made(), crew.worker(1)
+    for metrics in (alone, worker):
+        metrics.observe(stream_exchange(upstream_headers=quota))
+    alone_told, told = families(alone), families(worker)
+    assert {name.removeprefix("cerebras_proxy_") for name in told.keys() - alone_told} == WORKERS
+    for name, metric in alone_told.items():
+        if metric.samples:
+            assert (told[name].type, told[name].documentation) == (
+                metric.type,
+                metric.documentation,
+            )
+            assert {s.name for s in told[name].samples} == {s.name for s in metric.samples}
+
+
+def test_the_order_is_that_of_the_names(crew: Crew) -> None:
+    names = list(families(crew.worker(1)))
+    assert names[: -len(WORKERS)] == sorted(names[: -len(WORKERS)])
+
+
+def test_gauges_add_up_or_are_the_worst_or_the_last(crew: Crew) -> None:
+    limit, left = b"x-ratelimit-limit-tokens-day", b"x-ratelimit-remaining-tokens-day"
+    first = crew.worker(1, in_flight=5)
+    first.refresh()
+    first.set_degraded(("ttft",))
+    first.observe(chat_exchange(upstream_headers=((limit, b"100"), (left, b"90"))))
+    second = crew.worker(2, in_flight=8)
+    second.set_degraded(())
+    second.observe(chat_exchange(upstream_headers=((left, b"95"),)))
+    assert value(second, "requests_in_flight") == 13
+    assert value(second, "upstream_connections", state="idle") == 12
+    assert value(second, "degraded", reason="ttft") == 1
+    assert value(second, "degraded", reason="failures") == 0
+    day = {"kind": "tokens", "window": "day"}
+    assert value(second, "upstream_ratelimit_limit", **day) == 100
+    assert value(second, "upstream_ratelimit_remaining", **day) == 95
+    [build] = families(second)["cerebras_proxy_build_info"].samples
+    assert (build.value, set(build.labels)) == (1, {"version", "python", "backend"})
+
+
+def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
+    left = b"x-ratelimit-remaining-tokens-day"
+    first = crew.worker(1, in_flight=5)
+    first.refresh()
+    first.set_degraded(("ttft",))
+    first.observe(stream_exchange(upstream_headers=((left, b"90"),)))
+    second = crew.worker(2, in_flight=8)
+    second.observe(stream_exchange())
+    crew.forget(1)
+    model = {"model": "gpt-oss-120b"}
+    assert value(second, "requests_in_flight") == 8
+    assert value(second, "degraded", reason="ttft") == 0
+    assert value(second, "upstream_ratelimit_remaining", kind="tokens", window="day") == 90
+    assert value(second, "requests_total", **model) == 2
+    assert value(second, "tpot_seconds_count", **model) == 2
+    successor = crew.worker(1, in_flight=1)
+    successor.observe(stream_exchange())
+    assert value(successor, "requests_total", **model) == 3
+    assert value(successor, "log_lines_dropped_total") == 7 * 3
+    assert value(successor, "requests_in_flight") == 9
+    assert len(list(crew.directory.glob("counter_*.db"))) == 2
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nothing")])
+def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
+    crew: Crew, make: Callable[[Path], None]
+) -> None:
+    worker = crew.worker(1)
+    worker.observe(stream_exchange())
+    make(crew.directory / "gauge_livesum_2.db")
+    assert value(worker, "requests_total", model="gpt-oss-120b") == 1
+
+
+def test_how_the_workers_are(crew: Crew) -> None:
+    worker = crew.worker(1)
+    crew.board.set_up(1)
+    for _ in range(3):
+        crew.board.count_restart()
+    assert value(worker, "workers_up") == 1
+    assert value(worker, "workers_configured") == 2
+    assert value(worker, "worker_restarts_total") == 3
+
+
+def test_there_are_no_exemplars(crew: Crew) -> None:
+    worker = crew.worker(1)
+    worker.observe(stream_exchange())
+    assert not [
+        sample
+        for metric in families(worker, OPENMETRICS).values()
+        for sample in metric.samples
+        if sample.exemplar
+    ]
