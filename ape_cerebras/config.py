@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .buckets import BUCKETS
 from .head import HeadLimits
-from .settings import BUCKETS, SETTINGS, ClientKey, Origin
+from .settings import SETTINGS, ClientKey, Origin
 from .usage import PriceTable
 
 __all__ = ("Config", "ConfigError")

@@ -7,8 +7,8 @@ from exchanges import CHAT, chat_exchange, plain_exchange, stream_exchange
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
+from ape_cerebras.buckets import BUCKETS
 from ape_cerebras.metrics import Metrics
-from ape_cerebras.settings import BUCKETS
 from ape_cerebras.usage import Usage
 
 # Name (without the stem) → type, labels.

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ape_cerebras.buckets import BUCKETS
 from ape_cerebras.settings import (
-    BUCKETS,
     SETTINGS,
     ClientKey,
     Origin,
