@@ -54,6 +54,7 @@ layer  module           what it owns
 5      downstream       the client's connection, through h11
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
+6      clients          the clients' connections that are open, how many there may be
 6      answers          its answers on their way: paced, cut, garbled
 7      relay            one chat request up, its response down
 7      models           the list of models

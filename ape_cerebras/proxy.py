@@ -12,6 +12,7 @@ import anyio
 import sniffio
 from anyio.abc import ByteStream
 
+from .clients import Clients
 from .config import Config
 from .degradation import Degradation
 from .downstream import Downstream
@@ -20,6 +21,7 @@ from .exchange import Exchange
 from .logs import Logs
 from .metrics import Metrics
 from .models import ModelList
+from .place import Place
 from .relay import Relay, error_body
 from .routes import Routes
 from .stamps import loop_clock
@@ -41,7 +43,7 @@ class Proxy:
     """To be made inside a running event loop.
 
     ``write_line`` gets each log line, newline included, and must not block; ``lines_dropped`` says
-    how many it lost. ``connect`` makes the streams to upstream.
+    how many it lost. ``connect`` makes the streams to upstream. ``place`` is a worker's.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Proxy:
         *,
         lines_dropped: Callable[[], float] = lambda: 0,
         connect: Connect = connect_tcp,
+        place: Place | None = None,
     ) -> None:
         self.config = config
-        self.logs = Logs(config.log_level, write_line)
+        self._place = place
+        self.logs = Logs(config.log_level, write_line, place.number if place else None)
         self.addresses: tuple[tuple[str, int], ...] = ()
         """Host and port of each address that is listened on, where somebody listens."""
         target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
@@ -61,7 +65,7 @@ class Proxy:
         self._degraded: tuple[str, ...] = ()
         self._upstream = Upstream(config, connect)
         self._warmth = Warmth(config, self._upstream.pool)
-        self._metrics = Metrics(config, sniffio.current_async_library())
+        self._metrics = Metrics(config, sniffio.current_async_library(), place)
         self._routes = Routes(
             config,
             Relay(config, self._upstream).handle,
@@ -72,9 +76,9 @@ class Proxy:
         )
         self._clock = loop_clock()
         self._started_at = self._clock()
-        self._connections: set[Downstream] = set()
+        self._connections = Clients(config.max_connections, place)
+        self.wait_for_room = self._connections.wait_for_room
         self._in_flight = 0
-        self._someone_left = anyio.Event()
         self.drain_began = anyio.Event()
         self._drained = False
         self._tell_metrics(lines_dropped)
@@ -117,19 +121,8 @@ class Proxy:
             self.logs.event("error", "A connection failed inside the proxy")
         finally:
             self._connections.discard(downstream)
-            self._someone_left.set()
             with anyio.CancelScope(shield=True):
                 await downstream.close_at_once()
-
-    async def wait_for_room(self) -> None:
-        """Return once there is room for another connection."""
-        while len(self._connections) >= self.config.max_connections:
-            await self._until_someone_leaves()
-
-    async def _until_someone_leaves(self) -> None:
-        if self._someone_left.is_set():
-            self._someone_left = anyio.Event()
-        await self._someone_left.wait()
 
     # Exchanges
 
@@ -206,6 +199,9 @@ class Proxy:
         }
         if self._degraded:
             report["degraded"] = self._degraded
+        if self._place is not None:
+            board = self._place.board
+            report["workers"] = {"up": board.up, "configured": board.workers}
         return (503 if draining else 200), report
 
     def _look_at_degradation(self) -> None:
@@ -241,6 +237,8 @@ class Proxy:
             due_at = self._clock() + _LAG_SAMPLE
             await anyio.sleep(_LAG_SAMPLE)
             self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
+            if self._place is not None:  # others may be asked for what only this worker knows
+                self._metrics.refresh()
 
     # The end
 
@@ -255,8 +253,7 @@ class Proxy:
         ``graceful_shutdown_timeout`` is over."""
         self.begin_drain()
         with anyio.move_on_after(self.config.graceful_shutdown_timeout):
-            while self._connections:
-                await self._until_someone_leaves()
+            await self._connections.wait_for_the_last()
         self.close()
 
     def close(self) -> None:

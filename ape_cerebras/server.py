@@ -8,25 +8,30 @@
         proxy.begin_drain()                   # `serve` returns when all exchanges have ended
 """
 
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
 
 from .config import Config
 from .listener import accept_connections, accept_waiting, open_listeners
-from .logs import LineWriter
+from .logs import LineWriter, Logs
 from .network import SocketStream
+from .place import Board, Place
 from .proxy import Proxy
 from .transport import Connect, connect_tcp
 from .version import VERSION
 
-__all__ = ("serve",)
+__all__ = ("announce", "serve")
 
 _STANDARD_OUTPUT = 1
 _COMPLAIN_EVERY = 1.0  # seconds
+_START_TOGETHER = 1.0  # seconds that a worker waits for the others, at most
+_LOOK_EVERY = 0.001  # seconds
 
 
 async def serve(
@@ -34,33 +39,48 @@ async def serve(
     *,
     write_line: Callable[[bytes], object] | None = None,
     connect: Connect = connect_tcp,
+    place: Place | None = None,
     task_status: TaskStatus[Proxy] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled; reports the Proxy once it listens.
 
     ``write_line`` gets the log's lines and must not block; by default a thread writes them to
-    standard output. Raises OSError where it cannot listen.
+    standard output. ``place`` is a worker's: its parent has opened the sockets. Raises OSError
+    where it cannot listen.
     """
     with ExitStack() as stack:
-        listeners = await open_listeners(config.host, config.port)
+        listeners = place.listeners if place else await open_listeners(config.host, config.port)
         for listener in listeners:
             stack.callback(listener.close)
         if write_line is None:
-            writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT))
+            writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=place is not None))
             proxy = Proxy(
-                config, writer, lines_dropped=lambda: float(writer.dropped), connect=connect
+                config,
+                writer,
+                lines_dropped=lambda: float(writer.dropped),
+                connect=connect,
+                place=place,
             )
         else:
-            proxy = Proxy(config, write_line, connect=connect)
+            proxy = Proxy(config, write_line, connect=connect, place=place)
         stack.callback(proxy.close)
-        await _serve_on(listeners, proxy, task_status)
+        await _serve_on(listeners, proxy, place, task_status)
 
 
 async def _serve_on(
-    listeners: list[socket.socket], proxy: Proxy, task_status: TaskStatus[Proxy]
+    listeners: Sequence[socket.socket],
+    proxy: Proxy,
+    place: Place | None,
+    task_status: TaskStatus[Proxy],
 ) -> None:
     proxy.addresses = tuple(listener.getsockname()[:2] for listener in listeners)
-    _announce(proxy)
+    upstream = str(proxy.config.cerebras_base_url)
+    if place is None:
+        announce(proxy.logs, proxy.config, proxy.addresses, upstream=upstream)
+    else:
+        place.board.set_up(place.number)
+        proxy.logs.event("info", "Worker serves", process=os.getpid(), upstream=upstream)
+        await _wait_for_the_others(place.board)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.run_in_background)
 
@@ -85,13 +105,20 @@ async def _serve_on(
     proxy.logs.event("info", "Stopped")
 
 
-def _announce(proxy: Proxy) -> None:
-    if not proxy.config.ape_api_key:
-        proxy.logs.event("warning", "APE_API_KEY is not set: every client is served")
-    for host, port in proxy.addresses:
+async def _wait_for_the_others(board: Board) -> None:
+    """At the start only, as the first would else take all the connections that wait already."""
+    with anyio.move_on_after(_START_TOGETHER):
+        while board.up < board.workers and not board.restarts:  # noqa: ASYNC110 - other processes
+            await anyio.sleep(_LOOK_EVERY)
+
+
+def announce(logs: Logs, config: Config, addresses: Iterable[tuple[str, int]], **more: Any) -> None:
+    """Log where it is listened, and for whom."""
+    if not config.ape_api_key:
+        logs.event("warning", "APE_API_KEY is not set: every client is served")
+    for host, port in addresses:
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        upstream = str(proxy.config.cerebras_base_url)
-        proxy.logs.event("info", "Listening", address=address, upstream=upstream, version=VERSION)
+        logs.event("info", "Listening", address=address, **more, version=VERSION)
 
 
 def _complainer(proxy: Proxy) -> Callable[[str], None]:
