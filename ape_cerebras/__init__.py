@@ -63,6 +63,7 @@ layer  module           what it owns
 9      proxy            connections, exchanges, the one way through; draining
 10     server           listening and serving
 11     __init__         this map, and the public API
+11     workers          several processes on one port: started, watched, restarted, drained
 12     __main__         the command line, signals, the choice of backend
 ====== ================ =========================================================================
 

@@ -17,23 +17,28 @@ from importlib.util import find_spec
 import anyio
 
 from .config import Config, ConfigError
+from .listener import open_listeners_now
 from .logs import LineWriter, Logs
+from .place import Place
 from .rehearsal import Ended
 from .selfcheck import checked, selfcheck, table, within
 from .server import serve
-from .settings import Origin
+from .settings import SETTINGS, Origin
 from .signals import unless_stopped, until_stopped
 from .simulation import positive_count
 from .simulator import SIMULATION_FLAGS, Simulation, Simulator, Truth
 from .trace import trace_context
 from .version import VERSION
+from .workers import serve_with_workers
 
 __all__ = ("main",)
 
 _ABOUT_ALL = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
 _BACKENDS = ("asyncio", "trio")
+_FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
+_PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
 
 
@@ -70,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = "put a simulated Cerebras behind it; needs no key"
     serving.add_argument("--demo", action="store_true", help=demo)
     serving.add_argument("--backend", help="the event loop: asyncio or trio")
+    serving.add_argument("--workers", help="processes that serve the port")
     simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
     _add_simulation(simulating)
     command("check", _check, "read and check the settings, and print them")
@@ -107,7 +113,7 @@ def _add_selfcheck(checking: argparse.ArgumentParser) -> None:
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     """The settings, with the flags that were given in their place."""
-    given = {name.upper(): getattr(options, name, None) for name in ("host", "port", "backend")}
+    given = {variable: getattr(options, flag, None) for flag, variable in _FLAGS.items()}
     return {**os.environ, **{name: value for name, value in given.items() if value is not None}}
 
 
@@ -127,8 +133,12 @@ def _check(options: argparse.Namespace) -> int:
             print(problem, file=sys.stderr)
         return 2
     for name, value in config.visible().items():
-        print(f"{name}={value}")
+        print(f"{name}={value}{_whose(name, config.async_workers)}")
     return 0
+
+
+def _whose(variable: str, workers: int) -> str:
+    return f"  # in each of {workers} workers" if workers > 1 and variable in _PER_WORKER else ""
 
 
 def _health(options: argparse.Namespace) -> int:
@@ -160,8 +170,16 @@ def _serve(options: argparse.Namespace) -> int:
         for problem in error.problems:
             _to_standard_output().event("error", "Wrong setting", problem=problem)
         return 2
-    work = partial(_serve_proxy, config, options.demo)
-    return _run_until_stopped(work, f"{config.host}:{config.port}", config.backend)
+    address = f"{config.host}:{config.port}"
+    if config.async_workers == 1:
+        work = partial(_serve_proxy, config, options.demo, None)
+        return _run_until_stopped(work, address, config.backend)
+    try:
+        listeners = open_listeners_now(config.host, config.port)
+    except OSError as error:
+        _report_not_listening(address, error)
+        return 1
+    return serve_with_workers(config, listeners, partial(_serve_proxy, config, options.demo))
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -232,13 +250,13 @@ def _first_of(errors: BaseException) -> BaseException:
     return errors
 
 
-async def _serve_proxy(config: Config, demo: bool, stop: anyio.Event) -> None:
+async def _serve_proxy(config: Config, demo: bool, place: Place | None, stop: anyio.Event) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
         async with anyio.create_task_group() as serving:
-            proxy = await serving.start(serve, config)
+            proxy = await serving.start(partial(serve, place=place), config)
             await stop.wait()
             proxy.begin_drain()
         tasks.cancel_scope.cancel()

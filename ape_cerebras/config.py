@@ -49,6 +49,7 @@ class Config:
     default_model: str = "llama3.1-8b"
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     model_prices: PriceTable = field(default_factory=PriceTable.built_in)
+    async_workers: int = 1
     backend: str = "asyncio"
     connection_pool_size: int = 1000
     keep_alive_connections: int = 100

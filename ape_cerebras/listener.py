@@ -3,15 +3,16 @@
 import errno
 import itertools
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import anyio
 
 from .network import SocketStream
 from .stamps import ask_for_stamps, loop_clock
 
-__all__ = ("accept_connections", "accept_waiting", "open_listeners")
+__all__ = ("accept_connections", "accept_waiting", "open_listeners", "open_listeners_now")
 
 _BACKLOG = 2048
 # One a turn of the loop would leave the last of a crowd waiting while the first are served over and
@@ -32,6 +33,11 @@ _NOT_LISTENING = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
 _NO_SUCH_ADDRESS_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
+class _Address(NamedTuple):
+    family: int
+    address: tuple[Any, ...]
+
+
 async def open_listeners(host: str, port: int) -> list[socket.socket]:
     """Listening, non-blocking sockets on every address that ``host`` means and this machine has.
 
@@ -39,10 +45,20 @@ async def open_listeners(host: str, port: int) -> list[socket.socket]:
     machine has none of the addresses.
     """
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return _open_listeners_on(_Address(family, address) for family, *_, address in found)
+
+
+def open_listeners_now(host: str, port: int) -> list[socket.socket]:
+    """The same where there is no event loop."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return _open_listeners_on(_Address(family, address) for family, *_, address in found)
+
+
+def _open_listeners_on(addresses: Iterable[_Address]) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            if port == 0 and listeners:
+        for family, address in dict.fromkeys(addresses):
+            if address[1] == 0 and listeners:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])
             listener = _open_listener_if_here(family, address)
             if listener is not None:

@@ -7,6 +7,7 @@ repeats nothing of a secret.
 
 import hashlib
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,6 +175,13 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _read_workers(text: str) -> int:
+    number = _whole(1, 1000)(text)
+    if number > 1 and not hasattr(signal, "sigtimedwait"):
+        raise ValueError("must be 1 on this system")
+    return number
+
+
 _SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
@@ -208,6 +216,13 @@ class Setting(NamedTuple):
     meaning: str
     secret: bool = False
     required: bool = False
+    per_worker: bool = False
+    """Whether each of several workers has as much of it."""
+
+
+def _limit(variable: str, parse: Callable[[str], Any], meaning: str) -> Setting:
+    """A limit that each process keeps for itself, so that several have as many times of it."""
+    return Setting(variable, parse, f"{meaning}; of each worker", per_worker=True)
 
 
 _seconds = _positive
@@ -226,10 +241,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("DEFAULT_MODEL", _model, "used where a request names none"),
     Setting("MODEL_ALIASES", _read_aliases, "asked=served,…: models renamed in requests"),
     Setting("MODEL_PRICES", _read_prices, "JSON or a file of it: USD per million tokens"),
+    Setting("ASYNC_WORKERS", _read_workers, "processes that serve the port"),
     Setting("BACKEND", _one_of("asyncio", "trio"), "the event loop"),
-    Setting("CONNECTION_POOL_SIZE", _count, "upstream connections in all"),
-    Setting("KEEP_ALIVE_CONNECTIONS", _whole(0, 100_000), "upstream connections kept when idle"),
-    Setting("WARM_CONNECTIONS", _whole(0, 1000), "idle upstream connections kept ready"),
+    _limit("CONNECTION_POOL_SIZE", _count, "upstream connections in all"),
+    _limit("KEEP_ALIVE_CONNECTIONS", _whole(0, 100_000), "upstream connections kept when idle"),
+    _limit("WARM_CONNECTIONS", _whole(0, 1000), "idle upstream connections kept ready"),
     Setting("UPSTREAM_KEEP_ALIVE_TIMEOUT", _seconds, "an idle upstream connection"),
     Setting("UPSTREAM_CONNECT_TIMEOUT", _seconds, "connect and TLS in all"),
     Setting("UPSTREAM_FIRST_BYTE_TIMEOUT", _seconds, "request written to response head, in all"),
@@ -248,7 +264,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MAX_HEADERS", _count, "header lines of a request"),
     Setting("MAX_TARGET_BYTES", _bytes, "a request's target"),
     Setting("MAX_BODY_BYTES", _bytes, "a request's body"),
-    Setting("MAX_CONNECTIONS", _count, "client connections"),
+    _limit("MAX_CONNECTIONS", _count, "client connections"),
     Setting("MAX_REQUESTS_PER_CONNECTION", _count, "requests on one client connection"),
     Setting("GRACEFUL_SHUTDOWN_TIMEOUT", _seconds, "for exchanges in flight after a signal"),
     Setting("TTFT_TARGET_MS", _positive, "milliseconds; a TTFT above it is counted"),

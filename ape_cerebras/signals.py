@@ -6,23 +6,50 @@ from typing import TypeVar
 
 import anyio
 
-__all__ = ("unless_stopped", "until_stopped")
+__all__ = ("IGNORED", "ending_signals", "unless_stopped", "until_stopped", "until_told")
 
 _T = TypeVar("_T")
 # Their default would be a silent death. SIGPIPE is ignored by Python itself.
-_IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 async def until_stopped(work: Callable[[anyio.Event], Awaitable[None]]) -> None:
     """Run ``work`` with an event that the first signal sets; end it at the second."""
     stop = anyio.Event()
+    await _work_until(work, stop, ending_signals(), stop.is_set)
+
+
+async def until_told(
+    work: Callable[[anyio.Event], Awaitable[None]], lifeline: int, is_hurried: Callable[[], bool]
+) -> None:
+    """Run ``work`` with an event that SIGTERM sets, or the end of ``lifeline``, a pipe; end it at a
+    SIGTERM when it ``is_hurried``."""
+    stop = anyio.Event()
+
+    async def watch_lifeline() -> None:
+        await anyio.wait_readable(lifeline)
+        stop.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_lifeline)
+        await _work_until(work, stop, (signal.SIGTERM,), is_hurried)
+        tasks.cancel_scope.cancel()
+
+
+async def _work_until(
+    work: Callable[[anyio.Event], Awaitable[None]],
+    stop: anyio.Event,
+    ending: tuple[signal.Signals, ...],
+    is_last: Callable[[], bool],
+) -> None:
+    """A signal of ``ending`` sets ``stop``, and ends ``work`` if it ``is_last``."""
 
     async def watch_signals() -> None:
-        with anyio.open_signal_receiver(*_ending_signals(), *_IGNORED) as signals:
+        with anyio.open_signal_receiver(*ending, *IGNORED) as signals:
             async for number in signals:
-                if number in _IGNORED:
+                if number in IGNORED:
                     continue
-                if stop.is_set():
+                if is_last():
                     break
                 stop.set()
         tasks.cancel_scope.cancel()
@@ -49,7 +76,7 @@ async def unless_stopped(work: Callable[[], Awaitable[_T]]) -> _T | None:
     return result
 
 
-def _ending_signals() -> tuple[signal.Signals, ...]:
+def ending_signals() -> tuple[signal.Signals, ...]:
     """A terminal that closes is a reason to end like any other, but for ``nohup``."""
     stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     always = (signal.SIGTERM, signal.SIGINT)

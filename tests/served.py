@@ -18,6 +18,7 @@ __all__ = (
     "BACKENDS",
     "CLIENT_KEY",
     "PATIENCE",
+    "Line",
     "Served",
     "environment",
     "refusing_port",
@@ -88,6 +89,12 @@ class Served:
             if wanted(line):
                 return line
         raise AssertionError("ended without such a line")
+
+    def first_line_where(self, wanted: Callable[[Line], bool]) -> Line:
+        """The first line of that kind, whether it has been looked at or is still to come: lines of
+        several processes come in any order."""
+        looked_at = next(filter(wanted, self.lines), None)
+        return self.line_where(wanted) if looked_at is None else looked_at
 
     def line(self, key: str) -> Line:
         """The next line that has ``key``."""

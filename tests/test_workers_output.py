@@ -1,0 +1,89 @@
+"""The one output of several workers and their parent: no line is torn, none holds anybody up."""
+
+import fcntl
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from served import PATIENCE, environment
+
+PIPE_BYTES = 4096
+REQUESTS = 400
+
+
+@dataclass
+class Muffled:
+    """A service whose small output pipe is read only where a test says so."""
+
+    process: subprocess.Popen[bytes]
+    port: int = 0
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line: dict[str, Any] = orjson.loads(self.process.stdout.readline())
+        return line
+
+    def fill(self) -> None:
+        """Leave no room for another byte."""
+        assert self.process.stdout is not None
+        sink = os.open(f"/dev/fd/{self.process.stdout.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(sink, b" ")
+        os.close(sink)
+
+    def ask_unheard(self, stack: ExitStack) -> None:
+        """More than the pipe takes the lines of, on enough connections for both workers."""
+        connections = [
+            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", self.port)))
+            for _ in range(8)
+        ]
+        for number in range(REQUESTS):
+            connection = connections[number % len(connections)]
+            connection.request("GET", "/health", headers={"X-Trace-ID": f"request-{number}"})
+            assert connection.getresponse().read()
+
+
+@contextmanager
+def muffled(backend: str, directory: Path) -> Iterator[Muffled]:
+    """Two workers that serve, from now on unheard."""
+    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--workers", "2")
+    settings = environment(BACKEND=backend, HOST="127.0.0.1", PORT="0", TMPDIR=str(directory))
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, bufsize=0)
+    with process:
+        assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        service, serving = Muffled(process), 0
+        while serving < 2:
+            line = service.line()
+            serving += line["message"] == "Worker serves"
+            if "address" in line:
+                service.port = int(line["address"].rpartition(":")[2])
+        try:
+            yield service
+        finally:
+            process.kill()
+
+
+def test_lines_of_several_workers_come_whole(backend: str, tmp_path: Path) -> None:
+    with muffled(backend, tmp_path) as service, ExitStack() as stack:
+        service.ask_unheard(stack)
+        lines = [service.line() for _ in range(REQUESTS)]
+        assert {line["trace_id"] for line in lines} == {f"request-{n}" for n in range(REQUESTS)}
+        assert {line["worker"] for line in lines} == {1, 2}
+
+
+def test_an_output_that_nobody_reads_holds_up_no_end(backend: str, tmp_path: Path) -> None:
+    with muffled(backend, tmp_path) as service:
+        service.fill()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE) == 0
+    assert not list(tmp_path.iterdir())
