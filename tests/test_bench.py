@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "contrib" / "bench"
 README = (ROOT / "README.md").read_text("utf-8")
 ROUND = {"request_cpu_us": 100.0, "requests_per_second": 10.0}
-SHORT = ("start", "plain, 1", "burst, 16", "plain, 32, TLS")
+SHORT = ("start", "plain, 1", "burst, 16", "plain, 32, two workers", "plain, 32, TLS")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bench needs epoll and /proc")
 

@@ -12,8 +12,8 @@ from statistics import quantiles
 
 from answers import ANSWERS, MARK
 from load import PATIENCE, Failed, Load, Result, request_of
-from peers import CLIENT_KEY, Running, Setting
-from processes import Process
+from peers import CLIENT_KEY, Running, Setting, start
+from processes import WORKER_CORES, Process
 
 Figures = dict[str, float]
 HELD_WITHIN = 15.0  # seconds in which requests to be held have to reach the mock
@@ -89,6 +89,28 @@ def busy(
         result = load.run(rig.seconds * share)
         cpu, mock_cpu = target.process.cpu() - cpu, rig.mock.cpu() - mock_cpu
     return _figures(result, word, cpu, mock_cpu)
+
+
+def two_workers(rig: Rig, target: Running, word: str, clients: int) -> Figures:
+    """Two workers, and one, each time with two cores; if there are no more, the rig takes its part
+    of these, so what the CPU would be enough for is told as well."""
+    if not target.peer.scales:
+        return {}
+    one, two = (_with_workers(rig, target, number, word, clients) for number in (1, 2))
+    return {
+        "speedup": two["requests_per_second"] / one["requests_per_second"],
+        "speedup_by_cpu": 2 * one["request_cpu_us"] / two["request_cpu_us"],
+        **{f"{name}_of_one": one[name] for name in ("requests_per_second", "request_cpu_us")},
+        **two,
+    }
+
+
+def _with_workers(rig: Rig, target: Running, workers: int, word: str, clients: int) -> Figures:
+    several = start(target.peer, rig.setting, workers, WORKER_CORES)
+    try:
+        return busy(rig, several, word, clients)
+    finally:
+        several.process.stop()
 
 
 def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Peer:
     config: str = ""  # a file of configs/
     headers: tuple[str, ...] = ()  # that its clients send
     imports: tuple[str, str] = ("", "")  # a Python, and the module whose import time counts
+    scales: bool = False  # to as many workers as @WORKERS@ says
     patience: float = 20.0  # seconds until it has to listen, and again to answer
 
     def missing(self) -> list[str]:
@@ -72,7 +74,9 @@ PEERS = (
             "KEEP_ALIVE_CONNECTIONS": "1100",
             "REQUEST_TIMEOUT": "60",
             "TTFT_TARGET_MS": "200",
+            "ASYNC_WORKERS": "@WORKERS@",
         },
+        scales=True,
         imports=("@PYTHON@", "ape_cerebras"),
     ),
     Peer(
@@ -167,7 +171,7 @@ class Setting:
     backend: str
     directory: Path
 
-    def values(self, port: int, directory: Path) -> dict[str, str]:
+    def values(self, port: int, directory: Path, workers: int = 1) -> dict[str, str]:
         tls = f"ssl verify required verifyhost localhost ca-file {self.ca}"
         return {
             "PORT": str(port),
@@ -180,6 +184,7 @@ class Setting:
             "KEY": CLIENT_KEY,
             "BACKEND": self.backend,
             "DIR": str(directory),
+            "WORKERS": str(workers),
         }
 
 
@@ -199,19 +204,21 @@ class Running:
         return filled(python, {}), module
 
 
-def start(peer: Peer, setting: Setting) -> Running:
+def start(
+    peer: Peer, setting: Setting, workers: int = 1, cores: Collection[int] = (PROXY_CORE,)
+) -> Running:
     """Start it; it listens, or it is ended and ``ConnectionError`` tells what it wrote last."""
     port = free_port()
     directory = setting.directory / f"{peer.name}-{port}"
     directory.mkdir()
-    values = setting.values(port, directory)
+    values = setting.values(port, directory, workers)
     if peer.config:
         text = (HERE / "configs" / peer.config).read_text()
         (directory / peer.config).write_text(filled(text, values))
     command = [filled(part, values) for part in peer.command]
     environment = {name: filled(value, values) for name, value in peer.environment.items()}
     set_ones = {name: value for name, value in environment.items() if value}
-    process = Process(PROXY_CORE, command, set_ones, directory / "output")
+    process = Process(cores, command, set_ones, directory / "output")
     after = listening(port, process, peer.patience)
     if after == float("inf"):
         process.stop()

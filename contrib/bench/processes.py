@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CORES = sorted(os.sched_getaffinity(0))
 PROXY_CORE, OTHER_CORE = CORES[0], CORES[-1]
+WORKER_CORES = CORES[:2]  # of two workers; the other core among them, where there are only two
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 
@@ -21,7 +22,11 @@ class Process:
     """A program and its children: a session of their own, so that none is missed."""
 
     def __init__(
-        self, core: int, command: Sequence[str], environment: Mapping[str, str], output: Path
+        self,
+        cores: Collection[int],
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        output: Path,
     ) -> None:
         self.output = output
         self.started_at = time.perf_counter()
@@ -34,7 +39,7 @@ class Process:
                 cwd=output.parent,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
 
     def _stats(self) -> Iterator[list[str]]:
@@ -94,9 +99,9 @@ def _scheduled(number: str) -> float:
 
 @contextmanager
 def started(
-    core: int, command: Sequence[str], environment: Mapping[str, str], output: Path
+    cores: Collection[int], command: Sequence[str], environment: Mapping[str, str], output: Path
 ) -> Iterator[Process]:
-    process = Process(core, command, environment, output)
+    process = Process(cores, command, environment, output)
     try:
         yield process
     finally:

@@ -55,6 +55,16 @@ TABLES = {
         *(_REQUEST, _REQUESTS, _TOTAL, _TOTAL_P99),
         Column("to upstream", "upstream_connections", spread=False),
     ),
+    "workers": (
+        Column("times one's rate", "speedup", 2),
+        Column("by CPU", "speedup_by_cpu", 2),
+        Column("requests/s", "requests_per_second"),
+        Column("of one", "requests_per_second_of_one"),
+        Column("CPU µs/request", "request_cpu_us"),
+        Column("of one", "request_cpu_us_of_one"),
+        _CORE,
+        _RIG,
+    ),
     "start": (
         Column("listening ms", "listening_ms"),
         Column("first answer ms", "answered_ms"),

@@ -69,7 +69,7 @@ def mock(scheme: str, plan: Plan) -> Iterator[Rig]:
         certificate, ca = certificates(directory) if scheme == "https" else ("", "")
         port = free_port()
         command = [sys.executable, str(HERE / "raw_upstream.py"), str(port), certificate]
-        with started(OTHER_CORE, command, {}, directory / "mock") as process:
+        with started([OTHER_CORE], command, {}, directory / "mock") as process:
             listening(port, process, 10)
             rig = Rig(process, Setting(scheme, port, ca, plan.backend, directory), plan.seconds)
             yield rig.short() if plan.quick else rig

@@ -13,6 +13,7 @@ from measures import (
     just_started,
     open_streams,
     resident_after,
+    two_workers,
 )
 from peers import Running
 
@@ -34,6 +35,10 @@ class Scenario:
 
 def _busy(word: str, clients: int, share: float = 1.0, prompt: int = 0) -> Measure:
     return lambda rig, target: busy(rig, target, word, clients, share, prompt)
+
+
+def _two_workers(word: str, clients: int) -> Measure:
+    return lambda rig, target: two_workers(rig, target, word, clients)
 
 
 _PLAIN_32 = _busy("plain", 32)
@@ -94,6 +99,20 @@ SCENARIOS = (
         "beside idle",
         lambda rig, target: beside_idle(rig, target, 32),
         fresh=True,
+    ),
+    Scenario(
+        "plain, 32, two workers",
+        "two workers with two cores, and one: how many times its rate",
+        "workers",
+        _two_workers("plain", 32),
+        rounds=7,
+    ),
+    Scenario(
+        "burst, 16, two workers",
+        "the same with 100 tokens at once, 16 streams",
+        "workers",
+        _two_workers("burst", 16),
+        rounds=7,
     ),
     Scenario("memory after", "resident after all that", "after", resident_after, once=1),
     Scenario("plain, 32, TLS", "with TLS to upstream", "plain", _PLAIN_32, scheme="https"),

@@ -55,7 +55,7 @@ def behind(rig: Rig, *link: str) -> Iterator[Setting]:
     """The mock upstream at the far end of a link, as proxies see it."""
     port = free_port()
     command = [sys.executable, str(HERE / "link.py"), str(port), str(rig.setting.upstream_port)]
-    with started(OTHER_CORE, [*command, *link], {}, rig.setting.directory / "link") as process:
+    with started([OTHER_CORE], [*command, *link], {}, rig.setting.directory / "link") as process:
         listening(port, process, 10)
         yield replace(rig.setting, upstream_port=port)
 
