@@ -28,37 +28,38 @@ layer  module           what it owns
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
 1      assembly         the completion object that a stream adds up to, sans I/O
-1      settings         the table of environment variables
 1      exchange         the record of one request, and every value derived from it
 1      replies          what a Cerebras API always says: errors, models, headers
+1      exposition       the text a scraper gets, of one process or of all workers
+1      values           the values that settings hold, and their parsers
+2      settings         the table of environment variables
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request
-2      config           the frozen ``Config``
 2      meter            what a passing response tells
 2      degradation      whether the service is degraded, over a minute
 2      logs             JSON lines, and the writer that never blocks the loop
-2      exposition       the text a scraper gets, of one process or of all workers
-3      compression      large request bodies, compressed for the way upstream
+3      config           the frozen ``Config``
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses
 3      completions      what it answers: plain replies and streams
-3      inbound          what arrives from a client, until h11 gets it
-3      metrics          the Prometheus registry
 3      wrapped          any anyio byte stream, with its arrivals stamped
+4      compression      large request bodies, compressed for the way upstream
+4      inbound          what arrives from a client, until h11 gets it
+4      metrics          the Prometheus registry
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults
-4      hang_up          noticing that a client leaves while its request is being answered
 4      connection       one connection to upstream: a request at a time, and its answer
+5      hang_up          noticing that a client leaves while its request is being answered
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
-5      downstream       the client's connection, through h11
+6      downstream       the client's connection, through h11
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
-6      clients          the clients' connections that are open, how many there may be
-6      answers          its answers on their way: paced, cut, garbled
+7      clients          the clients' connections that are open, how many there may be
+7      answers          its answers on their way: paced, cut, garbled
 7      relay            one chat request up, its response down
 7      models           the list of models
-7      simulator        that stand-in API, served by our own ``downstream``
+8      simulator        that stand-in API, served by our own ``downstream``
 8      routes           the dispatch table, the key check, the local endpoints
 9      proxy            connections, exchanges, the one way through; draining
 10     server           listening and serving

@@ -23,11 +23,12 @@ from .place import Place
 from .rehearsal import Ended
 from .selfcheck import checked, selfcheck, table, within
 from .server import serve
-from .settings import SETTINGS, Origin
+from .settings import SETTINGS
 from .signals import unless_stopped, until_stopped
 from .simulation import positive_count
 from .simulator import SIMULATION_FLAGS, Simulation, Simulator, Truth
 from .trace import trace_context
+from .values import Origin
 from .version import VERSION
 from .workers import serve_with_workers
 

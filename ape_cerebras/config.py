@@ -13,8 +13,9 @@ from typing import Any
 
 from .buckets import BUCKETS
 from .head import HeadLimits
-from .settings import SETTINGS, ClientKey, Origin
+from .settings import SETTINGS
 from .usage import PriceTable
+from .values import ClientKey, Origin
 
 __all__ = ("Config", "ConfigError")
 

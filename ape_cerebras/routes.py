@@ -15,7 +15,7 @@ from .exchange import Exchange
 from .metrics import Metrics
 from .models import ModelList
 from .request import Request
-from .settings import ClientKey
+from .values import ClientKey
 
 __all__ = ("Handler", "Routes", "check_key")
 

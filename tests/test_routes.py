@@ -27,8 +27,8 @@ from ape_cerebras.models import ModelList
 from ape_cerebras.network import StampedStream
 from ape_cerebras.request import Request
 from ape_cerebras.routes import Routes, check_key
-from ape_cerebras.settings import read_client_keys
 from ape_cerebras.upstream import Upstream
+from ape_cerebras.values import read_client_keys
 
 CHAT = "/v1/chat/completions"
 KEYS = read_client_keys("first-key,agent:second-key,other:third-key")

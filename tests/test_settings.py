@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.buckets import BUCKETS
-from ape_cerebras.settings import (
-    SETTINGS,
-    ClientKey,
-    Origin,
-    Setting,
-    UpstreamKey,
-    read_client_keys,
-    read_origin,
-)
+from ape_cerebras.settings import SETTINGS, Setting
+from ape_cerebras.values import ClientKey, Origin, UpstreamKey, read_client_keys, read_origin
 
 ROWS = {setting.variable: setting for setting in SETTINGS}
 SECONDS = {"0.5": 0.5, "5": 5.0, "075": 75.0, "123456.789": 123456.789}
