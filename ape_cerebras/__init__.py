@@ -7,7 +7,7 @@ layer  module           what it owns
 ====== ================ =========================================================================
 0      version          the version
 0      outcomes         the closed list of ways an exchange can end
-0      errors           every failure as a class
+0      errors           every other failure as a class, and the tree of all
 0      sse              server-sent events, sans I/O
 0      usage            token counts and timings out of JSON; prices; cost in exact decimals
 0      trace            trace and request ids, W3C trace context
@@ -24,14 +24,15 @@ layer  module           what it owns
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
-1      response_head    the strict check of the heads upstream answers with
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
-1      assembly         the completion object that a stream adds up to, sans I/O
 1      exchange         the record of one request, and every value derived from it
 1      replies          what a Cerebras API always says: errors, models, headers
 1      exposition       the text a scraper gets, of one process or of all workers
 1      values           the values that settings hold, and their parsers
+1      upstream_errors  the failures of the API and of the way to it
+2      response_head    the strict check of the heads upstream answers with
+2      assembly         the completion object that a stream adds up to, sans I/O
 2      settings         the table of environment variables
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request

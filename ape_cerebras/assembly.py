@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .errors import InvalidAnswer, UpstreamFailed
 from .sse import EventReader
+from .upstream_errors import InvalidAnswer, UpstreamFailed
 from .usage import read_json
 
 __all__ = ("Assembly", "Reply")

@@ -7,10 +7,11 @@ import anyio
 import orjson
 
 from .config import Config
-from .errors import InvalidAnswer, ModelNotFound, ProxyError
+from .errors import ModelNotFound, ProxyError
 from .exchange import Exchange
 from .stamps import loop_clock
 from .upstream import Upstream, waiting_for_upstream
+from .upstream_errors import InvalidAnswer
 
 __all__ = ("ModelList",)
 

@@ -27,14 +27,10 @@ from anyio import BrokenResourceError, EndOfStream
 
 from .config import Config
 from .connection import Connection
-from .errors import (
-    ConnectFailed,
-    ConnectTimeout,
-    Overloaded,
-    TlsFailed,
-)
+from .errors import Overloaded
 from .stamps import loop_clock
 from .transport import Connect, UpstreamStream
+from .upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed
 
 __all__ = ("Lease", "Pool", "ssl_context_for")
 

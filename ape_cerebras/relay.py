@@ -17,11 +17,12 @@ from .chat import ChatRequest, read_chat_request
 from .compression import Compression
 from .config import Config
 from .downstream import Downstream
-from .errors import ClientGone, IdleTimeout, ProxyError, Truncated
+from .errors import ClientGone, ProxyError
 from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Headers, Request
 from .upstream import Upstream, UpstreamResponse
+from .upstream_errors import IdleTimeout, Truncated
 
 __all__ = ("Relay", "error_body", "headers_down", "headers_up")
 

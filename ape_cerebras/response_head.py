@@ -8,9 +8,9 @@ has been made to quote what somebody else wrote; and where the answer ends, the 
 
 import re
 
-from .errors import InvalidAnswer
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT
 from .request import Headers
+from .upstream_errors import InvalidAnswer
 
 __all__ = ("ResponseHead",)
 

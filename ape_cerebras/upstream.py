@@ -7,7 +7,13 @@ from contextlib import contextmanager
 import httpcore
 
 from .config import Config
-from .errors import (
+from .exchange import Exchange
+from .network import StampedStream
+from .pool import Lease, Pool, ssl_context_for
+from .request import Headers
+from .stamps import loop_clock
+from .transport import RECEIVE_BUFFER, Connect, connect_tcp
+from .upstream_errors import (
     AnswerWithheld,
     FirstByteTimeout,
     IdleTimeout,
@@ -15,12 +21,6 @@ from .errors import (
     KeyRefused,
     Truncated,
 )
-from .exchange import Exchange
-from .network import StampedStream
-from .pool import Lease, Pool, ssl_context_for
-from .request import Headers
-from .stamps import loop_clock
-from .transport import RECEIVE_BUFFER, Connect, connect_tcp
 
 __all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
 

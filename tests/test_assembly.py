@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from ape_cerebras.assembly import Assembly, Reply
-from ape_cerebras.errors import InvalidAnswer
+from ape_cerebras.upstream_errors import InvalidAnswer
 
 DONE = b"data: [DONE]\n\n"
 MIB = 1024 * 1024

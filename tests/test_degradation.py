@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.degradation import REASONS, Degradation
-from ape_cerebras.errors import BadRequest, ClientGone, Overloaded, Truncated
+from ape_cerebras.errors import BadRequest, ClientGone, Overloaded
 from ape_cerebras.exchange import Exchange
+from ape_cerebras.upstream_errors import Truncated
 
 TARGET = 0.2
 OFFSETS = (0.0, -0.5, -1000.25, 0.75, 1e6, 123456.999)

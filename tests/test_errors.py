@@ -1,28 +1,27 @@
 """The failures: the drawn tree is the real one, and every row of it can be sent and counted."""
 
-import inspect
 import re
 from collections.abc import Iterator
 
 import h11
 import orjson
 import pytest
+from failures import FAILURES, example
 
-from ape_cerebras import errors
-from ape_cerebras.errors import BadRequest, MethodNotAllowed, NotFound, ProxyError
+from ape_cerebras import errors, upstream_errors
+from ape_cerebras.errors import (
+    BadRequest,
+    ExchangeTimeout,
+    MethodNotAllowed,
+    NotFound,
+    ProxyError,
+    ShutDown,
+)
 from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed, UpstreamFailed
 
-ALL = [
-    each
-    for each in vars(errors).values()
-    if inspect.isclass(each) and issubclass(each, ProxyError) and each.__module__ == errors.__name__
-]
-ANSWERED = [each for each in ALL if each.status]
+ANSWERED = [each for each in FAILURES if each.status]
 UNANSWERED = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled"}
-
-
-def example(failure: type[ProxyError]) -> ProxyError:
-    return BadRequest("A reason.") if failure is BadRequest else failure()
 
 
 def drawn_tree() -> Iterator[tuple[str, str, str | None]]:
@@ -42,7 +41,7 @@ def drawn_tree() -> Iterator[tuple[str, str, str | None]]:
 
 def test_the_drawn_tree_is_the_real_one() -> None:
     drawn = {name: (parent, status) for name, parent, status in drawn_tree()}
-    real = {each.__name__: each.__bases__[0].__name__ for each in ALL}
+    real = {each.__name__: each.__bases__[0].__name__ for each in FAILURES}
     assert {name: parent for name, (parent, _) in drawn.items()} == real
     for failure in ANSWERED:
         _, status = drawn[failure.__name__]
@@ -52,16 +51,16 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_all_failures_are_public() -> None:
-    assert set(errors.__all__) == {each.__name__ for each in ALL}
-    assert list(errors.__all__) == sorted(errors.__all__)
+    public = [*errors.__all__, *upstream_errors.__all__]
+    assert sorted(public) == sorted(each.__name__ for each in FAILURES)
 
 
-@pytest.mark.parametrize("failure", ALL)
+@pytest.mark.parametrize("failure", FAILURES)
 def test_the_outcome_is_a_known_one(failure: type[ProxyError]) -> None:
     assert failure.outcome in OUTCOMES
 
 
-@pytest.mark.parametrize("failure", ALL)
+@pytest.mark.parametrize("failure", FAILURES)
 def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
     if failure.__name__ in UNANSWERED:
         assert failure.status == 0
@@ -72,7 +71,7 @@ def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
 @pytest.mark.parametrize("failure", ANSWERED)
 def test_what_is_told_is_text_that_any_reader_takes(failure: type[ProxyError]) -> None:
     error = example(failure)
-    if failure is not errors.UpstreamFailed:
+    if failure is not UpstreamFailed:
         assert error.message
         assert error.message.isascii()
         assert error.message.isprintable()
@@ -94,8 +93,8 @@ def test_a_request_that_may_have_been_carried_out_says_do_not_repeat(
     failure: type[ProxyError],
 ) -> None:
     """It may have, once its first byte went upstream: not while connecting or queueing."""
-    sent = issubclass(failure, errors.UpstreamFailed | errors.ExchangeTimeout | errors.ShutDown)
-    connecting = (errors.ConnectFailed, errors.TlsFailed, errors.ConnectTimeout)
+    sent = issubclass(failure, UpstreamFailed | ExchangeTimeout | ShutDown)
+    connecting = (ConnectFailed, TlsFailed, ConnectTimeout)
     says_so = (b"x-should-retry", b"false") in example(failure).headers
     assert says_so == (sent and not issubclass(failure, connecting))
 

@@ -3,22 +3,22 @@
 import json
 import re
 import select
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
+from failures import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras import errors
-from ape_cerebras.errors import BadRequest, ClientGone, MethodNotAllowed, ProxyError, Truncated
+from ape_cerebras.errors import BadRequest, ClientGone, ProxyError
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.logs import Logs
 from ape_cerebras.outcomes import OUTCOMES
 from ape_cerebras.request import Request
+from ape_cerebras.upstream_errors import Truncated
 from ape_cerebras.usage import TimeInfo, Usage
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
@@ -158,19 +158,9 @@ def test_what_is_told_of_an_exchange_without_an_answer() -> None:
     assert "ttft_source" not in line_of(chat_exchange(route="/health"))
 
 
-def every_error() -> Iterator[ProxyError]:
-    for name in errors.__all__:
-        kind = getattr(errors, name)
-        if kind is BadRequest:
-            yield BadRequest("x")
-        elif kind is MethodNotAllowed:
-            yield MethodNotAllowed("GET")
-        else:
-            yield kind()
-
-
-@pytest.mark.parametrize("error", list(every_error()), ids=lambda error: type(error).__name__)
-def test_level_and_message_of_every_error(error: ProxyError) -> None:
+@pytest.mark.parametrize("failure", FAILURES)
+def test_level_and_message_of_every_error(failure: type[ProxyError]) -> None:
+    error = example(failure)
     line = line_of(chat_exchange(error=error))
     assert line["level"] == OUTCOMES[error.outcome].level
     assert line["error"] == error.code

@@ -11,9 +11,10 @@ from support import KEY
 
 from ape_cerebras.config import Config
 from ape_cerebras.connection import Connection
-from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
+from ape_cerebras.errors import Overloaded
 from ape_cerebras.network import StampedStream
 from ape_cerebras.pool import Pool
+from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout
 from ape_cerebras.warmth import Warmth
 
 pytestmark = pytest.mark.anyio

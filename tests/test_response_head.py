@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.errors import InvalidAnswer
 from ape_cerebras.response_head import ResponseHead
+from ape_cerebras.upstream_errors import InvalidAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

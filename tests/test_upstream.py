@@ -6,9 +6,10 @@ from scripts import silent
 from support import KEY, Conversation, Script, running_upstream
 
 from ape_cerebras.config import Config
-from ape_cerebras.errors import FirstByteTimeout, InvalidAnswer, ProxyError, Truncated
+from ape_cerebras.errors import ProxyError
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.upstream import Upstream
+from ape_cerebras.upstream_errors import FirstByteTimeout, InvalidAnswer, Truncated
 
 pytestmark = pytest.mark.anyio
 
