@@ -26,19 +26,20 @@ layer  module           what it owns
 1      chunked          a body in chunks, read strictly, sans I/O
 1      head             the strict check of a request head
 1      chat             what is read, and what may be edited, in a chat request's body
-1      exchange         the record of one request, and every value derived from it
 1      replies          what a Cerebras API always says: errors, models, headers
 1      exposition       the text a scraper gets, of one process or of all workers
 1      values           the values that settings hold, and their parsers
 1      upstream_errors  the failures of the API and of the way to it
+1      record           what is written down of one request while it is under way
+2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
 2      settings         the table of environment variables
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request
-2      meter            what a passing response tells
-2      degradation      whether the service is degraded, over a minute
-2      logs             JSON lines, and the writer that never blocks the loop
+3      meter            what a passing response tells
+3      degradation      whether the service is degraded, over a minute
+3      logs             JSON lines, and the writer that never blocks the loop
 3      config           the frozen ``Config``
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses

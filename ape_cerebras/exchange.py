@@ -1,22 +1,11 @@
-"""The record of one request and all that came of it, and every value derived from it.
+"""One request and all that came of it: its record, and every value derived from that.
 
-Each stage writes down what it alone knows; the comment at a field names the one module that writes
-it. Nothing is derived anywhere else, so that a log line and a metric can never disagree::
-
-    first byte ─► received ─► sent ─► head ─► first token ··· last token ─► last byte
-    started_at    received_at sent_at head_at first_token_at  last_token_at finished_at
-
-``…_at`` are readings of the event loop's monotonic clock in seconds. Derived durations are seconds
-rounded to the microsecond, and are None where they do not apply.
+Nothing is derived anywhere else, so that a log line and a metric can never disagree. Derived
+durations are seconds rounded to the microsecond, and are None where they do not apply.
 """
 
-from dataclasses import dataclass, field
-from decimal import Decimal
-
-from .errors import ProxyError
 from .outcomes import OUTCOMES, Outcome, outcome_of_status
-from .request import Headers, Request
-from .usage import TimeInfo, Usage
+from .record import Record
 
 __all__ = ("Exchange",)
 
@@ -25,60 +14,10 @@ def _span(begin: float | None, end: float | None) -> float | None:
     return None if begin is None or end is None else round(end - begin, 6)
 
 
-@dataclass(slots=True, kw_only=True)
-class Exchange:
+class Exchange(Record):
     """See the module's docstring."""
 
-    started_at: float  # proxy
-    request: Request | None = None  # proxy
-    request_id: str = ""  # proxy
-    trace_id: str = ""  # proxy
-    traceparent: bytes = b""  # proxy
-    route: str = "none"  # routes: the path's template, never the path
-    client: str | None = None  # routes: the name of the key presented
-
-    intended_start_lag_seconds: float | None = None  # proxy: it began later than it was meant to
-    received_at: float | None = None  # routes: the request was complete
-    request_stamped: bool = False  # routes: the kernel said when all of it came
-    body: bytes = b""  # routes
-    status: int = 0  # downstream: what the client was told; 0 if nothing
-    client_blocked_seconds: float = 0.0  # proxy
-
-    model: str | None = None  # relay: asked of upstream; for opaque bodies what the answer says
-    requested_model: str | None = None  # relay
-    stream: bool | None = None  # relay
-
-    connection: str | None = None  # upstream: warm (made ahead), reused or new
-    wait_seconds: float | None = None  # upstream: for the turn to have a connection, if it had one
-    connect_seconds: float | None = None  # upstream: of a new connection
-    tls_seconds: float | None = None  # upstream: the same
-    sent_at: float | None = None  # upstream
-    head_at: float | None = None  # upstream
-    upstream_status: int | None = None  # upstream
-    upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
-    answer_stamped: bool | None = None  # upstream: the kernel said when all of it came
-    answer_piled_up: bool = False  # upstream: more of it waited to be read than the kernel holds
-    upstream_wait_seconds: float = 0.0  # upstream: for a connection, head, body, another's answer
-
-    first_token_at: float | None = None  # meter: arrived
-    first_token_sent_at: float | None = None  # meter: written to the client
-    first_answer_at: float | None = None  # meter: the same for the first that is not reasoning
-    first_answer_sent_at: float | None = None  # meter
-    last_token_at: float | None = None  # meter
-    last_body_at: float | None = None  # meter: the last bytes of the answer arrived
-    token_events: int = 0  # meter: events that brought tokens
-    token_reads: int = 0  # meter: reads that brought such events
-    gap_counts: list[int] = field(default_factory=list)  # meter: gaps between those, by bucket
-    reasons: bool = False  # meter: reasoning came first, or with the first of the answer
-    ended: bool = False  # meter: the stream's [DONE] was seen
-    stream_failed: bool = False  # meter: an error event inside a stream
-    usage: Usage | None = None  # meter
-    time_info: TimeInfo | None = None  # meter
-    answered_model: str | None = None  # meter: the model named in the answer
-
-    cost: Decimal | None = None  # relay
-    error: ProxyError | None = None  # proxy
-    finished_at: float = 0.0  # proxy
+    __slots__ = ()
 
     @property
     def is_chat(self) -> bool:

@@ -16,8 +16,8 @@ OPENS_ITS_OWN = "simulator"
 
 
 def writers_by_comment() -> dict[str, str]:
-    source = (PACKAGE / "exchange.py").read_text("utf-8")
-    lines = source[source.index("class Exchange:") :].splitlines()
+    source = (PACKAGE / "record.py").read_text("utf-8")
+    lines = source[source.index("class Record:") :].splitlines()
     matches = [re.fullmatch(r"    (\w+): .*  # (\w+)(:? .*)?", line) for line in lines]
     return {match[1]: match[2] for match in matches if match}
 
