@@ -17,6 +17,7 @@ from served import PATIENCE, environment
 
 PIPE_BYTES = 4096
 REQUESTS = 400
+MOST_CONNECTIONS = 100
 
 
 @dataclass
@@ -40,16 +41,20 @@ class Muffled:
                 os.write(sink, b" ")
         os.close(sink)
 
-    def ask_unheard(self, stack: ExitStack) -> None:
-        """More than the pipe takes the lines of, on enough connections for both workers."""
-        connections = [
-            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", self.port)))
-            for _ in range(8)
-        ]
-        for number in range(REQUESTS):
-            connection = connections[number % len(connections)]
-            connection.request("GET", "/health", headers={"X-Trace-ID": f"request-{number}"})
-            assert connection.getresponse().read()
+    def ask(self, connection: http.client.HTTPConnection, trace_id: str) -> None:
+        connection.request("GET", "/health", headers={"X-Trace-ID": trace_id})
+        assert connection.getresponse().read()
+
+    def connect(self, stack: ExitStack) -> list[http.client.HTTPConnection]:
+        """Connections until each worker has taken one: which one does is not certain."""
+        connections, takers = [], set()
+        while takers != {1, 2}:
+            assert len(connections) < MOST_CONNECTIONS
+            connection = http.client.HTTPConnection("127.0.0.1", self.port)
+            connections.append(stack.enter_context(closing(connection)))
+            self.ask(connection, "who")
+            takers.add(self.line()["worker"])
+        return connections
 
 
 @contextmanager
@@ -75,7 +80,9 @@ def muffled(backend: str, directory: Path) -> Iterator[Muffled]:
 
 def test_lines_of_several_workers_come_whole(backend: str, tmp_path: Path) -> None:
     with muffled(backend, tmp_path) as service, ExitStack() as stack:
-        service.ask_unheard(stack)
+        connections = service.connect(stack)
+        for number in range(REQUESTS):  # more than the pipe takes the lines of
+            service.ask(connections[-1 - number % 2], f"request-{number}")
         lines = [service.line() for _ in range(REQUESTS)]
         assert {line["trace_id"] for line in lines} == {f"request-{n}" for n in range(REQUESTS)}
         assert {line["worker"] for line in lines} == {1, 2}
