@@ -21,6 +21,7 @@ layer  module           what it owns
 0      edges            what the kernel has to say of sockets, told once for each change
 0      place            a worker's place among the processes that serve one port, their board
 0      buckets          the histograms' buckets, where no setting says otherwise
+0      backends         the event loops there are to run on
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O

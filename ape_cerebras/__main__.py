@@ -16,6 +16,7 @@ from importlib.util import find_spec
 
 import anyio
 
+from .backends import BACKENDS, read_backend, run_on
 from .config import Config, ConfigError
 from .listener import open_listeners_now
 from .logs import LineWriter, Logs
@@ -36,8 +37,8 @@ __all__ = ("main",)
 
 _ABOUT_ALL = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
-_BACKENDS = ("asyncio", "trio")
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
+_BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     serving = command("serve", _serve, "serve the proxy")
     demo = "put a simulated Cerebras behind it; needs no key"
     serving.add_argument("--demo", action="store_true", help=demo)
-    serving.add_argument("--backend", help="the event loop: asyncio or trio")
+    serving.add_argument("--backend", help=_BACKEND_HELP)
     serving.add_argument("--workers", help="processes that serve the port")
     simulating = command("simulate", _simulate, "serve a stand-in Cerebras API alone")
     _add_simulation(simulating)
@@ -91,15 +92,20 @@ def _parser() -> argparse.ArgumentParser:
 def _add_simulation(simulating: argparse.ArgumentParser) -> None:
     for name, kind, text in SIMULATION_FLAGS:
         simulating.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    simulating.add_argument(
-        "--backend", choices=_BACKENDS, default="asyncio", help="the event loop"
-    )
+    simulating.add_argument("--backend", type=_backend, default="asyncio", help=_BACKEND_HELP)
     simulating.add_argument("--certificate", help="a file with it and its chain: serve HTTPS")
     simulating.add_argument("--private-key", help="a file with the certificate's key")
 
 
+def _backend(text: str) -> str:
+    try:
+        return read_backend(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+
+
 def _add_selfcheck(checking: argparse.ArgumentParser) -> None:
-    checking.add_argument("--backend", choices=_BACKENDS, default="asyncio", help="the event loop")
+    checking.add_argument("--backend", type=_backend, default="asyncio", help=_BACKEND_HELP)
     checking.add_argument("--tls", action="store_true", help="a simulated API that speaks TLS")
     checking.add_argument("--streams", type=positive_count, default=200, help="streams a phase")
     checking.add_argument(
@@ -211,7 +217,7 @@ def _selfcheck(options: argparse.Namespace) -> int:
     check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
     found = None
     try:
-        found = anyio.run(unless_stopped, check, backend=options.backend)
+        found = run_on(options.backend, unless_stopped, check)
     except* Ended as problems:
         print(f"it needs a process that has ended: {_first_of(problems)}", file=sys.stderr)
     except* TimeoutError:
@@ -232,7 +238,7 @@ def _run_until_stopped(
 ) -> int:
     status = 0
     try:
-        anyio.run(until_stopped, work, backend=backend)
+        run_on(backend, until_stopped, work)
     except* OSError as errors:
         _report_not_listening(address, errors)
         status = 1

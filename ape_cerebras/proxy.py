@@ -9,9 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import anyio
-import sniffio
 from anyio.abc import ByteStream
 
+from .backends import current_backend
 from .clients import Clients
 from .config import Config
 from .degradation import Degradation
@@ -65,7 +65,7 @@ class Proxy:
         self._degraded: tuple[str, ...] = ()
         self._upstream = Upstream(config, connect)
         self._warmth = Warmth(config, self._upstream.pool)
-        self._metrics = Metrics(config, sniffio.current_async_library(), place)
+        self._metrics = Metrics(config, current_backend(), place)
         self._routes = Routes(
             config,
             Relay(config, self._upstream).handle,

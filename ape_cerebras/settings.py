@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .backends import read_backend
 from .values import (
     HOST,
     MODEL,
@@ -58,7 +59,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("MODEL_ALIASES", read_aliases, "asked=served,…: models renamed in requests"),
     Setting("MODEL_PRICES", read_prices, "JSON or a file of it: USD per million tokens"),
     Setting("ASYNC_WORKERS", read_workers, "processes that serve the port"),
-    Setting("BACKEND", one_of("asyncio", "trio"), "the event loop"),
+    Setting("BACKEND", read_backend, "the event loop: asyncio, trio or uvloop"),
     _limit("CONNECTION_POOL_SIZE", _count, "upstream connections in all"),
     _limit("KEEP_ALIVE_CONNECTIONS", whole(0, 100_000), "upstream connections kept when idle"),
     _limit("WARM_CONNECTIONS", whole(0, 1000), "idle upstream connections kept ready"),

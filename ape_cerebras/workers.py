@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 
 import anyio
 
+from .backends import run_on
 from .config import Config
 from .exposition import forget_worker, share_values
 from .logs import Logs
@@ -199,8 +200,8 @@ class _Parent:
             self._settle_in(number)
             place = Place(number, self._board, self._listeners, self._directory)
             work = partial(self._work, place)
-            backend = self._config.backend
-            anyio.run(until_told, work, self._lifeline, self._board.is_hurried, backend=backend)
+            is_hurried = self._board.is_hurried
+            run_on(self._config.backend, until_told, work, self._lifeline, is_hurried)
             self._leave(number)
             status = 0
         except BaseException:

@@ -9,14 +9,38 @@ from typing import Any
 import pytest
 import trustme
 from sdks import CEREBRAS, OPENAI, Asker
-from served import BACKENDS, CLIENT_KEY, Served, refusing_port, serving
+from served import CLIENT_KEY, Served, refusing_port, serving
 
+from ape_cerebras.backends import BACKENDS
 from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
 
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "trio": ("trio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+}
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "the event loops that tests run on, comma-separated: of asyncio, trio, uvloop"
+    parser.addoption("--loops", default="asyncio,trio", help=text)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" in metafunc.fixturenames and not is_chosen(metafunc):
+        loops = metafunc.config.getoption("--loops").split(",")
+        metafunc.parametrize("anyio_backend", loops, indirect=True)
+
+
+def is_chosen(metafunc: pytest.Metafunc) -> bool:
+    """Whether the test itself says what it runs on."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    return any("anyio_backend" in mark.args[0] for mark in marks)
+
+
+@pytest.fixture
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return LOOPS[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-import anyio
 import cerebras.cloud.sdk
 import openai
 import pytest
+
+from ape_cerebras.backends import run_on
 
 __all__ = (
     "CEREBRAS",
@@ -133,7 +134,7 @@ class Asker:
             **self.options,
         }
         if self.backend is not None:
-            return anyio.run(self._run_async, ask, options, backend=self.backend)
+            return run_on(self.backend, self._run_async, ask, options)
         http_client = self.sdk.errors.DefaultHttpxClient(verify=_NO_CERTIFICATES)
         with self.sdk.client(http_client=http_client, **options) as client:
             return ask(client)

@@ -15,7 +15,6 @@ import orjson
 from prometheus_client import parser
 
 __all__ = (
-    "BACKENDS",
     "CLIENT_KEY",
     "PATIENCE",
     "Line",
@@ -26,7 +25,6 @@ __all__ = (
     "serving",
 )
 
-BACKENDS = ("asyncio", "trio")
 PATIENCE = 15.0  # seconds until a test that waits for something fails
 CLIENT_KEY = "ape-key-0123456789"
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import orjson
 import pytest
 import trustme
-from served import BACKENDS, run, serving
+from served import run, serving
 from support import KEY, free_port
+
+from ape_cerebras.backends import BACKENDS
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}

@@ -3,11 +3,12 @@
 
 from typing import Any
 
-import anyio
 import pytest
 from cerebras.cloud.sdk import AsyncCerebras, Cerebras, NotFoundError
 from sdks import QUESTION
 from served import CLIENT_KEY, Served
+
+from ape_cerebras.backends import run_on
 
 WARMING = "/v1/tcp_warming"
 
@@ -54,7 +55,7 @@ def test_the_warm_up_of_an_asynchronous_client(guarded: Served, backend: str) ->
         async with AsyncCerebras(base_url=url, api_key=CLIENT_KEY) as client:
             await client.models.list()
 
-    anyio.run(make, backend=backend)
+    run_on(backend, make)
     assert warmed(guarded)["status_code"] == 200
     listed = guarded.line_where(lambda line: line.get("route") == "/v1/models")
     assert (listed["status_code"], listed["client"]) == (200, "alice")

@@ -5,6 +5,7 @@ import pytest
 from sdks import CEREBRAS, OPENAI, Asker, Sdk
 from support import Conversation, running_proxy, running_upstream
 
+from ape_cerebras.backends import current_backend
 from ape_cerebras.completions import Completion, Timing
 from ape_cerebras.questions import Asked
 from ape_cerebras.replies import ERRORS
@@ -29,9 +30,9 @@ async def busy_at_first(conversation: Conversation) -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("sdk", [OPENAI, CEREBRAS])
-async def test_a_429_is_tried_again(sdk: Sdk, is_async: bool, anyio_backend: str) -> None:
+async def test_a_429_is_tried_again(sdk: Sdk, is_async: bool) -> None:
     async with running_upstream(busy_at_first) as upstream, running_proxy(upstream.port) as running:
-        backend = anyio_backend if is_async else None
+        backend = current_backend() if is_async else None
         asker = Asker(sdk, running.port, backend, {"max_retries": 1})
         answer = await anyio.to_thread.run_sync(asker.whole)
         warm_up = sdk is CEREBRAS

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import anyio
 import pytest
-from served import BACKENDS, run
+from served import run
 
 from ape_cerebras import __main__, rehearsal
+from ape_cerebras.backends import BACKENDS
 from ape_cerebras.rehearsal import Ended, Seen, running
 from ape_cerebras.selfcheck import (
     PHASES,

@@ -47,7 +47,8 @@ class Muffled:
 
     def connect(self, stack: ExitStack) -> list[http.client.HTTPConnection]:
         """Connections until each worker has taken one: which one does is not certain."""
-        connections, takers = [], set()
+        connections: list[http.client.HTTPConnection] = []
+        takers: set[int] = set()
         while takers != {1, 2}:
             assert len(connections) < MOST_CONNECTIONS
             connection = http.client.HTTPConnection("127.0.0.1", self.port)

@@ -1,0 +1,44 @@
+"""The event loops there are to run on, by their names in the setting ``BACKEND``.
+
+anyio knows uvloop as an option of asyncio; here it is a backend like the two others.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import anyio
+import sniffio
+
+__all__ = ("BACKENDS", "current_backend", "read_backend", "run_on")
+
+_T = TypeVar("_T")
+
+BACKENDS = ("asyncio", "trio", "uvloop")
+
+
+def read_backend(text: str) -> str:
+    """The name of a backend that is installed here, in any case. Raises ValueError."""
+    name = text.lower()
+    if name not in BACKENDS:
+        raise ValueError(f"must be one of {', '.join(BACKENDS)}")
+    if name == "uvloop" and find_spec("uvloop") is None:
+        raise ValueError("needs a package for uvloop: pip install 'ape-cerebras[uvloop]'")
+    return name
+
+
+def run_on(backend: str, work: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+    """Run ``work`` on an event loop of its own; what it returns."""
+    if backend == "uvloop":
+        options = {"use_uvloop": True}
+        return anyio.run(work, *arguments, backend="asyncio", backend_options=options)
+    return anyio.run(work, *arguments, backend=backend)
+
+
+def current_backend() -> str:
+    """The one that is running."""
+    library = sniffio.current_async_library()
+    if library == "asyncio" and type(asyncio.get_running_loop()).__module__ == "uvloop":
+        return "uvloop"
+    return library
