@@ -1,5 +1,6 @@
 # make run         sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
-# make test        sets up and runs everything: format, lint, types, tests
+# make test        sets up and runs everything: format, lint, types, tests; LOOPS=uvloop has the
+#                  tests run on other event loops than asyncio and trio
 # make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
 # make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
 # make bench       measures this proxy on this machine, beside the peers it finds:
@@ -12,6 +13,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+LOOPS  ?= asyncio,trio
 BENCH  := contrib/bench
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -25,7 +27,7 @@ run: $(VENV)/installed
 	     exec $(BIN)/ape-cerebras serve --demo; fi
 
 test: lint types $(VENV)/installed-js
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --loops $(LOOPS)
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults

@@ -13,6 +13,7 @@ import os
 import zlib
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.to_thread import run_sync
 
 from .config import Config
@@ -42,6 +43,7 @@ class Compression:
         if self._min_bytes is None or len(body) < self._min_bytes:
             return headers, body
         packed = await run_sync(_gzip, body, limiter=self._threads)
+        await checkpoint_if_cancelled()  # a client may have left, which ends no thread
         if len(packed) >= len(body):
             return headers, body
         return (*(field for field in headers if field[0] != b"content-encoding"), _GZIP), packed

@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import anyio
 import pytest
 
 from ape_cerebras.arrivals import Receiver
 from ape_cerebras.lookout import lookout
+from ape_cerebras.stamps import loop_clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
 
@@ -32,7 +32,7 @@ def connection() -> Iterator[tuple[socket.socket, Receiver]]:
     ):
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         theirs.setblocking(False)
-        receiver = Receiver(theirs, anyio.current_time, anyio.current_time())
+        receiver = Receiver(theirs, loop_clock(), loop_clock()())
         receiver.be_attentive(True)
         with pytest.raises(BlockingIOError):
             receiver.read(1000)
@@ -45,7 +45,7 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
     with connection() as (ours, receiver):
         sent_at = []
         for number in range(SEGMENTS):
-            sent_at.append(anyio.current_time())
+            sent_at.append(loop_clock()())
             ours.send(bytes([number]))
             pause()
         lookout().look()
@@ -62,7 +62,7 @@ async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int)
     with connection() as (ours, receiver):
         ours.send(b"first")
         lookout().look()
-        joined_at = anyio.current_time()
+        joined_at = loop_clock()()
         pause()
         ours.send(b"second")
         moments: dict[int, float] = {}
@@ -77,11 +77,11 @@ async def test_each_of_several_that_wait_has_its_moment() -> None:
     with connection() as (ours, receiver):
         sent_at = []
         for part in (b"role", b"token", b"more"):
-            sent_at.append(anyio.current_time())
+            sent_at.append(loop_clock()())
             ours.send(part)
             lookout().look()
             pause()
         for number, part in enumerate((b"role", b"token", b"more")):
             assert receiver.read(1000) == part
             assert sent_at[number] - TOLERANCE <= receiver.arrived_at
-            assert [*sent_at, anyio.current_time()][number + 1] > receiver.arrived_at
+            assert [*sent_at, loop_clock()()][number + 1] > receiver.arrived_at

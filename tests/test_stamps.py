@@ -138,7 +138,8 @@ async def test_a_run_has_one_clock_that_is_the_loops() -> None:
     assert arrival_clock() is arrival_clock()
     before = anyio.current_time()
     now = loop_clock()()
-    assert before <= now <= anyio.current_time()
+    await anyio.lowlevel.checkpoint()  # uvloop's own is read once a turn, and in milliseconds
+    assert before <= now <= anyio.current_time() + 0.001
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
