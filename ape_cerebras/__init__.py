@@ -55,6 +55,7 @@ layer  module           what it owns
 5      hang_up          noticing that a client leaves while its request is being answered
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
+5      health           how the service is: what /health says of it, whether it is degraded
 6      downstream       the client's connection, through h11
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response

@@ -18,7 +18,7 @@ import anyio
 
 from .backends import BACKENDS, read_backend, run_on
 from .config import Config, ConfigError
-from .listener import open_listeners_now
+from .listener import CannotListen, open_ports_now
 from .logs import LineWriter, Logs
 from .place import Place
 from .rehearsal import Ended
@@ -182,11 +182,11 @@ def _serve(options: argparse.Namespace) -> int:
         work = partial(_serve_proxy, config, options.demo, None)
         return _run_until_stopped(work, address, config.backend)
     try:
-        listeners = open_listeners_now(config.host, config.port)
-    except OSError as error:
+        ports = open_ports_now(config.host, config.port, config.scrapers_port)
+    except CannotListen as error:
         _report_not_listening(address, error)
         return 1
-    return serve_with_workers(config, listeners, partial(_serve_proxy, config, options.demo))
+    return serve_with_workers(config, ports, partial(_serve_proxy, config, options.demo))
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -246,7 +246,10 @@ def _run_until_stopped(
 
 
 def _report_not_listening(address: str, errors: BaseException) -> None:
-    number = getattr(_first_of(errors), "errno", None) or 0
+    error = _first_of(errors)
+    if isinstance(error, CannotListen):
+        address = error.filename
+    number = getattr(error, "errno", None) or 0
     reason = os.strerror(number) if number > 0 else "no such address"
     _to_standard_output().event("error", "Cannot listen", address=address, reason=reason)
 

@@ -47,6 +47,9 @@ class Config:
     log_level: str = "info"
     host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
     port: int = 8000
+    metrics_port: int | None = None
+    metrics_enabled: bool = True
+    metrics_on_main_port: bool = True
     default_model: str = "llama3.1-8b"
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     model_prices: PriceTable = field(default_factory=PriceTable.built_in)
@@ -102,7 +105,22 @@ class Config:
                 problems.append(str(problem))
         if problems:
             raise ConfigError(problems)
-        return cls(**values)
+        config = cls(**values)
+        if config.metrics_are_nowhere:
+            raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])
+        return config
+
+    @property
+    def scrapers_port(self) -> int | None:
+        """The port that scrapers have for themselves; None where they have none."""
+        is_same = self.metrics_port == self.port != 0
+        return None if is_same or not self.metrics_enabled else self.metrics_port
+
+    @property
+    def metrics_are_nowhere(self) -> bool:
+        """Whether they are counted, but on no port."""
+        is_on_no_port = self.scrapers_port is None and not self.metrics_on_main_port
+        return self.metrics_enabled and is_on_no_port
 
     @property
     def head_limits(self) -> HeadLimits:

@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 import anyio
 
 from .network import SocketStream
+from .place import Ports
 from .stamps import ask_for_stamps, loop_clock
 
-__all__ = ("accept_connections", "accept_waiting", "open_listeners", "open_listeners_now")
+__all__ = (
+    "CannotListen",
+    "accept_connections",
+    "accept_waiting",
+    "open_listeners",
+    "open_ports",
+    "open_ports_now",
+)
 
 _BACKLOG = 2048
 # One a turn of the loop would leave the last of a crowd waiting while the first are served over and
@@ -33,25 +41,47 @@ _NOT_LISTENING = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
 _NO_SUCH_ADDRESS_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
+class CannotListen(OSError):
+    """``filename`` is the address, in the words of the settings."""
+
+
 class _Address(NamedTuple):
     family: int
     address: tuple[Any, ...]
 
 
+async def open_ports(host: str, port: int, scrapers_port: int | None) -> Ports:
+    """``open_ports_now`` in a thread, as looking a host up can take its time."""
+    return await anyio.to_thread.run_sync(open_ports_now, host, port, scrapers_port)
+
+
+def open_ports_now(host: str, port: int, scrapers_port: int | None) -> Ports:
+    """The sockets for both ports, or for the one that there is. Raises CannotListen."""
+    clients = _open_listeners(host, port)
+    if scrapers_port is None:
+        return Ports(clients)
+    try:
+        return Ports(clients, _open_listeners(host, scrapers_port))
+    except CannotListen:
+        Ports(clients).close()
+        raise
+
+
 async def open_listeners(host: str, port: int) -> list[socket.socket]:
     """Listening, non-blocking sockets on every address that ``host`` means and this machine has.
 
-    With port 0 all get the one port that the first was given. Raises OSError, also where the
+    With port 0 all get the one port that the first was given. Raises CannotListen, also where the
     machine has none of the addresses.
     """
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _open_listeners_on(_Address(family, address) for family, *_, address in found)
+    return await anyio.to_thread.run_sync(_open_listeners, host, port)
 
 
-def open_listeners_now(host: str, port: int) -> list[socket.socket]:
-    """The same where there is no event loop."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _open_listeners_on(_Address(family, address) for family, *_, address in found)
+def _open_listeners(host: str, port: int) -> list[socket.socket]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return _open_listeners_on(_Address(family, address) for family, *_, address in found)
+    except OSError as error:
+        raise CannotListen(error.errno, error.strerror, f"{host}:{port}") from None
 
 
 def _open_listeners_on(addresses: Iterable[_Address]) -> list[socket.socket]:

@@ -9,10 +9,23 @@ import mmap
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ("Board", "Place")
+__all__ = ("Board", "Place", "Ports")
 
 _WORD = 8  # bytes
+
+
+class Ports(NamedTuple):
+    """The listening sockets of a service: for its clients, and for scrapers, where these have a
+    port of their own."""
+
+    clients: Sequence[socket.socket] = ()
+    scrapers: Sequence[socket.socket] = ()
+
+    def close(self) -> None:
+        for listener in (*self.clients, *self.scrapers):
+            listener.close()
 
 
 class Board:
@@ -74,6 +87,6 @@ class Place:
     number: int
     """From 1; who takes the place of a worker that died has the same."""
     board: Board
-    listeners: Sequence[socket.socket]
+    ports: Ports
     metrics: str
     """The directory of the files in which the workers' metrics are."""

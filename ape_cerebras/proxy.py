@@ -5,8 +5,10 @@ touches signals, logging or anything global.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import ByteStream
@@ -14,29 +16,36 @@ from anyio.abc import ByteStream
 from .backends import current_backend
 from .clients import Clients
 from .config import Config
-from .degradation import Degradation
 from .downstream import Downstream
 from .errors import Draining, ExchangeTimeout, InternalError, ProxyError, ShutDown
 from .exchange import Exchange
+from .health import Health
 from .logs import Logs
 from .metrics import Metrics
 from .models import ModelList
 from .place import Place
 from .relay import Relay, error_body
-from .routes import Routes
+from .routes import Routes, Table
 from .stamps import loop_clock
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .upstream import Upstream
-from .version import VERSION
 from .warmth import Warmth
 from .wrapped import stamped
 
-__all__ = ("Proxy",)
+__all__ = ("Entrance", "Proxy")
 
 _LAG_SAMPLE = 0.01  # seconds
 _LAST_WORDS = 0.5  # seconds to tell a client that the end cuts its response short
 _LOOK_EVERY = 1.0  # seconds between looks at whether the service is degraded
+_SCRAPERS = 100  # connections: several Prometheus servers, a person or two, and room for mistakes
+
+
+class Entrance(NamedTuple):
+    """A way in: what is served there, and the connections that are open."""
+
+    table: Table
+    connections: Clients
 
 
 class Proxy:
@@ -60,26 +69,28 @@ class Proxy:
         self.logs = Logs(config.log_level, write_line, place.number if place else None)
         self.addresses: tuple[tuple[str, int], ...] = ()
         """Host and port of each address that is listened on, where somebody listens."""
-        target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
-        self._degradation = Degradation(target)
-        self._degraded: tuple[str, ...] = ()
+        self.scrapers_addresses: tuple[tuple[str, int], ...] = ()
         self._upstream = Upstream(config, connect)
         self._warmth = Warmth(config, self._upstream.pool)
         self._metrics = Metrics(config, current_backend(), place)
+        self.drain_began = anyio.Event()
+        self._health = Health(config, self._metrics, self.logs, place, self.drain_began.is_set)
         self._routes = Routes(
             config,
             Relay(config, self._upstream).handle,
             ModelList(config, self._upstream),
             self._metrics,
-            self._health,
+            self._health.report,
             self._warmth.hint,
         )
         self._clock = loop_clock()
-        self._started_at = self._clock()
         self._connections = Clients(config.max_connections, place)
         self.wait_for_room = self._connections.wait_for_room
+        self.for_clients = Entrance(self._routes.main, self._connections)
+        # Apart, so that scrapes are answered also where clients have all the connections there
+        # may be.
+        self.for_scrapers = Entrance(self._routes.for_scrapers, Clients(_SCRAPERS, None))
         self._in_flight = 0
-        self.drain_began = anyio.Event()
         self._drained = False
         self._tell_metrics(lines_dropped)
 
@@ -97,41 +108,42 @@ class Proxy:
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one client's connection until it ends; raises nothing but cancellation."""
-        await self.serve(self.admit(stream))
+        await self.admit(stream, self.for_clients)()
 
-    def admit(self, stream: ByteStream) -> Downstream:
-        """Count a connection as open, which only ``serve`` undoes."""
+    def admit(
+        self, stream: ByteStream, entrance: Entrance
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Count a connection as open; what is returned serves it, and undoes that."""
         client = stamped(stream)
         if not self.config.kernel_stamps:
             client.stamp_by_read()
         downstream = Downstream(client, self.config)
         downstream.closing = self.drain_began.is_set()
-        self._connections.add(downstream)
-        return downstream
+        entrance.connections.add(downstream)
+        return partial(self._serve, downstream, entrance)
 
-    async def serve(self, downstream: Downstream) -> None:
-        """Serve an admitted connection until it ends; raises nothing but cancellation."""
+    async def _serve(self, downstream: Downstream, entrance: Entrance) -> None:
         try:
             while (started_at := await downstream.wait_for_request()) is not None:
-                await self._run(Exchange(started_at=started_at), downstream)
+                await self._run(Exchange(started_at=started_at), downstream, entrance.table)
                 if not downstream.reusable:
                     break
             await downstream.aclose()
         except Exception:  # one connection's trouble must not reach another's
             self.logs.event("error", "A connection failed inside the proxy")
         finally:
-            self._connections.discard(downstream)
+            entrance.connections.discard(downstream)
             with anyio.CancelScope(shield=True):
                 await downstream.close_at_once()
 
     # Exchanges
 
-    async def _run(self, exchange: Exchange, downstream: Downstream) -> None:
+    async def _run(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         """The one way through an exchange: however it ends, it is counted and logged once."""
         blocked = downstream.stream.write_wait_seconds
         self._in_flight += 1
         try:
-            await self._answer_in_time(exchange, downstream)
+            await self._answer_in_time(exchange, downstream, table)
         except ProxyError as error:
             exchange.error = error
             await self._conclude(error, exchange, downstream)
@@ -148,28 +160,30 @@ class Proxy:
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
-            self._metrics.observe(exchange)
-            if exchange.is_chat:
-                self._degradation.observe(exchange)
+            if self.config.metrics_enabled:
+                self._metrics.observe(exchange)
+            self._health.observe(exchange)
             self.logs.exchange(exchange)
 
-    async def _answer_in_time(self, exchange: Exchange, downstream: Downstream) -> None:
+    async def _answer_in_time(
+        self, exchange: Exchange, downstream: Downstream, table: Table
+    ) -> None:
         if self.config.request_timeout is None:
-            await self._answer(exchange, downstream)
+            await self._answer(exchange, downstream, table)
             return
         with anyio.move_on_after(self.config.request_timeout) as scope:
-            await self._answer(exchange, downstream)
+            await self._answer(exchange, downstream, table)
         if scope.cancelled_caught and downstream.completed_at is None:
             raise ExchangeTimeout
 
-    async def _answer(self, exchange: Exchange, downstream: Downstream) -> None:
+    async def _answer(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         try:
             request = exchange.request = await downstream.read_head()
         finally:
             _identify(exchange, downstream)
         if self._drained:
             raise Draining
-        await self._routes.dispatch(request, exchange, downstream)
+        await self._routes.dispatch(table, request, exchange, downstream)
 
     async def _conclude(
         self, error: ProxyError, exchange: Exchange, downstream: Downstream
@@ -187,40 +201,17 @@ class Proxy:
             if not downstream.said_close:
                 await downstream.read_body()  # what is left of it, for the next request's sake
 
-    # The state of the service
-
-    def _health(self) -> tuple[int, dict[str, object]]:
-        draining = self.drain_began.is_set()
-        report: dict[str, object] = {
-            "status": "draining" if draining else "healthy",
-            "service": "cerebras-proxy",
-            "version": VERSION,
-            "uptime_seconds": round(self._clock() - self._started_at, 3),
-        }
-        if self._degraded:
-            report["degraded"] = self._degraded
-        if self._place is not None:
-            board = self._place.board
-            report["workers"] = {"up": board.up, "configured": board.workers}
-        return (503 if draining else 200), report
-
-    def _look_at_degradation(self) -> None:
-        now = self._degradation.reasons(self._clock())
-        for reason in sorted(set(now) - set(self._degraded)):
-            self.logs.event("warning", "Service degraded", reason=reason)
-        for reason in sorted(set(self._degraded) - set(now)):
-            self.logs.event("info", "Service recovered", reason=reason)
-        self._degraded = now
-        self._metrics.set_degraded(now)
+    # In the background
 
     async def run_in_background(self) -> None:
         """What a proxy does beside answering: keep connections warm, watch over the loop and the
         service. Runs until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_warm)
-            tasks.start_soon(self._watch_loop)
+            if self.config.metrics_enabled:
+                tasks.start_soon(self._watch_loop)
             while True:
-                self._look_at_degradation()
+                self._health.look()
                 await anyio.sleep(_LOOK_EVERY)
 
     async def _keep_warm(self) -> None:

@@ -1,4 +1,4 @@
-"""Which path is answered by whom: the dispatch table, the key check, the local endpoints."""
+"""Which path is answered by whom: the dispatch tables, the key check, the local endpoints."""
 
 import hashlib
 import hmac
@@ -17,7 +17,7 @@ from .models import ModelList
 from .request import Request
 from .values import ClientKey
 
-__all__ = ("Handler", "Routes", "check_key")
+__all__ = ("Handler", "Routes", "Table", "check_key")
 
 Handler = Callable[[Exchange, Downstream], Awaitable[None]]
 
@@ -26,6 +26,8 @@ _KNOWN_METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 )
 _MODEL_PREFIX = b"/v1/models/"
+_MODEL = b"/v1/models/{id}"
+_GET = ("GET", "HEAD")
 
 
 class _Route(NamedTuple):
@@ -35,6 +37,9 @@ class _Route(NamedTuple):
     methods: tuple[str, ...]
     handler: Handler
     needs_key: bool = False
+
+
+Table = dict[bytes, _Route]
 
 
 def check_key(request: Request, keys: tuple[ClientKey, ...]) -> str | None:
@@ -52,8 +57,15 @@ def check_key(request: Request, keys: tuple[ClientKey, ...]) -> str | None:
     return fitting[0].name
 
 
+def _find(table: Table, path: bytes) -> _Route | None:
+    """Exact bytes only: a path that would have to be normalised is not one of ours."""
+    is_model = path.startswith(_MODEL_PREFIX) and path != _MODEL_PREFIX
+    return table.get(_MODEL if is_model else path)
+
+
 class Routes:
-    """The dispatch table of one proxy."""
+    """What one proxy answers: on its port (``main``), and on the one that scrapers have for
+    themselves (``for_scrapers``)."""
 
     def __init__(
         self,
@@ -69,26 +81,32 @@ class Routes:
         self._metrics = metrics
         self._read_health = health
         self._warm_up = warm_up
-        get = ("GET", "HEAD")
-        self._model = _Route("/v1/models/{id}", get, self._get_model, needs_key=True)
-        self._table = {
+        self.main: Table = {
             b"/v1/chat/completions": _Route(
                 "/v1/chat/completions", ("POST",), chat, needs_key=True
             ),
-            b"/v1/models": _Route("/v1/models", get, self._list_models, needs_key=True),
-            b"/v1/tcp_warming": _Route("/v1/tcp_warming", get, self._warm),
-            b"/health": _Route("/health", get, self._health),
-            b"/metrics": _Route("/metrics", get, self._render_metrics),
+            b"/v1/models": _Route("/v1/models", _GET, self._list_models, needs_key=True),
+            _MODEL: _Route("/v1/models/{id}", _GET, self._get_model, needs_key=True),
+            b"/v1/tcp_warming": _Route("/v1/tcp_warming", _GET, self._warm),
+            b"/health": _Route("/health", _GET, self._health),
             b"*": _Route("*", ("OPTIONS",), self._options),
         }
+        self.for_scrapers: Table = {
+            b"/health": self.main[b"/health"],
+            b"/metrics": _Route("/metrics", _GET, self._render_metrics),
+        }
+        if config.metrics_enabled and config.metrics_on_main_port:
+            self.main |= self.for_scrapers
 
-    async def dispatch(self, request: Request, exchange: Exchange, downstream: Downstream) -> None:
-        """Answer a request, or raise the ProxyError that refuses it."""
+    async def dispatch(
+        self, table: Table, request: Request, exchange: Exchange, downstream: Downstream
+    ) -> None:
+        """Answer a request as ``table`` has it, or raise the ProxyError that refuses it."""
         if request.method == "CONNECT":  # what follows it is no request (RFC 9110 section 9.3.6)
             downstream.closing = True
             raise MethodNotAllowed("GET", "HEAD", "POST")
         path = request.path
-        route = self._find(path)
+        route = _find(table, path)
         if route is not None:
             exchange.route = route.template
         if path.startswith(b"/v1/v1/"):
@@ -105,11 +123,6 @@ class Routes:
         exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
         exchange.request_stamped = downstream.request_stamped
         await route.handler(exchange, downstream)
-
-    def _find(self, path: bytes) -> _Route | None:
-        """Exact bytes only: a path that would have to be normalised is not one of ours."""
-        is_model = path.startswith(_MODEL_PREFIX) and path != _MODEL_PREFIX
-        return self._model if is_model else self._table.get(path)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
         text = await downstream.while_connected(partial(self._models.text, exchange))
@@ -128,7 +141,7 @@ class Routes:
 
     async def _options(self, exchange: Exchange, downstream: Downstream) -> None:
         """What the server as a whole can do (RFC 9110 section 9.3.7)."""
-        methods = {method for route in self._table.values() for method in route.methods}
+        methods = {method for route in self.main.values() for method in route.methods}
         allowed = ", ".join(sorted(methods)).encode()
         await downstream.respond(exchange, 200, ((b"allow", allowed),), b"")
 

@@ -10,19 +10,19 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from .config import Config
-from .listener import accept_connections, accept_waiting, open_listeners
+from .listener import accept_connections, accept_waiting, open_ports
 from .logs import LineWriter, Logs
 from .network import SocketStream
-from .place import Board, Place
-from .proxy import Proxy
+from .place import Board, Place, Ports
+from .proxy import Entrance, Proxy
 from .transport import Connect, connect_tcp
 from .version import VERSION
 
@@ -49,9 +49,8 @@ async def serve(
     where it cannot listen.
     """
     with ExitStack() as stack:
-        listeners = place.listeners if place else await open_listeners(config.host, config.port)
-        for listener in listeners:
-            stack.callback(listener.close)
+        ports = place.ports if place else await _open(config)
+        stack.callback(ports.close)
         if write_line is None:
             writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=place is not None))
             proxy = Proxy(
@@ -64,19 +63,23 @@ async def serve(
         else:
             proxy = Proxy(config, write_line, connect=connect, place=place)
         stack.callback(proxy.close)
-        await _serve_on(listeners, proxy, place, task_status)
+        await _serve_on(ports, proxy, place, task_status)
+
+
+async def _open(config: Config) -> Ports:
+    return await open_ports(config.host, config.port, config.scrapers_port)
 
 
 async def _serve_on(
-    listeners: Sequence[socket.socket],
+    ports: Ports,
     proxy: Proxy,
     place: Place | None,
     task_status: TaskStatus[Proxy],
 ) -> None:
-    proxy.addresses = tuple(listener.getsockname()[:2] for listener in listeners)
+    proxy.addresses, proxy.scrapers_addresses = map(_addresses, ports)
     upstream = str(proxy.config.cerebras_base_url)
     if place is None:
-        announce(proxy.logs, proxy.config, proxy.addresses, upstream=upstream)
+        announce(proxy.logs, proxy.config, ports, upstream=upstream)
     else:
         place.board.set_up(place.number)
         proxy.logs.event("info", "Worker serves", process=os.getpid(), upstream=upstream)
@@ -84,25 +87,37 @@ async def _serve_on(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.run_in_background)
 
-        def handle(stream: SocketStream) -> None:
-            tasks.start_soon(proxy.serve, proxy.admit(stream))
-
+        complain = _complainer(proxy)
+        # To the very end: what is counted in a drain is worth a scrape.
+        take_scraper = _taker(tasks, proxy, proxy.for_scrapers)
+        wait_for_room = proxy.for_scrapers.connections.wait_for_room
+        for listener in ports.scrapers:
+            tasks.start_soon(accept_connections, listener, take_scraper, wait_for_room, complain)
+        take = _taker(tasks, proxy, proxy.for_clients)
         async with anyio.create_task_group() as accepting:
-            complain = _complainer(proxy)
-            for listener in listeners:
+            for listener in ports.clients:
                 accepting.start_soon(
-                    accept_connections, listener, handle, proxy.wait_for_room, complain
+                    accept_connections, listener, take, proxy.wait_for_room, complain
                 )
             task_status.started(proxy)
             await proxy.drain_began.wait()
             accepting.cancel_scope.cancel()
-        for listener in listeners:
-            accept_waiting(listener, handle)
+        for listener in ports.clients:
+            accept_waiting(listener, take)
             listener.close()
         proxy.logs.event("info", "Draining")
         await proxy.drain()
         tasks.cancel_scope.cancel()
     proxy.logs.event("info", "Stopped")
+
+
+def _taker(tasks: TaskGroup, proxy: Proxy, entrance: Entrance) -> Callable[[SocketStream], None]:
+    """Gives each connection a task of its own."""
+
+    def take(stream: SocketStream) -> None:
+        tasks.start_soon(proxy.admit(stream, entrance))
+
+    return take
 
 
 async def _wait_for_the_others(board: Board) -> None:
@@ -112,13 +127,22 @@ async def _wait_for_the_others(board: Board) -> None:
             await anyio.sleep(_LOOK_EVERY)
 
 
-def announce(logs: Logs, config: Config, addresses: Iterable[tuple[str, int]], **more: Any) -> None:
+def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
     """Log where it is listened, and for whom."""
     if not config.ape_api_key:
         logs.event("warning", "APE_API_KEY is not set: every client is served")
-    for host, port in addresses:
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        logs.event("info", "Listening", address=address, **more, version=VERSION)
+    for address in _addresses(ports.clients):
+        logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)
+    for address in _addresses(ports.scrapers):
+        logs.event("info", "Listening for scrapers", address=_url(*address))
+
+
+def _addresses(listeners: Iterable[socket.socket]) -> tuple[tuple[str, int], ...]:
+    return tuple(listener.getsockname()[:2] for listener in listeners)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _complainer(proxy: Proxy) -> Callable[[str], None]:

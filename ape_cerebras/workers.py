@@ -22,7 +22,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import traceback
@@ -39,7 +38,7 @@ from .backends import run_on
 from .config import Config
 from .exposition import forget_worker, share_values
 from .logs import Logs
-from .place import Board, Place
+from .place import Board, Place, Ports
 from .server import announce
 from .signals import IGNORED, ending_signals, until_told
 
@@ -59,10 +58,10 @@ _LAST_WORDS = 1.0  # seconds for what is waiting at the end
 _MAX_WAITING = 1000  # lines
 
 
-def serve_with_workers(config: Config, listeners: list[socket.socket], work: Work) -> int:
+def serve_with_workers(config: Config, ports: Ports, work: Work) -> int:
     """Serve with ``config.async_workers`` processes, each of which does ``work``, until a signal
     ends that; the exit status."""
-    return _Parent(config, listeners, work).serve()
+    return _Parent(config, ports, work).serve()
 
 
 def next_pause(last: float, lived: float) -> float:
@@ -111,9 +110,9 @@ class _Slot:
 
 
 class _Parent:
-    def __init__(self, config: Config, listeners: list[socket.socket], work: Work) -> None:
+    def __init__(self, config: Config, ports: Ports, work: Work) -> None:
         self._config = config
-        self._listeners = listeners
+        self._ports = ports
         self._work = work
         self._output = _Output()
         self._logs = Logs(config.log_level, self._output)
@@ -137,8 +136,7 @@ class _Parent:
             self._logs.event("error", "No directory for the metrics of workers", reason=reason)
             return 1
         try:
-            addresses = (listener.getsockname()[:2] for listener in self._listeners)
-            announce(self._logs, self._config, addresses, workers=self._board.workers)
+            announce(self._logs, self._config, self._ports, workers=self._board.workers)
             return self._watch()
         finally:
             self._output.flush(_LAST_WORDS)
@@ -198,7 +196,7 @@ class _Parent:
         status = 1
         try:
             self._settle_in(number)
-            place = Place(number, self._board, self._listeners, self._directory)
+            place = Place(number, self._board, self._ports, self._directory)
             work = partial(self._work, place)
             is_hurried = self._board.is_hurried
             run_on(self._config.backend, until_told, work, self._lifeline, is_hurried)
@@ -233,8 +231,7 @@ class _Parent:
             grace = 0.0
         self._ending = True
         self._kill_at = time.monotonic() + grace + _BEYOND_GRACE
-        for listener in self._listeners:
-            listener.close()
+        self._ports.close()
         for slot in self._living:
             os.kill(slot.process, signal.SIGTERM)
 

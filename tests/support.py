@@ -302,7 +302,15 @@ class Running:
         return self.proxy.addresses[0][1]
 
     async def client(self) -> Client:
-        stream = await connect_tcp("127.0.0.1", self.port)
+        return await self._client_of(self.port)
+
+    async def scraper(self) -> Client:
+        """A client of the port that scrapers have for themselves, where they have one."""
+        addresses = self.proxy.scrapers_addresses or self.proxy.addresses
+        return await self._client_of(addresses[0][1])
+
+    async def _client_of(self, port: int) -> Client:
+        stream = await connect_tcp("127.0.0.1", port)
         assert isinstance(stream, SocketStream)
         self.clients.append(Client(stream))
         return self.clients[-1]
@@ -316,7 +324,7 @@ class Running:
         return dict(await self._scrape())[series]
 
     async def _scrape(self) -> list[tuple[str, float]]:
-        client = await self.client()
+        client = await self.scraper()
         text = (await client.get("/metrics")).body.decode()
         client.stream.close()
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))

@@ -104,6 +104,30 @@ def test_overrides_win_over_variables_even_over_wrong_ones() -> None:
     assert (config.port, config.host, config.cerebras_api_key) == (1, "::1", "k")
 
 
+def test_metrics_that_are_on_no_port_are_a_mistake() -> None:
+    for nowhere in ({}, {"METRICS_PORT": "8000"}, {"METRICS_PORT": "9", "PORT": "9"}):
+        told = problems({**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off"})
+        assert told == ["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"]
+        Config.from_environment(
+            {**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off", "METRICS_ENABLED": "off"}
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "port"),
+    [
+        ({}, None),
+        ({"METRICS_PORT": "8002"}, 8002),
+        ({"METRICS_PORT": "8000"}, None),
+        ({"METRICS_PORT": "0", "PORT": "0"}, 0),
+        ({"METRICS_PORT": "8002", "METRICS_ON_MAIN_PORT": "off"}, 8002),
+        ({"METRICS_PORT": "8002", "METRICS_ENABLED": "off"}, None),
+    ],
+)
+def test_the_port_that_scrapers_have(settings: dict[str, str], port: int | None) -> None:
+    assert Config.from_environment({**KEY, **settings}).scrapers_port == port
+
+
 # Secrets
 
 

@@ -11,7 +11,7 @@ from scraping import OPENMETRICS, families, made, settled, value, watching
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.exposition import forget_worker, share_values
 from ape_cerebras.metrics import Metrics
-from ape_cerebras.place import Board, Place
+from ape_cerebras.place import Board, Place, Ports
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 EXCHANGES = (
@@ -32,7 +32,7 @@ class Crew:
 
     def worker(self, number: int, in_flight: float = 3) -> Metrics:
         share_values(str(self.directory), number)
-        place = Place(number, self.board, (), str(self.directory))
+        place = Place(number, self.board, Ports(), str(self.directory))
         return watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio", place), in_flight)
 
     def forget(self, number: int) -> None:

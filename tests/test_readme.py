@@ -10,7 +10,7 @@ import ape_cerebras
 from ape_cerebras.config import Config
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.outcomes import OUTCOMES
-from ape_cerebras.place import Board, Place
+from ape_cerebras.place import Board, Place, Ports
 from ape_cerebras.settings import SETTINGS, Setting
 from ape_cerebras.simulation import FAULTS
 
@@ -44,7 +44,7 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
         text, _ = metrics.render(b"")
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))
 
-    both = names() | names(Place(1, Board(2), (), str(tmp_path)))
+    both = names() | names(Place(1, Board(2), Ports(), str(tmp_path)))
     section = README.partition("## Metrics")[2].partition("## Settings")[0]
     cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
     assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == both

@@ -153,7 +153,7 @@ class Asked:
         self.exchange.started_at = await downstream.wait_for_request() or 0.0
         request = self.exchange.request = await downstream.read_head()
         try:
-            await routes.dispatch(request, self.exchange, downstream)
+            await routes.dispatch(routes.main, request, self.exchange, downstream)
         finally:
             self.response = b"".join(stream.sent)
 

@@ -24,6 +24,8 @@ COUNT = {"1": 1, "10000000": 10_000_000, "007": 7}
 NOT_COUNT = ("0", "-1", "+1", "1.0", "1e3", "1_000", "10000001", "٥", "x", "9" * 5000, "0x1")
 BYTES = {"64": 64, "16384": 16_384, "2147483648": 2**31}
 NOT_BYTES = ("63", "0", "-64", "16k", "2147483649", "16384.0", "x")
+SWITCH = {"on": True, "TRUE": True, "1": True, "off": False, "false": False, "0": False}
+NOT_A_SWITCH = ("yes", "2", "kernel")
 NOT_A_FILE = ("/nowhere/at/all", "/", "a\nb", "x" * 5000)
 
 
@@ -59,6 +61,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "LOG_LEVEL": {"INFO": "info", "debug": "debug", "Warning": "warning", "ERROR": "error"},
     "HOST": {"0.0.0.0": "0.0.0.0", "::": "::", "::1": "::1", "fe80::1%eth0": "fe80::1%eth0"},
     "PORT": {"0": 0, "8000": 8000, "65535": 65535},
+    "METRICS_PORT": {"0": 0, "8002": 8002, "65535": 65535},
+    "METRICS_ENABLED": SWITCH,
+    "METRICS_ON_MAIN_PORT": SWITCH,
     "DEFAULT_MODEL": {"gpt-oss-120b": "gpt-oss-120b", "a/b:c": "a/b:c"},
     "MODEL_ALIASES": {
         "a=b": {"a": "b"},
@@ -92,14 +97,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "GRACEFUL_SHUTDOWN_TIMEOUT": SECONDS,
     "TTFT_TARGET_MS": SECONDS,
     "TTFT_MODE": {"passthrough": "passthrough", "Exact": "exact"},
-    "KERNEL_STAMPS": {
-        "on": True,
-        "TRUE": True,
-        "1": True,
-        "off": False,
-        "false": False,
-        "0": False,
-    },
+    "KERNEL_STAMPS": SWITCH,
     "HISTOGRAM_BUCKETS": {
         "{}": {},
         '{"ttft":[0.1,1],"speed":[100]}': {"ttft": (0.1, 1.0), "speed": (100.0,)},
@@ -134,6 +132,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "LOG_LEVEL": ("verbose", "10", "info,debug"),
     "HOST": ("a b", "http://a", "[::1]", "é", "a/b"),
     "PORT": ("65536", "-1", "http", "80.0", "٨٠", "1e3"),
+    "METRICS_PORT": ("65536", "-1", "on", "80.0", "٨٠", "1e3"),
+    "METRICS_ENABLED": NOT_A_SWITCH,
+    "METRICS_ON_MAIN_PORT": NOT_A_SWITCH,
     "DEFAULT_MODEL": ("two words", "é", "m" * 257, "a\nb"),
     "MODEL_ALIASES": ("a", "a=", "=b", "a=b,", "a=b,a=c", "a b=c", "a=b;c=d e"),
     "ASYNC_WORKERS": ("0", "-1", "1001", "two", "1.5"),
@@ -160,7 +161,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "GRACEFUL_SHUTDOWN_TIMEOUT": NOT_SECONDS,
     "TTFT_TARGET_MS": NOT_SECONDS,
     "TTFT_MODE": ("derived", "on", "exact,passthrough"),
-    "KERNEL_STAMPS": ("yes", "2", "kernel"),
+    "KERNEL_STAMPS": NOT_A_SWITCH,
     "HISTOGRAM_BUCKETS": (
         *("[]", "{", "{'ttft':[1]}", '{"ttft":[]}', '{"ttft":1}', '{"ttft":null}', '{"other":[1]}'),
         *(

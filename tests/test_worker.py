@@ -13,7 +13,7 @@ from test_timing import on_mock_clock
 
 from ape_cerebras import Proxy, serve
 from ape_cerebras.listener import open_listeners
-from ape_cerebras.place import Board, Place
+from ape_cerebras.place import Board, Place, Ports
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -22,7 +22,7 @@ def worker(board: Board, directory: Path, lines: Lines) -> Proxy:
     """The first of two that serve."""
     board.set_up(1)
     board.set_up(2)
-    return Proxy(settled(), lines.write, place=Place(1, board, (), str(directory)))
+    return Proxy(settled(), lines.write, place=Place(1, board, Ports(), str(directory)))
 
 
 def test_who_is_ahead_lets_others_go_first(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_who_is_ahead_lets_others_go_first(tmp_path: Path) -> None:
 async def test_the_first_that_is_up_waits_for_the_others(tmp_path: Path) -> None:
     board, lines, served = Board(2), Lines(), anyio.Event()
     [listener] = await open_listeners("127.0.0.1", 0)
-    place = Place(1, board, [listener], str(tmp_path))
+    place = Place(1, board, Ports([listener]), str(tmp_path))
 
     async def run() -> None:
         await tasks.start(partial(serve, place=place, write_line=lines.write), settled())

@@ -18,6 +18,8 @@ def keyed(value: bytes) -> bytes:
 
 
 T = CLIENT_KEY.encode()
+OWN_PORT = {"METRICS_PORT": "0"}
+OWN_PORT_ONLY = {**OWN_PORT, "METRICS_ON_MAIN_PORT": "false"}
 
 
 def challenged(scene: Scene, response: Response) -> None:
@@ -31,6 +33,20 @@ async def thousand_wrong_keys(scene: Scene) -> None:
         assert response.status == 401
     assert b"-wrong" not in b"".join(scene.written) + scene.seen
     assert len(scene.exchanges) == 1000
+
+
+async def metrics_on_both_ports(scene: Scene) -> None:
+    for asking in (await scene.client(), await scene.scraper()):
+        response = await asking.get("/metrics")
+        assert response.status == 200
+        assert b"cerebras_proxy_requests_in_flight" in response.body
+
+
+async def metrics_on_their_port(scene: Scene) -> None:
+    refused = await (await scene.client()).get("/metrics")
+    assert (refused.status, refused.json()["code"]) == (404, "not_found")
+    assert b"cerebras_proxy" not in refused.body
+    assert (await (await scene.scraper()).get("/metrics")).status == 200
 
 
 async def nothing_shown_so_far(scene: Scene) -> None:
@@ -173,8 +189,8 @@ CASES: list[Case] = [
     Case("H14", process=no_key_in_proc),
     Case("H15", needs="limits on core files"),
     Case("H16 a", get(b"GET /metrics HTTP/1.1")),
-    Case("H16 b", needs="METRICS_PORT"),
-    Case("H16 c", needs="METRICS_PORT"),
+    Case("H16 b", play=metrics_on_both_ports, settings=OWN_PORT, lines=2),
+    Case("H16 c", play=metrics_on_their_port, settings=OWN_PORT_ONLY, lines=2),
     Case("H17", play=random_requests, lines=None, up=None),
     Case("H18 model", post(b'{"model":"m%s"}' % INJECTED), up=1, check=one_line),
     Case("H18 header", post(BODY, b"User-Agent: " + INJECTED), up=1, check=one_line),

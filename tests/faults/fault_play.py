@@ -128,7 +128,7 @@ async def _until_nothing_is_left(tasks: int, files: int) -> None:
 async def _series(bench: Bench) -> set[str]:
     """The names and labels in /metrics, asked for, as /health is, over a new connection. Those of
     outcomes come as they happen, out of closed lists."""
-    client = await bench.running.client()
+    client = await bench.running.scraper()
     with anyio.fail_after(PATIENCE):
         assert (await client.get("/health")).status == 200
         text = (await client.get("/metrics")).body.decode()
@@ -142,7 +142,8 @@ async def _series(bench: Bench) -> set[str]:
         assert labels.get("route", "none") in _ROUTES
         assert labels.get("outcome", "completed") in OUTCOMES
         assert re.fullmatch(r"0|[2-5]\d\d", labels.get("status_code", "0"))
-    await until(lambda: not bench.running.proxy._connections)
+    proxy = bench.running.proxy
+    await until(lambda: not proxy._connections and not proxy.for_scrapers.connections)
     return {row for row in rows if "{" not in row}
 
 

@@ -200,7 +200,12 @@ class Scene:
         self.clients: list[Client] = []
 
     async def client(self) -> Client:
-        client = await self.bench.running.client()
+        return self._recorded(await self.bench.running.client())
+
+    async def scraper(self) -> Client:
+        return self._recorded(await self.bench.running.scraper())
+
+    def _recorded(self, client: Client) -> Client:
         receive = client.stream.receive
 
         async def recorded(max_bytes: int = 65536) -> bytes:
