@@ -22,6 +22,8 @@ layer  module           what it owns
 0      place            a worker's place among the processes that serve one port, their board
 0      buckets          the histograms' buckets, where no setting says otherwise
 0      backends         the event loops there are to run on
+0      limits           how much of something there may be in a time: buckets, and their store
+0      turns            who is next: slots, and fair turns for those who wait for one
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -32,6 +34,7 @@ layer  module           what it owns
 1      values           the values that settings hold, and their parsers
 1      upstream_errors  the failures of the API and of the way to it
 1      record           what is written down of one request while it is under way
+1      limit_errors     what is refused by limits of this proxy's own
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
@@ -52,6 +55,8 @@ layer  module           what it owns
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults
 4      connection       one connection to upstream: a request at a time, and its answer
+4      admission        whether a chat request may go up now, waits for its turn, or is refused
+4      process          what a whole process has only one of: signals, standard output, exit status
 5      hang_up          noticing that a client leaves while its request is being answered
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
@@ -66,10 +71,11 @@ layer  module           what it owns
 8      simulator        that stand-in API, served by our own ``downstream``
 8      routes           the dispatch table, the key check, the local endpoints
 9      proxy            connections, exchanges, the one way through; draining
+9      practice         the commands that need no Cerebras: simulate, selfcheck
 10     server           listening and serving
 11     __init__         this map, and the public API
 11     workers          several processes on one port: started, watched, restarted, drained
-12     __main__         the command line, signals, the choice of backend
+12     __main__         the command line
 ====== ================ =========================================================================
 
 To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio, or make a

@@ -55,6 +55,10 @@ class Config:
     model_prices: PriceTable = field(default_factory=PriceTable.built_in)
     async_workers: int = 1
     backend: str = "asyncio"
+    max_concurrent_requests: int | None = None
+    max_queue_seconds: float = 0.0
+    max_queue_length: int = 1000
+    rate_limit_per_minute: int | None = None
     connection_pool_size: int = 1000
     keep_alive_connections: int = 100
     warm_connections: int = 1

@@ -21,6 +21,8 @@ message, which can quote a header and with it a key.
     │   ├── CodingUnknown         501
     │   └── VersionUnsupported    505
     ├── Overloaded                503  no upstream connection came free in time
+    │   └── NoTurn                503  too many are under way, too many wait, or for too long
+    ├── RateLimited               429  more requests per minute than are allowed
     ├── Draining                  503  shutting down
     │   └── ShutDown              503  cut short by that
     ├── UpstreamFailed            the API's fault, or that of the way to it

@@ -64,12 +64,21 @@ class Exchange(Record):
         return round(self.finished_at - began_at, 6)
 
     @property
+    def wait_seconds(self) -> float | None:
+        """Waiting for its turn: to be admitted, and to have a connection. None where both came at
+        once."""
+        waits = (self.admission_wait_seconds, self.pool_wait_seconds)
+        known = [each for each in waits if each is not None]
+        return round(sum(known), 6) if known else None
+
+    @property
     def overhead_seconds(self) -> float | None:
-        """Time that was spent neither waiting for upstream nor for the client; None where the
-        request never was complete, for most of that time the client was waited for."""
+        """Time that was spent waiting neither for upstream nor for the client, nor for a turn; None
+        where the request never was complete, for most of that time the client was waited for."""
         if self.received_at is None:
             return None
         waited = self.upstream_wait_seconds + self.client_blocked_seconds
+        waited += self.admission_wait_seconds or 0.0
         return round(max(0.0, self.total_time_seconds - waited), 6)
 
     @property
@@ -138,8 +147,8 @@ class Exchange(Record):
 
     @property
     def proxy_own_seconds(self) -> float | None:
-        """What is left of that beside waiting for a connection and making one: the proxy's work,
-        and the time that its event loop was busy with others."""
+        """What is left of that beside waiting for its turn and making a connection: the proxy's
+        work, and the time that its event loop was busy with others."""
         if self.proxy_ttft_seconds is None:
             return None
         elsewhere = (self.wait_seconds, self.connect_seconds, self.tls_seconds)

@@ -43,7 +43,12 @@ _CHAT = (
         "Request written upstream to first token arrived",
     ),
     _Row("proxy_ttft_seconds", "overhead", "proxy_ttft_seconds", "What the proxy added to TTFT"),
-    _Row("wait_seconds", "ttft", "wait_seconds", "Wait for the turn to have a connection"),
+    _Row(
+        "wait_seconds",
+        "ttft",
+        "wait_seconds",
+        "Wait for the turn, to be admitted and to have a connection",
+    ),
     _Row("upstream_connect_seconds", "ttft", "connect_seconds", "Look-up and TCP, if it was new"),
     _Row("upstream_tls_seconds", "ttft", "tls_seconds", "TLS handshake, if it was new"),
     _Row("proxy_own_seconds", "overhead", "proxy_own_seconds", "proxy_ttft less those three"),
@@ -70,7 +75,7 @@ _ROUTE = (
         "overhead_seconds",
         "overhead",
         "overhead_seconds",
-        "Time not spent waiting for upstream or client",
+        "Time not spent waiting for upstream, client or turn",
     ),
 )
 _RATELIMIT = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
@@ -192,6 +197,7 @@ class Metrics:
         active: Callable[[], float],
         idle: Callable[[], float],
         lines_dropped: Callable[[], float],
+        waiting: Callable[[], float],
     ) -> None:
         """The values that are read by ``refresh``."""
         upstream = self._gauge("upstream_connections", "Open", "state")
@@ -202,6 +208,7 @@ class Metrics:
             (upstream.labels("active").set, active),
             (upstream.labels("idle").set, idle),
             (_following(dropped), lines_dropped),
+            (self._gauge("queue_length", "Requests waiting for their turn").set, waiting),
         )
 
     def refresh(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.abc import ByteStream
 
+from .admission import Admission
 from .backends import current_backend
 from .clients import Clients
 from .config import Config
@@ -75,9 +76,10 @@ class Proxy:
         self._metrics = Metrics(config, current_backend(), place)
         self.drain_began = anyio.Event()
         self._health = Health(config, self._metrics, self.logs, place, self.drain_began.is_set)
+        self._admission = Admission(config)
         self._routes = Routes(
             config,
-            Relay(config, self._upstream).handle,
+            Relay(config, self._upstream, self._admission).handle,
             ModelList(config, self._upstream),
             self._metrics,
             self._health.report,
@@ -102,6 +104,7 @@ class Proxy:
             active=lambda: pool.active,
             idle=lambda: pool.idle,
             lines_dropped=lines_dropped,
+            waiting=lambda: self._admission.waiting,
         )
 
     # Connections

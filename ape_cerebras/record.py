@@ -40,8 +40,10 @@ class Record:
     requested_model: str | None = None  # relay
     stream: bool | None = None  # relay
 
+    admission_wait_seconds: float | None = None  # admission: for its turn, if there was a wait
+
     connection: str | None = None  # upstream: warm (made ahead), reused or new
-    wait_seconds: float | None = None  # upstream: for the turn to have a connection, if it had one
+    pool_wait_seconds: float | None = None  # upstream: for a connection, if there was a wait
     connect_seconds: float | None = None  # upstream: of a new connection
     tls_seconds: float | None = None  # upstream: the same
     sent_at: float | None = None  # upstream

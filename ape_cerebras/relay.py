@@ -12,6 +12,7 @@ from functools import partial
 
 import orjson
 
+from .admission import Admission
 from .assembly import Assembly
 from .chat import ChatRequest, read_chat_request
 from .compression import Compression
@@ -131,10 +132,11 @@ def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
 class Relay:
     """The handler of chat completions."""
 
-    def __init__(self, config: Config, upstream: Upstream) -> None:
+    def __init__(self, config: Config, upstream: Upstream, admission: Admission) -> None:
         self._config = config
         self._upstream = upstream
         self._compression = Compression(config)
+        self._admission = admission
 
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
@@ -144,7 +146,11 @@ class Relay:
         exchange.stream = chat.stream
 
         async def relay() -> None:
-            await self._relay(exchange, downstream, chat)
+            if not self._admission.is_limited:
+                await self._relay(exchange, downstream, chat)
+                return
+            async with self._admission.turn(exchange):
+                await self._relay(exchange, downstream, chat)
 
         try:
             await downstream.while_connected(relay)

@@ -255,7 +255,7 @@ class Upstream:
 
 def _note(lease: Lease, exchange: Exchange) -> None:
     exchange.connection = lease.use
-    exchange.wait_seconds = _rounded(lease.waited)
+    exchange.pool_wait_seconds = _rounded(lease.waited)
     exchange.connect_seconds = _rounded(lease.connect)
     exchange.tls_seconds = _rounded(lease.tls)
 

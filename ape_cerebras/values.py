@@ -25,6 +25,7 @@ __all__ = (
     "Origin",
     "UpstreamKey",
     "matching",
+    "not_negative",
     "on_or_off",
     "one_of",
     "positive",
@@ -168,6 +169,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def not_negative(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise ValueError("must be a number, not below 0")
+    return float(text)
 
 
 def positive(text: str) -> float:

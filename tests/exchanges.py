@@ -106,7 +106,10 @@ _ways_to_a_connection = st.fixed_dictionaries(
     {"connection": st.sampled_from((None, "new", "reused", "warm"))},
     optional={
         name: st.floats(0, 1).map(lambda seconds: round(seconds, 6))
-        for name in ("wait_seconds", "connect_seconds", "tls_seconds")
+        for name in (
+            *("admission_wait_seconds", "pool_wait_seconds"),
+            *("connect_seconds", "tls_seconds"),
+        )
     },
 )
 

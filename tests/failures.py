@@ -2,16 +2,24 @@
 
 import inspect
 
-from ape_cerebras import errors, upstream_errors
+from ape_cerebras import errors, limit_errors, upstream_errors
 from ape_cerebras.errors import BadRequest, ProxyError
+from ape_cerebras.limit_errors import NoTurn, RateLimited
+from ape_cerebras.limits import Bucket, Verdict
 
 FAILURES: list[type[ProxyError]] = [
     each
-    for module in (errors, upstream_errors)
+    for module in (errors, limit_errors, upstream_errors)
     for each in vars(module).values()
     if inspect.isclass(each) and issubclass(each, ProxyError) and each.__module__ == module.__name__
 ]
 
+_MADE: dict[type[ProxyError], ProxyError] = {
+    BadRequest: BadRequest("A reason."),
+    NoTurn: NoTurn(2.5),
+    RateLimited: RateLimited(Verdict(0.75, Bucket("requests", 80, 60.0), 0.0)),
+}
+
 
 def example(failure: type[ProxyError]) -> ProxyError:
-    return BadRequest("A reason.") if failure is BadRequest else failure()
+    return _MADE[failure] if failure in _MADE else failure()

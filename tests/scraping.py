@@ -44,6 +44,7 @@ def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -
         active=lambda: 5,
         idle=lambda: 6,
         lines_dropped=lambda: lines_dropped,
+        waiting=lambda: 8,
     )
     return metrics
 

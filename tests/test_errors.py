@@ -8,7 +8,7 @@ import orjson
 import pytest
 from failures import FAILURES, example
 
-from ape_cerebras import errors, upstream_errors
+from ape_cerebras import errors, limit_errors, upstream_errors
 from ape_cerebras.errors import (
     BadRequest,
     ExchangeTimeout,
@@ -51,7 +51,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_all_failures_are_public() -> None:
-    public = [*errors.__all__, *upstream_errors.__all__]
+    public = [*errors.__all__, *limit_errors.__all__, *upstream_errors.__all__]
     assert sorted(public) == sorted(each.__name__ for each in FAILURES)
 
 

@@ -63,7 +63,7 @@ def test_all_keys_in_their_order() -> None:
             client_blocked_seconds=0.25,
             upstream_wait_seconds=1.5,
             intended_start_lag_seconds=1.25,
-            wait_seconds=0.0002,
+            pool_wait_seconds=0.0002,
             connect_seconds=0.0003,
             tls_seconds=0.0004,
             connection="new",
@@ -313,7 +313,7 @@ def test_the_longest_line_is_one_that_a_pipe_takes_whole(model: str) -> None:
         error=Truncated(),
         client_blocked_seconds=123456.123456,
         intended_start_lag_seconds=86399.123456,
-        wait_seconds=123456.123456,
+        pool_wait_seconds=123456.123456,
         connect_seconds=123456.123456,
         tls_seconds=123456.123456,
     )

@@ -40,6 +40,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "ttft_target_missed_total": ("counter", set()),
     "degraded": ("gauge", {"reason"}),
     "client_blocked_seconds_total": ("counter", set()),
+    "queue_length": ("gauge", set()),
     "requests_in_flight": ("gauge", set()),
     "client_connections": ("gauge", set()),
     "upstream_connections": ("gauge", {"state"}),
@@ -62,7 +63,7 @@ GRID = tuple(
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_the_table(accept: bytes) -> None:
-    new = {"wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
+    new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
     metrics = observed(stream_exchange(upstream_headers=GRID, **new))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
@@ -76,7 +77,7 @@ def test_the_table(accept: bytes) -> None:
 
 
 def test_a_stream_in_numbers() -> None:
-    parts = {"wait_seconds": 0.0002, "connect_seconds": 0.0003, "tls_seconds": 0.0004}
+    parts = {"pool_wait_seconds": 0.0002, "connect_seconds": 0.0003, "tls_seconds": 0.0004}
     metrics = observed(
         stream_exchange(upstream_wait_seconds=1.5, client_blocked_seconds=0.25, **parts)
     )
@@ -234,6 +235,7 @@ def test_the_values_that_are_read_on_demand() -> None:
     assert value(metrics, "upstream_connections", state="active") == 5
     assert value(metrics, "upstream_connections", state="idle") == 6
     assert value(metrics, "log_lines_dropped_total") == 7
+    assert value(metrics, "queue_length") == 8
     python = next(s.labels["python"] for s in samples(metrics) if s.name.endswith("build_info"))
     build = {"version": VERSION, "python": python, "backend": "trio"}
     assert value(metrics, "build_info", **build) == 1

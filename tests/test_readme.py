@@ -39,7 +39,12 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
         metrics = Metrics(Config.from_environment({"CEREBRAS_API_KEY": KEY}), "asyncio", place)
         zero = lambda: 0.0  # noqa: E731
         metrics.watch(
-            in_flight=zero, client_connections=zero, active=zero, idle=zero, lines_dropped=zero
+            in_flight=zero,
+            client_connections=zero,
+            active=zero,
+            idle=zero,
+            lines_dropped=zero,
+            waiting=zero,
         )
         text, _ = metrics.render(b"")
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))

@@ -13,7 +13,8 @@ import pytest
 from anyio.abc import SocketAttribute, SocketListener
 from served import run
 
-from ape_cerebras import __main__, rehearsal
+from ape_cerebras import practice, rehearsal
+from ape_cerebras.__main__ import main
 from ape_cerebras.backends import BACKENDS
 from ape_cerebras.rehearsal import Ended, Load, Seen, running
 from ape_cerebras.selfcheck import (
@@ -87,8 +88,8 @@ def test_where_too_little_could_be_compared_the_command_says_so(
     async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, Findings]:
         return dict.fromkeys(PHASES, findings([0.0], streams))
 
-    monkeypatch.setattr(__main__, "selfcheck", few)
-    assert __main__.main(["selfcheck"]) == 1
+    monkeypatch.setattr(practice, "selfcheck", few)
+    assert main(["selfcheck"]) == 1
     assert "0.5 ms: not checked, for too few streams could be" in capsys.readouterr().out
 
 

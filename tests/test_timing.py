@@ -112,6 +112,11 @@ async def slow_stream(stream: MemoryStream) -> None:
     await stream.send(b"0\r\n\r\n")
 
 
+async def closing_stream(stream: MemoryStream) -> None:
+    await slow_stream(stream)
+    stream.close()
+
+
 SLOW_STREAM_TIMES = {
     "ttft_seconds": 20.0,
     "upstream_ttft_seconds": 20.0,
@@ -152,10 +157,6 @@ def test_a_ttft_and_all_its_parts() -> None:
     """One connection for two who ask at once: the second waits for its turn, 30 s. Both times it
     takes 5 s to connect, for the answer forbids to use the connection again."""
 
-    async def closing_stream(stream: MemoryStream) -> None:
-        await slow_stream(stream)
-        stream.close()
-
     async def test() -> None:
         async with rig(
             closing_stream, 5, CONNECTION_POOL_SIZE="1", UPSTREAM_CONNECT_TIMEOUT="100"
@@ -170,6 +171,30 @@ def test_a_ttft_and_all_its_parts() -> None:
         assert found == [[None, 5.0, 1.5, 2.5, 16.0, 0.0], [34.0, 5.0, 1.5, 2.5, 16.0, 0.0]]
         assert [line["ttft_seconds"] for line in lines] == [25.0, 59.0]
         assert [line["proxy_ttft_seconds"] for line in lines] == [5.0, 39.0]
+
+    on_mock_clock(test)
+
+
+def test_a_wait_to_be_admitted_is_a_part_of_ttft_and_no_work_of_the_proxys() -> None:
+    """One slot for two: the second waits for 28 s, and then for nothing but its connection."""
+
+    async def test() -> None:
+        async with rig(
+            closing_stream, 4, MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100"
+        ) as running:
+            second = running.another_client()
+            await running.client.send(STREAMED)
+            await anyio.sleep(6)
+            await second.send(STREAMED)
+            lines = [await running.lines.exchange(number, patience=1e6) for number in (1, 2)]
+        parts = ("wait", "connect", "queue", "prompt", "network", "proxy_own", "overhead")
+        found = [[line.get(f"{part}_seconds") for part in parts] for line in lines]
+        assert found == [
+            [None, 4.0, 1.5, 2.5, 16.0, 0.0, 0.0],
+            [28.0, 4.0, 1.5, 2.5, 16.0, 0.0, 0.0],
+        ]
+        assert [line["ttft_seconds"] for line in lines] == [24.0, 52.0]
+        assert [line["proxy_ttft_seconds"] for line in lines] == [4.0, 32.0]
 
     on_mock_clock(test)
 

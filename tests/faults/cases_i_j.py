@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 from cases_e_f import QUICK
-from faulting import BODY, Case, Scene, post
+from faulting import BODY, Case, Scene, post, until
 from scripts import silent
-from support import Conversation, Response, running_proxy
+from support import PATIENCE, Conversation, Response, running_proxy
 
 __all__ = ("CASES",)
 
@@ -168,6 +168,45 @@ async def full_and_stays_full(scene: Scene) -> None:
     assert "retry-after" in response.headers
 
 
+async def in_a_bounded_queue(scene: Scene) -> None:
+    """One that is answered late, three in the queue of which one leaves, and one too many before
+    and one more after that."""
+    late = anyio.Event()
+
+    async def answers_late(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            await late.wait()
+            await peer.answer(b"{}")
+
+    scene.upstream.script = answers_late
+    clients = []
+    for number in range(5):
+        clients.append(await scene.client())
+        await clients[-1].send(post(b'{"model":"m","messages":[],"seed":%d}' % number))
+        await until_waiting(scene, min(number, 3))
+    refused = await clients.pop().response()
+    assert (refused.status, refused.json()["code"]) == (503, "overloaded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    clients.pop(2).stream.reset()
+    await until_waiting(scene, 2)
+    clients.append(await scene.client())
+    await clients[-1].send(post(b'{"model":"m","messages":[],"seed":5}'))
+    await until_waiting(scene, 3)
+    late.set()
+    for client in clients:
+        assert (await client.response()).status == 200
+    assert [request[-2:-1] for request in scene.upstream.requests] == [b"0", b"1", b"3", b"5"]
+
+
+async def until_waiting(scene: Scene, count: int) -> None:
+    """Return once so many wait for their turn, by the proxy's own account, and one is answered."""
+    await until(lambda: bool(scene.upstream.requests))
+    with anyio.fail_after(PATIENCE):
+        while await scene.bench.running.metric("cerebras_proxy_queue_length") != count:
+            await anyio.lowlevel.checkpoint()
+
+
 def untrusted(number: str, name: str) -> Case:
     return Case(f"{number} {name}", OK, 502, code="tls_error", settings={"TLS": name})
 
@@ -200,7 +239,25 @@ J = [
         upstream=silent,
         settings={"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.2"},
     ),
-    Case("J8 first come, first served, in a bounded queue", needs="the admission queue"),
+    Case(
+        "J8 first come, first served, in a bounded queue",
+        play=in_a_bounded_queue,
+        lines=None,
+        up=4,
+        settings={
+            "MAX_CONCURRENT_REQUESTS": "1",
+            "MAX_QUEUE_SECONDS": "5",
+            "MAX_QUEUE_LENGTH": "3",
+        },
+    ),
+    Case(
+        "J8 the queue's deadline",
+        play=full_and_stays_full,
+        lines=2,
+        up=1,
+        upstream=silent,
+        settings={"MAX_CONCURRENT_REQUESTS": "1", "MAX_QUEUE_SECONDS": "0.2"},
+    ),
 ]
 
 

@@ -1,0 +1,91 @@
+"""How much of something there may be in a time: buckets, which refill all the time.
+
+A full bucket can be spent at once, and fills again in so many seconds: the form that the API's own
+limits have. What is known of a bucket is one number, the moment at which it will be full; nothing
+has to be counted up meanwhile, and no clock's tick is a window's edge that lets twice as much pass.
+
+Buckets are kept in a store behind ``Limits``. That of one process is a dictionary; one that several
+processes share has the same two questions to answer, each of them at once for all who ask.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+__all__ = ("Bucket", "Charge", "Limits", "LocalLimits", "Verdict", "decide")
+
+_TOLERANCE = 1e-6  # seconds; moments are sums of fractions
+
+
+class Bucket(NamedTuple):
+    """``name`` is what a store knows it by; ``capacity`` is refilled in ``seconds``."""
+
+    name: str
+    capacity: float
+    seconds: float
+
+    def time_of(self, amount: float) -> float:
+        """Seconds in which so much is refilled."""
+        return amount / self.capacity * self.seconds
+
+
+class Charge(NamedTuple):
+    """What is to be taken out of a bucket."""
+
+    bucket: Bucket
+    amount: float
+
+
+class Verdict(NamedTuple):
+    """``wait``: seconds until everything could be taken; 0 where it has been. Else ``lacking`` is
+    the bucket that has to be waited for, and ``left`` what is in that."""
+
+    wait: float = 0.0
+    lacking: Bucket | None = None
+    left: float = 0.0
+
+
+class Limits(Protocol):
+    """A store of buckets. ``now`` is a reading of the loop's clock; a store with a clock of its own
+    goes by that."""
+
+    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
+        """Take all of the charges, or none."""
+
+    async def settle(self, charges: Sequence[Charge], now: float) -> None:
+        """Take what was used beyond what had been taken; give back where it is less than 0."""
+
+
+def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> Verdict:
+    """Whether the charges can be taken out of buckets that will be full at those moments.
+
+    More than a bucket holds can be taken once it is full, and is owed then.
+    """
+    worst = Verdict()
+    for (bucket, amount), moment in zip(charges, full_at, strict=True):
+        empty_for = max(0.0, moment - now)
+        wait = empty_for - max(0.0, bucket.seconds - bucket.time_of(amount))
+        if wait > max(worst.wait, _TOLERANCE):
+            left = bucket.capacity * (1 - empty_for / bucket.seconds)
+            worst = Verdict(wait, bucket, max(0.0, left))
+    return worst
+
+
+class LocalLimits:
+    """The buckets of this process."""
+
+    def __init__(self) -> None:
+        self._full_at: dict[str, float] = {}
+
+    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
+        """See ``Limits``."""
+        full_at = [self._full_at.get(bucket.name, now) for bucket, _ in charges]
+        verdict = decide(charges, full_at, now)
+        if not verdict.wait:
+            await self.settle(charges, now)
+        return verdict
+
+    async def settle(self, charges: Sequence[Charge], now: float) -> None:
+        """See ``Limits``."""
+        for bucket, amount in charges:
+            full_at = max(self._full_at.get(bucket.name, now), now)
+            self._full_at[bucket.name] = full_at + bucket.time_of(amount)

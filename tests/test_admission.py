@@ -1,0 +1,210 @@
+"""Waiting for a turn: exact times on a clock that only moves when everybody waits; and that nothing
+is left of whoever goes."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+import trio
+from exchanges import chat_exchange
+from support import KEY
+from trio.testing import MockClock
+
+from ape_cerebras.admission import Admission
+from ape_cerebras.config import Config
+from ape_cerebras.exchange import Exchange
+from ape_cerebras.limit_errors import NoTurn, RateLimited
+
+
+def admission(**settings: str) -> Admission:
+    return Admission(Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings}))
+
+
+def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+def test_without_a_limit_there_is_nothing_to_ask() -> None:
+    async def test() -> None:
+        assert not admission().is_limited
+        assert not admission(MAX_QUEUE_SECONDS="5").is_limited
+        assert admission(MAX_CONCURRENT_REQUESTS="1").is_limited
+        assert admission(RATE_LIMIT_PER_MINUTE="1").is_limited
+
+    on_mock_clock(test)
+
+
+class Visits:
+    """Requests that come at their times and stay for so long; when each was let in."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.began_at = anyio.current_time()
+        self.admitted: dict[str, float] = {}
+        self.refused: dict[str, tuple[float, type[Exception], dict[bytes, bytes]]] = {}
+        self.exchanges: dict[str, Exchange] = {}
+
+    @property
+    def now(self) -> float:
+        return anyio.current_time() - self.began_at
+
+    async def visit(self, name: str, comes: float, stays: float, leaves: float = 1e9) -> None:
+        """A name's first letter is the client's."""
+        await anyio.sleep(comes)
+        self.exchanges[name] = exchange = chat_exchange(client=name[0])
+        with anyio.move_on_after(leaves - comes):
+            try:
+                async with self.admission.turn(exchange):
+                    self.admitted[name] = self.now
+                    await anyio.sleep(stays)
+            except (NoTurn, RateLimited) as error:
+                self.refused[name] = self.now, type(error), dict(error.headers)
+
+
+async def visits(
+    admission: Admission, *plan: tuple[str, float, float] | tuple[str, float, float, float]
+) -> Visits:
+    made = Visits(admission)
+    async with anyio.create_task_group() as tasks:
+        for each in plan:
+            tasks.start_soon(made.visit, *each)
+    assert admission.waiting == 0
+    return made
+
+
+def test_turns_come_when_slots_are_given_back() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
+        made = await visits(
+            limited, ("a1", 0, 10), ("a2", 1, 10), ("a3", 2, 10), ("b1", 3, 5), ("b2", 36, 1)
+        )
+        assert made.admitted == {"a1": 0, "a2": 10, "b1": 20, "a3": 25, "b2": 36}
+        waits = {name: each.admission_wait_seconds for name, each in made.exchanges.items()}
+        assert waits == {"a1": None, "a2": 9, "a3": 23, "b1": 17, "b2": None}
+
+    on_mock_clock(test)
+
+
+def test_nobody_waits_for_longer_than_the_setting_says() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="7")
+        made = await visits(limited, ("a1", 0, 20), ("a2", 1, 1), ("b1", 15, 1))
+        assert made.admitted == {"a1": 0, "b1": 20}
+        at, kind, headers = made.refused["a2"]
+        assert (at, kind, headers) == (8, NoTurn, {b"retry-after": b"8"})
+        assert made.exchanges["a2"].admission_wait_seconds == 7
+
+    on_mock_clock(test)
+
+
+def test_with_no_time_to_wait_nobody_waits_and_is_told_the_pace() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="2")
+        made = await visits(limited, ("a1", 0, 90), ("a2", 1, 90), ("b1", 2, 1), ("b2", 80, 1))
+        assert made.admitted == {"a1": 0, "a2": 1}
+        assert made.refused == {
+            "b1": (2, NoTurn, {b"retry-after": b"1"}),
+            "b2": (80, NoTurn, {b"retry-after": b"60"}),
+        }
+
+    on_mock_clock(test)
+
+
+def test_past_the_lines_length_the_refusal_is_at_once() -> None:
+    async def test() -> None:
+        limited = admission(
+            MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="2"
+        )
+        made = await visits(
+            limited, ("a1", 0, 10), ("a2", 1, 1), ("a3", 2, 1), ("a4", 4, 1), ("b1", 5, 1)
+        )
+        assert made.admitted == {"a1": 0, "a2": 10, "b1": 11}
+        refused = {name: each[:2] for name, each in made.refused.items()}
+        assert refused == {"a4": (4, NoTurn), "a3": (5, NoTurn)}
+        assert made.refused["a4"][2] == {b"retry-after": b"12"}  # 4 s without one back, 3 to come
+
+    on_mock_clock(test)
+
+
+def test_who_leaves_while_it_waits_is_out_of_the_line_at_once() -> None:
+    async def test() -> None:
+        limited = admission(
+            MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="1"
+        )
+        made = await visits(limited, ("a1", 0, 10), ("a2", 1, 1, 3), ("b1", 3.5, 5), ("c1", 12, 1))
+        assert made.admitted == {"a1": 0, "b1": 10, "c1": 15}
+        assert made.exchanges["a2"].admission_wait_seconds == 2
+
+    on_mock_clock(test)
+
+
+def test_who_leaves_in_the_middle_gives_its_slot_back() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
+        made = await visits(limited, ("a1", 0, 50, 4), ("b1", 1, 1), ("c1", 2, 1))
+        assert made.admitted == {"a1": 0, "b1": 4, "c1": 5}
+
+    on_mock_clock(test)
+
+
+def test_requests_per_minute_in_all() -> None:
+    async def test() -> None:
+        limited = admission(RATE_LIMIT_PER_MINUTE="3")
+        made = await visits(
+            limited,
+            *(("a1", 0, 1), ("b1", 0, 1), ("a2", 1, 1), ("b2", 5, 1), ("a3", 20, 1), ("b3", 21, 1)),
+        )
+        assert made.admitted == {"a1": 0, "b1": 0, "a2": 1, "a3": 20}
+        assert made.refused["b2"] == (
+            5,
+            RateLimited,
+            {
+                b"retry-after": b"15",
+                b"x-ratelimit-limit-requests-minute": b"3",
+                b"x-ratelimit-remaining-requests-minute": b"0",
+                b"x-ratelimit-reset-requests-minute": b"15.000",
+            },
+        )
+        assert made.refused["b3"][2][b"retry-after"] == b"19"
+
+    on_mock_clock(test)
+
+
+@pytest.mark.anyio
+async def test_slots_survive_any_leaving() -> None:
+    """Many who leave at any turn of the loop; then all slots are there."""
+    limited = admission(MAX_CONCURRENT_REQUESTS="3", MAX_QUEUE_SECONDS="10")
+    most = inside = 0
+
+    async def visit(number: int) -> None:
+        nonlocal most, inside
+        with anyio.CancelScope() as scope:
+            if number % 3:
+                tasks.start_soon(cancel_after, number % 11, scope)
+            async with limited.turn(chat_exchange(client=f"c{number % 4}")):
+                inside += 1
+                most = max(most, inside)
+                try:
+                    for _ in range(number % 7):
+                        await anyio.lowlevel.checkpoint()
+                finally:
+                    inside -= 1
+
+    async def cancel_after(turns: int, scope: anyio.CancelScope) -> None:
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(300):
+            tasks.start_soon(visit, number)
+    assert most == 3
+    assert limited.waiting == 0
+    with anyio.fail_after(5):
+        async with (
+            limited.turn(chat_exchange()),
+            limited.turn(chat_exchange()),
+            limited.turn(chat_exchange()),
+        ):
+            limited_now = admission(MAX_CONCURRENT_REQUESTS="3")
+            assert limited_now.waiting == limited.waiting == 0

@@ -1,0 +1,198 @@
+"""Slots and turns: none is lost, and each is whose it should be, whoever comes and goes."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ape_cerebras.turns import Stage, Ticket, Turns
+
+NAMES = ("alice", "bob", "carol", None)
+
+
+def stages(*tickets: Ticket) -> list[Stage]:
+    return [ticket.stage for ticket in tickets]
+
+
+def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
+    turns = Turns(2, 10)
+    first, second, third = (turns.join("alice", 0.0) for _ in range(3))
+    assert stages(first, second, third) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
+    assert (turns.in_use, turns.waiting) == (2, 1)
+    turns.leave(second, 1.0)
+    assert stages(first, second, third) == [Stage.ADMITTED, Stage.LEFT, Stage.ADMITTED]
+    assert (turns.in_use, turns.waiting) == (2, 0)
+
+
+def test_a_slot_is_given_back_once() -> None:
+    turns = Turns(1, 10)
+    ticket = turns.join("alice", 0.0)
+    for _ in range(3):
+        turns.leave(ticket, 0.0)
+    assert turns.in_use == 0
+    assert stages(turns.join("alice", 0.0), turns.join("alice", 0.0))[1] is Stage.WAITING
+
+
+def test_names_take_turns_however_many_one_of_them_has() -> None:
+    turns = Turns(1, 100)
+    holder = turns.join("alice", 0.0)
+    waiting = [turns.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
+    order = []
+    while waiting:
+        turns.leave(holder, 0.0)
+        [holder] = [ticket for ticket in waiting if ticket.stage is Stage.ADMITTED]
+        waiting.remove(holder)
+        order.append(holder.name)
+    assert order == ["alice", "bob", "carol", "alice", "bob", "alice", "alice", "alice"]
+
+
+def test_who_leaves_the_line_is_passed_over() -> None:
+    turns = Turns(1, 10)
+    holder, first, second = (turns.join("alice", 0.0) for _ in range(3))
+    turns.leave(first, 0.0)
+    assert turns.waiting == 1
+    turns.leave(holder, 0.0)
+    assert stages(first, second) == [Stage.LEFT, Stage.ADMITTED]
+
+
+def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
+    turns = Turns(1, 3)
+    turns.join("alice", 0.0)
+    woken: list[Ticket] = []
+    greedy = [turns.join("alice", 0.0) for _ in range(3)]
+    for ticket in greedy:
+        ticket.wake = lambda ticket=ticket: woken.append(ticket)  # type: ignore[misc]
+    assert turns.join("alice", 0.0).stage is Stage.REFUSED
+    modest = turns.join("bob", 0.0)
+    assert stages(*greedy, modest) == [
+        *(Stage.WAITING, Stage.WAITING, Stage.REFUSED, Stage.WAITING),
+    ]
+    assert woken == [greedy[2]]
+    assert turns.waiting == 3
+
+
+def test_where_nobody_may_wait_nobody_does() -> None:
+    turns = Turns(1, 0)
+    assert stages(turns.join("a", 0.0), turns.join("b", 0.0)) == [Stage.ADMITTED, Stage.REFUSED]
+    assert turns.waiting == 0
+
+
+def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
+    turns = Turns(1, 10)
+    assert turns.seconds_to_a_turn(0.0) == 0.0
+    tickets = [turns.join("alice", 100.0) for _ in range(5)]
+    assert turns.seconds_to_a_turn(100.0) == 0.0  # nothing is known yet
+    assert turns.seconds_to_a_turn(103.0) == 15.0  # one may be back any moment: 5 are to come
+    turns.leave(tickets[0], 104.0)
+    assert turns.seconds_to_a_turn(104.0) == 16.0  # 3 wait, so that the next is the fourth
+    turns.leave(tickets[1], 106.0)
+    assert turns.seconds_to_a_turn(106.0) == 9.0
+    assert turns.seconds_to_a_turn(108.0) == 12.0  # a slot is late: the pace gets slower
+    for ticket in tickets[2:]:
+        turns.leave(ticket, 110.0)
+    assert turns.seconds_to_a_turn(1000.0) == 0.0
+    turns.join("alice", 2000.0)
+    assert turns.seconds_to_a_turn(2003.0) == 3.0  # what was before the pause does not count
+
+
+def test_the_pace_is_that_of_the_last_slots() -> None:
+    turns = Turns(1, 1000)
+    tickets = [turns.join("alice", 0.0) for _ in range(200)]
+    for number, ticket in enumerate(tickets[:150]):
+        turns.leave(ticket, 10.0 * number if number < 100 else 990.0 + (number - 99))
+    assert turns.seconds_to_a_turn(1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
+
+
+class Comings(RuleBasedStateMachine):
+    """Random comings and goings, beside a model that keeps whole lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = Turns(2, 4)
+        self.lines: dict[str | None, list[Ticket]] = defaultdict(list)
+        self.rotation: list[str | None] = []
+        self.held: list[Ticket] = []
+        self.woken: list[Ticket] = []
+
+    def admit(self) -> None:
+        while len(self.held) < 2 and self.rotation:
+            name = self.rotation.pop(0)
+            self.held.append(self.lines[name].pop(0))
+            if self.lines[name]:
+                self.rotation.append(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def join(self, name: str | None) -> None:
+        ticket = self.turns.join(name, 0.0)
+        ticket.wake = lambda: self.woken.append(ticket)
+        self.lines[name].append(ticket)
+        if name not in self.rotation:
+            self.rotation.append(name)
+        self.admit()
+        if sum(map(len, self.lines.values())) > 4:
+            longest = max(len(line) for line in self.lines.values())
+            own = len(self.lines[name]) == longest
+            victims = (
+                [ticket]
+                if own
+                else [line[-1] for line in self.lines.values() if len(line) == longest]
+            )
+            [refused] = [each for each in victims if each.stage is Stage.REFUSED]
+            self.lines[refused.name].remove(refused)
+            if not self.lines[refused.name]:
+                self.rotation.remove(refused.name)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.held))
+        self.held.remove(ticket)
+        self.turns.leave(ticket, 0.0)
+        self.admit()
+
+    @precondition(lambda self: self.rotation)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        waiting = [ticket for line in self.lines.values() for ticket in line]
+        ticket = data.draw(st.sampled_from(waiting))
+        self.lines[ticket.name].remove(ticket)
+        if not self.lines[ticket.name]:
+            self.rotation.remove(ticket.name)
+        self.turns.leave(ticket, 0.0)
+
+    @invariant()
+    def all_are_where_they_should_be(self) -> None:
+        waiting = [ticket for line in self.lines.values() for ticket in line]
+        assert self.turns.in_use == len(self.held) <= 2
+        assert self.turns.waiting == len(waiting) <= 4
+        assert not waiting or len(self.held) == 2
+        assert all(ticket.stage is Stage.ADMITTED for ticket in self.held)
+        assert all(ticket.stage is Stage.WAITING for ticket in waiting)
+        assert not Counter(self.woken) - Counter(set(self.woken))  # nobody is woken twice
+
+
+TestComings = Comings.TestCase
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(NAMES), max_size=60), st.integers(1, 5))
+def test_while_several_names_wait_none_is_served_twice_before_another_once(
+    names: list[str | None], slots: int
+) -> None:
+    turns = Turns(slots, 100)
+    held = [turns.join("first", 0.0) for _ in range(slots)]
+    waiting = [turns.join(name, 0.0) for name in names]
+    since: dict[str | None, Counter[str | None]] = {name: Counter() for name in names}
+    while waiting:
+        turns.leave(held.pop(0), 0.0)
+        [next_one] = [ticket for ticket in waiting if ticket.stage is Stage.ADMITTED]
+        own = [ticket for ticket in waiting if ticket.name == next_one.name]
+        assert own[0] is next_one  # first come, first served
+        waiting.remove(next_one)
+        held.append(next_one)
+        for name in {ticket.name for ticket in waiting} - {next_one.name}:
+            since[name][next_one.name] += 1
+            assert since[name][next_one.name] <= 1
+        since[next_one.name].clear()
