@@ -14,7 +14,7 @@ from .config import Config, ConfigError
 from .listener import CannotListen, open_ports_now
 from .place import Place
 from .practice import BACKEND_HELP, add_selfcheck, add_simulation, run_selfcheck, simulate
-from .process import report_not_listening, run_until_stopped, to_standard_output
+from .process import port_of, report_not_listening, run_until_stopped, to_standard_output
 from .server import serve
 from .settings import SETTINGS
 from .simulator import Simulator
@@ -102,8 +102,9 @@ def _whose(variable: str, workers: int) -> str:
 def _health(options: argparse.Namespace) -> int:
     environment = _environment(options)
     host = environment.get("HOST") or "127.0.0.1"
+    port = port_of(options, environment.get("PORT") or "8000")
     connection = http.client.HTTPConnection(
-        _ANY_ADDRESS.get(host, host), int(environment.get("PORT") or 8000), timeout=_HEALTH_TIMEOUT
+        _ANY_ADDRESS.get(host, host), port, timeout=_HEALTH_TIMEOUT
     )
     try:
         connection.request("GET", "/health")

@@ -10,7 +10,7 @@ import anyio
 
 from .backends import BACKENDS, read_backend, run_on
 from .logs import LineWriter, Logs
-from .process import first_of, run_until_stopped
+from .process import first_of, port_of, run_until_stopped
 from .rehearsal import Ended
 from .selfcheck import checked, selfcheck, table, within
 from .signals import unless_stopped
@@ -58,7 +58,7 @@ def simulate(options: argparse.Namespace) -> int:
     """Serve a stand-in Cerebras API until a signal ends that; the exit status."""
     given = {name: getattr(options, name) for name, _, _ in SIMULATION_FLAGS}
     simulation = Simulation(**{name: value for name, value in given.items() if value is not None})
-    host, port = options.host or "127.0.0.1", int(options.port or 8001)
+    host, port = options.host or "127.0.0.1", port_of(options, options.port or "8001")
     try:
         context = _server_context(options.certificate, options.private_key)
     except OSError:  # ssl.SSLError is one

@@ -1,5 +1,6 @@
 """What a whole process has only one of: its signals, its standard output, its exit status."""
 
+import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,8 +11,9 @@ from .backends import run_on
 from .listener import CannotListen
 from .logs import Logs
 from .signals import until_stopped
+from .values import whole
 
-__all__ = ("first_of", "report_not_listening", "run_until_stopped", "to_standard_output")
+__all__ = ("first_of", "port_of", "report_not_listening", "run_until_stopped", "to_standard_output")
 
 
 def run_until_stopped(
@@ -43,6 +45,15 @@ def first_of(errors: BaseException) -> BaseException:
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
+
+
+def port_of(options: argparse.Namespace, text: str) -> int:
+    """A port from a flag or a variable; ends the process where it is none."""
+    try:
+        return whole(0, 65535)(text)
+    except ValueError as problem:
+        parser: argparse.ArgumentParser = options.parser
+        parser.error(f"PORT {problem}")
 
 
 def to_standard_output() -> Logs:

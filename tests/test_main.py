@@ -164,6 +164,14 @@ def test_the_simulator_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
     assert "must be files that fit together" in wrong.stderr
 
 
+@pytest.mark.parametrize("command", ["health", "simulate"])
+def test_a_port_that_is_none(command: str) -> None:
+    refused = run(command, "--port", "http")
+    assert refused.returncode == 2
+    assert "PORT must be a whole number from 0 to 65535" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_health_of_nobody() -> None:
     asked = run("health", HOST="0.0.0.0", PORT=str(free_port()))
     assert asked.returncode == 1
