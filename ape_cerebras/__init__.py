@@ -41,6 +41,7 @@ layer  module           what it owns
 2      settings         the table of environment variables
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request
+2      retry            whether a request is made again, and when
 3      meter            what a passing response tells
 3      degradation      whether the service is degraded, over a minute
 3      logs             JSON lines, and the writer that never blocks the loop
@@ -49,6 +50,7 @@ layer  module           what it owns
 3      transport        TCP and TLS to upstream, and the stream httpcore uses
 3      completions      what it answers: plain replies and streams
 3      wrapped          any anyio byte stream, with its arrivals stamped
+3      try_counts       what the metrics tell of tries
 4      compression      large request bodies, compressed for the way upstream
 4      inbound          what arrives from a client, until h11 gets it
 4      metrics          the Prometheus registry
@@ -66,8 +68,9 @@ layer  module           what it owns
 6      upstream         one request to the API and its response
 7      clients          the clients' connections that are open, how many there may be
 7      answers          its answers on their way: paced, cut, garbled
-7      relay            one chat request up, its response down
 7      models           the list of models
+7      tries            a request's tries at upstream, of which its client sees the last
+8      relay            one chat request up, its response down
 8      simulator        that stand-in API, served by our own ``downstream``
 8      routes           the dispatch table, the key check, the local endpoints
 9      proxy            connections, exchanges, the one way through; draining

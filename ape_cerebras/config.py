@@ -69,6 +69,8 @@ class Config:
     upstream_first_byte_timeout: float = 60.0
     upstream_idle_timeout: float = 60.0
     upstream_gzip_min_bytes: int | None = None
+    retry_attempts: int = 0
+    retry_backoff: float = 1.5
     request_timeout: float | None = None
     client_head_timeout: float = 10.0
     client_body_timeout: float = 30.0

@@ -54,6 +54,12 @@ class Exchange(Record):
         return self.requested_model if self.requested_model != self.model else None
 
     @property
+    def is_clients_retry(self) -> bool:
+        """Whether its client makes it again, as the SDKs do of themselves."""
+        count = self.request.header(b"x-stainless-retry-count") if self.request else None
+        return count is not None and count.isdigit() and count.strip(b"0") != b""
+
+    @property
     def traits(self) -> Outcome:
         return OUTCOMES[self.outcome]
 
@@ -147,11 +153,12 @@ class Exchange(Record):
 
     @property
     def proxy_own_seconds(self) -> float | None:
-        """What is left of that beside waiting for its turn and making a connection: the proxy's
-        work, and the time that its event loop was busy with others."""
+        """What is left of that beside tries that failed, waiting for its turn and making a
+        connection: the proxy's work, and the time that its event loop was busy with others."""
         if self.proxy_ttft_seconds is None:
             return None
-        elsewhere = (self.wait_seconds, self.connect_seconds, self.tls_seconds)
+        making = (self.wait_seconds, self.connect_seconds, self.tls_seconds)
+        elsewhere = (self.retry_seconds, *making)
         return round(self.proxy_ttft_seconds - sum(each or 0.0 for each in elsewhere), 6)
 
     @property

@@ -55,6 +55,7 @@ _TIMES = tuple(
         "prompt_seconds",
         "completion_seconds",
         "network_seconds",
+        "retry_seconds",
         "wait_seconds",
         "connect_seconds",
         "tls_seconds",
@@ -63,7 +64,7 @@ _TIMES = tuple(
         "intended_start_lag_seconds",
     )
 )
-_TIMED_HOW = (("stamp", "stamp"), ("connection", "connection"))
+_TIMED_HOW = (("stamp", "stamp"), ("connection", "connection"), ("tries", "tries"))
 _USAGE = tuple(
     (name, name)
     for name in (
@@ -78,6 +79,7 @@ _USAGE = tuple(
 _GROUPING = tuple(
     (name, name) for name in ("token_events", "token_reads", "tokens_per_event", "events_per_read")
 )
+_UPSTREAMS_WORD = (("upstream_status", "upstream_status"), ("upstream_code", "upstream_code"))
 _MESSAGES = {
     "completed": "Chat completion successful",
     "client_disconnected": "Client disconnected",
@@ -128,7 +130,7 @@ def exchange_fields(exchange: Exchange) -> dict[str, Any]:
     fields.update(_known(exchange, (("usage_source", "usage_source"),)))
     if exchange.error_code is not None:
         fields["error"] = exchange.error_code
-        fields.update(_known(exchange, (("upstream_status", "upstream_status"),)))
+        fields.update(_known(exchange, _UPSTREAMS_WORD))
     return fields
 
 

@@ -20,12 +20,13 @@ from .exchange import Exchange
 from .sse import EventReader
 from .usage import read_json, read_time_info, read_usage
 
-__all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for")
+__all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for", "read_error_code")
 
 _END = b"[DONE]"
 _TOKEN = re.compile(
     rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
 )
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _MAX_PLAIN_BYTES = 32 * 1024 * 1024
 
 
@@ -205,3 +206,12 @@ def _read_totals(exchange: Exchange, answer: Any) -> None:
         model = answer.get("model")
         if isinstance(model, str):
             exchange.answered_model = model
+
+
+def read_error_code(body: bytes) -> str | None:
+    """The ``code`` in an error of the API's, whose 4xx are flat and whose 5xx are wrapped; None
+    where there is none that looks like one."""
+    said = read_json(body)
+    error = said.get("error", said) if isinstance(said, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else None

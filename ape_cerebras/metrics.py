@@ -19,6 +19,7 @@ from .degradation import REASONS
 from .exchange import Exchange
 from .exposition import STEM, AllWorkers, render
 from .place import Place
+from .try_counts import TryCounts
 from .version import VERSION
 
 __all__ = ("Metrics",)
@@ -43,6 +44,7 @@ _CHAT = (
         "Request written upstream to first token arrived",
     ),
     _Row("proxy_ttft_seconds", "overhead", "proxy_ttft_seconds", "What the proxy added to TTFT"),
+    _Row("retry_seconds", "ttft", "retry_seconds", "Tries before the last, and waits for the next"),
     _Row(
         "wait_seconds",
         "ttft",
@@ -51,7 +53,7 @@ _CHAT = (
     ),
     _Row("upstream_connect_seconds", "ttft", "connect_seconds", "Look-up and TCP, if it was new"),
     _Row("upstream_tls_seconds", "ttft", "tls_seconds", "TLS handshake, if it was new"),
-    _Row("proxy_own_seconds", "overhead", "proxy_own_seconds", "proxy_ttft less those three"),
+    _Row("proxy_own_seconds", "overhead", "proxy_own_seconds", "proxy_ttft less those four"),
     _Row("ttfo_seconds", "ttft", "ttfo_seconds", "Like TTFT, to the first token beyond reasoning"),
     _Row("tpot_seconds", "tpot", "tpot_seconds", "Time per output token, one value a stream"),
     _Row("network_seconds", "ttft", "network_seconds", "Upstream TTFT less queue and prompt time"),
@@ -137,6 +139,7 @@ class Metrics:
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
         self._make_gauges(backend)
+        self._tries = TryCounts(self._counter)
 
     def _make_gauges(self, backend: str) -> None:
         text = "1 while the service is degraded"
@@ -251,6 +254,7 @@ class Metrics:
         if any(exchange.gap_counts) and exchange.generation_seconds is not None:
             self._child(self._gaps, model).add(exchange.gap_counts, exchange.generation_seconds)
         self._observe_usage(exchange, model)
+        self._tries.observe(exchange, model)
 
     def _observe_ttft(self, exchange: Exchange, model: str) -> None:
         ttft = exchange.ttft_seconds

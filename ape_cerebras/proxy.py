@@ -30,6 +30,7 @@ from .routes import Routes, Table
 from .stamps import loop_clock
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
+from .tries import Tries
 from .upstream import Upstream
 from .warmth import Warmth
 from .wrapped import stamped
@@ -79,7 +80,7 @@ class Proxy:
         self._admission = Admission(config)
         self._routes = Routes(
             config,
-            Relay(config, self._upstream, self._admission).handle,
+            Relay(config, self._tries(), self._admission).handle,
             ModelList(config, self._upstream),
             self._metrics,
             self._health.report,
@@ -95,6 +96,11 @@ class Proxy:
         self._in_flight = 0
         self._drained = False
         self._tell_metrics(lines_dropped)
+
+    def _tries(self) -> Upstream | Tries:
+        """What requests go through; nothing more than they need."""
+        upstream = self._upstream
+        return Tries(self.config, upstream) if self.config.retry_attempts else upstream
 
     def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool

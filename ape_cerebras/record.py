@@ -49,10 +49,17 @@ class Record:
     sent_at: float | None = None  # upstream
     head_at: float | None = None  # upstream
     upstream_status: int | None = None  # upstream
+    upstream_code: str | None = None  # upstream: the code in the body of an error
     upstream_headers: Headers = ()  # upstream: the x-ratelimit-* of the answer
     answer_stamped: bool | None = None  # upstream: the kernel said when all of it came
     answer_piled_up: bool = False  # upstream: more of it waited to be read than the kernel holds
     upstream_wait_seconds: float = 0.0  # upstream: for a connection, head, body, another's answer
+
+    tries: int | None = None  # tries: begun, where there was, or was to be, more than one
+    retry_seconds: float | None = None  # tries: from the first to the last, or the wait for it
+    retry_reasons: tuple[str, ...] = ()  # tries: why each after the first was to be made
+    retry_forgone: str | None = None  # tries: why one more was not, though there was a reason
+    malformed_retry_after: int = 0  # tries
 
     first_token_at: float | None = None  # meter: arrived
     first_token_sent_at: float | None = None  # meter: written to the client

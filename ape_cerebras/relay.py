@@ -22,6 +22,7 @@ from .errors import ClientGone, ProxyError
 from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Headers, Request
+from .tries import Tries
 from .upstream import Upstream, UpstreamResponse
 from .upstream_errors import IdleTimeout, Truncated
 
@@ -132,7 +133,7 @@ def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
 class Relay:
     """The handler of chat completions."""
 
-    def __init__(self, config: Config, upstream: Upstream, admission: Admission) -> None:
+    def __init__(self, config: Config, upstream: Upstream | Tries, admission: Admission) -> None:
         self._config = config
         self._upstream = upstream
         self._compression = Compression(config)

@@ -80,6 +80,12 @@ SETTINGS: tuple[Setting, ...] = (
         _bytes,
         "plain JSON bodies from this size on go up compressed; unset: none does",
     ),
+    Setting(
+        "RETRY_ATTEMPTS",
+        whole(0, 10),
+        "times that a request is made again which upstream did not take on; 0: none",
+    ),
+    Setting("RETRY_BACKOFF", _seconds, "wait before the first at most; doubles, up to 8"),
     Setting("REQUEST_TIMEOUT", _seconds, "the whole exchange; unset: no limit"),
     Setting("CLIENT_HEAD_TIMEOUT", _seconds, "a request head in all"),
     Setting("CLIENT_BODY_TIMEOUT", _seconds, "a request body in all"),

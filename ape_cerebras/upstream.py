@@ -8,6 +8,7 @@ import httpcore
 
 from .config import Config
 from .exchange import Exchange
+from .meter import read_error_code
 from .network import StampedStream
 from .pool import Lease, Pool, ssl_context_for
 from .request import Headers
@@ -22,7 +23,7 @@ from .upstream_errors import (
     Truncated,
 )
 
-__all__ = ("Upstream", "UpstreamResponse", "waiting_for_upstream")
+__all__ = ("Upstream", "UpstreamResponse", "forget_try", "waiting_for_upstream")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -126,6 +127,7 @@ class UpstreamResponse:
         while size < _ERROR_AT_MOST and (not self._ahead or self._ahead[-1] is not None):
             self._ahead.append(chunk := await self._receive())
             size += len(chunk or b"")
+        self._exchange.upstream_code = read_error_code(b"".join(filter(None, self._ahead)))
 
     async def _receive(self) -> bytes | None:
         if self._exchange.first_token_at is not None:
@@ -251,6 +253,16 @@ class Upstream:
             response.close()
             raise
         return response
+
+
+def forget_try(exchange: Exchange) -> None:
+    """Take back what is written down of a try that another follows. What was waited stays."""
+    exchange.connection = exchange.pool_wait_seconds = None
+    exchange.connect_seconds = exchange.tls_seconds = None
+    exchange.sent_at = exchange.head_at = None
+    exchange.upstream_status = exchange.upstream_code = None
+    exchange.upstream_headers = ()
+    exchange.answer_stamped, exchange.answer_piled_up = None, False
 
 
 def _note(lease: Lease, exchange: Exchange) -> None:

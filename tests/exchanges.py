@@ -13,6 +13,7 @@ from ape_cerebras.usage import PriceTable, TimeInfo, Usage
 
 __all__ = (
     "CHAT",
+    "RETRIED",
     "assembled_exchange",
     "chat_exchange",
     "ended_exchanges",
@@ -23,6 +24,15 @@ __all__ = (
 CHAT = "/v1/chat/completions"
 _PRICES = PriceTable.built_in()
 _REQUEST = Request("POST", b"/v1/chat/completions", b"1.1", ((b"host", b"a"),))
+RETRIED: dict[str, Any] = {
+    "request": Request("POST", b"/", b"1.1", ((b"x-stainless-retry-count", b"1"),)),
+    "tries": 2,
+    "retry_seconds": 0.001,
+    "retry_reasons": ("connect",),
+    "retry_forgone": "attempts",
+    "malformed_retry_after": 1,
+}
+"""Fields of an exchange that its client had made before, and that was made again here."""
 _MOMENTS = (
     *("started_at", "received_at", "sent_at", "head_at", "first_token_at", "first_token_sent_at"),
     *("first_answer_at", "first_answer_sent_at", "last_token_at", "last_body_at", "finished_at"),

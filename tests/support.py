@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.listener import accept_connections, open_listeners
 from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.transport import Connect, connect_tcp
 
 __all__ = (
     "FINISH",
@@ -332,7 +332,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running_proxy(upstream_port: int, **settings: str) -> AsyncIterator[Running]:
+async def running_proxy(
+    upstream_port: int, connect: Connect = connect_tcp, /, **settings: str
+) -> AsyncIterator[Running]:
     environment = {
         "CEREBRAS_API_KEY": KEY,
         "CEREBRAS_BASE_URL": f"http://127.0.0.1:{upstream_port}",
@@ -347,7 +349,7 @@ async def running_proxy(upstream_port: int, **settings: str) -> AsyncIterator[Ru
 
         async def run(*, task_status: TaskStatus[Proxy]) -> None:
             config = Config.from_environment(environment)
-            await serve(config, write_line=lines.write, task_status=task_status)
+            await serve(config, write_line=lines.write, connect=connect, task_status=task_status)
             ended.set()
 
         proxy = await tasks.start(run)

@@ -135,7 +135,8 @@ def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange)
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
 def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None:
-    waits = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
+    making = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
+    waits = (exchange.retry_seconds, *making)
     ours = [exchange.proxy_own_seconds, *(each for each in waits if each is not None)]
     theirs = [exchange.queue_seconds, exchange.prompt_seconds, exchange.network_seconds]
     parts = [Decimal(repr(part)) for part in (*ours, *theirs) if part is not None]

@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 import pytest
-from exchanges import CHAT, chat_exchange, plain_exchange, stream_exchange
+from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_exchange
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
@@ -19,6 +19,11 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "ttft_seconds": ("histogram", {"model", "source"}),
     "upstream_ttft_seconds": ("histogram", {"model"}),
     "proxy_ttft_seconds": ("histogram", {"model"}),
+    "retry_seconds": ("histogram", {"model"}),
+    "retries_total": ("counter", {"reason"}),
+    "retries_forgone_total": ("counter", {"why"}),
+    "malformed_retry_after_total": ("counter", set()),
+    "client_retries_total": ("counter", {"model"}),
     "wait_seconds": ("histogram", {"model"}),
     "upstream_connect_seconds": ("histogram", {"model"}),
     "upstream_tls_seconds": ("histogram", {"model"}),
@@ -64,7 +69,7 @@ GRID = tuple(
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
-    metrics = observed(stream_exchange(upstream_headers=GRID, **new))
+    metrics = observed(stream_exchange(upstream_headers=GRID, **RETRIED, **new))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
         name = metric.name.removeprefix("cerebras_proxy_")

@@ -156,7 +156,8 @@ def test_any_worker_answers_there_for_all(backend: str, tmp_path: Path) -> None:
         for number in (1, 2):
             connection = crew.connection(number)
             connection.request("GET", "/metrics")
-            assert connection.getresponse().status == 404
+            response = connection.getresponse()
+            assert (response.status, bool(response.read())) == (404, True)
             connection = crew.connection(number)
             connection.request("POST", "/v1/chat/completions", CHAT, JSON)
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
