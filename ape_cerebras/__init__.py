@@ -42,6 +42,7 @@ layer  module           what it owns
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request
 2      retry            whether a request is made again, and when
+2      circuit          when upstream is known to be down, a state machine over a clock
 3      meter            what a passing response tells
 3      degradation      whether the service is degraded, over a minute
 3      logs             JSON lines, and the writer that never blocks the loop

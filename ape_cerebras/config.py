@@ -71,6 +71,7 @@ class Config:
     upstream_gzip_min_bytes: int | None = None
     retry_attempts: int = 0
     retry_backoff: float = 1.5
+    circuit_failures: int | None = None
     request_timeout: float | None = None
     client_head_timeout: float = 10.0
     client_body_timeout: float = 30.0

@@ -25,6 +25,7 @@ message, which can quote a header and with it a key.
     ├── RateLimited               429  more requests per minute than are allowed
     ├── Draining                  503  shutting down
     │   └── ShutDown              503  cut short by that
+    ├── UpstreamUnavailable       503  the circuit is open
     ├── UpstreamFailed            the API's fault, or that of the way to it
     │   ├── ConnectFailed         502  refused, unreachable, name not found
     │   ├── TlsFailed             502  certificate or handshake

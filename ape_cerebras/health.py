@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from .circuit import Circuit
 from .config import Config
 from .degradation import Degradation
 from .exchange import Exchange
@@ -24,11 +25,15 @@ class Health:
         logs: Logs,
         place: Place | None,
         is_draining: Callable[[], bool],
+        circuit: Circuit | None,
     ) -> None:
         self._metrics = metrics
         self._logs = logs
         self._place = place
         self._is_draining = is_draining
+        self._circuit = circuit
+        if circuit is not None:
+            metrics.watch_circuit(circuit)
         target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         self._degradation = Degradation(target)
         self._degraded: tuple[str, ...] = ()
@@ -51,6 +56,8 @@ class Health:
         }
         if self._degraded:
             report["degraded"] = self._degraded
+        if self._circuit is not None:
+            report["upstream_circuit"] = self._circuit.state
         if self._place is not None:
             board = self._place.board
             report["workers"] = {"up": board.up, "configured": board.workers}

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
+from .circuit import Circuit
 from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
@@ -139,7 +140,7 @@ class Metrics:
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
         self._make_gauges(backend)
-        self._tries = TryCounts(self._counter)
+        self._tries = TryCounts(self._counter, self._gauge)
 
     def _make_gauges(self, backend: str) -> None:
         text = "1 while the service is degraded"
@@ -205,7 +206,7 @@ class Metrics:
         """The values that are read by ``refresh``."""
         upstream = self._gauge("upstream_connections", "Open", "state")
         dropped = self._counter("log_lines_dropped", "Log lines lost: output stalled or closed")
-        self._watched = (
+        self._watched += (
             (self._gauge("requests_in_flight", "Exchanges under way").set, in_flight),
             (self._gauge("client_connections", "Open").set, client_connections),
             (upstream.labels("active").set, active),
@@ -213,6 +214,9 @@ class Metrics:
             (_following(dropped), lines_dropped),
             (self._gauge("queue_length", "Requests waiting for their turn").set, waiting),
         )
+
+    def watch_circuit(self, circuit: Circuit) -> None:
+        self._watched += self._tries.watching(circuit)
 
     def refresh(self) -> None:
         """Look at the watched values: before a text is made, and in a worker often enough for the

@@ -30,6 +30,7 @@ OUTCOMES = {
     "upstream_rate_limited": Outcome("error", failed=True, degrades=True),
     "upstream_failed": Outcome("error", failed=True, degrades=True),
     "upstream_stream_error": Outcome("error", failed=True, degrades=True),
+    "upstream_unavailable": Outcome("error", failed=True, degrades=True),
     "upstream_connect_failed": Outcome("error", failed=True, degrades=True),
     "upstream_connect_timeout": Outcome("error", failed=True, degrades=True),
     "upstream_tls_failed": Outcome("error", failed=True, degrades=True),

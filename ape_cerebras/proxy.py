@@ -15,6 +15,7 @@ from anyio.abc import ByteStream
 
 from .admission import Admission
 from .backends import current_backend
+from .circuit import Circuit
 from .clients import Clients
 from .config import Config
 from .downstream import Downstream
@@ -30,7 +31,7 @@ from .routes import Routes, Table
 from .stamps import loop_clock
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
-from .tries import Tries
+from .tries import tries_at
 from .upstream import Upstream
 from .warmth import Warmth
 from .wrapped import stamped
@@ -73,14 +74,16 @@ class Proxy:
         """Host and port of each address that is listened on, where somebody listens."""
         self.scrapers_addresses: tuple[tuple[str, int], ...] = ()
         self._upstream = Upstream(config, connect)
+        circuit = Circuit(config.circuit_failures) if config.circuit_failures else None
         self._warmth = Warmth(config, self._upstream.pool)
         self._metrics = Metrics(config, current_backend(), place)
         self.drain_began = anyio.Event()
-        self._health = Health(config, self._metrics, self.logs, place, self.drain_began.is_set)
+        draining = self.drain_began.is_set
+        self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
         self._admission = Admission(config)
         self._routes = Routes(
             config,
-            Relay(config, self._tries(), self._admission).handle,
+            self._relay(circuit).handle,
             ModelList(config, self._upstream),
             self._metrics,
             self._health.report,
@@ -97,10 +100,9 @@ class Proxy:
         self._drained = False
         self._tell_metrics(lines_dropped)
 
-    def _tries(self) -> Upstream | Tries:
-        """What requests go through; nothing more than they need."""
-        upstream = self._upstream
-        return Tries(self.config, upstream) if self.config.retry_attempts else upstream
+    def _relay(self, circuit: Circuit | None) -> Relay:
+        upstream = tries_at(self._upstream, self.config, circuit, self.logs)
+        return Relay(self.config, upstream, self._admission)
 
     def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool

@@ -86,6 +86,11 @@ SETTINGS: tuple[Setting, ...] = (
         "times that a request is made again which upstream did not take on; 0: none",
     ),
     Setting("RETRY_BACKOFF", _seconds, "wait before the first at most; doubles, up to 8"),
+    _limit(
+        "CIRCUIT_FAILURES",
+        _count,
+        "failures in a row after which upstream is left alone for a moment; unset: it never is",
+    ),
     Setting("REQUEST_TIMEOUT", _seconds, "the whole exchange; unset: no limit"),
     Setting("CLIENT_HEAD_TIMEOUT", _seconds, "a request head in all"),
     Setting("CLIENT_BODY_TIMEOUT", _seconds, "a request body in all"),

@@ -1,4 +1,5 @@
-"""A chat request's tries at upstream, of which a client sees the last one only.
+"""A chat request's tries at upstream, of which a client sees the last one only; and none at all
+while upstream is known to be down.
 
 What they have taken belongs to the exchange: ``retry_seconds`` goes from the beginning of the first
 to that of the last, and every other time of the record is the last one's.
@@ -6,29 +7,47 @@ to that of the last, and every other time of the record is the last one's.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 
+from .circuit import Circuit, says_it_is_down
 from .config import Config
 from .errors import ProxyError
 from .exchange import Exchange
+from .logs import Logs
 from .request import Headers
 from .retry import RetryBudget, objection, pause_before, read_retry_after, reason_to_retry
 from .stamps import loop_clock
 from .upstream import Upstream, UpstreamResponse, forget_try, waiting_for_upstream
 
-__all__ = ("Tries",)
+__all__ = ("Tries", "tries_at")
+
+
+def tries_at(
+    upstream: Upstream, config: Config, circuit: Circuit | None, logs: Logs
+) -> "Upstream | Tries":
+    """What requests are sent through: nothing between where nothing is asked for."""
+    wanted = config.retry_attempts or circuit is not None
+    return Tries(config, upstream, circuit, logs) if wanted else upstream
 
 
 class Tries:
-    """In ``Upstream``'s place where RETRY_ATTEMPTS asks for it. ``chance`` draws from 0 to 1."""
+    """In ``Upstream``'s place where RETRY_ATTEMPTS or CIRCUIT_FAILURES asks for it. ``chance``
+    draws from 0 to 1."""
 
     def __init__(
-        self, config: Config, upstream: Upstream, chance: Callable[[], float] = random.random
+        self,
+        config: Config,
+        upstream: Upstream,
+        circuit: Circuit | None,
+        logs: Logs,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._upstream = upstream
+        self._circuit = circuit
+        self._logs = logs
         self._attempts = config.retry_attempts
         self._backoff = config.retry_backoff
         self._chance = chance
@@ -45,16 +64,19 @@ class Tries:
         *,
         awaits_token: bool,
     ) -> UpstreamResponse:
-        """As ``Upstream.send``: the response of the last try, or what that raised."""
+        """As ``Upstream.send``: the response of the last try, or what that raised; or raises
+        UpstreamUnavailable."""
         ask = partial(
             self._upstream.send, exchange, method, path, headers, body, awaits_token=awaits_token
         )
+        if not self._attempts:
+            return await self._once(ask)
         began_at = self._clock()
         self._budget.note_request(began_at)
         retry = 1
         while True:
             try:
-                response = await ask()
+                response = await self._once(ask)
             except ProxyError as failure:
                 pause = self._pause_before(retry, exchange, failure, None)
                 if pause is None:
@@ -67,6 +89,29 @@ class Tries:
             await self._wait(pause, retry, exchange, began_at)
             forget_try(exchange)
             retry += 1
+
+    async def _once(self, ask: Callable[[], Awaitable[UpstreamResponse]]) -> UpstreamResponse:
+        if self._circuit is None:
+            return await ask()
+        era = self._circuit.enter(self._clock())
+        failed: bool | None = None
+        try:
+            response = await ask()
+            failed = response.status >= 500
+        except ProxyError as error:
+            failed = says_it_is_down(error)
+            raise
+        finally:
+            self._leave(self._circuit, era, failed)
+        return response
+
+    def _leave(self, circuit: Circuit, era: int, failed: bool | None) -> None:
+        before = circuit.state
+        circuit.leave(era, failed, self._clock())
+        if before == "closed" != circuit.state:
+            self._logs.event("warning", "Circuit opened")
+        elif before != "closed" == circuit.state:
+            self._logs.event("info", "Circuit closed")
 
     def _pause_before(
         self,

@@ -13,6 +13,7 @@ __all__ = (
     "TlsFailed",
     "Truncated",
     "UpstreamFailed",
+    "UpstreamUnavailable",
 )
 
 
@@ -67,3 +68,19 @@ class FirstByteTimeout(
 
 class IdleTimeout(UpstreamFailed, status=504, code="stream_timeout", outcome="upstream_stalled"):
     message = "The upstream API stopped in the middle of its answer."
+
+
+class UpstreamUnavailable(
+    ProxyError,
+    status=503,
+    type="upstream_error",
+    code="upstream_unavailable",
+    outcome="upstream_unavailable",
+):
+    """Nothing was sent. ``retry_after``: seconds."""
+
+    message = "The upstream API has failed several times in a row, and is left alone for a moment."
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__()
+        self.headers = ((b"retry-after", b"%d" % retry_after),)

@@ -8,6 +8,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
 
 from ape_cerebras import Config
+from ape_cerebras.circuit import Circuit
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.metrics import Metrics
 
@@ -46,6 +47,7 @@ def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -
         lines_dropped=lambda: lines_dropped,
         waiting=lambda: 8,
     )
+    metrics.watch_circuit(Circuit(1))
     return metrics
 
 

@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "retries_forgone_total": ("counter", {"why"}),
     "malformed_retry_after_total": ("counter", set()),
     "client_retries_total": ("counter", {"model"}),
+    "upstream_circuit": ("gauge", {"state"}),
     "wait_seconds": ("histogram", {"model"}),
     "upstream_connect_seconds": ("histogram", {"model"}),
     "upstream_tls_seconds": ("histogram", {"model"}),

@@ -18,6 +18,7 @@ from test_timing import STREAMED, on_mock_clock, rig, slow_stream
 from ape_cerebras import Config
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.exchange import Exchange
+from ape_cerebras.logs import Logs
 from ape_cerebras.network import StampedStream
 from ape_cerebras.tries import Tries
 from ape_cerebras.upstream import Upstream
@@ -52,7 +53,8 @@ class Played:
             }
         )
         self.began_at: list[float] = []
-        self.tries = Tries(config, Upstream(config, self.connect), lambda: 0.5)
+        logs = Logs("debug", print)
+        self.tries = Tries(config, Upstream(config, self.connect), None, logs, lambda: 0.5)
         self.exchange = Exchange(started_at=0.0)
 
     async def connect(self, host: str, port: int) -> StampedStream:

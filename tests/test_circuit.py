@@ -1,0 +1,154 @@
+"""The circuit by itself, over a clock that is a number."""
+
+from collections.abc import Callable
+
+import pytest
+from failures import FAILURES, example
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ape_cerebras.circuit import STATES, Circuit, says_it_is_down
+from ape_cerebras.errors import ProxyError
+from ape_cerebras.upstream_errors import UpstreamUnavailable
+
+DOWN = {
+    *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
+    *("InvalidAnswer", "Truncated", "IdleTimeout"),
+}
+ANSWERED = {"KeyRefused", "AnswerWithheld"}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_failures_tell_of_upstream(failure: type[ProxyError]) -> None:
+    expected = {True: DOWN, False: ANSWERED}
+    told = says_it_is_down(example(failure))
+    assert told is None or failure.__name__ in expected[told]
+    assert told is not None or failure.__name__ not in DOWN | ANSWERED
+
+
+def fail(circuit: Circuit, now: float, times: int = 1) -> None:
+    for _ in range(times):
+        circuit.leave(circuit.enter(now), True, now)
+
+
+def opened(now: float = 0.0) -> Circuit:
+    circuit = Circuit(3)
+    fail(circuit, now, 3)
+    return circuit
+
+
+def refusal(circuit: Circuit, now: float) -> bytes:
+    """The seconds after which one who is refused may come again."""
+    with pytest.raises(UpstreamUnavailable) as refused:
+        circuit.enter(now)
+    [(name, value)] = refused.value.headers
+    assert name == b"retry-after"
+    return value
+
+
+def test_it_opens_after_so_many_failures_in_a_row() -> None:
+    circuit = Circuit(3)
+    fail(circuit, 0.0, 2)
+    circuit.leave(circuit.enter(0.0), False, 0.0)
+    fail(circuit, 0.0, 2)
+    assert circuit.state == "closed"
+    circuit.leave(circuit.enter(0.0), None, 0.0)  # which says nothing, so the run goes on
+    fail(circuit, 0.0)
+    assert circuit.state == "open"
+    assert refusal(circuit, 0.0) == b"1"
+
+
+def test_after_its_time_one_is_let_through_and_no_other() -> None:
+    circuit = opened(10.0)
+    assert refusal(circuit, 10.999) == b"1"
+    circuit.enter(11.0)
+    assert circuit.state == "half_open"
+    assert refusal(circuit, 11.0) == refusal(circuit, 500.0) == b"1"
+
+
+def test_a_probe_that_is_answered_closes_it() -> None:
+    circuit = opened()
+    circuit.leave(circuit.enter(1.0), False, 1.5)
+    assert circuit.state == "closed"
+    fail(circuit, 2.0, 2)
+    assert circuit.state == "closed"
+    fail(circuit, 2.0)
+    assert refusal(circuit, 2.0) == b"1"  # not longer than the first time
+
+
+def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
+    circuit, now = opened(), 0.0
+    for time in (1, 2, 4, 8, 16, 30, 30):
+        assert refusal(circuit, now) == str(time).encode()
+        assert refusal(circuit, now + time - 0.001) == b"1"
+        now += time
+        fail(circuit, now)
+        assert circuit.state == "open"
+
+
+def test_a_probe_that_says_nothing_is_followed_by_another() -> None:
+    circuit = opened()
+    circuit.leave(circuit.enter(1.0), None, 5.0)
+    assert circuit.state == "open"
+    circuit.leave(circuit.enter(5.0), False, 5.0)
+    assert circuit.state == "closed"
+
+
+@pytest.mark.parametrize("failed", [True, False, None])
+def test_what_was_sent_before_it_opened_says_nothing_any_more(failed: bool | None) -> None:
+    circuit = Circuit(3)
+    late = circuit.enter(0.0)
+    fail(circuit, 0.0, 3)
+    circuit.leave(late, failed, 0.5)
+    assert (circuit.state, refusal(circuit, 0.5)) == ("open", b"1")
+    probe = circuit.enter(1.0)
+    circuit.leave(late, failed, 1.0)
+    assert circuit.state == "half_open"
+    refusal(circuit, 1.0)
+    circuit.leave(probe, False, 1.0)
+    for _ in range(3):
+        circuit.leave(late, failed, 1.0)
+    assert circuit.state == "closed"
+
+
+class Played:
+    """Requests at random, with account of those that went out while it was not closed."""
+
+    def __init__(self, failures: int) -> None:
+        self.circuit = Circuit(failures)
+        self.now = 0.0
+        self.out: list[tuple[int, bool]] = []  # era, whether it is a probe
+        self.asked: list[int] = []  # the seconds that those were told that were refused
+
+    def enter(self, _: int) -> None:
+        was_closed = self.circuit.state == "closed"
+        try:
+            self.out.append((self.circuit.enter(self.now), not was_closed))
+        except UpstreamUnavailable as error:
+            assert not was_closed
+            self.asked.append(int(error.headers[0][1]))
+
+    def leave(self, number: int) -> None:
+        if self.out:
+            era, _ = self.out.pop(number % len(self.out))
+            self.circuit.leave(era, (True, False, None)[number % 3], self.now)
+
+    def wait(self, number: int) -> None:
+        self.now += number / 10
+
+
+_steps = st.tuples(st.sampled_from((Played.enter, Played.leave, Played.wait)), st.integers(0, 1000))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 4), st.lists(_steps, max_size=80))
+def test_never_more_than_one_probe_is_out(
+    failures: int, steps: list[tuple[Callable[[Played, int], None], int]]
+) -> None:
+    played = Played(failures)
+    for step, number in steps:
+        step(played, number)
+        probes = sum(is_probe for _, is_probe in played.out)
+        assert played.circuit.state in STATES
+        assert probes == (played.circuit.state == "half_open")
+    assert all(1 <= seconds <= 30 for seconds in played.asked)
