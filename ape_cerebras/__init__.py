@@ -64,6 +64,7 @@ layer  module           what it owns
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
 5      health           how the service is: what /health says of it, whether it is degraded
+5      account          what the account of the stand-in API may have: buckets that refill, a queue
 6      downstream       the client's connection, through h11
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
@@ -75,7 +76,8 @@ layer  module           what it owns
 8      simulator        that stand-in API, served by our own ``downstream``
 8      routes           the dispatch table, the key check, the local endpoints
 9      proxy            connections, exchanges, the one way through; draining
-9      practice         the commands that need no Cerebras: simulate, selfcheck
+9      stand_in         the stand-in API as a command: its flags, its log lines
+10     practice         the commands that need no Cerebras: simulate, selfcheck
 10     server           listening and serving
 11     __init__         this map, and the public API
 11     workers          several processes on one port: started, watched, restarted, drained

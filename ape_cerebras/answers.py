@@ -14,6 +14,7 @@ from secrets import token_hex
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError
 
+from .account import Account
 from .completions import Completion, Event
 from .downstream import Downstream
 from .errors import ClientGone
@@ -98,9 +99,12 @@ class Truth:
 class Answer:
     """The answer to one request, on its way."""
 
-    def __init__(self, downstream: Downstream, exchange: Exchange, truth: Truth) -> None:
+    def __init__(
+        self, downstream: Downstream, exchange: Exchange, account: Account, truth: Truth
+    ) -> None:
         self._downstream = downstream
         self._exchange = exchange
+        self._account = account
         self.truth = truth
         self._held: list[Event] = []
 
@@ -108,8 +112,11 @@ class Answer:
         status, body, headers = reply
         self.truth.status = status
         await self._downstream.respond(
-            self._exchange, status, (*headers, *reply_headers(_new_ray())), body
+            self._exchange, status, (*headers, *self._common_headers()), body
         )
+
+    def _common_headers(self, used: int = 0) -> Headers:
+        return *reply_headers(_new_ray()), *self._account.headers(anyio.current_time(), used)
 
     async def chat(self, simulation: Simulation, default_model: str) -> None:
         request = self.truth.request
@@ -126,22 +133,32 @@ class Answer:
             tokens_per_event=simulation.tokens_per_chunk,
             cached_tokens=simulation.cached_tokens,
         )
+        used = completion.usage()["total_tokens"]
+        reserved = self._account.admit(asked, anyio.current_time())
+        try:
+            await self._complete(simulation, completion, used)
+        finally:
+            used = used if self.truth.status == 200 else 0
+            self._account.settle(reserved, used, anyio.current_time())
+
+    async def _complete(self, simulation: Simulation, completion: Completion, used: int) -> None:
         timing = simulation.timing(completion.token_count, time.time())
         self.truth.id = completion.id
+        streams = completion.asked.stream
         headers = (
-            _EVENT_STREAM if asked.stream else _JSON,
+            _EVENT_STREAM if streams else _JSON,
             (b"inference-id", completion.id.encode()),
-            *reply_headers(_new_ray(), completion.usage()["total_tokens"]),
         )
-        events = completion.events(timing) if asked.stream else [completion.plain(timing)]
-        await self._play(simulation, headers, events)
+        events = completion.events(timing) if streams else [completion.plain(timing)]
+        await self._play(simulation, headers, events, used)
 
     async def at_once(self, simulation: Simulation, body: bytes) -> None:
         """A plain answer that takes no time to make; faults come to it as well."""
-        headers = (_JSON, *reply_headers(_new_ray()))
-        await self._play(replace(simulation, ttft=0.0), headers, [Event(body)])
+        await self._play(replace(simulation, ttft=0.0), (_JSON,), [Event(body)])
 
-    async def _play(self, simulation: Simulation, headers: Headers, events: list[Event]) -> None:
+    async def _play(
+        self, simulation: Simulation, headers: Headers, events: list[Event], used: int = 0
+    ) -> None:
         """Send ``events``, each when it is due, as far as a fault lets them through."""
         if simulation.fault in INSTEAD_OF_AN_ANSWER:
             await self._misbehave(simulation)
@@ -152,7 +169,8 @@ class Answer:
         arrived_at = self.truth.request_arrived_at
         await anyio.sleep_until(arrived_at + simulation.due(events[0].made))
         self.truth.status = 200
-        self._downstream.send_head(self._exchange, 200, headers)
+        head = *headers, *self._common_headers(used)
+        self._downstream.send_head(self._exchange, 200, head)
         for event in whole:
             await self._wait_until(arrived_at + simulation.due(event.made))
             await self._downstream.send_chunk(event.data, hold=True)

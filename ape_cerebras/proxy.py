@@ -81,14 +81,7 @@ class Proxy:
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
         self._admission = Admission(config)
-        self._routes = Routes(
-            config,
-            self._relay(circuit).handle,
-            ModelList(config, self._upstream),
-            self._metrics,
-            self._health.report,
-            self._warmth.hint,
-        )
+        self._routes = self._make_routes(circuit)
         self._clock = loop_clock()
         self._connections = Clients(config.max_connections, place)
         self.wait_for_room = self._connections.wait_for_room
@@ -100,9 +93,16 @@ class Proxy:
         self._drained = False
         self._tell_metrics(lines_dropped)
 
-    def _relay(self, circuit: Circuit | None) -> Relay:
+    def _make_routes(self, circuit: Circuit | None) -> Routes:
         upstream = tries_at(self._upstream, self.config, circuit, self.logs)
-        return Relay(self.config, upstream, self._admission)
+        return Routes(
+            self.config,
+            Relay(self.config, upstream, self._admission).handle,
+            ModelList(self.config, self._upstream),
+            self._metrics,
+            self._health.report,
+            self._warmth.hint,
+        )
 
     def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool

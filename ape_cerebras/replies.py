@@ -21,21 +21,16 @@ __all__ = (
     "error_named",
     "model_list",
     "one_model",
+    "over_quota",
     "reply_headers",
     "stream_error",
     "wrong_format",
 )
 
 _JSON = (b"content-type", b"application/json")
-# Present on a 429 as a rule. A second, so that a client's retries stay short enough to test.
-_RETRY_AFTER = (b"retry-after", b"1")
 
 MODELS = PriceTable.built_in().prices
 """The models there are: those of the built-in price table."""
-
-# Requests and tokens per minute of the developer tier for gpt-oss-120b.
-_LIMITS = {"requests": 1_000, "tokens": 1_000_000}
-_WINDOWS = {"minute": 1, "hour": 60, "day": 60 * 24}
 
 
 def compact(body: Any) -> bytes:
@@ -78,6 +73,27 @@ def wrong_format(message: str) -> ErrorReply:
     return _flat(400, message, "invalid_request_error", "validation_error", "wrong_api_format")
 
 
+def _retry_after(seconds: int = 1) -> tuple[bytes, bytes]:
+    """Present on a 429 as a rule. A second keeps a client's retries short enough to test."""
+    return (b"retry-after", b"%d" % seconds)
+
+
+_PROCESSED = {"requests": "sent", "tokens": "processed"}
+
+
+def over_quota(what: str, window: str, retry_after: int = 1) -> ErrorReply:
+    """429, for the account's ``requests`` or ``tokens`` in a ``window``. Captured for the minute;
+    for the others it is a guess."""
+    return _flat(
+        429,
+        f"{what.capitalize()} per {window} limit exceeded - too many {what} {_PROCESSED[what]}.",
+        f"too_many_{what}_error",
+        "quota",
+        f"{what.removesuffix('s')}_quota_exceeded",
+        _retry_after(retry_after),
+    )
+
+
 ERRORS: Mapping[str, ErrorReply] = {
     "unknown_field": wrong_format("body.store: property 'body.store' is unsupported"),
     "wrong_api_key": _flat(
@@ -99,29 +115,15 @@ ERRORS: Mapping[str, ErrorReply] = {
         "model_not_found",
     ),
     "route_not_found": ErrorReply(404, b"", ((b"content-type", b"text/plain"),)),
-    "requests": _flat(
-        429,
-        "Requests per minute limit exceeded - too many requests sent.",
-        "too_many_requests_error",
-        "quota",
-        "request_quota_exceeded",
-        _RETRY_AFTER,
-    ),
-    "tokens": _flat(
-        429,
-        "Tokens per minute limit exceeded - too many tokens processed.",
-        "too_many_tokens_error",
-        "quota",
-        "token_quota_exceeded",
-        _RETRY_AFTER,
-    ),
+    "requests": over_quota("requests", "minute"),
+    "tokens": over_quota("tokens", "minute"),
     "queue": _flat(
         429,
         "We're experiencing high traffic right now! Please try again soon.",
         "too_many_requests_error",
         "queue",
         "queue_exceeded",
-        _RETRY_AFTER,
+        _retry_after(),
     ),
     "server_error": _wrapped(500, "Encountered a server error, please try again."),
     # Named in the API's documentation, its body never captured: the shape of the 500 is a guess.
@@ -202,12 +204,8 @@ def one_model(model: str, *, public: bool = False) -> bytes:
 # Headers
 
 
-def reply_headers(ray: bytes, tokens: int = 0) -> tuple[tuple[bytes, bytes], ...]:
-    """What stands on every answer: Cloudflare's own and the grid of rate limits.
-
-    ``ray`` is Cloudflare's id of the request; ``tokens`` is what the request took from the
-    buckets. Nothing is remembered from one request to the next, so every bucket is else full.
-    """
+def reply_headers(ray: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Cloudflare's own, which stand on every answer. ``ray`` is its id of the request."""
     return (
         (b"server", b"cloudflare"),
         (b"cf-ray", ray),
@@ -217,18 +215,4 @@ def reply_headers(ray: bytes, tokens: int = 0) -> tuple[tuple[bytes, bytes], ...
         (b"set-cookie", b"__cf_bm=%s; path=/; HttpOnly; Secure; SameSite=None" % ray),
         (b"referrer-policy", b"strict-origin-when-cross-origin"),
         (b"x-content-type-options", b"nosniff"),
-        *_rate_limits({"requests": 1, "tokens": tokens}),
-        (b"x-ratelimit-reset-requests-day", b"86399.5"),
-        (b"x-ratelimit-reset-tokens-minute", b"59.5"),
     )
-
-
-def _rate_limits(taken: Mapping[str, int]) -> list[tuple[bytes, bytes]]:
-    """``x-ratelimit-{limit,remaining}-{requests,tokens}-{minute,hour,day}``."""
-    grid = []
-    for what, per_minute in _LIMITS.items():
-        for window, minutes in _WINDOWS.items():
-            limit = per_minute * minutes
-            for kind, value in (("limit", limit), ("remaining", max(0, limit - taken[what]))):
-                grid.append((f"x-ratelimit-{kind}-{what}-{window}".encode(), b"%d" % value))
-    return grid

@@ -22,6 +22,8 @@ __all__ = (
     "INSTEAD_OF_AN_ANSWER",
     "SIMULATION_FLAGS",
     "Simulation",
+    "count",
+    "option",
     "positive_count",
 )
 
@@ -73,7 +75,8 @@ def fault(text: str) -> str:
     return text
 
 
-def _option(default: Any, kind: Callable[[str], Any], text: str) -> Any:
+def option(default: Any, kind: Callable[[str], Any], text: str) -> Any:
+    """A field that the command line can set: its parser, and what its help says."""
     return field(default=default, metadata={"kind": kind, "help": text})
 
 
@@ -81,24 +84,24 @@ def _option(default: Any, kind: Callable[[str], Any], text: str) -> Any:
 class Simulation:
     """What the simulator does with a request. Durations are seconds."""
 
-    ttft: float = _option(0.05, seconds, "seconds from request to first token")
-    head_lead: float = _option(
+    ttft: float = option(0.05, seconds, "seconds from request to first token")
+    head_lead: float = option(
         0.0, seconds, "seconds, of ttft, by which head and role event precede the first token"
     )
-    rate: float = _option(2000.0, seconds, "tokens per second after the first; 0: all at once")
-    tokens: int = _option(64, count, "tokens of a completion, reasoning included")
-    tokens_per_chunk: int = _option(8, positive_count, "tokens of an event, at most")
-    reasoning_tokens: int = _option(16, count, "tokens of reasoning, of models that reason")
-    queue_time: float = _option(0.002, seconds, "the part of ttft told as time in the queue")
-    prompt_time: float | None = _option(
+    rate: float = option(2000.0, seconds, "tokens per second after the first; 0: all at once")
+    tokens: int = option(64, count, "tokens of a completion, reasoning included")
+    tokens_per_chunk: int = option(8, positive_count, "tokens of an event, at most")
+    reasoning_tokens: int = option(16, count, "tokens of reasoning, of models that reason")
+    queue_time: float = option(0.002, seconds, "the part of ttft told as time in the queue")
+    prompt_time: float | None = option(
         None, seconds, "the part of ttft told as time for the prompt; all the rest if not given"
     )
-    cached_tokens: int = _option(0, count, "tokens of the prompt told as cached, at most all")
-    fault: str = _option(
+    cached_tokens: int = option(0, count, "tokens of the prompt told as cached, at most all")
+    fault: str = option(
         "", fault, f"one of {', '.join((*FAULTS, *ERRORS))}, or an HTTP error's status"
     )
-    at: int = _option(2, count, "the event at which a fault inside an answer comes")
-    byte_time: float = _option(1.0, seconds, "seconds between bytes of a slow head")
+    at: int = option(2, count, "the event at which a fault inside an answer comes")
+    byte_time: float = option(1.0, seconds, "seconds between bytes of a slow head")
     api_key: str | None = field(default=None, repr=False)
     """The one key that is accepted; None for any."""
 

@@ -18,6 +18,7 @@ from anyio import BrokenResourceError, EndOfStream
 from anyio.abc import ByteStream, TaskStatus
 from anyio.streams.tls import TLSStream
 
+from .account import LIMIT_FLAGS, Account, Limits
 from .answers import Answer, Truth
 from .config import Config
 from .downstream import Downstream
@@ -31,7 +32,7 @@ from .request import Request
 from .simulation import SIMULATION_FLAGS, Simulation
 from .wrapped import WrappedStream, stamped
 
-__all__ = ("SIMULATION_FLAGS", "Simulation", "Simulator", "Truth")
+__all__ = ("LIMIT_FLAGS", "SIMULATION_FLAGS", "Limits", "Simulation", "Simulator", "Truth")
 
 _CHAT = ("POST", "/v1/chat/completions")
 _WARMING = ("GET", "/v1/tcp_warming")
@@ -62,19 +63,22 @@ class _SecuredStream(WrappedStream):
 class Simulator:
     """Serves connections as the API would.
 
-    ``remember``: how many requests ``truth`` goes back. ``witness`` is told the truth of each
-    request when its answer has ended. ``ssl_context``: to serve HTTPS.
+    ``limits``: of the account, which everybody is. ``remember``: how many requests ``truth`` goes
+    back. ``witness`` is told the truth of each request when its answer has ended. ``ssl_context``:
+    to serve HTTPS.
     """
 
     def __init__(
         self,
         options: Simulation | None = None,
         *,
+        limits: Limits | None = None,
         remember: int = 1000,
         witness: Callable[[Truth], object] = lambda truth: None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.options = options or Simulation()
+        self._account = Account(limits or Limits())
         self._witness = witness
         self._ssl_context = ssl_context
         self.connections = 0
@@ -131,7 +135,7 @@ class Simulator:
         self._notify()
         try:
             await downstream.while_connected(
-                partial(self._answer, Answer(downstream, exchange, truth))
+                partial(self._answer, Answer(downstream, exchange, self._account, truth))
             )
         except ProxyError:  # it can only be that the peer left
             truth.left = True

@@ -9,7 +9,7 @@ import orjson
 from support import Client, Response
 
 from ape_cerebras.network import SocketStream
-from ape_cerebras.simulator import Simulation, Simulator
+from ape_cerebras.simulator import Limits, Simulation, Simulator
 from ape_cerebras.sse import EventReader
 from ape_cerebras.transport import connect_tcp
 
@@ -62,8 +62,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(**options: Any) -> AsyncIterator[Rig]:
-    simulator = Simulator(Simulation(**{"ttft": 0.0, "rate": 0.0, **options}))
+async def rig(limits: Limits | None = None, **options: Any) -> AsyncIterator[Rig]:
+    simulator = Simulator(Simulation(**{"ttft": 0.0, "rate": 0.0, **options}), limits=limits)
     async with anyio.create_task_group() as tasks:
         running = Rig(simulator, await tasks.start(simulator.serve, "127.0.0.1", 0))
         yield running

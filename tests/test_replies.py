@@ -9,6 +9,7 @@ from ape_cerebras.replies import (
     error_named,
     model_list,
     one_model,
+    over_quota,
     reply_headers,
     stream_error,
     wrong_format,
@@ -39,6 +40,14 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_an_error_says_what_the_api_says(name: str) -> None:
     assert ERRORS[name].body == BODIES[name]
+
+
+@pytest.mark.parametrize("what", ["requests", "tokens"])
+def test_an_exceeded_quota_names_its_window_and_a_time(what: str) -> None:
+    reply = over_quota(what, "day", 90)
+    assert reply.status == 429
+    assert reply.body == BODIES[what].replace(b"minute", b"day")
+    assert (b"retry-after", b"90") in reply.headers
 
 
 def test_the_error_whose_body_is_a_guess() -> None:
@@ -126,20 +135,6 @@ def test_a_model_there_is_not(public: bool) -> None:
 
 
 # Headers
-
-
-def test_the_grid_of_rate_limits() -> None:
-    headers = dict(reply_headers(b"ray-1", tokens=300))
-    grid = {
-        f"x-ratelimit-{kind}-{what}-{window}".encode()
-        for kind in ("limit", "remaining")
-        for what in ("requests", "tokens")
-        for window in ("minute", "hour", "day")
-    }
-    assert grid <= headers.keys()
-    limit = int(headers[b"x-ratelimit-limit-tokens-minute"])
-    assert int(headers[b"x-ratelimit-remaining-tokens-minute"]) == limit - 300
-    assert b"x-ratelimit-limit-requests" not in headers
 
 
 def test_the_headers_of_cloudflare() -> None:
