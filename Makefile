@@ -9,6 +9,9 @@
 # make bench-warm  measures what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7
 #                  minutes; make bench-gzip what UPSTREAM_GZIP_MIN_BYTES is over 20 Mbit/s
 # make bench-peers installs those peers that PyPI and npm have, into contrib/bench
+# make image       builds the container image with docker, podman or buildah; ARGS='--build-arg BASE=…'
+# make image-test  builds it with buildah on a base made by debootstrap, runs that hardened, and asks
+#                  it, in two to three minutes; as root, on Debian
 # Nothing is assumed but Python 3.11 or newer, and make.
 
 PYTHON ?= python3
@@ -18,7 +21,8 @@ BENCH  := contrib/bench
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults lint types selfcheck bench bench-warm bench-gzip bench-peers clean
+.PHONY: run test faults lint types selfcheck bench bench-warm bench-gzip bench-peers \
+  image image-test clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -63,8 +67,14 @@ bench-peers: | $(VENV)/bin/python
 	@for name in nginx haproxy; do command -v $$name >/dev/null || [ -x /usr/sbin/$$name ] \
 	  || echo "No $$name here: apt-get install $$name"; done
 
+image: | $(VENV)/bin/python
+	$(BIN)/python contrib/image/build_image.py $(ARGS)
+
+image-test: | $(VENV)/bin/python
+	$(BIN)/python contrib/image/try_image.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info tests/js/node_modules \
+	rm -rf $(VENV) .image build *.egg-info tests/js/node_modules \
 	  $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:

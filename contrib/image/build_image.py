@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Builds the image with what there is: docker, podman or buildah.
+
+``make image``. Arguments go on to the builder, such as ``--build-arg BASE=…``. pip inside the build
+asks the index that pip asks here: its configuration, and the CA bundle that names, come as secrets.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ("build", "pip_secrets")
+
+ROOT = Path(__file__).parent.parent.parent
+TAG = "cerebras-proxy"
+# How each says that it can work at all, and builds. HEALTHCHECK is of Docker's format, not OCI's.
+ENGINES = {
+    "docker": (("docker", "info"), ("docker", "build")),
+    "podman": (("podman", "info"), ("podman", "build", "--format", "docker")),
+    "buildah": (("buildah", "version"), ("buildah", "build", "--format", "docker")),
+}
+_CARRIED = ("index-url", "extra-index-url", "proxy", "trusted-host", "timeout", "retries")
+
+
+def main() -> int:
+    for engine, (check, command) in ENGINES.items():
+        if shutil.which(engine) and not _run_quietly(check):
+            print(f"Building {TAG} with {engine}", flush=True)
+            return build((*command, "--tag", TAG, *sys.argv[1:]))
+    print("Neither docker, podman nor buildah is here, or none can work.", file=sys.stderr)
+    return 1
+
+
+def build(command: Sequence[str]) -> int:
+    """Run a builder's command on this tree; its exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.call((*command, *pip_secrets(Path(folder)), str(ROOT)))
+
+
+def pip_secrets(folder: Path) -> list[str]:
+    """A builder's arguments, after writing the secrets into a folder."""
+    settings = _pip_settings()
+    lines = ["[global]", *(f"{name} = {settings[name]}" for name in _CARRIED if name in settings)]
+    secrets = {"pip": folder / "pip.conf"}
+    if certificates := settings.get("cert"):
+        lines.append("cert = /run/secrets/ca")
+        secrets["ca"] = Path(certificates)
+    secrets["pip"].write_text("\n".join(lines) + "\n")
+    return [
+        part for name, path in secrets.items() for part in ("--secret", f"id={name},src={path}")
+    ]
+
+
+def _pip_settings() -> dict[str, str]:
+    """What ``pip config list`` tells, a line ``scope.name='value'`` each; files first, then the
+    environment, which counts more. Folders of this machine mean nothing inside the build."""
+    command = (sys.executable, "-m", "pip", "config", "list")
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    pairs = (line.split("=", 1) for line in listed.splitlines() if "=" in line)
+    by_scope = sorted(pairs, key=lambda pair: pair[0].startswith(":env:"))
+    told = {name.rpartition(".")[2]: value.strip("'\"") for name, value in by_scope}
+    return {name: value for name, value in told.items() if "file:" not in value}
+
+
+def _run_quietly(command: Sequence[str]) -> int:
+    return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

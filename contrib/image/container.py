@@ -1,0 +1,91 @@
+"""A container of an image's root: read-only, an unprivileged user, no capability, no new
+privileges, 64 MB of memory, a network of its own. By runc, without a daemon."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ("MEMORY", "Container", "running")
+
+MEMORY = 64 * 2**20
+PATIENCE = 60  # seconds until something that should end has not
+
+
+class Container:
+    """One that runs; ``process`` is runc, which ends as the container's first process does."""
+
+    def __init__(self, name: str, bundle: Path, log: Path) -> None:
+        self.name = name
+        self._state = bundle / "state"
+        self._log = log
+        with log.open("wb") as output:
+            command = self._runc("run", "--bundle", str(bundle), name)
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+    def _runc(self, *arguments: str) -> list[str]:
+        return ["runc", "--root", str(self._state), *arguments]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def exec_command(self, *command: str) -> list[str]:
+        """The command that runs another inside."""
+        return self._runc("exec", self.name, *command)
+
+    def exec(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command inside."""
+        return subprocess.run(
+            self.exec_command(*command),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def signal(self, name: str) -> None:
+        subprocess.run(self._runc("kill", self.name, name), check=True)
+
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def remove(self) -> None:
+        if self.process.poll() is None:
+            subprocess.run(self._runc("delete", "--force", self.name), check=False)
+        self.process.wait(PATIENCE)
+
+
+@contextmanager
+def running(
+    name: str, root: Path, image: dict[str, Any], command: Sequence[str], folder: Path
+) -> Iterator[Container]:
+    """``image`` is how the image says it is run; ``command`` comes after its entry point."""
+    bundle = folder / name
+    bundle.mkdir()
+    subprocess.run(("runc", "spec", "--bundle", bundle), check=True)
+    path = bundle / "config.json"
+    spec = json.loads(path.read_text())
+    path.write_text(json.dumps(_hardened(spec, root, image, command)))
+    container = Container(name, bundle, folder / f"{name}.log")
+    try:
+        yield container
+    finally:
+        container.remove()
+
+
+def _hardened(
+    spec: dict[str, Any], root: Path, image: dict[str, Any], command: Sequence[str]
+) -> dict[str, Any]:
+    user, _, group = image["User"].partition(":")
+    process = spec["process"]
+    process |= {"terminal": False, "args": [*image["Entrypoint"], *command], "env": image["Env"]}
+    process |= {"user": {"uid": int(user), "gid": int(group)}, "noNewPrivileges": True}
+    process["capabilities"] = {kind: [] for kind in process["capabilities"]}
+    process.pop("rlimits", None)
+    spec["root"] = {"path": str(root), "readonly": True}
+    limit = {"limit": MEMORY, "swap": MEMORY}
+    spec["linux"].setdefault("resources", {})["memory"] = limit
+    return spec
