@@ -17,6 +17,7 @@ __all__ = (
     "CEREBRAS",
     "LEAVES_GENERATORS",
     "MESSAGE_PACK",
+    "NO_CERTIFICATES",
     "OPENAI",
     "QUESTION",
     "TOOL",
@@ -52,7 +53,7 @@ MESSAGE_PACK = (
 )
 # Each client of its own accord reads a hundred certificates, which takes longer than its question,
 # and which nothing here needs.
-_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Sdk(NamedTuple):
@@ -135,13 +136,13 @@ class Asker:
         }
         if self.backend is not None:
             return run_on(self.backend, self._run_async, ask, options)
-        http_client = self.sdk.errors.DefaultHttpxClient(verify=_NO_CERTIFICATES)
+        http_client = self.sdk.errors.DefaultHttpxClient(verify=NO_CERTIFICATES)
         with self.sdk.client(http_client=http_client, **options) as client:
             return ask(client)
 
     async def _run_async(
         self, ask: Callable[[Any], Awaitable[Any]], options: dict[str, Any]
     ) -> Any:
-        http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=_NO_CERTIFICATES)
+        http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=NO_CERTIFICATES)
         async with self.sdk.async_client(http_client=http_client, **options) as client:
             return await ask(client)
