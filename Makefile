@@ -2,6 +2,8 @@
 # make test        sets up and runs everything: format, lint, types, tests; LOOPS=uvloop has the
 #                  tests run on other event loops than asyncio and trio
 # make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
+# make chaos       has the way upstream fail in every way under a crowd, in ten runs for each event
+#                  loop; RUNS=100 for more, SEED=7 for others
 # make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
 # make bench       measures this proxy on this machine, beside the peers it finds:
 #                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
@@ -21,7 +23,7 @@ BENCH  := contrib/bench
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults lint types selfcheck bench bench-warm bench-gzip bench-peers \
+.PHONY: run test faults chaos lint types selfcheck bench bench-warm bench-gzip bench-peers \
   image image-test clean
 
 run: $(VENV)/installed
@@ -35,6 +37,9 @@ test: lint types $(VENV)/installed-js
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults
+
+chaos: $(VENV)/installed-test
+	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

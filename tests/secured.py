@@ -1,13 +1,26 @@
-"""An upstream's script, behind TLS."""
+"""An upstream's script, behind TLS, and the certificates it shows."""
 
 import ssl
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import trustme
 from anyio.streams.tls import TLSStream
 from support import Conversation, Script
 
-__all__ = ("over_tls",)
+__all__ = ("certificate", "over_tls")
+
+
+def certificate(kind: str, authority: trustme.CA) -> trustme.LeafCert:
+    """One for that name, or one with that fault."""
+    now, day = datetime.now(UTC), timedelta(days=1)
+    if kind == "expired":
+        return authority.issue_cert("localhost", not_after=now - day)
+    if kind == "not yet valid":
+        return authority.issue_cert("localhost", not_before=now + day)
+    if kind == "self-signed":
+        return trustme.CA().issue_cert("localhost")
+    return authority.issue_cert(kind)
 
 
 def over_tls(script: Script, leaf: trustme.LeafCert) -> Script:

@@ -1,8 +1,10 @@
 """What the end-to-end tests are made of: a proxy that runs, an upstream that does as it is told,
 and a client that sees every byte. All over real sockets on loopback."""
 
+import re
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -217,7 +219,7 @@ class Client:
     async def send(self, data: bytes) -> None:
         await self.stream.send(data)
 
-    async def response(self, method: str = "GET") -> Response:
+    async def response(self, method: str = "GET", patience: float = PATIENCE) -> Response:
         """The next response; interim ones are passed over."""
         reader = h11.Connection(h11.CLIENT)
         reader.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
@@ -225,7 +227,7 @@ class Client:
         if self._beyond:  # nothing at all would mean the end
             reader.receive_data(self._beyond)
         head, body = None, b""
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(patience):
             while True:
                 try:
                     event = reader.next_event()
@@ -322,6 +324,18 @@ class Running:
     async def sample(self, series: str) -> float:
         """One sample, by its name and labels."""
         return dict(await self._scrape())[series]
+
+    async def by_outcome(self) -> Counter[str]:
+        """The exchanges counted, but for scrapes."""
+        counted: Counter[str] = Counter()
+        for series, value in await self._scrape():
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', series))
+            if (
+                series.startswith("cerebras_proxy_outcomes_total{")
+                and labels["route"] != "/metrics"
+            ):
+                counted[labels["outcome"]] += int(value)
+        return counted
 
     async def _scrape(self) -> list[tuple[str, float]]:
         client = await self.scraper()

@@ -15,7 +15,7 @@ from support import KEY, PATIENCE, Client, Response
 
 from ape_cerebras.outcomes import OUTCOMES
 
-__all__ = ("play_case",)
+__all__ = ("files_open", "play_case", "tasks_alive", "until_nothing_is_left")
 
 _SECRETS = [
     text
@@ -31,7 +31,7 @@ _ROUTES = {
 async def play_case(bench: Bench, case: Case) -> None:
     if not bench.series:
         bench.series = await _series(bench)
-    tasks, files = _tasks(), _files()
+    tasks, files = tasks_alive(), files_open()
     bench.upstream.begin(bench.secure(case.upstream))
     scene = Scene(bench)
     try:
@@ -102,7 +102,7 @@ async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) ->
     bench.upstream.end()
     await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
     proxy._upstream.pool.close()
-    await _until_nothing_is_left(tasks, files)
+    await until_nothing_is_left(tasks, files)
     exchanges = scene.exchanges
     if case.lines is not None:
         assert len(exchanges) == case.lines + (case.then == "keep" and case.play is None)
@@ -114,14 +114,14 @@ async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) ->
     assert not [secret for secret in _SECRETS if secret in shown]
     assert CLIENT_KEY.encode() not in bench.upstream.got
     assert await _series(bench) == bench.series
-    await _until_nothing_is_left(tasks, files)
+    await until_nothing_is_left(tasks, files)
 
 
-async def _until_nothing_is_left(tasks: int, files: int) -> None:
+async def until_nothing_is_left(tasks: int, files: int) -> None:
     try:
-        await until(lambda: (_tasks(), _files()) == (tasks, files))
+        await until(lambda: (tasks_alive(), files_open()) == (tasks, files))
     except TimeoutError:
-        left = _tasks() - tasks, _files() - files
+        left = tasks_alive() - tasks, files_open() - files
         raise AssertionError(f"left behind: {left[0]} tasks, {left[1]} descriptors") from None
 
 
@@ -147,7 +147,7 @@ async def _series(bench: Bench) -> set[str]:
     return {row for row in rows if "{" not in row}
 
 
-def _tasks() -> int:
+def tasks_alive() -> int:
     if sniffio.current_async_library() == "trio":
         import trio
 
@@ -157,5 +157,5 @@ def _tasks() -> int:
     return len(asyncio.all_tasks())
 
 
-def _files() -> int:
+def files_open() -> int:
     return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0

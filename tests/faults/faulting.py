@@ -10,13 +10,12 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import orjson
 import trustme
-from secured import over_tls
+from secured import certificate, over_tls
 from support import (
     PATIENCE,
     Client,
@@ -156,21 +155,10 @@ class Bench:
     series: set[str] = field(default_factory=set)
 
 
-def _certificate(kind: str, authority: trustme.CA) -> trustme.LeafCert:
-    """What upstream shows: a certificate for that name, or one with that fault."""
-    now, day = datetime.now(UTC), timedelta(days=1)
-    if kind == "expired":
-        return authority.issue_cert("localhost", not_after=now - day)
-    if kind == "not yet valid":
-        return authority.issue_cert("localhost", not_before=now + day)
-    if kind == "self-signed":
-        return trustme.CA().issue_cert("localhost")
-    return authority.issue_cert(kind)
-
-
 @asynccontextmanager
 async def benched(settings: Mapping[str, str], authority: trustme.CA) -> AsyncIterator[Bench]:
-    """``TLS`` among the settings says what certificate upstream has: see ``_certificate``."""
+    """``TLS`` among the settings says what certificate upstream has: see
+    ``certificate``."""
     gc.collect()  # descriptors that went with an earlier event loop are not to go in mid-case
     upstream = FaultUpstream()
     environment = {"APE_API_KEY": CLIENT_KEY, **settings}
@@ -179,7 +167,7 @@ async def benched(settings: Mapping[str, str], authority: trustme.CA) -> AsyncIt
     async with anyio.create_task_group() as tasks:
         upstream.port = await tasks.start(upstream.serve)
         if tls_name is not None:
-            leaf = _certificate(tls_name, authority)
+            leaf = certificate(tls_name, authority)
             secure = lambda script: over_tls(script, leaf)  # noqa: E731
             environment.setdefault("CEREBRAS_BASE_URL", f"https://localhost:{upstream.port}")
         with authority.cert_pem.tempfile() as bundle:

@@ -1,0 +1,88 @@
+"""Everything goes wrong on the way upstream, at every stage of its answers, for 200 clients at once
+of which a third leave at random; and nothing is lost by it: no turn, no connection, no descriptor,
+no task, and no exchange from the accounts."""
+
+import gc
+import os
+import random
+from contextlib import ExitStack
+
+import anyio
+import pytest
+import trustme
+from crowd import Crowd, assert_accounts_agree
+from fault_play import files_open, tasks_alive, until_nothing_is_left
+from faulting import until
+from stages import Plan, as_asked
+from support import KEY, Running, chat, running_proxy
+from ways import Ways, opened_ways, strange_names
+
+pytestmark = [pytest.mark.anyio, pytest.mark.chaos]
+
+RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+CLIENTS = 200
+REQUESTS = 3  # of each
+TURNS = 150  # so that there is a queue for them
+SETTINGS = {
+    "CEREBRAS_BASE_URL": "https://localhost",
+    "CONNECTION_POOL_SIZE": str(TURNS),
+    "UPSTREAM_CONNECT_TIMEOUT": "3",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": "2",
+    "UPSTREAM_IDLE_TIMEOUT": "1",
+    "WARM_CONNECTIONS": "3",
+}
+# Which of them there are depends on what comes first, but these cannot all have been missed.
+SEEN = {
+    *("completed", "client_disconnected", "upstream_rejected", "upstream_invalid"),
+    *("upstream_connect_failed", "upstream_connect_timeout", "upstream_tls_failed"),
+    *("upstream_timeout", "upstream_stalled", "upstream_truncated"),
+}
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
+async def test_chaos(seed: int, authority: trustme.CA, bundle: str) -> None:
+    settings = {**SETTINGS, "SSL_CERT_FILE": bundle}
+    async with opened_ways(as_asked, authority) as opened:
+        ways = Ways(opened.addresses, random.Random(seed))
+        async with running_proxy(0, ways.connect, **settings) as running:
+            # What an event loop has once for all proxies is not to come later.
+            assert (await (await running.client()).ask(chat(Plan(True).body()))).complete
+        await until(lambda: not opened.connections)
+        gc.collect()  # nor are descriptors that went with an earlier loop to go later
+        tasks, files = tasks_alive(), files_open()
+        with strange_names():
+            async with running_proxy(0, ways.connect, **settings) as running:
+                ways.trouble = 0.3
+                crowd = Crowd(running.client, f"chaos-{seed}")
+                async with anyio.create_task_group() as group:
+                    for number in range(CLIENTS):
+                        group.start_soon(crowd.visit, random.Random(f"{seed} {number}"), REQUESTS)
+                assert set(ways.taken) == set(opened.addresses)
+                await assert_settled(running, crowd)
+                ways.trouble = 0.0
+                await assert_every_turn_is_there(running)
+        await until_nothing_is_left(tasks, files)
+
+
+async def assert_settled(running: Running, crowd: Crowd) -> None:
+    proxy = running.proxy
+    await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
+    assert await running.metric("cerebras_proxy_requests_in_flight") == 1  # the scrape
+    counted = await running.by_outcome()
+    lines = [line for line in running.lines.exchanges() if line.get("route") != "/metrics"]
+    assert_accounts_agree(crowd.asked, lines, counted)
+    assert set(counted) >= SEEN
+    written = b"".join(running.lines.raw)
+    assert b"failed inside" not in written
+    assert KEY.encode() not in written
+
+
+async def assert_every_turn_is_there(running: Running) -> None:
+    """All of them can be taken at the same time."""
+    pool = running.proxy._upstream.pool
+    with ExitStack() as stack:
+        for _ in range(TURNS):
+            stack.enter_context(await pool.lease())
+        assert pool.active == TURNS
+    pool.close()
