@@ -19,6 +19,7 @@ from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
 from .exposition import STEM, AllWorkers, render
+from .outcomes import CUT_SHORT
 from .place import Place
 from .try_counts import TryCounts
 from .version import VERSION
@@ -164,6 +165,9 @@ class Metrics:
         self._outcomes = count(
             "outcomes", "Exchanges by how they ended", "route", "outcome", "status_code"
         )
+        # 0 from the start: a rate knows nothing of what was before a series' first sample.
+        for outcome in CUT_SHORT:
+            self._outcomes.labels("/v1/chat/completions", outcome, "200")
         self._tokens = count(
             "tokens", "Tokens; cached: of prompt, reasoning: of completion", "model", "type"
         )

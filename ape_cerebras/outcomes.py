@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-__all__ = ("OUTCOMES", "Outcome", "outcome_of_status")
+__all__ = ("CUT_SHORT", "OUTCOMES", "Outcome", "outcome_of_status")
 
 
 class Outcome(NamedTuple):
@@ -43,6 +43,10 @@ OUTCOMES = {
 }
 """The account's 429 degrades the service that agents get, so it counts as a failure of the
 service; any other 4xx of the API is the request's own fault and does not."""
+
+
+CUT_SHORT = ("upstream_truncated", "upstream_stalled")
+"""What is told of an answer that has begun and does not come to its end."""
 
 
 def outcome_of_status(status: int) -> str:

@@ -9,6 +9,7 @@ from scraping import OPENMETRICS, families, made, observed, samples, value
 from ape_cerebras import VERSION
 from ape_cerebras.buckets import BUCKETS
 from ape_cerebras.metrics import Metrics
+from ape_cerebras.outcomes import CUT_SHORT
 from ape_cerebras.usage import Usage
 
 # Name (without the stem) → type, labels.
@@ -147,6 +148,12 @@ def test_a_request_that_never_was_complete_has_no_overhead() -> None:
     metrics = observed(chat_exchange(route="none", received_at=None, status=408))
     assert value(metrics, "request_duration_seconds_count", route="none") == 1
     assert value(metrics, "overhead_seconds_count", route="none") is None
+
+
+@pytest.mark.parametrize("outcome", CUT_SHORT)
+def test_streams_cut_short_are_counted_from_0(outcome: str) -> None:
+    labels = {"route": "/v1/chat/completions", "status_code": "200"}
+    assert value(made(), "outcomes_total", outcome=outcome, **labels) == 0
 
 
 def test_other_routes_are_no_chat_requests() -> None:

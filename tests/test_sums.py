@@ -84,11 +84,13 @@ def test_sums(exchanges: list[Exchange]) -> None:
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) -> None:
     lines, _, samples = told(exchanges)
-    counted = {
-        (labels["route"], labels["outcome"], int(labels["status_code"])): sample.value
-        for sample in samples
-        if sample.name == "cerebras_proxy_outcomes_total" and (labels := sample.labels)
-    }
+    counted = Counter(
+        {
+            (labels["route"], labels["outcome"], int(labels["status_code"])): sample.value
+            for sample in samples
+            if sample.name == "cerebras_proxy_outcomes_total" and (labels := sample.labels)
+        }
+    )
     assert counted == Counter(
         (line["route"], line["outcome"], line.get("status_code", 0)) for line in lines
     )
