@@ -50,6 +50,6 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))
 
     both = names() | names(Place(1, Board(2), Ports(), str(tmp_path)))
-    section = README.partition("## Metrics")[2].partition("## Settings")[0]
+    section = README.partition("## Metrics")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`[^|]*`) \|", section, re.MULTILINE)
     assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == both

@@ -1,0 +1,127 @@
+"""What ``contrib/prometheus`` holds, tried with the real thing: promtool, and a server that watches
+a proxy under load."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from monitoring import CONTRIB, Load, Prometheus, known_names, names_in, under_load, until
+from tools import tool
+
+FILES = CONTRIB / "prometheus"
+LEGACY = {
+    *("cerebras_proxy_ttft_seconds_p95", "cerebras_proxy_ttft_seconds_avg"),
+    *("cerebras_proxy_tokens_per_second", "cerebras_proxy_cost_total"),
+}
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((FILES / name).read_text("utf-8"))
+
+
+def rules(name: str) -> list[dict[str, Any]]:
+    return [rule for group in read(name)["groups"] for rule in group["rules"]]
+
+
+RECORDED = {rule["record"]: rule["expr"] for rule in rules("rules.yml")}
+ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
+EXPECTED = [test for each in read("tests.yml")["tests"] for test in each["promql_expr_test"]]
+
+
+def promtool(*arguments: str) -> None:
+    command = (tool("promtool", "prometheus"), *arguments)
+    done = subprocess.run(command, cwd=FILES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    promtool("check", "config", "prometheus.yml")
+    promtool("check", "rules", "rules.yml", "alerts.yml")
+
+
+def test_alerts_fire_and_rules_give_what_they_should() -> None:
+    promtool("test", "rules", "tests.yml")
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_is_tried_firing_and_not_firing(alert: str) -> None:
+    tries = [bool(each.get("exp_samples")) for each in EXPECTED if f'"{alert}"' in each["expr"]]
+    assert set(tries) == {True, False}
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_what_an_alert_says(alert: str) -> None:
+    """It says what to do, and names only labels that it has."""
+    rule = ALERTS[alert]
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    texts = rule["annotations"]
+    assert set(texts) == {"summary", "description"}
+    assert len(re.findall(r"[.;,?] |$", texts["summary"])) > 1
+    told = "".join(texts.values())
+    samples = [sample for each in EXPECTED for sample in each.get("exp_samples", ())]
+    has = [sample["labels"] for sample in samples if f'"{alert}"' in sample["labels"]]
+    assert has
+    assert all(f"{label}=" in has[0] for label in re.findall(r"\$labels\.(\w+)", told))
+
+
+def test_all_names_are_those_of_series_that_there_are(tmp_path: Path) -> None:
+    known = known_names(tmp_path)
+    assert not known & set(RECORDED)
+    for expression in (*RECORDED.values(), *(rule["expr"] for rule in ALERTS.values())):
+        assert names_in(expression) <= known | set(RECORDED)
+    series = set(re.findall(r"series: (\w+)\{", (FILES / "tests.yml").read_text()))
+    assert series - {"up"} <= known
+
+
+def test_the_names_of_the_older_proxy_are_there() -> None:
+    assert set(RECORDED) >= LEGACY
+
+
+def test_the_readme_has_all_alerts_and_no_other() -> None:
+    text = (CONTRIB.parent / "README.md").read_text("utf-8")
+    assert re.findall(r"^\| `(CerebrasProxy\w+)` \|", text, re.MULTILINE) == list(ALERTS)
+    named = names_in(text.partition("## Prometheus")[2].partition("## Settings")[0])
+    assert {name for name in named if ":" in name} <= set(RECORDED)
+    assert named >= LEGACY
+
+
+@pytest.fixture(scope="module")
+def watched(
+    backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Prometheus, Load]]:
+    with under_load(backend, tmp_path_factory.mktemp("watched")) as watched:
+        yield watched
+
+
+def test_every_rule_gives_a_value(watched: tuple[Prometheus, Load]) -> None:
+    server, _ = watched
+    until(lambda: not server.silent(set(RECORDED)), "some rules give nothing")
+    groups = server.get("/api/v1/rules")["data"]["groups"]
+    found = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+    assert set(found) == set(RECORDED) | set(ALERTS)
+    assert set(found.values()) == {"ok"}
+
+
+def test_an_alert_that_should_is_about_to_fire(watched: tuple[Prometheus, Load]) -> None:
+    server, _ = watched
+    for alert in ("CerebrasProxyTTFTOverTarget", "CerebrasProxyUnpricedModels"):
+        until(lambda alert=alert: server.query(f'ALERTS{{alertname="{alert}"}}'), alert)  # type: ignore[misc]
+    assert not server.query('ALERTS{alertname=~"CerebrasProxyDown|CerebrasProxyWorkersMissing"}')
+
+
+def test_what_was_asked_is_what_was_counted(watched: tuple[Prometheus, Load]) -> None:
+    """Last, as it ends the load."""
+    server, load = watched
+    asked = load.stop()
+    assert asked > 0
+
+    def counted() -> float:
+        [sample] = server.query("sum(cerebras_proxy_requests_total)")
+        return sample.value
+
+    until(lambda: counted() >= asked, "not all requests are counted")
+    assert counted() == asked
