@@ -35,6 +35,7 @@ layer  module           what it owns
 1      upstream_errors  the failures of the API and of the way to it
 1      record           what is written down of one request while it is under way
 1      limit_errors     what is refused by limits of this proxy's own
+1      crossing         the header fields that cross from one connection to the other
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
