@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 import sniffio
 
-__all__ = ("BACKENDS", "current_backend", "read_backend", "run_on")
+__all__ = ("BACKENDS", "current_backend", "in_anyios_words", "read_backend", "run_on")
 
 _T = TypeVar("_T")
 
@@ -28,12 +28,15 @@ def read_backend(text: str) -> str:
     return name
 
 
+def in_anyios_words(backend: str) -> tuple[str, dict[str, Any]]:
+    """The name that anyio has for it, and its options."""
+    return ("asyncio", {"use_uvloop": True}) if backend == "uvloop" else (backend, {})
+
+
 def run_on(backend: str, work: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
     """Run ``work`` on an event loop of its own; what it returns."""
-    if backend == "uvloop":
-        options = {"use_uvloop": True}
-        return anyio.run(work, *arguments, backend="asyncio", backend_options=options)
-    return anyio.run(work, *arguments, backend=backend)
+    name, options = in_anyios_words(backend)
+    return anyio.run(work, *arguments, backend=name, backend_options=options)
 
 
 def current_backend() -> str:

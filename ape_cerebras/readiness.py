@@ -60,13 +60,14 @@ class _Waiting:
     """One direction of a socket on asyncio: what the last edge said, who waits for the next, and
     until when."""
 
-    __slots__ = ("_due_at", "_timer", "future", "ready")
+    __slots__ = ("_due_at", "_timer", "_timer_at", "future", "ready")
 
     def __init__(self) -> None:
         self.ready = False
         self.future: asyncio.Future[bool] | None = None
         self._due_at = math.inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = math.inf  # uvloop's do not tell
 
     async def wait(self, timeout: float | None) -> bool:
         if self.ready:
@@ -84,11 +85,15 @@ class _Waiting:
     def end_in(self, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         self._due_at = loop.time() + timeout
-        if self._timer is not None and self._timer.when() > self._due_at:
+        if self._timer is not None and self._timer_at > self._due_at:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer = loop.call_at(self._due_at, self._look, loop)
+            self._start_timer(loop)
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer_at = self._due_at
+        self._timer = loop.call_at(self._due_at, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Whether it is time for the wait that is under way now, which may be another one."""
@@ -96,7 +101,7 @@ class _Waiting:
         if self.future is None or self._due_at == math.inf:
             return
         if loop.time() < self._due_at:
-            self._timer = loop.call_at(self._due_at, self._look, loop)
+            self._start_timer(loop)
         else:
             self._settle(False)
 

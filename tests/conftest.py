@@ -11,14 +11,8 @@ import trustme
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
-from ape_cerebras.backends import BACKENDS
+from ape_cerebras.backends import BACKENDS, in_anyios_words
 from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
-
-LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
-    "asyncio": ("asyncio", {}),
-    "trio": ("trio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +34,7 @@ def is_chosen(metafunc: pytest.Metafunc) -> bool:
 
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return LOOPS[request.param]
+    return in_anyios_words(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from anyio import ClosedResourceError
 
+from ape_cerebras.backends import BACKENDS, run_on
 from ape_cerebras.network import SocketStream
 from ape_cerebras.readiness import Readiness, readiness_of
 
@@ -193,11 +194,11 @@ def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
         gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    for backend in ("asyncio", "trio"):
-        anyio.run(use, backend=backend)
+    for backend in BACKENDS:
+        run_on(backend, use)
         before = count()
         for _ in range(5):
-            anyio.run(use, backend=backend)
+            run_on(backend, use)
         assert count() == before
 
 
@@ -217,6 +218,20 @@ async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_send_later, ours, b"a")
             assert await read(theirs, readiness) == b"a"
+    readiness.close()
+
+
+@pytest.mark.parametrize("anyio_backend", BACKENDS, indirect=True)
+async def test_a_wait_of_no_time_can_be_hurried(pair: Pair) -> None:
+    readiness = readiness_of(pair[1])
+
+    async def hurry() -> None:
+        readiness.hurry(0)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):  # one of them is started after the wait, and before it has ended
+            tasks.start_soon(hurry)
+        assert not await readiness.readable(0)
     readiness.close()
 
 

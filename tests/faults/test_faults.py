@@ -19,6 +19,8 @@ from cases_m import CASES as M
 from fault_play import play_case
 from faulting import Bench, Case, benched
 
+from ape_cerebras.backends import in_anyios_words
+
 pytestmark = pytest.mark.faults
 
 CASES = [*A_TO_D, *E_F, *G, *H, *I_J, *K, *L, *M]
@@ -29,7 +31,7 @@ def play(backend: str) -> Iterator[Callable[[Case], None]]:
     """Plays a case in an event loop that goes on, with one proxy for each choice of settings."""
     benches: dict[tuple[tuple[str, str], ...], Bench] = {}
     authority = trustme.CA()
-    with start_blocking_portal(backend) as portal, ExitStack() as stack:
+    with start_blocking_portal(*in_anyios_words(backend)) as portal, ExitStack() as stack:
 
         def on_its_bench(case: Case) -> None:
             settings = tuple(case.settings.items())
