@@ -24,6 +24,7 @@ layer  module           what it owns
 0      backends         the event loops there are to run on
 0      limits           how much of something there may be in a time: buckets, and their store
 0      turns            who is next: slots, and fair turns for those who wait for one
+0      secrecy          no core file, and no look into a process that has keys
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -61,6 +62,7 @@ layer  module           what it owns
 4      connection       one connection to upstream: a request at a time, and its answer
 4      admission        whether a chat request may go up now, waits for its turn, or is refused
 4      process          what a whole process has only one of: signals, standard output, exit status
+4      unexpected       what is told of exceptions that nobody expected
 5      hang_up          noticing that a client leaves while its request is being answered
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine

@@ -15,9 +15,11 @@ from .listener import CannotListen, open_ports_now
 from .place import Place
 from .practice import BACKEND_HELP, add_selfcheck, add_simulation, run_selfcheck, simulate
 from .process import port_of, report_not_listening, run_until_stopped, to_standard_output
+from .secrecy import forbid_dumps
 from .server import serve
 from .settings import SETTINGS
 from .simulator import Simulator
+from .unexpected import take_over
 from .values import Origin
 from .version import VERSION
 from .workers import serve_with_workers
@@ -83,7 +85,14 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
     return {**os.environ, **{name: value for name, value in given.items() if value is not None}}
 
 
+def _guard_keys() -> None:
+    """Before any is read."""
+    forbid_dumps()
+    take_over()
+
+
 def _check(options: argparse.Namespace) -> int:
+    _guard_keys()
     try:
         config = Config.from_environment(_environment(options))
     except ConfigError as error:
@@ -119,6 +128,7 @@ def _health(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    _guard_keys()
     environment = _environment(options)
     if options.demo:
         environment |= {"CEREBRAS_API_KEY": "demo", "CEREBRAS_BASE_URL": _NOWHERE}

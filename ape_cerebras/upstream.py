@@ -162,12 +162,13 @@ class _Quotes:
     """Looks for the account's key in an answer, however it is cut into chunks.
 
     The key is told by its beginning, because APIs quote one as that with stars behind it: so much
-    of it as makes it unlikely that a model writes the same by chance, less where no model wrote. A
-    key too short for a key is not looked for.
+    of it as makes it unlikely that a model writes the same by chance, less where no model wrote. Of
+    a key of less than 16 characters a part may be any word, so that it is looked for as a whole;
+    one of less than 8 may be a word itself, and is not.
     """
 
     def __init__(self, key: bytes, status: int) -> None:
-        self._sought = key[: 6 if status >= 400 else 8] if len(key) >= 16 else b""
+        self._sought = _part_to_look_for(key, status)
         self._end = b""
 
     def are_in(self, text: bytes) -> bool:
@@ -182,6 +183,12 @@ class _Quotes:
         across = self._end + chunk[: len(sought) - 1]
         self._end = (across if len(chunk) < len(sought) else chunk)[1 - len(sought) :]
         return sought in chunk or sought in across
+
+
+def _part_to_look_for(key: bytes, status: int) -> bytes:
+    if len(key) >= 16:
+        return key[: 6 if status >= 400 else 8]
+    return key if len(key) >= 8 else b""
 
 
 class _WaitAccount:

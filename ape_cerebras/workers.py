@@ -24,7 +24,6 @@ import shutil
 import signal
 import tempfile
 import time
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -41,6 +40,7 @@ from .logs import Logs
 from .place import Board, Place, Ports
 from .server import announce
 from .signals import IGNORED, ending_signals, until_told
+from .unexpected import tell
 
 __all__ = ("Work", "next_pause", "serve_with_workers")
 
@@ -202,8 +202,8 @@ class _Parent:
             run_on(self._config.backend, until_told, work, self._lifeline, is_hurried)
             self._leave(number)
             status = 0
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            tell("Worker failed", error, number)
         finally:
             os._exit(status)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import printed
 import pytest
 import trustme
 from sdks import CEREBRAS, OPENAI, Asker
@@ -13,6 +14,12 @@ from served import CLIENT_KEY, Served, refusing_port, serving
 
 from ape_cerebras.backends import BACKENDS, in_anyios_words
 from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
+
+pytest_plugins = "pytester"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(printed)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,6 +79,12 @@ def kernel_stamps() -> Iterator[None]:
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def loop(backend: str) -> tuple[str, dict[str, Any]]:
+    """The same, as anyio wants to be told."""
+    return in_anyios_words(backend)
 
 
 @pytest.fixture(scope="module")

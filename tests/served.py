@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
+from printed import look_at
 from prometheus_client import parser
 
 __all__ = (
@@ -68,6 +69,7 @@ class Served:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for text in self.process.stdout:
+            look_at(text)
             self._unread.put(text)
         self._unread.put(b"")
 
@@ -121,6 +123,14 @@ class Served:
         while self._next() is not None:
             pass
         return status
+
+    def dumps_core(self, number: int) -> bool:
+        """Whether it leaves a core file, ended by that signal. Linux only."""
+        self.process.send_signal(number)
+        ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        assert ended.si_status == number
+        return ended.si_code == os.CLD_DUMPED
 
     def end(self) -> None:
         self.process.kill()

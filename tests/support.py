@@ -14,6 +14,7 @@ import anyio
 import h11
 import orjson
 from anyio.abc import TaskStatus
+from printed import look_at
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.listener import accept_connections, open_listeners
@@ -179,6 +180,7 @@ class Lines:
         self._more = anyio.Event()
 
     def write(self, line: bytes) -> None:
+        look_at(line)
         self.raw.append(line)
         self._more.set()
         self._more = anyio.Event()

@@ -111,6 +111,32 @@ async def test_a_stream_that_quotes_the_accounts_key_is_cut(size: int) -> None:
     assert line["error"] == "answer_withheld"
 
 
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+@pytest.mark.parametrize(
+    ("key", "body", "passes"),
+    [
+        ("key-of-15-bytes", b'{"message":"key-of-15-bytes"}', False),
+        ("key-of-15-bytes", b'{"message":"key-of-15***"}', True),
+        ("8-a-byte", b'{"message":"8-a-byte"}', False),
+        ("letters", b'{"message":"Four letters"}', True),
+    ],
+)
+async def test_a_short_key_is_looked_for_as_a_whole_if_at_all(
+    status: str, key: str, body: bytes, passes: bool
+) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.answer(body, status=status)
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, CEREBRAS_API_KEY=key) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert (response.complete and response.body == body) == passes
+    assert passes or key.encode() not in response.body
+
+
 async def test_a_long_error_passes_whole() -> None:
     body = b'{"message":"%s"}' % (b"x" * 200_000)
 

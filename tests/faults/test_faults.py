@@ -4,6 +4,7 @@ upstream, K its answers, L streams, M process), on both event loops and over rea
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import trustme
@@ -19,19 +20,17 @@ from cases_m import CASES as M
 from fault_play import play_case
 from faulting import Bench, Case, benched
 
-from ape_cerebras.backends import in_anyios_words
-
 pytestmark = pytest.mark.faults
 
 CASES = [*A_TO_D, *E_F, *G, *H, *I_J, *K, *L, *M]
 
 
 @pytest.fixture(scope="module")
-def play(backend: str) -> Iterator[Callable[[Case], None]]:
+def play(loop: tuple[str, dict[str, Any]]) -> Iterator[Callable[[Case], None]]:
     """Plays a case in an event loop that goes on, with one proxy for each choice of settings."""
     benches: dict[tuple[tuple[str, str], ...], Bench] = {}
     authority = trustme.CA()
-    with start_blocking_portal(*in_anyios_words(backend)) as portal, ExitStack() as stack:
+    with start_blocking_portal(*loop) as portal, ExitStack() as stack:
 
         def on_its_bench(case: Case) -> None:
             settings = tuple(case.settings.items())

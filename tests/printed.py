@@ -1,0 +1,54 @@
+"""A plugin: no key may be in what tests print, nor in what the proxies write that they start.
+
+A test fails in whose course one is: in its captured output, in the log of a proxy inside the
+process, in what a process wrote that it started. What the tests themselves say of a failure is no
+part of that.
+"""
+
+import base64
+import subprocess
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+__all__ = ("KEYS", "look_at")
+
+KEYS = (
+    *(b"csk-upstream-key-0123456789", b"ape-key-0123456789", b"T-client-key-9876543210"),
+    *(b"secret-of-alice", b"csk-secret-inner"),
+)
+_SECRETS = {text for key in KEYS for text in (key, key[:8], base64.b64encode(key))}
+_found: list[bytes] = []
+
+
+def look_at(text: bytes | str | None) -> None:
+    """To be called with whatever comes out."""
+    if text:
+        shown = text.encode(errors="replace") if isinstance(text, str) else text
+        _found.extend(secret for secret in _SECRETS if secret in shown)
+
+
+def pytest_configure() -> None:
+    run = subprocess.run
+
+    def looked_at(*arguments: Any, **options: Any) -> Any:
+        done = run(*arguments, **options)
+        look_at(done.stdout)
+        look_at(done.stderr)
+        return done
+
+    subprocess.run = looked_at
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    for title, text in report.sections:
+        if title.endswith(report.when):  # those of what went before are there again
+            look_at(text)
+    if _found:
+        report.outcome = "failed"
+        report.longrepr = f"Of a key there was shown: {sorted(set(_found))}"
+        _found.clear()
+    return report
