@@ -1,0 +1,89 @@
+"""The compose files, as far as can be told without an engine: they are what the specification
+allows, every image has a version, every file is there, and the proxy knows its settings."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deploying import CONTRIB, config_of, documents
+
+FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy",)}
+ELSEWHERE = "./secrets/"  # the operator's
+GRACE = {"70s": 70}
+
+Service = dict[str, Any]
+
+
+def services(file: str) -> dict[str, Service]:
+    [document] = documents(FILES[file])
+    found: dict[str, Service] = document["services"]
+    return found
+
+
+EVERY = [(file, name) for file in FILES for name in services(file)]
+PROXIES = [(file, "cerebras-proxy") for file in FILES]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_specification_allows_it(file: str) -> None:
+    check = ("check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILES[file]))
+    done = subprocess.run(
+        (sys.executable, "-m", *check), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("file", "name"), EVERY)
+def test_every_service_is_confined(file: str, name: str) -> None:
+    service = services(file)[name]
+    limits = service["deploy"]["resources"]["limits"]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert set(limits) == {"cpus", "memory", "pids"}
+
+
+@pytest.mark.parametrize(("file", "name"), EVERY)
+def test_every_image_is_built_here_or_has_a_version(file: str, name: str) -> None:
+    service = services(file)[name]
+    if "build" in service:
+        assert (FILES[file].parent / service["build"] / "Dockerfile").is_file()
+    else:
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_is_there(file: str) -> None:
+    [document] = documents(FILES[file])
+    mounts = [mount for service in services(file).values() for mount in service.get("volumes", ())]
+    sources = [mount.split(":")[0] for mount in mounts]
+    sources += [secret["file"] for secret in document.get("secrets", {}).values()]
+    named = set(document.get("volumes", ()))
+    ours = [path for path in sources if path not in named and not path.startswith(ELSEWHERE)]
+    assert not [path for path in ours if not (FILES[file].parent / path).is_file()]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_depended_on_is_there(file: str) -> None:
+    for service in services(file).values():
+        assert set(service.get("depends_on", ())) <= set(services(file))
+
+
+@pytest.mark.parametrize(("file", "name"), PROXIES)
+def test_the_proxy_knows_its_settings(file: str, name: str, tmp_path: Path) -> None:
+    """And has the time that it takes to drain."""
+    service = services(file)[name]
+    config = config_of(service["environment"], tmp_path)
+    assert config.graceful_shutdown_timeout + 5 <= GRACE[service["stop_grace_period"]]
+    assert (config.port, config.metrics_port, config.metrics_on_main_port) == (8000, 8002, False)
+    assert service["healthcheck"]["test"] == ["CMD", "curl", "-f", "http://localhost:8000/health"]
+
+
+def test_secrets_are_files_of_the_container() -> None:
+    [document] = documents(FILES["proxy"])
+    service = services("proxy")["cerebras-proxy"]
+    files = {path for name, path in service["environment"].items() if name.endswith("_FILE")}
+    assert set(service["secrets"]) == set(document["secrets"])
+    assert files == {f"/run/secrets/{name}" for name in service["secrets"]}
