@@ -146,6 +146,23 @@ def test_the_simulator_alone_tells_what_it_did(backend: str) -> None:
     assert line["uncertain_seconds"] >= 0
 
 
+def test_the_simulator_keeps_to_limits() -> None:
+    with serving("simulate", "--requests-per-day", "1", "--ttft", "0") as served:
+        connection = served.connection()
+        answers = []
+        for _ in range(2):
+            headers = {**JSON, "Authorization": "Bearer any"}
+            connection.request("POST", "/v1/chat/completions", CHAT, headers)
+            answers.append(connection.getresponse())
+            answers[-1].read()
+        connection.close()
+    assert [answer.status for answer in answers] == [200, 429]
+    assert answers[0].getheader("x-ratelimit-limit-requests-day") == "1"
+    wrong = run("simulate", "--reservations", "lent")
+    assert wrong.returncode == 2
+    assert "argument --reservations: invalid" in wrong.stderr
+
+
 def test_the_simulator_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
     leaf = authority.issue_cert("localhost")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
