@@ -63,6 +63,7 @@ layer  module           what it owns
 4      admission        whether a chat request may go up now, waits for its turn, or is refused
 4      process          what a whole process has only one of: signals, standard output, exit status
 4      unexpected       what is told of exceptions that nobody expected
+4      shared_limits    those of all workers and replicas, kept in a Redis
 5      hang_up          noticing that a client leaves while its request is being answered
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine

@@ -31,6 +31,7 @@ _HEALTH_TIMEOUT = 5.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
+_SHARED = {setting.variable for setting in SETTINGS if setting.shared}
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
 
 
@@ -100,12 +101,15 @@ def _check(options: argparse.Namespace) -> int:
             print(problem, file=sys.stderr)
         return 2
     for name, value in config.visible().items():
-        print(f"{name}={value}{_whose(name, config.async_workers)}")
+        print(f"{name}={value}{_whose(name, config)}")
     return 0
 
 
-def _whose(variable: str, workers: int) -> str:
-    return f"  # in each of {workers} workers" if workers > 1 and variable in _PER_WORKER else ""
+def _whose(variable: str, config: Config) -> str:
+    if variable in _SHARED and config.limits_store is not None:
+        return "  # of all that name the same LIMITS_STORE"
+    several = config.async_workers > 1 and variable in _PER_WORKER
+    return f"  # in each of {config.async_workers} workers" if several else ""
 
 
 def _health(options: argparse.Namespace) -> int:

@@ -59,6 +59,10 @@ class Config:
     max_queue_seconds: float = 0.0
     max_queue_length: int = 1000
     rate_limit_per_minute: int | None = None
+    limits_store: str | None = field(default=None, repr=False)
+    # A Redis in the same network answers in about a millisecond.
+    limits_store_timeout: float = 0.25
+    limits_store_outage: str = "open"
     connection_pool_size: int = 1000
     keep_alive_connections: int = 100
     warm_connections: int = 1

@@ -21,7 +21,8 @@ message, which can quote a header and with it a key.
     │   ├── CodingUnknown         501
     │   └── VersionUnsupported    505
     ├── Overloaded                503  no upstream connection came free in time
-    │   └── NoTurn                503  too many are under way, too many wait, or for too long
+    │   ├── NoTurn                503  too many are under way, too many wait, or for too long
+    │   └── LimitsUnknown         503  their store does not answer, and was to be asked
     ├── RateLimited               429  more requests per minute than are allowed
     ├── Draining                  503  shutting down
     │   └── ShutDown              503  cut short by that

@@ -5,7 +5,7 @@ import math
 from .errors import Overloaded, ProxyError
 from .limits import Verdict
 
-__all__ = ("NoTurn", "RateLimited")
+__all__ = ("LimitsUnknown", "NoTurn", "RateLimited")
 
 _WAIT_AT_MOST = 60  # seconds: SDKs take no notice of a Retry-After above that, and retry at once
 
@@ -22,6 +22,10 @@ class NoTurn(Overloaded):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.headers = (_retry_after(seconds),)
+
+
+class LimitsUnknown(Overloaded):
+    message = "What is left of the limits is not known at the moment."
 
 
 class RateLimited(

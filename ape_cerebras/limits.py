@@ -54,6 +54,9 @@ class Limits(Protocol):
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """Take what was used beyond what had been taken; give back where it is less than 0."""
 
+    def close(self) -> None:
+        """Let go of what the store has open."""
+
 
 def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> Verdict:
     """Whether the charges can be taken out of buckets that will be full at those moments.
@@ -89,3 +92,6 @@ class LocalLimits:
         for bucket, amount in charges:
             full_at = max(self._full_at.get(bucket.name, now), now)
             self._full_at[bucket.name] = full_at + bucket.time_of(amount)
+
+    def close(self) -> None:
+        """See ``Limits``."""

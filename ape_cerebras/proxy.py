@@ -28,6 +28,7 @@ from .models import ModelList
 from .place import Place
 from .relay import Relay, error_body
 from .routes import Routes, Table
+from .shared_limits import limits_of
 from .stamps import loop_clock
 from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
@@ -80,7 +81,8 @@ class Proxy:
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
-        self._admission = Admission(config)
+        self._limits = limits_of(config, self.logs.event)
+        self._admission = Admission(config, self._limits)
         self._routes = self._make_routes(circuit)
         self._clock = loop_clock()
         self._connections = Clients(config.max_connections, place)
@@ -263,6 +265,7 @@ class Proxy:
         answered 503."""
         self._drained = True
         self._upstream.pool.close()
+        self._limits.close()
 
 
 def _identify(exchange: Exchange, downstream: Downstream) -> None:

@@ -18,6 +18,7 @@ from .values import (
     read_origin,
     read_prices,
     read_secret,
+    read_store,
     read_workers,
     readable_file,
     whole,
@@ -36,11 +37,19 @@ class Setting(NamedTuple):
     required: bool = False
     per_worker: bool = False
     """Whether each of several workers has as much of it."""
+    shared: bool = False
+    """Whether that is so only without a LIMITS_STORE."""
 
 
 def _limit(variable: str, parse: Callable[[str], Any], meaning: str) -> Setting:
     """A limit that each process keeps for itself, so that several have as many times of it."""
     return Setting(variable, parse, f"{meaning}; of each worker", per_worker=True)
+
+
+def _shared_limit(variable: str, parse: Callable[[str], Any], meaning: str) -> Setting:
+    """One that all who name the same store keep together."""
+    meaning = f"{meaning}; of each worker, or with LIMITS_STORE of all"
+    return Setting(variable, parse, meaning, per_worker=True, shared=True)
 
 
 _seconds = positive
@@ -67,7 +76,16 @@ SETTINGS: tuple[Setting, ...] = (
     _limit("MAX_CONCURRENT_REQUESTS", _count, "chat requests under way; unset: no limit"),
     Setting("MAX_QUEUE_SECONDS", not_negative, "for a chat request's turn, in all"),
     _limit("MAX_QUEUE_LENGTH", whole(0, 1_000_000), "chat requests that wait for their turn"),
-    _limit("RATE_LIMIT_PER_MINUTE", _count, "chat requests, of all clients; unset: no limit"),
+    _shared_limit(
+        "RATE_LIMIT_PER_MINUTE", _count, "chat requests, of all clients; unset: no limit"
+    ),
+    Setting("LIMITS_STORE", read_store, "a Redis that keeps limits for all that name it", True),
+    Setting("LIMITS_STORE_TIMEOUT", _seconds, "a question to it"),
+    Setting(
+        "LIMITS_STORE_OUTAGE",
+        one_of("open", "closed"),
+        "without an answer, open: each worker keeps limits by itself; closed: nothing is served",
+    ),
     _limit("CONNECTION_POOL_SIZE", _count, "upstream connections in all"),
     _limit("KEEP_ALIVE_CONNECTIONS", whole(0, 100_000), "upstream connections kept when idle"),
     _limit("WARM_CONNECTIONS", whole(0, 1000), "idle upstream connections kept ready"),

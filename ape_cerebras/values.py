@@ -9,6 +9,7 @@ import hashlib
 import re
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ __all__ = (
     "read_origin",
     "read_prices",
     "read_secret",
+    "read_store",
     "read_workers",
     "readable_file",
     "whole",
@@ -107,6 +109,22 @@ def read_secret(text: str) -> UpstreamKey:
     if not _SECRET.fullmatch(text):
         raise ValueError("must be visible ASCII without white space")
     return UpstreamKey(text)
+
+
+def read_store(text: str) -> str:
+    """``redis(s)://[[user]:password@]host[:port][/database]``."""
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+    except ValueError:
+        fits = False
+    if not (fits and _SECRET.fullmatch(text) and re.fullmatch(r"(/[0-9]{0,4})?", parts.path)):
+        raise ValueError("must be a Redis URL: with a host, maybe a port and a database")
+    if "?" in text or "#" in text:
+        raise ValueError("must be a URL without query or fragment")
+    if find_spec("redis") is None:
+        raise ValueError("needs a package: pip install 'ape-cerebras[redis]'")
+    return text
 
 
 def read_client_keys(text: str) -> tuple[ClientKey, ...]:

@@ -51,6 +51,7 @@ def test_the_defaults() -> None:
         "upstream_first_byte_timeout": 60.0,
         "upstream_idle_timeout": 60.0,
         "request_timeout": None,
+        "limits_store_timeout": 0.25,
         "client_head_timeout": 10.0,
         "client_body_timeout": 30.0,
         "client_write_timeout": 60.0,

@@ -33,6 +33,7 @@ def key(text: str, name: str | None = None) -> ClientKey:
     return ClientKey(hashlib.sha256(text.encode()).digest(), name)
 
 
+REDIS = "redis://:word@127.0.0.1:6379/0"
 GOOD: dict[str, dict[str, Any]] = {
     "CEREBRAS_API_KEY": {"csk-abc": "csk-abc", "!~": "!~", "k" * 500: "k" * 500},
     "CEREBRAS_BASE_URL": {
@@ -79,6 +80,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "MAX_QUEUE_SECONDS": {"0": 0.0, "2.5": 2.5, "30": 30.0},
     "MAX_QUEUE_LENGTH": {"0": 0, "1000000": 1_000_000},
     "RATE_LIMIT_PER_MINUTE": COUNT,
+    "LIMITS_STORE": {
+        text: text
+        for text in ("redis://localhost", "rediss://me:word@a.b:6380/2", "redis://[::1]:7/", REDIS)
+    },
+    "LIMITS_STORE_TIMEOUT": SECONDS,
+    "LIMITS_STORE_OUTAGE": {"open": "open", "Closed": "closed"},
     "CONNECTION_POOL_SIZE": COUNT,
     "KEEP_ALIVE_CONNECTIONS": {"0": 0, "100000": 100_000},
     "WARM_CONNECTIONS": {"0": 0, "1000": 1000},
@@ -150,6 +157,20 @@ BAD: dict[str, tuple[str, ...]] = {
     "MAX_QUEUE_SECONDS": ("-1", "a", "1e3", "inf", "nan", "1,5", "٣"),
     "MAX_QUEUE_LENGTH": ("-1", "1000001", "1.5", "many"),
     "RATE_LIMIT_PER_MINUTE": NOT_COUNT,
+    "LIMITS_STORE": (
+        *(
+            "localhost",
+            "redis:",
+            "redis://",
+            "http://a",
+            "redis://a:b",
+            "redis://a:0",
+            "redis://[a",
+        ),
+        *("redis://a/b", "redis://a?db=1", "redis://a/1#f", "redis://a b", "redis://é"),
+    ),
+    "LIMITS_STORE_TIMEOUT": NOT_SECONDS,
+    "LIMITS_STORE_OUTAGE": ("shut", "open closed", "1"),
     "CONNECTION_POOL_SIZE": NOT_COUNT,
     "KEEP_ALIVE_CONNECTIONS": ("-1", "100001", "many"),
     "WARM_CONNECTIONS": ("-1", "1001", "1.5"),
@@ -221,7 +242,8 @@ def test_a_row_says_what_it_means(setting: Setting) -> None:
     assert setting.variable == setting.variable.upper()
     assert setting.meaning
     assert setting.meaning[-1].isalnum()
-    assert setting.secret == setting.variable.endswith("API_KEY")
+    holds_a_secret = setting.variable.endswith("API_KEY") or setting.variable == "LIMITS_STORE"
+    assert setting.secret == holds_a_secret
 
 
 @given(st.sampled_from(SETTINGS), st.text(min_size=1).map(str.strip).filter(bool))
