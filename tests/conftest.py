@@ -9,6 +9,7 @@ from typing import Any
 import printed
 import pytest
 import trustme
+from monitoring import Load, Prometheus, under_load
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
@@ -111,6 +112,15 @@ def unreachable(backend: str) -> Iterator[Served]:
         settings = {"CEREBRAS_API_KEY": key, "CEREBRAS_BASE_URL": url, "BACKEND": backend}
         with serving("serve", **settings) as served:
             yield served
+
+
+@pytest.fixture(scope="module")
+def watched(
+    backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Prometheus, Load]]:
+    """A real Prometheus that watches two workers under load."""
+    with under_load(backend, tmp_path_factory.mktemp("watched")) as watched:
+        yield watched
 
 
 @pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])

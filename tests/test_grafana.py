@@ -1,0 +1,84 @@
+"""The dashboards: that they are whole, that what they ask for exists, and that a real Prometheus
+that watches a proxy under load has an answer to every panel."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dashboards import DASHBOARDS, panels, queries
+from monitoring import CONTRIB, Load, Prometheus, known_names, names_in, until
+
+NAMES = tuple(DASHBOARDS)
+SOURCES = {"${datasource}": "prometheus", "${logs}": "loki"}
+
+
+def test_there_are_two_with_names_of_their_own() -> None:
+    assert NAMES == ("load-test", "operator")
+    for key in ("uid", "title"):
+        assert len({dashboard[key] for dashboard in DASHBOARDS.values()}) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_says_what_it_shows_and_asks_a_source_that_can_be_chosen(name: str) -> None:
+    variables = {each["name"]: each for each in DASHBOARDS[name]["templating"]["list"]}
+    for panel in panels(DASHBOARDS[name]):
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        for asks in (panel, *panel["targets"]):
+            uid, kind = asks["datasource"]["uid"], asks["datasource"]["type"]
+            assert SOURCES[uid] == kind
+            variable = variables[uid.strip("${}")]
+            assert (variable["type"], variable["query"]) == ("datasource", kind)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_panels_have_numbers_and_places_of_their_own(name: str) -> None:
+    placed = DASHBOARDS[name]["panels"]
+    assert len({panel["id"] for panel in placed}) == len(placed)
+    for one, other in combinations([panel["gridPos"] for panel in placed], 2):
+        assert one["x"] + one["w"] <= 24
+        assert not _overlap(one, other), (one, other)
+
+
+def _overlap(one: dict[str, int], other: dict[str, int]) -> bool:
+    apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+    apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+    return not (apart_x or apart_y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_names_are_those_of_series_that_there_are(name: str, tmp_path: Path) -> None:
+    known = known_names(tmp_path)
+    for query in queries(DASHBOARDS[name], "prometheus"):
+        assert names_in(query.expression), query
+        assert names_in(query.expression) <= known, query
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_has_something_to_show(name: str, watched: tuple[Prometheus, Load]) -> None:
+    server, _ = watched
+    asked = {query.expression for query in queries(DASHBOARDS[name], "prometheus")}
+    until(lambda: not server.silent(asked), "some panels stay empty")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_choice_has_something_to_choose(name: str, watched: tuple[Prometheus, Load]) -> None:
+    """``label_values(series, label)`` is Grafana's own; it asks for the series."""
+    server, _ = watched
+    for variable in DASHBOARDS[name]["templating"]["list"]:
+        if variable["type"] == "query":
+            series, _, label = variable["definition"][len("label_values(") : -1].rpartition(", ")
+            series = series.replace("$job", "cerebras-proxy")
+            until(lambda s=series: server.query(s), series)  # type: ignore[misc]
+            assert all(label in sample.labels for sample in server.query(series))
+
+
+def test_what_is_provisioned() -> None:
+    def read(kind: str) -> Any:
+        [path] = (CONTRIB / "grafana" / "provisioning" / kind).glob("*.yml")
+        return yaml.safe_load(path.read_text("utf-8"))
+
+    assert {each["type"] for each in read("datasources")["datasources"]} == set(SOURCES.values())
+    assert [each["type"] for each in read("dashboards")["providers"]] == ["file"]
