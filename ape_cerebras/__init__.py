@@ -25,6 +25,7 @@ layer  module           what it owns
 0      limits           how much of something there may be in a time: buckets, and their store
 0      turns            who is next: slots, and fair turns for those who wait for one
 0      secrecy          no core file, and no look into a process that has keys
+0      instruments      metrics of a kind that prometheus_client does not have
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -40,49 +41,52 @@ layer  module           what it owns
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
-2      settings         the table of environment variables
 2      network          byte streams over sockets, which stamp what arrives
 2      questions        what a stand-in Cerebras API reads in a chat request
 2      retry            whether a request is made again, and when
 2      circuit          when upstream is known to be down, a state machine over a clock
+2      keys_file        the file of clients' keys and what each may use
+3      settings         the table of environment variables
 3      meter            what a passing response tells
 3      degradation      whether the service is degraded, over a minute
 3      logs             JSON lines, and the writer that never blocks the loop
-3      config           the frozen ``Config``
 3      listener         listening sockets, the accept loop
 3      transport        TCP and TLS to upstream, and the stream httpcore uses
 3      completions      what it answers: plain replies and streams
 3      wrapped          any anyio byte stream, with its arrivals stamped
 3      try_counts       what the metrics tell of tries
-4      compression      large request bodies, compressed for the way upstream
-4      inbound          what arrives from a client, until h11 gets it
-4      metrics          the Prometheus registry
+3      client_metrics   what each client has used, counted by its key's name
+4      config           the frozen ``Config``
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults
 4      connection       one connection to upstream: a request at a time, and its answer
-4      admission        whether a chat request may go up now, waits for its turn, or is refused
 4      process          what a whole process has only one of: signals, standard output, exit status
 4      unexpected       what is told of exceptions that nobody expected
-4      shared_limits    those of all workers and replicas, kept in a Redis
-5      hang_up          noticing that a client leaves while its request is being answered
+5      shared_limits    those of all workers and replicas, kept in a Redis
+5      compression      large request bodies, compressed for the way upstream
+5      inbound          what arrives from a client, until h11 gets it
+5      metrics          the Prometheus registry
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
-5      health           how the service is: what /health says of it, whether it is degraded
 5      account          what the account of the stand-in API may have: buckets that refill, a queue
-6      downstream       the client's connection, through h11
+5      keyring          the keys that clients may present now, and what each name may use
+6      hang_up          noticing that a client leaves while its request is being answered
+6      admission        whether a chat request may go up now, waits for its turn, or is refused
+6      health           how the service is: what /health says of it, whether it is degraded
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
-7      clients          the clients' connections that are open, how many there may be
-7      answers          its answers on their way: paced, cut, garbled
+7      downstream       the client's connection, through h11
 7      models           the list of models
 7      tries            a request's tries at upstream, of which its client sees the last
+8      clients          the clients' connections that are open, how many there may be
+8      answers          its answers on their way: paced, cut, garbled
 8      relay            one chat request up, its response down
-8      simulator        that stand-in API, served by our own ``downstream``
 8      routes           the dispatch table, the key check, the local endpoints
+9      simulator        that stand-in API, served by our own ``downstream``
 9      proxy            connections, exchanges, the one way through; draining
-9      stand_in         the stand-in API as a command: its flags, its log lines
-10     practice         the commands that need no Cerebras: simulate, selfcheck
+10     stand_in         the stand-in API as a command: its flags, its log lines
 10     server           listening and serving
+11     practice         the commands that need no Cerebras: simulate, selfcheck
 11     __init__         this map, and the public API
 11     workers          several processes on one port: started, watched, restarted, drained
 12     __main__         the command line

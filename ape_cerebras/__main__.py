@@ -18,6 +18,7 @@ from .process import port_of, report_not_listening, run_until_stopped, to_standa
 from .secrecy import forbid_dumps
 from .server import serve
 from .settings import SETTINGS
+from .signals import at_each_hang_up, hold_hang_ups
 from .simulator import Simulator
 from .unexpected import take_over
 from .values import Origin
@@ -144,24 +145,29 @@ def _serve(options: argparse.Namespace) -> int:
             to_standard_output().event("error", "Wrong setting", problem=problem)
         return 2
     address = f"{config.host}:{config.port}"
+    rereads = config.ape_api_keys_file is not None
+    if rereads:
+        hold_hang_ups()
     if config.async_workers == 1:
-        work = partial(_serve_proxy, config, options.demo, None)
-        return run_until_stopped(work, address, config.backend)
+        work = partial(_serve_proxy, options.demo, config, None)
+        return run_until_stopped(work, address, config.backend, hang_ups_held=rereads)
     try:
         ports = open_ports_now(config.host, config.port, config.scrapers_port)
     except CannotListen as error:
         report_not_listening(address, error)
         return 1
-    return serve_with_workers(config, ports, partial(_serve_proxy, config, options.demo))
+    return serve_with_workers(config, ports, partial(_serve_proxy, options.demo))
 
 
-async def _serve_proxy(config: Config, demo: bool, place: Place | None, stop: anyio.Event) -> None:
+async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: anyio.Event) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
         async with anyio.create_task_group() as serving:
             proxy = await serving.start(partial(serve, place=place), config)
+            if config.ape_api_keys_file is not None:
+                tasks.start_soon(at_each_hang_up, proxy.reread_keys)
             await stop.wait()
             proxy.begin_drain()
         tasks.cancel_scope.cancel()

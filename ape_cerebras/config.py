@@ -13,6 +13,7 @@ from typing import Any
 
 from .buckets import BUCKETS
 from .head import HeadLimits
+from .keys_file import KeysFile
 from .settings import SETTINGS
 from .usage import PriceTable
 from .values import ClientKey, Origin
@@ -44,6 +45,7 @@ class Config:
     cerebras_api_key: str = field(repr=False)
     cerebras_base_url: Origin = _CEREBRAS
     ape_api_key: tuple[ClientKey, ...] = field(default=(), repr=False)
+    ape_api_keys_file: KeysFile | None = None
     log_level: str = "info"
     host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
     port: int = 8000

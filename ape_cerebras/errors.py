@@ -24,6 +24,7 @@ message, which can quote a header and with it a key.
     │   ├── NoTurn                503  too many are under way, too many wait, or for too long
     │   └── LimitsUnknown         503  their store does not answer, and was to be asked
     ├── RateLimited               429  more requests per minute than are allowed
+    ├── BudgetSpent               429  the key's US dollars of the day
     ├── Draining                  503  shutting down
     │   └── ShutDown              503  cut short by that
     ├── UpstreamUnavailable       503  the circuit is open

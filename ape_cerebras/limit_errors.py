@@ -5,7 +5,7 @@ import math
 from .errors import Overloaded, ProxyError
 from .limits import Verdict
 
-__all__ = ("LimitsUnknown", "NoTurn", "RateLimited")
+__all__ = ("BudgetSpent", "LimitsUnknown", "NoTurn", "RateLimited")
 
 _WAIT_AT_MOST = 60  # seconds: SDKs take no notice of a Retry-After above that, and retry at once
 
@@ -48,3 +48,19 @@ class RateLimited(
             (b"x-ratelimit-remaining-requests-minute", b"%d" % math.floor(verdict.left)),
             (b"x-ratelimit-reset-requests-minute", b"%.3f" % verdict.wait),
         )
+
+
+class BudgetSpent(
+    ProxyError,
+    status=429,
+    type="too_many_requests_error",
+    code="budget_exceeded",
+    outcome="budget_exceeded",
+):
+    """``seconds``: until it is midnight, which is too long for SDKs to retry."""
+
+    message = "What this key may spend on a day is spent; the next day begins at midnight UTC."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.headers = (_retry_after(seconds), (b"x-should-retry", b"false"))

@@ -4,15 +4,22 @@ A full bucket can be spent at once, and fills again in so many seconds: the form
 limits have. What is known of a bucket is one number, the moment at which it will be full; nothing
 has to be counted up meanwhile, and no clock's tick is a window's edge that lets twice as much pass.
 
-Buckets are kept in a store behind ``Limits``. That of one process is a dictionary; one that several
-processes share has the same two questions to answer, each of them at once for all who ask.
+What is spent in US dollars counts by the day. A clock that is set does not begin a day anew: what a
+day has spent is known by its number.
+
+Buckets and days are kept in a store behind ``Limits``. That of one process is a dictionary; one
+that several processes share has the same few questions to answer, each at once for all who ask.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import NamedTuple, Protocol
 
-__all__ = ("Bucket", "Charge", "Limits", "LocalLimits", "Verdict", "decide")
+__all__ = ("Bucket", "Charge", "Limits", "LocalLimits", "Verdict", "day_of", "decide")
 
+_DAY = 24 * 60 * 60  # seconds
+_DAYS_KEPT = 8
+_NOTHING = Decimal(0)
 _TOLERANCE = 1e-6  # seconds; moments are sums of fractions
 
 
@@ -45,8 +52,9 @@ class Verdict(NamedTuple):
 
 
 class Limits(Protocol):
-    """A store of buckets. ``now`` is a reading of the loop's clock; a store with a clock of its own
-    goes by that."""
+    """A store of buckets, and of what was spent on a day. ``now`` is a reading of the loop's clock;
+    a store with a clock of its own goes by that. What settles and spends comes at the end of an
+    exchange, cancelled or not: a store that waits for it has to shield it."""
 
     async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
         """Take all of the charges, or none."""
@@ -54,8 +62,20 @@ class Limits(Protocol):
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """Take what was used beyond what had been taken; give back where it is less than 0."""
 
+    async def spent(self, name: str, day: int) -> Decimal:
+        """US dollars that were spent on a day."""
+
+    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+        """Count what was."""
+
     def close(self) -> None:
         """Let go of what the store has open."""
+
+
+def day_of(wall_time: float) -> tuple[int, float]:
+    """The number of a moment's day, in UTC, and the seconds that are left of it."""
+    day, since_midnight = divmod(wall_time, _DAY)
+    return int(day), _DAY - since_midnight
 
 
 def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> Verdict:
@@ -78,6 +98,7 @@ class LocalLimits:
 
     def __init__(self) -> None:
         self._full_at: dict[str, float] = {}
+        self._spent: dict[str, dict[int, Decimal]] = {}
 
     async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
         """See ``Limits``."""
@@ -92,6 +113,17 @@ class LocalLimits:
         for bucket, amount in charges:
             full_at = max(self._full_at.get(bucket.name, now), now)
             self._full_at[bucket.name] = full_at + bucket.time_of(amount)
+
+    async def spent(self, name: str, day: int) -> Decimal:
+        """See ``Limits``."""
+        return self._spent.get(name, {}).get(day, _NOTHING)
+
+    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+        """See ``Limits``. Days stay known when others have begun: the clock may be set back."""
+        days = self._spent.setdefault(name, {})
+        days[day] = days.get(day, _NOTHING) + dollars
+        if len(days) > _DAYS_KEPT:
+            del days[next(iter(days))]
 
     def close(self) -> None:
         """See ``Limits``."""

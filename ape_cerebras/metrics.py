@@ -15,10 +15,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
 
 from .circuit import Circuit
+from .client_metrics import ClientMetrics
 from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
 from .exposition import STEM, AllWorkers, render
+from .instruments import TalliedHistogram, following
 from .outcomes import CUT_SHORT
 from .place import Place
 from .try_counts import TryCounts
@@ -87,29 +89,6 @@ _NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
 
 
-class _TalliedHistogram(Histogram):
-    """One to which observations are added that have been counted by bucket already: a stream has
-    thousands, and one at a time they would hold the loop."""
-
-    def add(self, counts: list[int], total: float) -> None:
-        for bucket, count in zip(self._buckets, counts, strict=True):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(total)
-
-
-def _following(counter: Counter) -> Callable[[float], None]:
-    """What tells a counter how far somebody else has counted since this process began."""
-    before = 0.0
-
-    def tell(count: float) -> None:
-        nonlocal before
-        counter.inc(count - before)
-        before = count
-
-    return tell
-
-
 class Metrics:
     """All metrics of one proxy."""
 
@@ -137,11 +116,12 @@ class Metrics:
         self._chat = [(self._histogram(row, "model"), row.attribute) for row in _CHAT]
         self._route = [(self._histogram(row, "route"), row.attribute) for row in _ROUTE]
         gap = _Row("chunk_gap_seconds", "gap", "", "Between reads that brought tokens")
-        self._gaps = self._histogram(gap, "model", kind=_TalliedHistogram)
+        self._gaps = self._histogram(gap, "model", kind=TalliedHistogram)
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
         self._make_gauges(backend)
         self._tries = TryCounts(self._counter, self._gauge)
+        self._clients = ClientMetrics(self._registry)
 
     def _make_gauges(self, backend: str) -> None:
         text = "1 while the service is degraded"
@@ -206,8 +186,10 @@ class Metrics:
         idle: Callable[[], float],
         lines_dropped: Callable[[], float],
         waiting: Callable[[], float],
+        knows_client: Callable[[str], bool],
     ) -> None:
-        """The values that are read by ``refresh``."""
+        """The values that are read by ``refresh``; and which names clients' keys have."""
+        self._clients.knows = knows_client
         upstream = self._gauge("upstream_connections", "Open", "state")
         dropped = self._counter("log_lines_dropped", "Log lines lost: output stalled or closed")
         self._watched += (
@@ -215,7 +197,7 @@ class Metrics:
             (self._gauge("client_connections", "Open").set, client_connections),
             (upstream.labels("active").set, active),
             (upstream.labels("idle").set, idle),
-            (_following(dropped), lines_dropped),
+            (following(dropped), lines_dropped),
             (self._gauge("queue_length", "Requests waiting for their turn").set, waiting),
         )
 
@@ -263,6 +245,7 @@ class Metrics:
             self._child(self._gaps, model).add(exchange.gap_counts, exchange.generation_seconds)
         self._observe_usage(exchange, model)
         self._tries.observe(exchange, model)
+        self._clients.observe(exchange)
 
     def _observe_ttft(self, exchange: Exchange, model: str) -> None:
         ttft = exchange.ttft_seconds

@@ -23,6 +23,7 @@ OUTCOMES = {
     "refused": Outcome("warning", failed=True, degrades=False),
     "unauthorized": Outcome("warning", failed=True, degrades=False),
     "rate_limited": Outcome("warning", failed=True, degrades=False),
+    "budget_exceeded": Outcome("warning", failed=True, degrades=False),
     "overloaded": Outcome("warning", failed=True, degrades=True),
     "draining": Outcome("warning", failed=True, degrades=False),
     "shut_down": Outcome("warning", failed=True, degrades=False),

@@ -17,13 +17,17 @@ __all__ = ("first_of", "port_of", "report_not_listening", "run_until_stopped", "
 
 
 def run_until_stopped(
-    work: Callable[[anyio.Event], Awaitable[None]], address: str, backend: str
+    work: Callable[[anyio.Event], Awaitable[None]],
+    address: str,
+    backend: str,
+    *,
+    hang_ups_held: bool = False,
 ) -> int:
-    """Run ``work`` with an event that the first signal sets; the exit status. What it cannot listen
-    on is ``address``, where the failure does not say."""
+    """Run ``work`` with an event that the first signal sets, where ``hang_ups_held`` but SIGHUP;
+    the exit status. What it cannot listen on is ``address``, where the failure does not say."""
     status = 0
     try:
-        run_on(backend, until_stopped, work)
+        run_on(backend, until_stopped, work, hang_ups_held)
     except* OSError as errors:
         report_not_listening(address, errors)
         status = 1

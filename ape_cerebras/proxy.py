@@ -22,6 +22,7 @@ from .downstream import Downstream
 from .errors import Draining, ExchangeTimeout, InternalError, ProxyError, ShutDown
 from .exchange import Exchange
 from .health import Health
+from .keyring import Keyring
 from .logs import Logs
 from .metrics import Metrics
 from .models import ModelList
@@ -82,7 +83,8 @@ class Proxy:
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
         self._limits = limits_of(config, self.logs.event)
-        self._admission = Admission(config, self._limits)
+        self._keyring = Keyring(config)
+        self._admission = Admission(config, self._keyring, self._limits)
         self._routes = self._make_routes(circuit)
         self._clock = loop_clock()
         self._connections = Clients(config.max_connections, place)
@@ -99,6 +101,7 @@ class Proxy:
         upstream = tries_at(self._upstream, self.config, circuit, self.logs)
         return Routes(
             self.config,
+            self._keyring,
             Relay(self.config, upstream, self._admission).handle,
             ModelList(self.config, self._upstream),
             self._metrics,
@@ -115,6 +118,7 @@ class Proxy:
             idle=lambda: pool.idle,
             lines_dropped=lines_dropped,
             waiting=lambda: self._admission.waiting,
+            knows_client=self._keyring.knows,
         )
 
     # Connections
@@ -243,6 +247,10 @@ class Proxy:
             self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
             if self._place is not None:  # others may be asked for what only this worker knows
                 self._metrics.refresh()
+
+    async def reread_keys(self) -> None:
+        """Have what ``APE_API_KEYS_FILE`` says now hold for the requests to come."""
+        await self._keyring.reread(self.logs)
 
     # The end
 

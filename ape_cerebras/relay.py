@@ -86,8 +86,6 @@ class Relay:
             # SDKs close a stream's connection as soon as they have read the end marker.
             if downstream.completed_at is None:
                 raise
-        finally:
-            self._account(exchange)
 
     def _read(self, request: Request, body: bytes) -> ChatRequest:
         return read_chat_request(
@@ -109,19 +107,29 @@ class Relay:
         if chat.model is not None:  # else it is opaque, and maybe packed already
             headers, body = await self._compression.pack(headers, body)
         awaits_token = chat.turned or chat.stream is not False
-        with await self._upstream.send(
-            exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
-        ) as response:
-            meter = meter_for(
-                exchange,
-                response.status,
-                response.header(b"content-type"),
-                self._config.buckets["gap"],
-            )
-            if chat.turned and isinstance(meter, StreamMeter):
-                await self._put_together(response, downstream, meter, exchange)
-            else:
-                await self._pass_on(response, downstream, meter, exchange)
+        try:
+            with await self._upstream.send(
+                exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
+            ) as response:
+                await self._pass_down(response, downstream, exchange, turned=chat.turned)
+        finally:
+            self._account(exchange)
+
+    async def _pass_down(
+        self,
+        response: UpstreamResponse,
+        downstream: Downstream,
+        exchange: Exchange,
+        *,
+        turned: bool,
+    ) -> None:
+        gaps = self._config.buckets["gap"]
+        content_type = response.header(b"content-type")
+        meter = meter_for(exchange, response.status, content_type, gaps)
+        if turned and isinstance(meter, StreamMeter):
+            await self._put_together(response, downstream, meter, exchange)
+        else:
+            await self._pass_on(response, downstream, meter, exchange)
 
     async def _pass_on(
         self,

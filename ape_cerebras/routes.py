@@ -12,6 +12,7 @@ from .config import Config
 from .downstream import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
 from .exchange import Exchange
+from .keyring import Keyring
 from .metrics import Metrics
 from .models import ModelList
 from .request import Request
@@ -70,13 +71,14 @@ class Routes:
     def __init__(
         self,
         config: Config,
+        keyring: Keyring,
         chat: Handler,
         models: ModelList,
         metrics: Metrics,
         health: Callable[[], tuple[int, dict[str, object]]],
         warm_up: Callable[[], None],
     ) -> None:
-        self._keys = config.ape_api_key
+        self._keyring = keyring
         self._models = models
         self._metrics = metrics
         self._read_health = health
@@ -112,7 +114,7 @@ class Routes:
         if path.startswith(b"/v1/v1/"):
             raise DoubledPrefix
         if path.startswith(b"/v1/") and (route is None or route.needs_key):
-            exchange.client = check_key(request, self._keys)
+            exchange.client = check_key(request, self._keyring.keys)
         if request.method not in _KNOWN_METHODS:
             raise MethodUnknown
         if route is None:

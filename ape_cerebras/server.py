@@ -129,7 +129,7 @@ async def _wait_for_the_others(board: Board) -> None:
 
 def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
     """Log where it is listened, and for whom."""
-    if not config.ape_api_key:
+    if not config.ape_api_key and config.ape_api_keys_file is None:
         logs.event("warning", "APE_API_KEY is not set: every client is served")
     for address in _addresses(ports.clients):
         logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)

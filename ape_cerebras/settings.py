@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .backends import read_backend
+from .keys_file import read_keys_file
 from .values import (
     HOST,
     MODEL,
@@ -62,6 +63,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("CEREBRAS_API_KEY", read_secret, "the key sent upstream", True, True),
     Setting("CEREBRAS_BASE_URL", read_origin, "the API, with or without a trailing /v1"),
     Setting("APE_API_KEY", read_client_keys, "keys that clients present; unset: open", True),
+    _limit("APE_API_KEYS_FILE", read_keys_file, "TOML: keys, each with a name and limits"),
     Setting("LOG_LEVEL", one_of("debug", "info", "warning", "error"), "lowest level written"),
     Setting("HOST", _host, "address to listen on"),
     Setting("PORT", whole(0, 65535), "port to listen on; 0 picks one"),

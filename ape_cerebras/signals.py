@@ -6,17 +6,27 @@ from typing import TypeVar
 
 import anyio
 
-__all__ = ("IGNORED", "ending_signals", "unless_stopped", "until_stopped", "until_told")
+__all__ = (
+    "IGNORED",
+    "at_each_hang_up",
+    "ending_signals",
+    "hold_hang_ups",
+    "unless_stopped",
+    "until_stopped",
+    "until_told",
+)
 
 _T = TypeVar("_T")
 # Their default would be a silent death. SIGPIPE is ignored by Python itself.
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-async def until_stopped(work: Callable[[anyio.Event], Awaitable[None]]) -> None:
+async def until_stopped(
+    work: Callable[[anyio.Event], Awaitable[None]], hang_ups_held: bool = False
+) -> None:
     """Run ``work`` with an event that the first signal sets; end it at the second."""
     stop = anyio.Event()
-    await _work_until(work, stop, ending_signals(), stop.is_set)
+    await _work_until(work, stop, ending_signals(hang_ups_held), stop.is_set)
 
 
 async def until_told(
@@ -76,8 +86,23 @@ async def unless_stopped(work: Callable[[], Awaitable[_T]]) -> _T | None:
     return result
 
 
-def ending_signals() -> tuple[signal.Signals, ...]:
-    """A terminal that closes is a reason to end like any other, but for ``nohup``."""
-    stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+def ending_signals(hang_ups_held: bool = False) -> tuple[signal.Signals, ...]:
+    """A terminal that closes is a reason to end like any other, but for ``nohup``; and where SIGHUP
+    asks for something else."""
+    stays = hang_ups_held or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     always = (signal.SIGTERM, signal.SIGINT)
     return always if stays else (*always, signal.SIGHUP)
+
+
+def hold_hang_ups() -> None:
+    """Have SIGHUP wait for ``at_each_hang_up``, also in processes that are forked from now on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, it would not wait but be gone
+
+
+async def at_each_hang_up(work: Callable[[], Awaitable[None]]) -> None:
+    """Do ``work`` for each SIGHUP that has been held, or comes."""
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        async for _ in signals:
+            await work()

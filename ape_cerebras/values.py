@@ -9,6 +9,7 @@ import hashlib
 import re
 import signal
 from collections.abc import Callable
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from .usage import PriceTable
 
 __all__ = (
     "HOST",
+    "KEY",
+    "KEY_NAME",
     "MODEL",
     "ClientKey",
     "Origin",
@@ -43,9 +46,11 @@ __all__ = (
 )
 
 _SECRET = re.compile(r"[\x21-\x7e]+")
+KEY_NAME = r"[A-Za-z0-9._-]{1,64}"
+KEY = r"[\x21-\x7e]{1,4096}"
 # A name with no key after it is not a key: "name:${KEY}" with an unset KEY must not open the door.
 _NAMED_KEY = re.compile(
-    r"(?![A-Za-z0-9._-]+:$)(?:(?P<name>[A-Za-z0-9._-]{1,64}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
+    rf"(?![A-Za-z0-9._-]+:$)(?:(?P<name>{KEY_NAME}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
 )
 MODEL = r"[\x21-\x7e]{1,256}"
 HOST = r"[A-Za-z0-9._:%-]{1,255}"
@@ -67,10 +72,19 @@ class UpstreamKey(str):
 
 
 class ClientKey(NamedTuple):
-    """A key that clients may present: its SHA-256, and its name where it was given one."""
+    """A key that clients may present: its SHA-256, its name where it was given one, and what that
+    may use; None: as much as it likes."""
 
     digest: bytes
     name: str | None = None
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    usd_per_day: Decimal | None = None
+    models: frozenset[str] | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        return any(limit is not None for limit in self[2:])
 
 
 class Origin(NamedTuple):

@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -36,6 +36,8 @@ import anyio
 from .backends import run_on
 from .config import Config
 from .exposition import forget_worker, share_values
+from .keyring import report_refused
+from .keys_file import read_keys_file
 from .logs import Logs
 from .place import Board, Place, Ports
 from .server import announce
@@ -44,7 +46,7 @@ from .unexpected import tell
 
 __all__ = ("Work", "next_pause", "serve_with_workers")
 
-Work = Callable[[Place, anyio.Event], Awaitable[None]]
+Work = Callable[[Config, Place, anyio.Event], Awaitable[None]]
 
 _STANDARD_OUTPUT = 1
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - made there with a name of its own, for us alone
@@ -123,7 +125,9 @@ class _Parent:
         self._kill_at = float("inf")
         self._status = 0
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a worker ended
-        self._awaited = {signal.SIGCHLD, *ending_signals(), *IGNORED}
+        # A keys file is read again at SIGHUP, which then is no reason to end.
+        self._ended_by = ending_signals(config.ape_api_keys_file is not None)
+        self._awaited = {signal.SIGCHLD, signal.SIGHUP, *self._ended_by, *IGNORED}
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
 
     def serve(self) -> int:
@@ -146,8 +150,10 @@ class _Parent:
         while self._living or not self._ending:
             self._start_who_is_due()
             caught = signal.sigtimedwait(self._awaited, self._patience())
-            if caught is not None and caught.si_signo in ending_signals():
+            if caught is not None and caught.si_signo in self._ended_by:
                 self._end()
+            elif caught is not None and caught.si_signo == signal.SIGHUP:
+                self._reread_keys()
             self._look_who_died()
             self._kill_who_is_late()
         self._logs.event("info", "All workers have ended")
@@ -197,7 +203,7 @@ class _Parent:
         try:
             self._settle_in(number)
             place = Place(number, self._board, self._ports, self._directory)
-            work = partial(self._work, place)
+            work = partial(self._work, self._config, place)
             is_hurried = self._board.is_hurried
             run_on(self._config.backend, until_told, work, self._lifeline, is_hurried)
             self._leave(number)
@@ -209,7 +215,10 @@ class _Parent:
 
     def _settle_in(self, number: int) -> None:
         os.close(self._held_open)
-        for not_ours in self._awaited - {signal.SIGTERM, signal.SIGCHLD}:
+        ours = {signal.SIGTERM, signal.SIGCHLD}
+        if self._config.ape_api_keys_file is not None:
+            ours.add(signal.SIGHUP)
+        for not_ours in self._awaited - ours:
             signal.signal(not_ours, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
         share_values(self._directory, number)
@@ -220,6 +229,22 @@ class _Parent:
         is_orphan, _, _ = select.select([self._lifeline], [], [], 0)
         if is_orphan and not self._board.up:
             shutil.rmtree(self._directory, ignore_errors=True)
+
+    # Keys
+
+    def _reread_keys(self) -> None:
+        """For the workers to come, and have those there are do the same."""
+        before = self._config.ape_api_keys_file
+        if before is None:
+            return
+        try:
+            after = read_keys_file(before.path)
+        except ValueError as problem:
+            report_refused(self._logs, str(problem))
+            return
+        self._config = replace(self._config, ape_api_keys_file=after)
+        for slot in self._living:
+            os.kill(slot.process, signal.SIGHUP)
 
     # Ending
 

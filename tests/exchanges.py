@@ -143,6 +143,7 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         upstream_status=draw(st.sampled_from((None, 200, 400, 429, 500))),
         error=draw(st.none() | st.sampled_from(_ERRORS).map(lambda error: error())),
         stream_failed=draw(st.booleans()),
+        client=draw(st.sampled_from((None, "alice", "bob"))),
         model=model,
         stream=stream,
         reasons=draw(st.booleans()),

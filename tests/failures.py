@@ -4,7 +4,7 @@ import inspect
 
 from ape_cerebras import errors, limit_errors, upstream_errors
 from ape_cerebras.errors import BadRequest, ProxyError
-from ape_cerebras.limit_errors import NoTurn, RateLimited
+from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
 from ape_cerebras.limits import Bucket, Verdict
 
 FAILURES: list[type[ProxyError]] = [
@@ -16,6 +16,7 @@ FAILURES: list[type[ProxyError]] = [
 
 _MADE: dict[type[ProxyError], ProxyError] = {
     BadRequest: BadRequest("A reason."),
+    BudgetSpent: BudgetSpent(3600.0),
     NoTurn: NoTurn(2.5),
     RateLimited: RateLimited(Verdict(0.75, Bucket("requests", 80, 60.0), 0.0)),
 }

@@ -46,6 +46,7 @@ def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -
         idle=lambda: 6,
         lines_dropped=lambda: lines_dropped,
         waiting=lambda: 8,
+        knows_client=lambda name: name in ("alice", "bob"),
     )
     metrics.watch_circuit(Circuit(1))
     return metrics

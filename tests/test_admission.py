@@ -2,6 +2,9 @@
 is left of whoever goes."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from decimal import Decimal
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,12 +15,24 @@ from trio.testing import MockClock
 
 from ape_cerebras.admission import Admission
 from ape_cerebras.config import Config
+from ape_cerebras.errors import BadRequest, ModelNotFound
 from ape_cerebras.exchange import Exchange
-from ape_cerebras.limit_errors import NoTurn, RateLimited
+from ape_cerebras.keyring import Keyring
+from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
+
+
+class Wall:
+    """A clock on the wall, which can be set."""
+
+    now = 0.0
+
+
+WALL = Wall()
 
 
 def admission(**settings: str) -> Admission:
-    return Admission(Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings}))
+    config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
+    return Admission(config, Keyring(config), wall_clock=lambda: WALL.now)
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
@@ -208,3 +223,123 @@ async def test_slots_survive_any_leaving() -> None:
         ):
             limited_now = admission(MAX_CONCURRENT_REQUESTS="3")
             assert limited_now.waiting == limited.waiting == 0
+
+
+def limited_keys(path: Path, **limits: object) -> dict[str, str]:
+    """A keys file in which alice, whose name is "a", has limits, and bob has none."""
+    lines = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    (path / "keys.toml").write_text(
+        f'[[keys]]\nname = "a"\nkey = "key-a"\n{lines}[[keys]]\nname = "b"\nkey = "key-b"\n'
+    )
+    return {"APE_API_KEYS_FILE": str(path / "keys.toml")}
+
+
+def test_a_keys_own_requests_per_minute(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = limited_keys(tmp_path, requests_per_minute=2)
+        made = await visits(
+            admission(**file, RATE_LIMIT_PER_MINUTE="5"),
+            *(("a1", 0, 1), ("a2", 1, 1), ("a3", 2, 1), ("b1", 2, 1), ("b2", 2, 1), ("b3", 2, 1)),
+            ("b4", 3, 1),
+        )
+        assert made.admitted == {"a1": 0, "a2": 1, "b1": 2, "b2": 2, "b3": 2}
+        at, kind, headers = made.refused["a3"]
+        assert (at, kind, headers[b"retry-after"]) == (2, RateLimited, b"28")
+        assert headers[b"x-ratelimit-limit-requests-minute"] == b"2"
+        assert made.refused["b4"][2][b"x-ratelimit-limit-requests-minute"] == b"5"
+
+    on_mock_clock(test)
+
+
+def test_a_keys_own_concurrent_requests(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = limited_keys(tmp_path, concurrent_requests=1)
+        made = await visits(
+            admission(**file, MAX_QUEUE_SECONDS="7"),
+            *(("a1", 0, 5), ("a2", 1, 10), ("a3", 2, 1), ("b1", 2, 10), ("b2", 3, 10)),
+        )
+        assert made.admitted == {"a1": 0, "b1": 2, "b2": 3, "a2": 5}
+        assert made.refused == {"a3": (9, NoTurn, {b"retry-after": b"9"})}
+
+    on_mock_clock(test)
+
+
+def test_a_key_without_limits_waits_for_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        assert not admission(**limited_keys(tmp_path)).is_limited
+        assert admission(**limited_keys(tmp_path, models=["x"])).is_limited
+
+    on_mock_clock(test)
+
+
+def test_a_key_has_its_models_only(tmp_path: Path) -> None:
+    async def test() -> None:
+        limited = admission(**limited_keys(tmp_path, models=["gpt-oss-120b"]))
+        for model, client, refusal in (
+            ("gpt-oss-120b", "a", None),
+            ("llama3.1-8b", "a", ModelNotFound),
+            (None, "a", BadRequest),
+            ("llama3.1-8b", "b", None),
+            (None, None, None),
+        ):
+            expected = pytest.raises(refusal) if refusal else nullcontext()
+            with expected:
+                async with limited.turn(chat_exchange(client=client, model=model)):
+                    pass
+
+    on_mock_clock(test)
+
+
+DAY = 24 * 60 * 60
+
+
+async def spends(limited: Admission, dollars: str | None, client: str = "a") -> None:
+    exchange = chat_exchange(client=client)
+    async with limited.turn(exchange):
+        exchange.cost = None if dollars is None else Decimal(dollars)
+
+
+@pytest.mark.anyio
+async def test_a_budget_holds_until_midnight_whatever_is_done_to_the_clock(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
+    WALL.now = 20_000 * DAY + 100
+    for dollars in ("0.1", "0.1", None, "0.0999999"):
+        await spends(limited, dollars)
+    await spends(limited, "5")  # the last cent was not spent yet
+    await spends(limited, "5", client="b")
+    for now, seconds in (
+        (20_000 * DAY + 100, b"60"),
+        (20_000 * DAY, b"60"),
+        (20_001 * DAY - 7.5, b"8"),
+    ):
+        WALL.now = now
+        with pytest.raises(BudgetSpent) as caught:
+            await spends(limited, "1")
+        assert caught.value.headers == ((b"retry-after", seconds), (b"x-should-retry", b"false"))
+    WALL.now = 20_001 * DAY + 1
+    await spends(limited, "0.3")
+    for _ in range(3):  # set back and forth over midnight: neither day begins anew
+        for day in (20_000, 20_001):
+            WALL.now = day * DAY + DAY / 2
+            with pytest.raises(BudgetSpent):
+                await spends(limited, "1")
+    WALL.now = 30_000 * DAY
+    await spends(limited, "0.1")
+    WALL.now = 20_001 * DAY
+    with pytest.raises(BudgetSpent):
+        await spends(limited, "1")
+    WALL.now = 20_002 * DAY
+    await spends(limited, "0.1")
+
+
+@pytest.mark.anyio
+async def test_what_ends_badly_has_cost_what_it_has_cost(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
+    exchange = chat_exchange(client="a")
+    with anyio.CancelScope() as scope:
+        async with limited.turn(exchange):
+            exchange.cost = Decimal(1)
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    with pytest.raises(BudgetSpent):
+        await spends(limited, None)

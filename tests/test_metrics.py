@@ -42,6 +42,9 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "tokens_total": ("counter", {"model", "type"}),
     "output_tokens_per_second": ("histogram", {"model"}),
     "cost_usd_total": ("counter", {"model"}),
+    "client_requests_total": ("counter", {"client"}),
+    "client_tokens_total": ("counter", {"client", "type"}),
+    "client_cost_usd_total": ("counter", {"client"}),
     "unpriced_requests_total": ("counter", set()),
     "usage_missing_total": ("counter", set()),
     "ttft_target_missed_total": ("counter", set()),
@@ -71,7 +74,7 @@ GRID = tuple(
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
-    metrics = observed(stream_exchange(upstream_headers=GRID, **RETRIED, **new))
+    metrics = observed(stream_exchange(upstream_headers=GRID, client="alice", **RETRIED, **new))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
         name = metric.name.removeprefix("cerebras_proxy_")

@@ -54,7 +54,7 @@ def test_only_a_failure_of_the_service_degrades_it() -> None:
     spared = {name for name, outcome in OUTCOMES.items() if not outcome.degrades}
     assert spared == {
         *("completed", "client_disconnected", "client_stalled", "refused", "unauthorized"),
-        *("rate_limited", "draining", "shut_down", "upstream_rejected"),
+        *("budget_exceeded", "rate_limited", "draining", "shut_down", "upstream_rejected"),
     }
 
 

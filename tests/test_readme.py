@@ -45,6 +45,7 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
             idle=zero,
             lines_dropped=zero,
             waiting=zero,
+            knows_client=bool,
         )
         text, _ = metrics.render(b"")
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))

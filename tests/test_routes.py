@@ -22,6 +22,7 @@ from ape_cerebras.errors import (
     Unauthorized,
 )
 from ape_cerebras.exchange import Exchange
+from ape_cerebras.keyring import Keyring
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.models import ModelList
 from ape_cerebras.network import StampedStream
@@ -139,6 +140,7 @@ class Asked:
         """Raises the ProxyError that refuses it."""
         routes = Routes(
             self.config,
+            Keyring(self.config),
             self.answer_chat,
             ModelList(self.config, Upstream(self.config, self.unreachable)),
             Metrics(self.config, "trio"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.buckets import BUCKETS
+from ape_cerebras.keys_file import read_keys_file
 from ape_cerebras.settings import SETTINGS, Setting
 from ape_cerebras.values import ClientKey, Origin, UpstreamKey, read_client_keys, read_origin
 
@@ -26,6 +27,7 @@ BYTES = {"64": 64, "16384": 16_384, "2147483648": 2**31}
 NOT_BYTES = ("63", "0", "-64", "16k", "2147483649", "16384.0", "x")
 SWITCH = {"on": True, "TRUE": True, "1": True, "off": False, "false": False, "0": False}
 NOT_A_SWITCH = ("yes", "2", "kernel")
+KEYS_FILE = str(Path(__file__).parent / "keys.toml")
 NOT_A_FILE = ("/nowhere/at/all", "/", "a\nb", "x" * 5000)
 
 
@@ -59,6 +61,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "agent:a:b": (key("a:b", "agent"),),
         "not a name".replace(" ", "/") + ":x": (key("not/a/name:x"),),
     },
+    "APE_API_KEYS_FILE": {KEYS_FILE: read_keys_file(KEYS_FILE)},
     "LOG_LEVEL": {"INFO": "info", "debug": "debug", "Warning": "warning", "ERROR": "error"},
     "HOST": {"0.0.0.0": "0.0.0.0", "::": "::", "::1": "::1", "fe80::1%eth0": "fe80::1%eth0"},
     "PORT": {"0": 0, "8000": 8000, "65535": 65535},
@@ -143,6 +146,7 @@ BAD: dict[str, tuple[str, ...]] = {
         *('https://"a"', "https://" + "a" * 300),
     ),
     "APE_API_KEY": (*(*NOT_KEYS, ",", "a,", ",a", "a,,b", "agent:", "one,agent:", "agent:,one"),),
+    "APE_API_KEYS_FILE": (*NOT_A_FILE, __file__),
     "LOG_LEVEL": ("verbose", "10", "info,debug"),
     "HOST": ("a b", "http://a", "[::1]", "é", "a/b"),
     "PORT": ("65536", "-1", "http", "80.0", "٨٠", "1e3"),

@@ -10,6 +10,7 @@ from exchanges import CHAT, ended_exchanges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from scraping import watching
 
 from ape_cerebras import Config
 from ape_cerebras.exchange import Exchange
@@ -33,7 +34,7 @@ HISTOGRAMS = {
 def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
     """The lines; sums of samples by name; all samples."""
     config = Config.from_environment({"CEREBRAS_API_KEY": "key"})
-    metrics, lines = Metrics(config, "asyncio"), []
+    metrics, lines = watching(Metrics(config, "asyncio")), []
     logs = Logs("debug", lambda line: lines.append(json.loads(line, parse_float=Decimal)))
     for exchange in exchanges:
         metrics.observe(exchange)
@@ -94,3 +95,28 @@ def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) 
     assert counted == Counter(
         (line["route"], line["outcome"], line.get("status_code", 0)) for line in lines
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ended_exchanges(), max_size=12))
+def test_each_client_has_what_its_lines_say_and_who_has_no_name_nothing(
+    exchanges: list[Exchange],
+) -> None:
+    lines, _, samples = told(exchanges)
+    chats = [line for line in lines if line["route"] == CHAT]
+    names = {line["client"] for line in chats if "client" in line}
+    counted: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for sample in samples:
+        if "client" in sample.labels and sample.name.endswith("_total"):
+            what = sample.name.removeprefix("cerebras_proxy_client_") + sample.labels.get(
+                "type", ""
+            )
+            counted[sample.labels["client"]][what] = sample.value
+    for name in names:
+        own = [line for line in chats if line.get("client") == name]
+        found = counted[name]
+        assert found["requests_total"] == len(own)
+        for kind in ("prompt", "completion"):
+            assert found[f"tokens_total{kind}"] == sum(c.get(f"{kind}_tokens", 0) for c in own)
+        dollars = float(sum(line.get("cost_usd", 0) for line in own))
+        assert found["cost_usd_total"] == pytest.approx(dollars)

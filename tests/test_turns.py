@@ -1,6 +1,7 @@
 """Slots and turns: none is lost, and each is whose it should be, whoever comes and goes."""
 
 from collections import Counter, defaultdict
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +58,37 @@ def test_who_leaves_the_line_is_passed_over() -> None:
     assert stages(first, second) == [Stage.LEFT, Stage.ADMITTED]
 
 
+def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None:
+    turns = Turns(3, 10)
+    carols = [turns.join("carol", 0.0, most=1) for _ in range(3)]
+    bobs = [turns.join("bob", 0.0) for _ in range(3)]
+    assert stages(*carols) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
+    assert stages(*bobs) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
+    turns.leave(bobs[0], 0.0)
+    assert (carols[1].stage, bobs[2].stage) == (Stage.WAITING, Stage.ADMITTED)
+    turns.leave(carols[0], 0.0)
+    assert stages(*carols[1:]) == [Stage.ADMITTED, Stage.WAITING]
+
+
+def test_a_names_own_limit_can_change_while_some_wait() -> None:
+    turns = Turns(float("inf"), 10)
+    first, second, third = (turns.join("carol", 0.0, most=1) for _ in range(3))
+    fourth = turns.join("carol", 0.0, most=3)
+    assert stages(first, second, third, fourth) == [*[Stage.ADMITTED] * 3, Stage.WAITING]
+    lowered = turns.join("carol", 0.0, most=1)
+    turns.leave(first, 0.0)
+    turns.leave(second, 0.0)
+    assert stages(third, fourth, lowered) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
+
+
+def test_the_pace_of_a_name_with_its_own_limit_is_its_own() -> None:
+    turns = Turns(10, 10)
+    tickets = [turns.join("carol", 0.0, most=1) for _ in range(3)]
+    turns.leave(tickets[0], 4.0)
+    assert turns.seconds_to_a_turn("carol", 4.0) == 8.0
+    assert turns.seconds_to_a_turn("bob", 4.0) == 0.0
+
+
 def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
     turns = Turns(1, 3)
     turns.join("alice", 0.0)
@@ -81,20 +113,24 @@ def test_where_nobody_may_wait_nobody_does() -> None:
 
 def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
     turns = Turns(1, 10)
-    assert turns.seconds_to_a_turn(0.0) == 0.0
+    assert turns.seconds_to_a_turn("alice", 0.0) == 0.0
     tickets = [turns.join("alice", 100.0) for _ in range(5)]
-    assert turns.seconds_to_a_turn(100.0) == 0.0  # nothing is known yet
-    assert turns.seconds_to_a_turn(103.0) == 15.0  # one may be back any moment: 5 are to come
+    assert turns.seconds_to_a_turn("alice", 100.0) == 0.0  # nothing is known yet
+    assert (
+        turns.seconds_to_a_turn("alice", 103.0) == 15.0
+    )  # one may be back any moment: 5 are to come
     turns.leave(tickets[0], 104.0)
-    assert turns.seconds_to_a_turn(104.0) == 16.0  # 3 wait, so that the next is the fourth
+    assert turns.seconds_to_a_turn("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
     turns.leave(tickets[1], 106.0)
-    assert turns.seconds_to_a_turn(106.0) == 9.0
-    assert turns.seconds_to_a_turn(108.0) == 12.0  # a slot is late: the pace gets slower
+    assert turns.seconds_to_a_turn("alice", 106.0) == 9.0
+    assert turns.seconds_to_a_turn("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
     for ticket in tickets[2:]:
         turns.leave(ticket, 110.0)
-    assert turns.seconds_to_a_turn(1000.0) == 0.0
+    assert turns.seconds_to_a_turn("alice", 1000.0) == 0.0
     turns.join("alice", 2000.0)
-    assert turns.seconds_to_a_turn(2003.0) == 3.0  # what was before the pause does not count
+    assert (
+        turns.seconds_to_a_turn("alice", 2003.0) == 3.0
+    )  # what was before the pause does not count
 
 
 def test_the_pace_is_that_of_the_last_slots() -> None:
@@ -102,30 +138,37 @@ def test_the_pace_is_that_of_the_last_slots() -> None:
     tickets = [turns.join("alice", 0.0) for _ in range(200)]
     for number, ticket in enumerate(tickets[:150]):
         turns.leave(ticket, 10.0 * number if number < 100 else 990.0 + (number - 99))
-    assert turns.seconds_to_a_turn(1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
+    assert turns.seconds_to_a_turn("alice", 1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
 
 
 class Comings(RuleBasedStateMachine):
-    """Random comings and goings, beside a model that keeps whole lists."""
+    """Random comings and goings, beside a model that keeps whole lists. There are three slots, four
+    may wait, and one name has a limit of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns(2, 4)
+        self.turns = Turns(3, 4)
         self.lines: dict[str | None, list[Ticket]] = defaultdict(list)
         self.rotation: list[str | None] = []
         self.held: list[Ticket] = []
         self.woken: list[Ticket] = []
 
+    def most_of(self, name: str | None) -> float:
+        return 1 if name == "carol" else inf
+
+    def may_have_one(self, name: str | None) -> bool:
+        return sum(ticket.name == name for ticket in self.held) < self.most_of(name)
+
     def admit(self) -> None:
-        while len(self.held) < 2 and self.rotation:
-            name = self.rotation.pop(0)
-            self.held.append(self.lines[name].pop(0))
-            if self.lines[name]:
-                self.rotation.append(name)
+        while len(self.held) < 3 and (free := list(filter(self.may_have_one, self.rotation))):
+            self.rotation.remove(free[0])
+            self.held.append(self.lines[free[0]].pop(0))
+            if self.lines[free[0]]:
+                self.rotation.append(free[0])
 
     @rule(name=st.sampled_from(NAMES))
     def join(self, name: str | None) -> None:
-        ticket = self.turns.join(name, 0.0)
+        ticket = self.turns.join(name, 0.0, self.most_of(name))
         ticket.wake = lambda: self.woken.append(ticket)
         self.lines[name].append(ticket)
         if name not in self.rotation:
@@ -165,9 +208,10 @@ class Comings(RuleBasedStateMachine):
     @invariant()
     def all_are_where_they_should_be(self) -> None:
         waiting = [ticket for line in self.lines.values() for ticket in line]
-        assert self.turns.in_use == len(self.held) <= 2
+        assert self.turns.in_use == len(self.held) <= 3
         assert self.turns.waiting == len(waiting) <= 4
-        assert not waiting or len(self.held) == 2
+        assert len(self.held) == 3 or not any(map(self.may_have_one, self.rotation))
+        assert sum(ticket.name == "carol" for ticket in self.held) <= 1
         assert all(ticket.stage is Stage.ADMITTED for ticket in self.held)
         assert all(ticket.stage is Stage.WAITING for ticket in waiting)
         assert not Counter(self.woken) - Counter(set(self.woken))  # nobody is woken twice

@@ -337,7 +337,8 @@ def test_check_says_what_each_worker_has_for_itself() -> None:
     said = {line.partition("=")[0] for line in several if line.endswith("  # in each of 3 workers")}
     assert said == {
         *("MAX_CONNECTIONS", "CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS"),
-        "WARM_CONNECTIONS",
+        *("WARM_CONNECTIONS", "MAX_CONCURRENT_REQUESTS", "MAX_QUEUE_LENGTH"),
+        *("RATE_LIMIT_PER_MINUTE", "APE_API_KEYS_FILE", "CIRCUIT_FAILURES"),
     }
     assert "ASYNC_WORKERS=3" in several
 
