@@ -4,8 +4,9 @@ What is decided is what ``limits.decide`` says. Redis decides it, by a script, b
 thing at a time: so whoever asks, on whatever machine, all is taken or nothing, and never what
 another took meanwhile. Its clock is everybody's. Under a bucket's name it has the moment at which
 the bucket will be full, and that at which this was written, in microseconds, until the bucket is
-full; no more is kept, so nothing is of what a client sent. It is a clock that can be set: back, and
-the moments move with it; forward, and time has passed for all that anybody can tell.
+full; under a name and a day, what was spent. No more is kept, so nothing of what a client sent.
+Its clock can be set: back, and the moments move with it; forward, and time has passed for all that
+anybody can tell.
 
 The library's calls block, and so are made in threads, for its asynchronous ones know asyncio only.
 A call that takes too long is left behind. From then on ``fallback`` is asked instead, for a second
@@ -13,6 +14,8 @@ at a time: no request waits for a store that does not answer but the first of ea
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from math import inf
 from typing import Any
@@ -31,6 +34,8 @@ _PREFIX = "{ape-cerebras}:"  # in braces, so that the nodes of a cluster keep al
 _THREADS = 8
 _TRY_AGAIN = 1.0  # seconds
 _MICRO = 1e-6
+_DECIMALS = 12  # of a dollar: Redis adds up whole numbers, of 64 bits, exactly
+_DAYS_KEPT = timedelta(days=8)  # the clock of who asks may be set back
 
 # ARGV has, of each bucket in KEYS, the seconds in which it is refilled, and those in which the
 # amount to be taken is. What a bucket is when it is full does not differ from never having been.
@@ -125,6 +130,27 @@ class SharedLimits:
         if charges and await self._ask(question, shield=True) is None:
             await self._fallback.settle(charges, now)
 
+    async def spent(self, name: str, day: int) -> Decimal:
+        """See ``Limits``."""
+        key = _day_key(name, day)
+        answer = await self._ask(lambda: int(self._client.get(key) or 0))
+        if answer is None:
+            return await self._fallback.spent(name, day)
+        return Decimal(answer).scaleb(-_DECIMALS)
+
+    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+        """See ``Limits``."""
+        key, amount = _day_key(name, day), int(dollars.scaleb(_DECIMALS).to_integral_value())
+
+        def count() -> object:
+            with self._client.pipeline(transaction=True) as both:
+                both.incrby(key, amount)
+                both.expire(key, _DAYS_KEPT)
+                return both.execute()
+
+        if await self._ask(count, shield=True) is None:
+            await self._fallback.spend(name, day, dollars)
+
     def close(self) -> None:
         """See ``Limits``."""
         self._client.close()
@@ -151,6 +177,10 @@ class SharedLimits:
         return answer
 
 
+def _day_key(name: str, day: int) -> str:
+    return f"{_PREFIX}spent:{name}:{day}"
+
+
 def _arguments(charges: Sequence[Charge]) -> tuple[list[str], list[float]]:
     """KEYS and ARGV of the scripts."""
     keys, seconds = [], []
@@ -169,6 +199,13 @@ class ClosedLimits:
 
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """What is owed is not written down by anybody."""
+
+    async def spent(self, name: str, day: int) -> Decimal:
+        """Raises LimitsUnknown."""
+        raise LimitsUnknown
+
+    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+        """As with ``settle``."""
 
     def close(self) -> None:
         """There is nothing open."""

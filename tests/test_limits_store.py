@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from redis import Redis
 from redis_server import PASSWORD, RedisServer, redis_server
 from served import run
 from support import (
@@ -141,6 +142,22 @@ async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: P
             assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
             server.start()
             await until_told(proxies, BACK)
+
+
+async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 0.00001\n')
+    question = chat(b'{"model":"gpt-oss-120b","messages":[]}', b"Authorization: Bearer key-of-anna")
+    with redis_server(tmp_path) as server:
+        settings = {"APE_API_KEYS_FILE": str(file)}
+        async with three_proxies(server, 3000, **settings) as proxies:
+            # An answer costs 0.0000065.
+            answers = [await (await running.client()).ask(question) for running in proxies]
+        with Redis.from_url(server.url, decode_responses=True) as contents:
+            keys = contents.keys()
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert error_shape(answers[2].json())[1] == "budget_exceeded"
+    assert not [key for key in keys if "key-of-anna" in key]
 
 
 def test_check_says_whose_a_limit_is() -> None:

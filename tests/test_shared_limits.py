@@ -5,6 +5,7 @@ so slowly that a test's duration is nothing."""
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
+from decimal import Decimal
 from pathlib import Path
 
 import anyio
@@ -163,6 +164,38 @@ async def test_what_is_kept_is_a_moment_under_a_name_until_then(
         assert emptied.keys() == []
 
 
+async def test_what_is_spent_on_a_day_is_added_up_exactly(
+    server: RedisServer, emptied: Redis
+) -> None:
+    cent = Decimal("0.010000000001")
+    async with store(server.url) as one, store(server.url) as other:
+        assert await one.limits.spent("anna", 7) == 0
+        async with anyio.create_task_group() as tasks:
+            for each in (one, other) * 30:
+                tasks.start_soon(each.limits.spend, "anna", 7, cent)
+        assert await one.limits.spent("anna", 7) == await other.limits.spent("anna", 7) == 60 * cent
+        assert await one.limits.spent("anna", 8) == await one.limits.spent("ben", 7) == 0
+    assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
+    assert DAY < int(emptied.ttl("{ape-cerebras}:spent:anna:7")) <= 8 * DAY
+
+
+async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Path) -> None:
+    dollar = Decimal(1)
+    with redis_server(tmp_path) as server:
+        async with store(server.url, LocalLimits()) as made, store(server.url) as closed:
+            await made.limits.spend("anna", 7, dollar)
+            server.kill()
+            assert await made.limits.spent("anna", 7) == 0
+            await made.limits.spend("anna", 7, 3 * dollar)
+            assert await made.limits.spent("anna", 7) == 3 * dollar
+            await closed.limits.spend("anna", 7, dollar)
+            with pytest.raises(LimitsUnknown):
+                await closed.limits.spent("anna", 7)
+            server.start()
+            made.now = closed.now = 2.0
+            assert await made.limits.spent("anna", 7) == await closed.limits.spent("anna", 7) == 1
+
+
 async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, emptied: Redis) -> None:
     key = "{ape-cerebras}:requests"
     async with store(server.url) as made:
@@ -248,7 +281,8 @@ async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await made.limits.settle([Charge(TOKENS, -1000)], 0.0)
-        assert emptied.keys() == []
+            await made.limits.spend("anna", 7, Decimal(1))
+        assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
         with anyio.CancelScope() as scope:
             scope.cancel()
             await made.limits.take([Charge(TOKENS, 1000)], 0.0)
