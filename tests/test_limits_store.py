@@ -39,7 +39,11 @@ async def answer_all(conversation: Conversation) -> None:
 async def three_proxies(
     server: RedisServer, per_minute: int, **settings: str
 ) -> AsyncIterator[Sequence[Running]]:
-    limit = {"RATE_LIMIT_PER_MINUTE": str(per_minute), "LIMITS_STORE": server.url}
+    limit = {
+        "RATE_LIMIT_PER_MINUTE": str(per_minute),
+        "LIMITS_STORE": server.url,
+        "LIMITS_STORE_TIMEOUT": "5",  # it writes to a disk that others use
+    }
     async with running_upstream(answer_all) as upstream, AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(running_proxy(upstream.port, **limit, **settings))
