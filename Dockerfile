@@ -28,7 +28,7 @@ COPY --from=build /opt/ape-cerebras /opt/ape-cerebras
 ENV PATH=/opt/ape-cerebras/bin:$PATH GRACEFUL_SHUTDOWN_TIMEOUT=8
 USER 65532:65532
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=10s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=6s --start-period=10s --retries=3 \
     CMD ["ape-cerebras", "health"]
 ENTRYPOINT ["ape-cerebras"]
 CMD ["serve"]

@@ -1,16 +1,15 @@
 """A container of an image's root: read-only, an unprivileged user, no capability, no new
-privileges, 64 MB of memory, a network of its own. By runc, without a daemon."""
+privileges, little memory, a network of its own. By runc, without a daemon."""
 
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ("MEMORY", "Container", "running")
+__all__ = ("Container", "Run", "running")
 
-MEMORY = 64 * 2**20
 PATIENCE = 60  # seconds until something that should end has not
 
 
@@ -58,34 +57,45 @@ class Container:
         self.process.wait(PATIENCE)
 
 
+class Run(NamedTuple):
+    """What is run: a root, as the image says of itself that it is run, with this after its entry
+    point, in so many bytes of memory."""
+
+    root: Path
+    image: dict[str, Any]
+    command: Sequence[str]
+    memory: int
+
+
 @contextmanager
-def running(
-    name: str, root: Path, image: dict[str, Any], command: Sequence[str], folder: Path
-) -> Iterator[Container]:
-    """``image`` is how the image says it is run; ``command`` comes after its entry point."""
+def running(name: str, run: Run, folder: Path) -> Iterator[Container]:
     bundle = folder / name
     bundle.mkdir()
     subprocess.run(("runc", "spec", "--bundle", bundle), check=True)
     path = bundle / "config.json"
-    spec = json.loads(path.read_text())
-    path.write_text(json.dumps(_hardened(spec, root, image, command)))
+    path.write_text(json.dumps(_hardened(json.loads(path.read_text()), run)))
     container = Container(name, bundle, folder / f"{name}.log")
     try:
         yield container
+    except BaseException:
+        print(container.log)
+        raise
     finally:
         container.remove()
 
 
-def _hardened(
-    spec: dict[str, Any], root: Path, image: dict[str, Any], command: Sequence[str]
-) -> dict[str, Any]:
-    user, _, group = image["User"].partition(":")
+def _hardened(spec: dict[str, Any], run: Run) -> dict[str, Any]:
+    user, _, group = run.image["User"].partition(":")
     process = spec["process"]
-    process |= {"terminal": False, "args": [*image["Entrypoint"], *command], "env": image["Env"]}
-    process |= {"user": {"uid": int(user), "gid": int(group)}, "noNewPrivileges": True}
+    process |= {"terminal": False, "args": [*run.image["Entrypoint"], *run.command]}
+    process |= {
+        "env": run.image["Env"],
+        "user": {"uid": int(user), "gid": int(group)},
+        "noNewPrivileges": True,
+    }
     process["capabilities"] = {kind: [] for kind in process["capabilities"]}
     process.pop("rlimits", None)
-    spec["root"] = {"path": str(root), "readonly": True}
-    limit = {"limit": MEMORY, "swap": MEMORY}
+    spec["root"] = {"path": str(run.root), "readonly": True}
+    limit = {"limit": run.memory, "swap": run.memory}
     spec["linux"].setdefault("resources", {})["memory"] = limit
     return spec

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from build_image import ROOT, TAG, build
-from container import MEMORY, Container, running
+from container import Container, Run, running
 
 BASE = "localhost/python:3.13"
 SUITE = "trixie"
@@ -28,6 +28,13 @@ MOST_ADDED = 40_000_000  # bytes, on top of the base
 TOOLS = ("buildah", "debootstrap", "runc")
 PATIENCE = 30.0  # seconds
 ANY_USER = "65534:65534"  # the image has no file that only its own user may read
+MIB = 2**20
+# How the proxy is started, and the memory it gets; what asks it inside is part of that.
+WAYS = (
+    (("--backend", "asyncio"), 64 * MIB),
+    (("--backend", "trio"), 64 * MIB),
+    (("--workers", "2"), 128 * MIB),
+)
 
 CGROUP_LIMITS = "/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"  # 1 and 2
 CHAT = "http://localhost:8000/v1/chat/completions"
@@ -72,11 +79,11 @@ def try_image(folder: Path) -> int:
     image = json.loads(store("inspect", "--type", "image", TAG))["Docker"]["config"]
     assert image["Healthcheck"]["Test"] == ["CMD", "ape-cerebras", "health"]
     root = Path(store("mount", store("from", "--pull-never", TAG)))
-    for backend, user in (("asyncio", image["User"]), ("trio", ANY_USER)):
-        name = f"proxy-{os.getpid()}-{backend}"
-        command = ("serve", "--demo", "--backend", backend)
-        with running(name, root, {**image, "User": user}, command, folder) as container:
-            _ask(container, backend, user)
+    for number, (flags, memory) in enumerate(WAYS):
+        user = ANY_USER if number else image["User"]
+        run = Run(root, {**image, "User": user}, ("serve", "--demo", *flags), memory)
+        with running(f"proxy-{os.getpid()}-{number}", run, folder) as container:
+            _ask(container, " ".join(flags), run)
     return 0
 
 
@@ -111,12 +118,12 @@ def _added_bytes(store: Store, folder: Path) -> int:
     return sum(layer["size"] for layer in layers[1:])
 
 
-def _ask(container: Container, backend: str, user: str) -> None:
+def _ask(container: Container, flags: str, run: Run) -> None:
     _wait_until(lambda: "Listening" in container.log, container)
-    _confined(container, user)
+    _confined(container, run)
     for check in (_health, _four_paths, _wrong_bodies, _ending):
         check(container)
-        print(f"{backend}: {(check.__doc__ or '').partition('.')[0]}: as it should be", flush=True)
+        print(f"{flags}: {(check.__doc__ or '').partition('.')[0]}: as it should be", flush=True)
 
 
 def _wait_until(is_so: Callable[[], bool], container: Container) -> None:
@@ -169,15 +176,15 @@ def _wrong_bodies(container: Container) -> None:
         assert json.loads(told[:-3])["type"] == "invalid_request_error"
 
 
-def _confined(container: Container, user: str) -> None:
+def _confined(container: Container, run: Run) -> None:
     """What the container was to be without, the process is without."""
     status = container.exec("cat", "/proc/1/status").stdout.splitlines()
     told = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
-    assert told["Uid"] == [user.partition(":")[0]] * 4
+    assert told["Uid"] == [run.image["User"].partition(":")[0]] * 4
     assert (told["CapEff"], told["CapBnd"], told["NoNewPrivs"]) == (["0" * 16], ["0" * 16], ["1"])
     assert "Read-only file system" in container.exec("touch", "/tmp/any").stderr
     limits = container.exec("sh", "-c", f"cat {CGROUP_LIMITS} 2>/dev/null")
-    assert limits.stdout.split() == [str(MEMORY)]
+    assert limits.stdout.split() == [str(run.memory)]
 
 
 def _ending(container: Container) -> None:
