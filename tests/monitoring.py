@@ -156,6 +156,7 @@ def _settings(target: str, directory: Path) -> Path:
     told["rule_files"] = [str(source.parent / name) for name in told["rule_files"]]
     [job] = told["scrape_configs"]
     assert job["job_name"] == "cerebras-proxy"
+    del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [target]}]
     del told["alerting"]
     path = directory / "prometheus.yml"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from deploying import CONTRIB, config_of, documents
+from served import PATIENCE, Served
 
-FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy",)}
-ELSEWHERE = "./secrets/"  # the operator's
+FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy", "stack")}
+ELSEWHERE = ("./secrets/", "/var/run/docker.sock")  # the operator's, the engine's
 GRACE = {"70s": 70}
 
 Service = dict[str, Any]
@@ -62,7 +63,7 @@ def test_every_file_is_there(file: str) -> None:
     sources += [secret["file"] for secret in document.get("secrets", {}).values()]
     named = set(document.get("volumes", ()))
     ours = [path for path in sources if path not in named and not path.startswith(ELSEWHERE)]
-    assert not [path for path in ours if not (FILES[file].parent / path).is_file()]
+    assert not [path for path in ours if not (FILES[file].parent / path).exists()]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -87,3 +88,34 @@ def test_secrets_are_files_of_the_container() -> None:
     files = {path for name, path in service["environment"].items() if name.endswith("_FILE")}
     assert set(service["secrets"]) == set(document["secrets"])
     assert files == {f"/run/secrets/{name}" for name in service["secrets"]}
+
+
+def test_those_who_ask_a_service_name_it_as_it_is() -> None:
+    """The balancer, which also outlasts the proxies' drain; Prometheus; the collector; Grafana."""
+    stack = services("stack")
+    proxy, config = stack["cerebras-proxy"], CONTRIB / "prometheus/prometheus.yml"
+    [job] = documents(config)[0]["scrape_configs"]
+    assert job["dns_sd_configs"] == [{"names": ["cerebras-proxy"], "type": "A", "port": 8002}]
+    assert "cerebras-proxy:8000 resolvers" in (CONTRIB / "haproxy/haproxy.cfg").read_text()
+    assert stack["haproxy"]["stop_grace_period"] == proxy["stop_grace_period"]
+    assert proxy["environment"]["CEREBRAS_BASE_URL"] == "http://simulator:8001"
+    assert stack["simulator"]["command"][:5] == ["simulate", "--host", "0.0.0.0", "--port", "8001"]
+    assert stack["agents"]["command"][0] == "http://haproxy:8000"
+    assert "compose.service=cerebras-proxy" in (CONTRIB / "loki/config.alloy").read_text()
+    datasources = CONTRIB / "grafana/provisioning/datasources/cerebras-proxy.yml"
+    urls = [source["url"] for source in documents(datasources)[0]["datasources"]]
+    assert urls == ["http://prometheus:9090", "http://loki:3100"]
+
+
+def test_the_agents_ask_and_are_answered(demo: Served) -> None:
+    """In streams and plainly; and one of their questions is refused. SIGTERM ends all of them."""
+    command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{demo.port}", "2")
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as agents:
+        wanted = {(200, True), (200, False), (404, True)}
+        while wanted:
+            line = demo.line("outcome")
+            assert line["intended_start_lag_seconds"] >= 0
+            wanted.discard((line["status_code"], line["stream"]))
+        agents.terminate()
+        agents.communicate(timeout=PATIENCE)  # to the end of the output, which all of them share
+        assert agents.returncode == 0
