@@ -7,19 +7,18 @@ are closed sets: ``model`` is a model of the price table or of the aliases, anyt
 
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.registry import Collector
 
 from .circuit import Circuit
 from .client_metrics import ClientMetrics
 from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
-from .exposition import STEM, AllWorkers, render
+from .exposition import STEM, AllWorkers, Source, render
 from .instruments import TalliedHistogram, following
 from .outcomes import CUT_SHORT
 from .place import Place
@@ -94,9 +93,7 @@ class Metrics:
 
     def __init__(self, config: Config, backend: str, place: Place | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._source: Collector | CollectorRegistry = (
-            self._registry if place is None else AllWorkers(place)
-        )
+        self._source: Source = self._registry if place is None else AllWorkers(place)
         self._watched: tuple[tuple[Callable[[float], object], Callable[[], float]], ...] = ()
         self._buckets = config.buckets
         self._known_models = {
@@ -277,7 +274,8 @@ class Metrics:
                 gauge = self._child(self._quota[what], kind.decode(), window.decode())
                 gauge.set(float(value))
 
-    def render(self, accept: bytes) -> tuple[bytes, str]:
-        """The text for a scraper, and its content type; OpenMetrics where it accepts that."""
+    def render(self, accept: bytes) -> Generator[None, None, tuple[bytes, str]]:
+        """The text for a scraper, and its content type, in steps; OpenMetrics where it accepts
+        that."""
         self.refresh()
         return render(self._source, accept)

@@ -16,6 +16,7 @@ from .keyring import Keyring
 from .metrics import Metrics
 from .models import ModelList
 from .request import Request
+from .steps import in_steps
 from .values import ClientKey
 
 __all__ = ("Handler", "Routes", "Table", "check_key")
@@ -153,6 +154,6 @@ class Routes:
 
     async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
         accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
-        text, content_type = self._metrics.render(accept)
+        text, content_type = await in_steps(self._metrics.render(accept))
         headers = ((b"content-type", content_type.encode()),)
         await downstream.respond(exchange, 200, headers, text)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import orjson
 import yaml
-from scraping import settled, watching
+from scraping import rendered, settled, watching
 from served import PATIENCE, serving
 from support import free_port
 from tools import tool
@@ -47,7 +47,7 @@ def known_names(directory: Path) -> set[str]:
     found: set[str] = set()
     for place in (None, Place(1, Board(2), Ports(), str(directory))):
         metrics = watching(Metrics(settled(), "asyncio", place))
-        text = metrics.render(b"")[0].decode()
+        text = rendered(metrics)[0].decode()
         for name, kind in re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE):
             parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
             found |= {name + part for part in parts}

@@ -6,6 +6,7 @@ from prometheus_client import parser
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
+from steps import result_of
 
 from ape_cerebras import Config
 from ape_cerebras.circuit import Circuit
@@ -19,6 +20,7 @@ __all__ = (
     "families",
     "made",
     "observed",
+    "rendered",
     "samples",
     "settled",
     "value",
@@ -52,8 +54,12 @@ def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -
     return metrics
 
 
+def rendered(metrics: Metrics, accept: bytes = b"") -> tuple[bytes, str]:
+    return result_of(metrics.render(accept))
+
+
 def families(metrics: Metrics, accept: bytes = b"") -> dict[str, Metric]:
-    text, content_type = metrics.render(accept)
+    text, content_type = rendered(metrics, accept)
     is_open = content_type.startswith(OPENMETRICS.decode())
     parse = openmetrics_parser if is_open else parser
     return {metric.name: metric for metric in parse.text_string_to_metric_families(text.decode())}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from exchanges import chat_exchange, plain_exchange, stream_exchange
 from prometheus_client import values
+from prometheus_client.multiprocess import MultiProcessCollector
 from scraping import OPENMETRICS, families, made, settled, value, watching
 
 from ape_cerebras.errors import ClientGone
@@ -167,3 +168,38 @@ def test_there_are_no_exemplars(crew: Crew) -> None:
         for sample in metric.samples
         if sample.exemplar
     ]
+
+
+def told(metrics: Metrics) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for name, metric in families(metrics).items()
+        for sample in metric.samples
+        if name.removeprefix("cerebras_proxy_") not in WORKERS
+    }
+
+
+def test_it_is_what_the_library_makes_of_the_files(crew: Crew) -> None:
+    for number in (1, 2, 3):
+        worker = crew.worker(number)
+        worker.set_degraded(("ttft",) if number == 2 else ())
+        for exchange in EXCHANGES[number:]:
+            worker.observe(exchange)
+    worker.refresh()
+    files = [str(path) for path in crew.directory.iterdir()]
+    merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+    assert told(worker) == {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for metric in merged
+        for sample in metric.samples
+    }
+
+
+def test_it_is_made_in_steps_of_some_samples(crew: Crew) -> None:
+    alone, worker = made(), crew.worker(1)
+    for metrics in (alone, worker):
+        for model in ("gpt-oss-120b", "zai-glm-4.7", "other"):
+            metrics.observe(stream_exchange(model=model))
+    samples = len(told(worker))
+    assert len(list(alone.render(b""))) > samples / 100
+    assert len(list(worker.render(b""))) > 3 * samples / 100  # read, put together, written

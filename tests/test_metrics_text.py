@@ -6,7 +6,7 @@ import pytest
 from exchanges import stream_exchange
 from hypothesis import given
 from hypothesis import strategies as st
-from scraping import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, value
+from scraping import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
 
 from ape_cerebras.metrics import Metrics
 
@@ -38,7 +38,7 @@ def test_a_trace_id_that_is_too_long_for_an_exemplar(length: int) -> None:
 def test_the_text_holds_no_key_and_no_creation_times() -> None:
     metrics = observed(stream_exchange())
     for accept in (b"", OPENMETRICS):
-        text = metrics.render(accept)[0].decode()
+        text = rendered(metrics, accept)[0].decode()
         assert KEY not in text
         assert CLIENT_KEY not in text
         assert "_created" not in text
@@ -71,7 +71,7 @@ PROMETHEUS = (
     ],
 )
 def test_what_a_scraper_accepts(accept: bytes, is_open: bool) -> None:
-    text, content_type = made().render(accept)
+    text, content_type = rendered(made(), accept)
     assert text.endswith(b"# EOF\n") is is_open
     own = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
     assert content_type == (own if is_open else PLAIN_TYPE)
@@ -89,5 +89,5 @@ METRICS = made()
     ).map(b"".join)
 )
 def test_no_accept_header_raises_or_comes_back(accept: bytes) -> None:
-    kinds: set[Any] = {METRICS.render(accept)[1] for accept in (b"", OPENMETRICS)}
-    assert METRICS.render(accept)[1] in kinds
+    kinds: set[Any] = {rendered(METRICS, accept)[1] for accept in (b"", OPENMETRICS)}
+    assert rendered(METRICS, accept)[1] in kinds

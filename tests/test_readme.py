@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scraping import rendered
 from support import KEY
 
 import ape_cerebras
@@ -47,7 +48,7 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
             waiting=zero,
             knows_client=bool,
         )
-        text, _ = metrics.render(b"")
+        text, _ = rendered(metrics)
         return set(re.findall(r"^# TYPE cerebras_proxy_(\w+) ", text.decode(), re.MULTILINE))
 
     both = names() | names(Place(1, Board(2), Ports(), str(tmp_path)))

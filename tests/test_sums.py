@@ -10,7 +10,7 @@ from exchanges import CHAT, ended_exchanges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from scraping import watching
+from scraping import rendered, watching
 
 from ape_cerebras import Config
 from ape_cerebras.exchange import Exchange
@@ -39,7 +39,7 @@ def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, flo
     for exchange in exchanges:
         metrics.observe(exchange)
         logs.exchange(exchange)
-    text = metrics.render(b"")[0].decode()
+    text = rendered(metrics)[0].decode()
     samples = [
         sample for family in text_string_to_metric_families(text) for sample in family.samples
     ]

@@ -1,0 +1,97 @@
+"""Work that is done in steps: run at once, and what an event loop's steps are made of.
+
+What a step does is counted, not timed: a count is the same on every machine, however busy it is.
+Work in Python is function calls; work in C, on data of whatever size, takes memory for what it
+makes. A step of few calls that asks for little memory is short.
+"""
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+from unittest.mock import patch
+
+import sniffio
+import trio
+
+__all__ = ("Steps", "result_of", "watched_steps")
+
+_T = TypeVar("_T")
+
+
+def result_of(steps: Generator[None, None, _T]) -> _T:
+    """What they return, all of them run at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: _T = end.value
+            return value
+
+
+@dataclass(eq=False)
+class Steps(trio.abc.Instrument):
+    """The most that one step of a loop did: calls of functions, and bytes of memory asked for
+    beyond what there was before."""
+
+    most_calls: int = 0
+    most_bytes: int = 0
+    _calls: int = 0
+    _bytes_before: int = 0
+
+    def before_task_step(self, task: object) -> None:
+        tracemalloc.reset_peak()
+        self._bytes_before, _ = tracemalloc.get_traced_memory()
+        self._calls = 0
+
+    def after_task_step(self, task: object) -> None:
+        self.most_calls = max(self.most_calls, self._calls)
+        _, most = tracemalloc.get_traced_memory()
+        self.most_bytes = max(self.most_bytes, most - self._bytes_before)
+
+    def count(self, frame: FrameType, event: str, argument: object) -> None:
+        if event in ("call", "c_call"):
+            self._calls += 1
+
+
+@contextmanager
+def watched_steps() -> Iterator[Steps]:
+    """Watch the steps of the running loop, in this thread."""
+    steps = Steps()
+    watching = _watching_trio if sniffio.current_async_library() == "trio" else _watching_asyncio
+    gc.collect()
+    tracemalloc.start()
+    sys.setprofile(steps.count)
+    try:
+        with watching(steps):
+            yield steps
+    finally:
+        sys.setprofile(None)
+        tracemalloc.stop()
+
+
+@contextmanager
+def _watching_trio(steps: Steps) -> Iterator[None]:
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+
+
+@contextmanager
+def _watching_asyncio(steps: Steps) -> Iterator[None]:
+    run = asyncio.Handle._run
+
+    def watched(handle: asyncio.Handle) -> None:
+        steps.before_task_step(handle)
+        run(handle)
+        steps.after_task_step(handle)
+
+    with patch.object(asyncio.Handle, "_run", watched):
+        yield
