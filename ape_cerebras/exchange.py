@@ -2,7 +2,12 @@
 
 Nothing is derived anywhere else, so that a log line and a metric can never disagree. Derived
 durations are seconds rounded to the microsecond, and are None where they do not apply.
+
+They are asked for when the exchange has ended. Those that others are derived from are worked out
+once then: log and metrics ask for each of them four to eight times.
 """
+
+from functools import cached_property
 
 from .outcomes import OUTCOMES, Outcome, outcome_of_status
 from .record import Record
@@ -17,13 +22,11 @@ def _span(begin: float | None, end: float | None) -> float | None:
 class Exchange(Record):
     """See the module's docstring."""
 
-    __slots__ = ()
-
     @property
     def is_chat(self) -> bool:
         return self.route == "/v1/chat/completions"
 
-    @property
+    @cached_property
     def outcome(self) -> str:
         """How the exchange ended: a key of ``outcomes.OUTCOMES``.
 
@@ -131,7 +134,7 @@ class Exchange(Record):
             return None
         return arrived_at + self.finished_at - self.last_body_at
 
-    @property
+    @cached_property
     def ttft_seconds(self) -> float | None:
         """Request complete → first token written to the client: what the agent felt."""
         passed_at = self._token_passed_at
@@ -139,14 +142,14 @@ class Exchange(Record):
             passed_at = self._as_if_passed_on(self._derived_first_token_at)
         return _span(self.received_at, passed_at)
 
-    @property
+    @cached_property
     def upstream_ttft_seconds(self) -> float | None:
         """Request written upstream → first token arrived: what Cerebras and the network did."""
         if self._token_passed_at is not None:
             return _span(self.sent_at, self.first_token_at)
         return _span(self.sent_at, self._derived_first_token_at)
 
-    @property
+    @cached_property
     def proxy_ttft_seconds(self) -> float | None:
         """What this proxy added; the difference of the two, so that they always add up."""
         return _span(self.upstream_ttft_seconds, self.ttft_seconds)
@@ -179,7 +182,7 @@ class Exchange(Record):
             passed_at = self._as_if_passed_on(self.first_answer_at)
         return _span(self.received_at, passed_at)
 
-    @property
+    @cached_property
     def generation_seconds(self) -> float | None:
         """First token → last token. None where it may have been a slow client that upstream had to
         wait for."""

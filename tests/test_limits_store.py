@@ -83,7 +83,7 @@ GONE, BACK = "The store of limits does not answer", "The store of limits answers
 
 async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
-        async with three_proxies(server, 300, LIMITS_STORE_TIMEOUT="10") as proxies:
+        async with three_proxies(server, 300) as proxies:
             began_at = anyio.current_time()
             answers = await ask_all(proxies, 150)
             seconds = anyio.current_time() - began_at
