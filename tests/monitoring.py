@@ -17,14 +17,23 @@ from urllib.parse import quote
 import orjson
 import yaml
 from scraping import rendered, settled, watching
-from served import PATIENCE, serving
+from served import PATIENCE, Served, serving
 from support import free_port
 from tools import tool
 
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.place import Board, Place, Ports
 
-__all__ = ("CONTRIB", "Load", "Prometheus", "known_names", "names_in", "under_load", "until")
+__all__ = (
+    "CONTRIB",
+    "Load",
+    "Prometheus",
+    "known_names",
+    "names_in",
+    "under_load",
+    "until",
+    "watching_prometheus",
+)
 
 CONTRIB = Path(__file__).parent.parent / "contrib"
 PATIENCE_WITH_IT = 4 * PATIENCE  # seconds; it has to start, and to see everything twice
@@ -165,13 +174,17 @@ def _settings(target: str, directory: Path) -> Path:
 
 
 @contextmanager
-def _prometheus(target: str, directory: Path) -> Iterator[Prometheus]:
+def watching_prometheus(served: Served, directory: Path) -> Iterator[Prometheus]:
+    """One that watches the port for scrapers of a process."""
+    line = served.line_where(lambda line: line["message"] == "Listening for scrapers")
+    target = line["address"].removeprefix("http://")
     port = free_port()
     command = (
         tool("prometheus", "prometheus"),
         f"--config.file={_settings(target, directory)}",
         f"--storage.tsdb.path={directory / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
     )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -188,20 +201,26 @@ def _prometheus(target: str, directory: Path) -> Iterator[Prometheus]:
 @contextmanager
 def under_load(backend: str, directory: Path) -> Iterator[tuple[Prometheus, Load]]:
     """A demo of two workers that is asked a lot, and a Prometheus that watches it. TTFT is above
-    its target, and one model has no price."""
+    its target, one model has no price, requests wait for their turn and are tried again."""
     tool("prometheus", "prometheus")
     settings = {
         "METRICS_PORT": "0",
         "METRICS_ON_MAIN_PORT": "off",
         "TTFT_TARGET_MS": "10",
         "MODEL_PRICES": _PRICES,
+        "RETRY_ATTEMPTS": "1",
+        "RETRY_BACKOFF": "0.01",
+        "CIRCUIT_FAILURES": "1000",
+        "MAX_CONCURRENT_REQUESTS": "1",
+        "MAX_QUEUE_SECONDS": "30",
     }
     command = ("serve", "--demo", "--workers", "2", "--backend", backend)
-    with serving(*command, TMPDIR=str(directory), **settings) as served:
-        line = served.line_where(lambda line: line["message"] == "Listening for scrapers")
-        with _prometheus(line["address"].removeprefix("http://"), directory) as server:
-            load = Load(served.port)
-            try:
-                yield server, load
-            finally:
-                load.stop()
+    with (
+        serving(*command, TMPDIR=str(directory), **settings) as served,
+        watching_prometheus(served, directory) as server,
+    ):
+        load = Load(served.port)
+        try:
+            yield server, load
+        finally:
+            load.stop()

@@ -3,12 +3,23 @@ a proxy under load."""
 
 import re
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from monitoring import CONTRIB, Load, Prometheus, known_names, names_in, until
+from crew import CHAT, JSON
+from monitoring import (
+    CONTRIB,
+    Load,
+    Prometheus,
+    known_names,
+    names_in,
+    until,
+    watching_prometheus,
+)
+from served import serving
 from tools import tool
 
 FILES = CONTRIB / "prometheus"
@@ -116,3 +127,19 @@ def test_what_was_asked_is_what_was_counted(watched: tuple[Prometheus, Load]) ->
 
     until(lambda: counted() >= asked, "not all requests are counted")
     assert counted() == asked
+
+
+def test_an_exemplar_leads_to_a_trace(backend: str, tmp_path: Path) -> None:
+    tool("prometheus", "prometheus")
+    with (
+        serving("serve", "--demo", BACKEND=backend, METRICS_PORT="0") as served,
+        watching_prometheus(served, tmp_path) as server,
+        closing(served.connection()) as connection,
+    ):
+        headers = JSON | {"X-Trace-ID": "trace-1699123456789"}
+        connection.request("POST", "/v1/chat/completions", CHAT, headers)
+        connection.getresponse().read()
+        asked = "/api/v1/query_exemplars?query=cerebras_proxy_ttft_seconds_bucket&start=0&end=9e9"
+        until(lambda: server.get(asked)["data"], "no exemplar")
+        [series] = server.get(asked)["data"]
+    assert [each["labels"] for each in series["exemplars"]] == [{"trace_id": "trace-1699123456789"}]
