@@ -39,6 +39,7 @@ layer  module           what it owns
 1      record           what is written down of one request while it is under way
 1      limit_errors     what is refused by limits of this proxy's own
 1      crossing         the header fields that cross from one connection to the other
+1      listing          what the API's public list says of its models, beside our prices
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
@@ -63,34 +64,37 @@ layer  module           what it owns
 4      connection       one connection to upstream: a request at a time, and its answer
 4      process          what a whole process has only one of: signals, standard output, exit status
 4      unexpected       what is told of exceptions that nobody expected
-5      shared_limits    those of all workers and replicas, kept in a Redis
 5      compression      large request bodies, compressed for the way upstream
 5      inbound          what arrives from a client, until h11 gets it
-5      metrics          the Prometheus registry
+5      shared_limits    those of all workers and replicas, kept in a Redis
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
 5      account          what the account of the stand-in API may have: buckets that refill, a queue
 5      keyring          the keys that clients may present now, and what each name may use
+5      model_metrics    models in the metrics: their labels, and what the list says of them
+6      metrics          the Prometheus registry
 6      hang_up          noticing that a client leaves while its request is being answered
 6      admission        whether a chat request may go up now, waits for its turn, or is refused
-6      health           how the service is: what /health says of it, whether it is degraded
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
+7      health           how the service is: what /health says of it, whether it is degraded
 7      downstream       the client's connection, through h11
 7      models           the list of models
 7      tries            a request's tries at upstream, of which its client sees the last
 8      clients          the clients' connections that are open, how many there may be
 8      answers          its answers on their way: paced, cut, garbled
-8      relay            one chat request up, its response down
 8      routes           the dispatch table, the key check, the local endpoints
+8      catalogue        what is known of the API's models, and asked for in the background
+8      identity         what a request's headers say of itself: its ids, and when it was meant
+9      relay            one chat request up, its response down
 9      simulator        that stand-in API, served by our own ``downstream``
-9      proxy            connections, exchanges, the one way through; draining
+10     proxy            connections, exchanges, the one way through; draining
 10     stand_in         the stand-in API as a command: its flags, its log lines
-10     server           listening and serving
+11     server           listening and serving
 11     practice         the commands that need no Cerebras: simulate, selfcheck
-11     __init__         this map, and the public API
-11     workers          several processes on one port: started, watched, restarted, drained
-12     __main__         the command line
+12     __init__         this map, and the public API
+12     workers          several processes on one port: started, watched, restarted, drained
+13     __main__         the command line
 ====== ================ =========================================================================
 
 To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio, or make a

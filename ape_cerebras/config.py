@@ -55,6 +55,7 @@ class Config:
     default_model: str = "llama3.1-8b"
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     model_prices: PriceTable = field(default_factory=PriceTable.built_in)
+    price_catalogue: bool = False
     async_workers: int = 1
     backend: str = "asyncio"
     max_concurrent_requests: int | None = None

@@ -27,7 +27,7 @@ _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more th
 _PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line that was cut
 _FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
 
-_OUTSIDE = ("method", "model", "requested_model")
+_OUTSIDE = ("method", "model", "requested_model", "closest_model")
 # Key of the line → attribute of the exchange, in the line's order; None is left out.
 _REQUEST = (
     ("request_id", "request_id"),
@@ -93,6 +93,11 @@ def _outside_text(text: str) -> str:
     return ascii_text.replace("\x7f", "\\x7f")[:_MAX_TEXT]
 
 
+def _escape(fields: dict[str, Any]) -> None:
+    for name in fields.keys() & _OUTSIDE:
+        fields[name] = _outside_text(fields[name])
+
+
 def _line(level: str, message: str, trace_id: str | None, rest: dict[str, Any]) -> bytes:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     first = {
@@ -112,8 +117,7 @@ def _known(source: object, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 def exchange_fields(exchange: Exchange) -> dict[str, Any]:
     """All that a line tells of an exchange after its first four keys."""
     fields = _known(exchange, _REQUEST)
-    for name in fields.keys() & _OUTSIDE:
-        fields[name] = _outside_text(fields[name])
+    _escape(fields)
     if not exchange.status:  # nothing was told
         del fields["status_code"]
     fields.update(_known(exchange, _TIMES))
@@ -164,6 +168,7 @@ class Logs:
     ) -> None:
         """A line that belongs to no exchange. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
+            _escape(fields)
             self._write(_line(level, message, trace_id, {**fields, **self._whose}))
 
     def exchange(self, exchange: Exchange) -> None:

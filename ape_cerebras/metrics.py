@@ -20,6 +20,7 @@ from .degradation import REASONS
 from .exchange import Exchange
 from .exposition import STEM, AllWorkers, Source, render
 from .instruments import TalliedHistogram, following
+from .model_metrics import ModelMetrics
 from .outcomes import CUT_SHORT
 from .place import Place
 from .try_counts import TryCounts
@@ -96,11 +97,7 @@ class Metrics:
         self._source: Source = self._registry if place is None else AllWorkers(place)
         self._watched: tuple[tuple[Callable[[float], object], Callable[[], float]], ...] = ()
         self._buckets = config.buckets
-        self._known_models = {
-            config.default_model,
-            *config.model_prices.prices,
-            *config.model_aliases.values(),
-        }
+        self.models = ModelMetrics(config, self._counter, self._gauge)
         self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         # Looking a child up by its labels costs more than counting in it.
         self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
@@ -221,8 +218,7 @@ class Metrics:
             self._child(self._connections, exchange.connection).inc()
         self._observe_quota(exchange)
         if exchange.is_chat:
-            model = exchange.model if exchange.model in self._known_models else "other"
-            self._observe_chat(exchange, model)
+            self._observe_chat(exchange, self.models.label(exchange.model))
 
     def _observe_rows(
         self, rows: list[tuple[Histogram, str]], label: str, exchange: Exchange

@@ -1,6 +1,7 @@
 """The list of models: upstream's, kept for a minute; its last one while upstream fails; that of
 the price table when there has never been one."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 import anyio
@@ -37,6 +38,11 @@ class ModelList:
         self._text = orjson.dumps({"object": "list", "data": entries})
         self._by_id = _read_list(self._text)
 
+    @property
+    def names(self) -> Iterable[str]:
+        """As far as they are known without asking."""
+        return self._by_id.keys()
+
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
         if self._is_stale:
@@ -70,15 +76,11 @@ class ModelList:
         self._good_until = self._clock() + fresh_for
 
     async def _ask(self, exchange: Exchange) -> tuple[bytes, dict[str, bytes]]:
-        body = bytearray()
         with await self._upstream.send(exchange, "GET", _PATH, ()) as response:
-            while (chunk := await response.next_chunk()) is not None:
-                body += chunk
-                if len(body) > _MAX_BYTES:
-                    raise InvalidAnswer
+            body = await response.whole(_MAX_BYTES)
         if response.status != 200:
             raise InvalidAnswer
-        return bytes(body), _read_list(bytes(body))
+        return body, _read_list(body)
 
 
 def _read_list(text: bytes) -> dict[str, bytes]:

@@ -4,7 +4,6 @@
 touches signals, logging or anything global.
 """
 
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -15,6 +14,7 @@ from anyio.abc import ByteStream
 
 from .admission import Admission
 from .backends import current_backend
+from .catalogue import Catalogue
 from .circuit import Circuit
 from .clients import Clients
 from .config import Config
@@ -22,6 +22,7 @@ from .downstream import Downstream
 from .errors import Draining, ExchangeTimeout, InternalError, ProxyError, ShutDown
 from .exchange import Exchange
 from .health import Health
+from .identity import identify
 from .keyring import Keyring
 from .logs import Logs
 from .metrics import Metrics
@@ -31,7 +32,6 @@ from .relay import Relay, error_body
 from .routes import Routes, Table
 from .shared_limits import limits_of
 from .stamps import loop_clock
-from .trace import intended_start_lag, request_id, trace_context
 from .transport import Connect, connect_tcp
 from .tries import tries_at
 from .upstream import Upstream
@@ -98,12 +98,15 @@ class Proxy:
         self._tell_metrics(lines_dropped)
 
     def _make_routes(self, circuit: Circuit | None) -> Routes:
-        upstream = tries_at(self._upstream, self.config, circuit, self.logs)
+        config, upstream = self.config, self._upstream
+        models = ModelList(config, upstream)
+        self._catalogue = Catalogue(config, upstream, models, self._metrics.models, self.logs)
+        tries = tries_at(upstream, config, circuit, self.logs)
         return Routes(
-            self.config,
+            config,
             self._keyring,
-            Relay(self.config, upstream, self._admission).handle,
-            ModelList(self.config, self._upstream),
+            Relay(config, tries, self._admission, self._catalogue).handle,
+            models,
             self._metrics,
             self._health.report,
             self._warmth.hint,
@@ -197,7 +200,7 @@ class Proxy:
         try:
             request = exchange.request = await downstream.read_head()
         finally:
-            _identify(exchange, downstream)
+            identify(exchange, downstream)
         if self._drained:
             raise Draining
         await self._routes.dispatch(table, request, exchange, downstream)
@@ -225,6 +228,8 @@ class Proxy:
         service. Runs until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_warm)
+            if self.config.price_catalogue:
+                tasks.start_soon(self._catalogue.keep, lambda: Exchange(started_at=self._clock()))
             if self.config.metrics_enabled:
                 tasks.start_soon(self._watch_loop)
             while True:
@@ -274,23 +279,3 @@ class Proxy:
         self._drained = True
         self._upstream.pool.close()
         self._limits.close()
-
-
-def _identify(exchange: Exchange, downstream: Downstream) -> None:
-    """Note what a request's headers say of itself; new ids where they, or it, say none."""
-
-    def header(name: bytes) -> bytes | None:
-        return exchange.request.header(name) if exchange.request else None
-
-    exchange.trace_id, exchange.traceparent = trace_context(
-        header(b"x-trace-id"), header(b"traceparent")
-    )
-    exchange.request_id = request_id(header(b"x-request-id"))
-    started = time.time() - (downstream.stream.now() - exchange.started_at)
-    exchange.intended_start_lag_seconds = intended_start_lag(
-        header(b"x-request-timestamp"), started
-    )
-    downstream.common_headers = (
-        (b"x-request-id", exchange.request_id.encode()),
-        (b"x-trace-id", exchange.trace_id.encode()),
-    )

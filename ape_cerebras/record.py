@@ -23,13 +23,13 @@ class Record:
 
     started_at: float  # proxy
     request: Request | None = None  # proxy
-    request_id: str = ""  # proxy
-    trace_id: str = ""  # proxy
-    traceparent: bytes = b""  # proxy
+    request_id: str = ""  # identity
+    trace_id: str = ""  # identity
+    traceparent: bytes = b""  # identity
     route: str = "none"  # routes: the path's template, never the path
     client: str | None = None  # routes: the name of the key presented
 
-    intended_start_lag_seconds: float | None = None  # proxy: it began later than it was meant to
+    intended_start_lag_seconds: float | None = None  # identity: it began later than it was meant to
     received_at: float | None = None  # routes: the request was complete
     request_stamped: bool = False  # routes: the kernel said when all of it came
     body: bytes = b""  # routes

@@ -14,6 +14,7 @@ import orjson
 
 from .admission import Admission
 from .assembly import Assembly
+from .catalogue import Catalogue
 from .chat import ChatRequest, read_chat_request
 from .compression import Compression
 from .config import Config
@@ -60,8 +61,15 @@ def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
 class Relay:
     """The handler of chat completions."""
 
-    def __init__(self, config: Config, upstream: Upstream | Tries, admission: Admission) -> None:
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream | Tries,
+        admission: Admission,
+        catalogue: Catalogue,
+    ) -> None:
         self._config = config
+        self._catalogue = catalogue
         self._upstream = upstream
         self._compression = Compression(config)
         self._admission = admission
@@ -224,4 +232,6 @@ class Relay:
     def _account(self, exchange: Exchange) -> None:
         exchange.model = exchange.model or exchange.answered_model
         if exchange.usage is not None and exchange.model is not None:
-            exchange.cost = self._config.model_prices.cost(exchange.model, exchange.usage)
+            exchange.cost = self._catalogue.prices.cost(exchange.model, exchange.usage)
+        if exchange.upstream_code == "model_not_found":
+            self._catalogue.note_missing(exchange.model, exchange.trace_id)

@@ -73,6 +73,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("DEFAULT_MODEL", _model, "used where a request names none"),
     Setting("MODEL_ALIASES", read_aliases, "asked=served,…: models renamed in requests"),
     Setting("MODEL_PRICES", read_prices, "JSON or a file of it: USD per million tokens"),
+    Setting(
+        "PRICE_CATALOGUE",
+        on_or_off,
+        "models, prices and limits from the API's public list, asked for every hour",
+    ),
     Setting("ASYNC_WORKERS", read_workers, "processes that serve the port"),
     Setting("BACKEND", read_backend, "the event loop: asyncio, trio or uvloop"),
     _limit("MAX_CONCURRENT_REQUESTS", _count, "chat requests under way; unset: no limit"),

@@ -120,6 +120,16 @@ class UpstreamResponse:
         AnswerWithheld."""
         return self._ahead.popleft() if self._ahead else await self._receive()
 
+    async def whole(self, at_most: int) -> bytes:
+        """The body, of no more bytes than that. Raises InvalidAnswer, and what ``next_chunk``
+        raises."""
+        body = bytearray()
+        while (chunk := await self.next_chunk()) is not None:
+            body += chunk
+            if len(body) > at_most:
+                raise InvalidAnswer
+        return bytes(body)
+
     async def _read_ahead(self) -> None:
         """Take in the body, as far as it is that of an error, before any of it is passed on. Raises
         what ``next_chunk`` raises."""
@@ -240,11 +250,13 @@ class Upstream:
         body: bytes = b"",
         *,
         awaits_token: bool = False,
+        with_key: bool = True,
     ) -> UpstreamResponse:
         """Send a request; the response, once its head has arrived.
 
         ``path`` is one of our own, never the client's. ``awaits_token``: whether it matters when
-        the first of what comes has come, though more may have joined it.
+        the first of what comes has come, though more may have joined it. ``with_key``: whether it
+        is asked in the account's name.
 
         Raises what ``Pool.lease`` and ``UpstreamResponse.begin`` raise.
         """
@@ -253,7 +265,8 @@ class Upstream:
         _note(lease, exchange)
         lease.connection.transport.raw.be_attentive(awaits_token)
         response = UpstreamResponse(exchange, lease, self._config)
-        target, fields = self._prefix + path.encode(), (*self._own_headers, *headers)
+        own = self._own_headers if with_key else self._own_headers[1:]
+        target, fields = self._prefix + path.encode(), (*own, *headers)
         try:
             await response.begin(method, target, self._host, fields, body)
         except BaseException:

@@ -7,14 +7,23 @@ a price that is wrong is worse than none.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import orjson
 
-__all__ = ("Price", "PriceTable", "TimeInfo", "Usage", "read_json", "read_time_info", "read_usage")
+__all__ = (
+    "Price",
+    "PriceTable",
+    "TimeInfo",
+    "Usage",
+    "read_json",
+    "read_price",
+    "read_time_info",
+    "read_usage",
+)
 
 _MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 _MILLION = Decimal(1_000_000)
@@ -113,6 +122,8 @@ class PriceTable:
     """Prices by model name. A model that is not in it has no cost, which is not a cost of 0."""
 
     prices: dict[str, Price]
+    is_built_in: bool = field(default=False, compare=False)
+    """Whether nobody has set it."""
 
     def cost(self, model: str, usage: Usage) -> Decimal | None:
         """US dollars, exact; None where the model has no price."""
@@ -133,7 +144,8 @@ class PriceTable:
 
         No discount for cached tokens is published, so they cost what input costs.
         """
-        return cls.from_json((files(__package__) / "prices.json").read_text("utf-8"))
+        table = cls.from_json((files(__package__) / "prices.json").read_text("utf-8"))
+        return cls(table.prices, is_built_in=True)
 
     @classmethod
     def from_json(cls, text: str) -> "PriceTable":
@@ -151,7 +163,7 @@ class PriceTable:
             raise ValueError("is not valid JSON, or names something twice") from None
         if not isinstance(table, dict):
             raise ValueError("must be a JSON object of prices by model")
-        return cls({model: _read_price(model, row) for model, row in table.items()})
+        return cls({model: read_price(model, row) for model, row in table.items()})
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,7 +173,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _read_price(model: str, row: Any) -> Price:
+def read_price(model: str, row: Any) -> Price:
+    """A row of the table. Raises ValueError."""
     names = {"input", "output", "cached_input"}
     if not isinstance(row, dict) or not {"input", "output"} <= row.keys() <= names:
         raise ValueError(f"model {model!r} needs input and output, and may have cached_input")

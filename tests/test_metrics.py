@@ -8,6 +8,7 @@ from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.buckets import BUCKETS
+from ape_cerebras.listing import Drift, Model
 from ape_cerebras.metrics import Metrics
 from ape_cerebras.outcomes import CUT_SHORT
 from ape_cerebras.usage import Usage
@@ -45,6 +46,9 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "client_requests_total": ("counter", {"client"}),
     "client_tokens_total": ("counter", {"client", "type"}),
     "client_cost_usd_total": ("counter", {"client"}),
+    "catalogue_fetches_total": ("counter", {"result"}),
+    "catalogue_drift": ("gauge", {"kind"}),
+    "model_limit": ("gauge", {"model", "kind"}),
     "unpriced_requests_total": ("counter", set()),
     "usage_missing_total": ("counter", set()),
     "ttft_target_missed_total": ("counter", set()),
@@ -75,6 +79,8 @@ GRID = tuple(
 def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
     metrics = observed(stream_exchange(upstream_headers=GRID, client="alice", **RETRIED, **new))
+    metrics.models.note_fetch(succeeded=True)
+    metrics.models.tell({"m": Model(None, {"context_tokens": 8}, False)}, Drift((), (), ()))
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
         name = metric.name.removeprefix("cerebras_proxy_")
