@@ -4,6 +4,8 @@
 # make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
 # make chaos       has the way upstream fail in every way under a crowd, in ten runs for each event
 #                  loop; RUNS=100 for more, SEED=7 for others
+# make fuzz        has atheris look for bytes that the parsers read wrongly, a minute for each of five;
+#                  SECONDS=600 for longer
 # make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
 # make bench       measures this proxy on this machine, beside the peers it finds:
 #                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
@@ -20,10 +22,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
 BENCH  := contrib/bench
+FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults chaos lint types selfcheck bench bench-warm bench-gzip bench-peers \
+.PHONY: run test faults chaos fuzz lint types selfcheck bench bench-warm bench-gzip bench-peers \
   image image-test clean
 
 run: $(VENV)/installed
@@ -40,6 +43,9 @@ faults: $(VENV)/installed-test
 
 chaos: $(VENV)/installed-test
 	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -m chaos
+
+fuzz: $(FUZZ)/.venv/installed
+	$(FUZZ)/.venv/bin/python $(FUZZ)/fuzz.py --seconds $(or $(SECONDS),60)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -80,12 +86,20 @@ image-test: | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) .image build *.egg-info tests/js/node_modules \
-	  $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	  $(FUZZ)/.venv $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+$(FUZZ)/.venv/installed: pyproject.toml $(FUZZ)/requirements.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(FUZZ)/.venv
+	$(FUZZ)/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --only-binary atheris --requirement $(FUZZ)/requirements.txt --editable . \
+	  || { echo "atheris comes for CPython 3.11 to 3.13 on Linux; name one with: make fuzz PYTHON=..."; \
+	       exit 1; }
+	@touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable .

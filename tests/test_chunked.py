@@ -2,15 +2,14 @@
 
 from contextlib import suppress
 
-import h11
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import read_by_h11
 
 from ape_cerebras.chunked import LAST_CHUNK, ChunkedReader
 from ape_cerebras.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ProxyError
 
-HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 AT_MOST = 1000
 FRAMING = 16 * 1024  # beside as much as there is data
 
@@ -63,17 +62,6 @@ def read(body: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
         begin = end
     assert chunks.ended
     return data, bytes(arrived)
-
-
-def read_by_h11(body: bytes) -> tuple[bytes, bytes]:
-    server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
-    server.receive_data(HEAD + body)
-    server.next_event()
-    data = b""
-    while isinstance(event := server.next_event(), h11.Data):
-        data += event.data
-    assert isinstance(event, h11.EndOfMessage)
-    return data, server.trailing_data[0]
 
 
 @pytest.mark.parametrize("case", REFUSED)

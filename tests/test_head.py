@@ -2,16 +2,15 @@
 
 from contextlib import suppress
 
-import h11
 import pytest
 from head_cases import ACCEPTED, REFUSED, REFUSED_AT_ONCE, head
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import assert_h11_frames_alike, assert_h11_reads_the_same, in_lower_case
 
 from ape_cerebras.errors import HeadersTooLarge, ProxyError, TargetTooLong
 from ape_cerebras.grammar import HEAD_END
 from ape_cerebras.head import HeadLimits, check_part, read_whole
-from ape_cerebras.request import Headers
 
 LIMITS = HeadLimits(header_bytes=16_384, headers=100, target_bytes=8192, body_bytes=10 * 2**20)
 SMALL = HeadLimits(header_bytes=300, headers=8, target_bytes=40, body_bytes=1000)
@@ -115,44 +114,6 @@ def test_the_request_line_has_one_limit_however_it_arrives(length: int, method: 
 
 # Agreement with h11
 
-
-def in_lower_case(fields: Headers) -> list[tuple[bytes, bytes]]:
-    """Of codings, which h11 gives in lower case, the values too."""
-    coding = b"transfer-encoding"
-    return [
-        (name.lower(), value.lower() if name.lower() == coding else value) for name, value in fields
-    ]
-
-
-def assert_h11_frames_alike(raw: bytes, framing: bytes) -> None:
-    """What it is told is enough: bodies and connections end where they did."""
-    states = []
-    for told in (raw, framing):
-        server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
-        server.receive_data(told + b"0" * 2000)
-        server.next_event()
-        body = server.next_event() if server.their_state is h11.SEND_BODY else None
-        read = server.their_state, server.they_are_waiting_for_100_continue
-        server.send(h11.Response(status_code=200, headers=[]))
-        server.send(h11.EndOfMessage())
-        states.append((repr(body), *read, server.our_state))
-    assert states[0] == states[1]
-
-
-def assert_h11_reads_the_same(raw: bytes) -> h11.Request:
-    server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
-    server.receive_data(raw)
-    event = server.next_event()
-    assert isinstance(event, h11.Request)
-    line, *lines = raw[: -len(HEAD_END)].split(b"\r\n")
-    assert [event.method, event.target, b"HTTP/" + event.http_version] == line.split(b" ")
-    fields = [each.partition(b":") for each in lines]
-    assert list(event.headers) == in_lower_case(
-        tuple((name, value.strip(b" \t")) for name, _, value in fields)
-    )
-    return event
-
-
 token = st.sampled_from([b"GET", b"POST", b"X", b"M" * 70, b"a!#$%&'*+-.^_`|~9"])
 targets = (b"/", b"*", b"/a?b=c#d", b"http://a/x", b"http://a?q", b"a:1", b"/" + b"x" * 39)
 visible = st.lists(st.integers(0x21, 0x7E), max_size=45).map(bytes)
@@ -179,6 +140,7 @@ heads = st.builds(
 @given(heads, st.lists(st.integers(0, 400), max_size=6))
 @example(b"M" * 53 + b" /" + b"x" * 39 + b" HTTP/1.1\r\nHost: a\r\n\r\n", [103, 104])
 @example(b"GET http://a?q HTTP/1.1\r\nHost: a\r\n\r\n", [])
+@example(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", [])
 def test_what_passes_reads_alike_everywhere_and_is_refused_at_no_cut(
     raw: bytes, cuts: list[int]
 ) -> None:

@@ -7,11 +7,11 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import BOM, dispatched_by_the_standard
 from recorded import ANSWER, ANSWER_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
 
 from ape_cerebras.sse import EventReader
 
-BOM = b"\xef\xbb\xbf"
 FRAGMENTS = (
     *(b"data: ", b"data:", b"data", b"DATA: ", b" data: ", b"event: x", b"id: 7", b"retry: 1"),
     *(
@@ -45,45 +45,6 @@ def pieces(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[begin:end] for begin, end in pairwise(edges)]
 
 
-def lines_of(stream: bytes) -> tuple[list[bytes], bytes]:
-    """The lines that have ended, and what stands after the last end of line."""
-    lines, line, at = [], b"", 0
-    while at < len(stream):
-        if stream[at : at + 2] == b"\r\n":
-            lines.append(line)
-            line, at = b"", at + 2
-        elif stream[at : at + 1] in (b"\r", b"\n"):
-            lines.append(line)
-            line, at = b"", at + 1
-        else:
-            line, at = line + stream[at : at + 1], at + 1
-    return lines, line
-
-
-def oracle(stream: bytes) -> tuple[list[bytes], bool]:
-    """What the standard dispatches, and whether the stream then stands between two events."""
-    lines, rest = lines_of(stream[3:] if stream[:3] == BOM else stream)
-    dispatched, data_buffer, open_ = [], b"", False
-    for line in lines:
-        if line == b"":
-            if data_buffer != b"":
-                dispatched.append(data_buffer[:-1])
-            data_buffer, open_ = b"", False
-            continue
-        if line[:1] == b":":
-            continue
-        open_ = True
-        field, value = line, b""
-        if b":" in line:
-            field, value = line[: line.index(b":")], line[line.index(b":") + 1 :]
-            if value[:1] == b" ":
-                value = value[1:]
-        if field == b"data":
-            data_buffer += value + b"\n"
-    unfinished = rest != b"" or stream == BOM
-    return dispatched, not (open_ or unfinished)
-
-
 @settings(max_examples=600)
 @given(streams, cuts)
 @example(b"data: a\r\n\r\ndata: b\r\n\r\n", list(range(30)))
@@ -100,7 +61,7 @@ def oracle(stream: bytes) -> tuple[list[bytes], bool]:
 def test_any_cut_gives_what_the_standard_dispatches(stream: bytes, places: list[int]) -> None:
     reader = EventReader()
     got = [payload for piece in pieces(stream, places) for payload in reader.feed(piece)]
-    dispatched, at_boundary = oracle(stream)
+    dispatched, at_boundary = dispatched_by_the_standard(stream)
     assert got == [payload for payload in dispatched if payload]
     assert reader.at_boundary == at_boundary
 
@@ -118,7 +79,7 @@ def test_only_payloads_that_are_too_long_are_left_out(
 ) -> None:
     reader = EventReader(max_event_bytes=most)
     got = [payload for piece in pieces(stream, places) for payload in reader.feed(piece)]
-    dispatched, at_boundary = oracle(stream)
+    dispatched, at_boundary = dispatched_by_the_standard(stream)
     assert got == [payload for payload in dispatched if 0 < len(payload) <= most]
     assert reader.at_boundary == at_boundary
 

@@ -1,0 +1,214 @@
+"""What must hold of any bytes that our parsers get, each held against something else that reads
+them. The first byte of what is given says how the rest is cut into pieces."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h11
+import orjson
+from oracles import (
+    assert_h11_frames_alike,
+    assert_h11_reads_the_same,
+    dispatched_by_the_standard,
+    in_lower_case,
+    read_by_h11,
+)
+
+from ape_cerebras.chat import read_chat_request
+from ape_cerebras.chunked import ChunkedReader
+from ape_cerebras.errors import BadRequest, ProxyError
+from ape_cerebras.grammar import HEAD_END
+from ape_cerebras.head import HeadLimits, check_part, read_whole
+from ape_cerebras.response_head import ResponseHead
+from ape_cerebras.sse import EventReader
+from ape_cerebras.upstream_errors import InvalidAnswer
+
+__all__ = ("CHECKS", "SEEDS")
+
+_LIMITS = HeadLimits(200, 5, 40, 1000)  # small, so that they are met
+_DEFAULT, _ALIASES = "the-default", {"old": "new"}
+
+
+def _ends(size: int, step: int) -> Iterator[int]:
+    """Where pieces of that size end."""
+    yield from range(step, size, step)
+    yield size
+
+
+def check_request_head(step: int, data: bytes) -> None:
+    """What passes is read alike by h11, and is refused at no cut."""
+    whole = data + HEAD_END
+    head = whole[: whole.index(HEAD_END) + len(HEAD_END)]
+    try:
+        request, framing = read_whole(head, _LIMITS)
+    except ProxyError:
+        return
+    event = assert_h11_reads_the_same(head)
+    assert (request.method.encode(), request.http_version) == (event.method, event.http_version)
+    assert in_lower_case(request.headers) == list(event.headers)
+    assert_h11_frames_alike(head, framing)
+    checked = 0
+    for end in _ends(len(head), step):
+        check_part(head[:end], checked, _LIMITS)
+        checked = end
+
+
+def check_chunks(step: int, data: bytes) -> None:
+    """However a body is cut it is read the same; and as h11 reads it, if it is taken."""
+    read = _read_chunks(data, step)
+    assert read == _read_chunks(data, len(data) + 1)
+    if read is not None and read[0]:
+        assert read[1:] == read_by_h11(data)
+
+
+def _read_chunks(data: bytes, step: int) -> tuple[bool, bytes, bytes] | None:
+    """Whether it has ended, its data, and what is behind it; None for a refusal."""
+    reader, arrived, body, begin = ChunkedReader(300, 100, 50), bytearray(), b"", 0
+    for end in _ends(len(data), step):
+        arrived += data[begin:end]
+        begin = end
+        try:
+            body += reader.take(arrived)
+        except ProxyError:
+            return None
+        if reader.ended:
+            return True, body, bytes(arrived) + data[end:]
+    return False, body, b""
+
+
+def check_events(step: int, data: bytes) -> None:
+    """What the standard dispatches, but for what is too long, however it is cut."""
+    most = 1 + step % 50
+    reader, got, begin = EventReader(max_event_bytes=most), [], 0
+    for end in _ends(len(data), step):
+        got += reader.feed(data[begin:end])
+        begin = end
+    dispatched, at_boundary = dispatched_by_the_standard(data)
+    assert got == [payload for payload in dispatched if 0 < len(payload) <= most]
+    assert reader.at_boundary == at_boundary
+
+
+class _Members(list[tuple[str, Any]]):
+    """Of a JSON object, in their order; doubled ones too."""
+
+
+def _parsed(body: bytes) -> Any:
+    return json.loads(body, object_pairs_hook=_Members)
+
+
+def check_edits(step: int, data: bytes) -> None:
+    """A body is refused where it is ambiguous or no request, and else changed only where it is
+    meant to be, as another parser reads it."""
+    turn = step % 2 == 1
+    try:
+        orjson.loads(data)
+        before = _parsed(data)
+    except orjson.JSONDecodeError:
+        before = None
+    except RecursionError:  # the other parser's
+        return
+    try:
+        request = read_chat_request(data, b"application/json", b"", _DEFAULT, _ALIASES, turn=turn)
+    except BadRequest:
+        assert not _is_plain(before)
+        return
+    assert _is_plain(before)
+    assert _parsed(request.body) == _edited(before, turn=turn)
+    if before == _edited(before, turn=turn):
+        assert request.body is data
+
+
+def _is_plain(members: Any) -> bool:
+    if not isinstance(members, _Members):
+        return False
+    models = [value for name, value in members if name == "model"]
+    streams = [value for name, value in members if name == "stream"]
+    return (
+        max(len(models), len(streams)) < 2
+        and all(isinstance(model, str) and model for model in models)
+        and all(stream is None or isinstance(stream, bool) for stream in streams)
+    )
+
+
+def _edited(members: _Members, *, turn: bool) -> _Members:
+    model = dict(members).get("model", _DEFAULT)
+    values: dict[str, Any] = {}
+    missing: dict[str, Any] = {}
+    (values if "model" in dict(members) else missing)["model"] = _ALIASES.get(model, model)
+    if turn and not dict(members).get("stream"):
+        (values if "stream" in dict(members) else missing)["stream"] = True
+    kept = [(name, values.get(name, value)) for name, value in members]
+    return _Members([*missing.items(), *kept])
+
+
+def check_response_head(step: int, data: bytes) -> None:
+    """However a head is cut it is read the same; and as h11 reads it, if it is taken."""
+    read = _read_response(data, step)
+    assert read == _read_response(data, len(data) + 1)
+    if read is None or not read[0]:
+        return
+    client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(data)
+    while isinstance(event := client.next_event(), h11.InformationalResponse):
+        pass
+    assert isinstance(event, h11.Response)
+    assert event.status_code == read[0]
+    assert list(event.headers) == in_lower_case(read[1])
+
+
+def _read_response(
+    data: bytes, step: int
+) -> tuple[int, tuple[tuple[bytes, bytes], ...], bytes] | None:
+    """Status (0 if it is not complete), headers, and what is behind; None for a refusal."""
+    head, begin = ResponseHead(), 0
+    for end in _ends(len(data), step):
+        try:
+            behind = head.feed(data[begin:end])
+        except InvalidAnswer:
+            return None
+        begin = end
+        if head.complete:
+            return head.status, head.headers, data[end - behind :]
+    return 0, (), b""
+
+
+CHECKS: dict[str, Callable[[int, bytes], None]] = {
+    "request-head": check_request_head,
+    "chunks": check_chunks,
+    "events": check_events,
+    "edits": check_edits,
+    "response-head": check_response_head,
+}
+# Where a search may begin.
+SEEDS: dict[str, tuple[bytes, ...]] = {
+    "request-head": (
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"POST http://a:8/x?y HTTP/1.1\r\nHost: a:8\r\nContent-Length: 5\r\n"
+        b"Expect: 100-continue\r\n",
+        b"OPTIONS * HTTP/1.0\r\nConnection: close\r\n",
+        b"POST /a HTTP/1.1\r\nHost: [::1]:80\r\nTransfer-Encoding: chunked\r\nX:\t y \t\r\n",
+    ),
+    "chunks": (
+        b"5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
+        b'A;a;b=c;d="e \\" f"\r\nhello hell\r\n00;end\r\nX-A: 1\r\nY:\r\n\r\n',
+        b"1\r\nx\r\n2\r\nyz\r\n0\r\n\r\n",
+    ),
+    "events": (
+        b'data: {"a":1}\n\n: ping\n\nevent: x\ndata: b\ndata: c\n\ndata: [DONE]\n\n',
+        b"\xef\xbb\xbfdata: a\r\n\r\ndata:b\r\rid: 7\nretry\n\n",
+    ),
+    "edits": (
+        b'{"model":"old","messages":[{"role":"user","content":"hi"}],"stream":true}',
+        b' {"stream" : null, "metadata":{"model":"\\"model\\":1"},"m\\u006fdel":"m"}',
+        b'{"messages":[1,-1.5e3,true,null,"\\ud83d\\ude00"],"model":"\\u006fld"}\n',
+        b"{}",
+    ),
+    "response-head": (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n5",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204 No\r\nContent-Length: 0\r\nX:\t y\r\n\r\n",
+    ),
+}
