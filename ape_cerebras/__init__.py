@@ -27,6 +27,8 @@ layer  module           what it owns
 0      secrecy          no core file, and no look into a process that has keys
 0      instruments      metrics of a kind that prometheus_client does not have
 0      steps            long work in steps, between which the event loop has its turn
+0      body             a body of any size, in parts
+0      pieces           large JSON in pieces, each JSON by itself
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O

@@ -13,13 +13,15 @@ and known by what the answer says of itself.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from secrets import token_hex
 from typing import Any, NamedTuple
 
 import orjson
 
+from .body import Body
 from .errors import BadRequest, UnsupportedMedia
+from .pieces import AT_ONCE, Malformed, Piece, Sparse, pieces
 
 __all__ = ("ChatRequest", "read_chat_request")
 
@@ -28,14 +30,16 @@ _MESSAGE_PACK = frozenset(
     (b"application/msgpack", b"application/vnd.msgpack", b"application/x-msgpack")
 )
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_VALUE = re.compile(rb"\s*:\s*(" + _STRING.pattern + rb"|true|false|null)", re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_VALUE = re.compile(rb"\s*:\s*(" + _STRING + rb"|true|false|null)", re.DOTALL)
+_EMPTY = re.compile(rb"\s*\}")
 
-# Parsing holds the event loop: 10 MiB of nothing but small members would hold it for a second, what
-# is within these numbers for less than 0.2 s. The longest context of a model is 131,072 tokens.
+# A large body is read in pieces, between which the event loop has its turn: these bound what one
+# request may cost in all. The longest context of a model is 131,072 tokens.
 _MAX_STRINGS = 100_000
 _MAX_VALUES = 200_000
 _MAX_READ_NAMES = 10_000  # at any depth
+_MAX_MODEL = 1_000  # characters; what is cut in pieces is longer, so that a model's name never is
 
 
 def _in_any_spelling(name: str) -> str:
@@ -44,8 +48,25 @@ def _in_any_spelling(name: str) -> str:
 
 
 _READ_NAMES = ("model", "stream")
+_PLAIN_NAMES = tuple(b'"%s":' % name.encode() for name in _READ_NAMES)
 _SPELLINGS = "|".join(f"(?P<{name}>{_in_any_spelling(name)})" for name in _READ_NAMES)
 _READ_NAME = re.compile(rf'"(?:{_SPELLINGS})"(?=\s*:)'.encode())
+
+
+class _Member(NamedTuple):
+    """One of the outermost object: its value, and where its name ends in a piece of the body."""
+
+    value: Any
+    piece: Piece
+    end_of_name: int
+
+
+class _Edit(NamedTuple):
+    """Text to be put in place of what is there from ``begin`` to ``end``."""
+
+    begin: int
+    end: int
+    text: bytes
 
 
 class ChatRequest(NamedTuple):
@@ -53,7 +74,7 @@ class ChatRequest(NamedTuple):
     what the client asked for; both None where the body is opaque. ``stream`` is what the client
     asked for, None likewise; ``turned`` says that upstream is asked for a stream all the same."""
 
-    body: bytes
+    body: Body
     model: str | None = None
     requested_model: str | None = None
     stream: bool | None = None
@@ -61,18 +82,19 @@ class ChatRequest(NamedTuple):
 
 
 def read_chat_request(
-    body: bytes,
+    body: Body,
     content_type: bytes,
     content_encoding: bytes,
     default_model: str,
     aliases: Mapping[str, str],
     *,
     turn: bool = False,
-) -> ChatRequest:
+) -> Generator[None, None, ChatRequest]:
     """Check and read a body; put the default model in, or an alias's target, where it is due. With
     ``turn``, one that asks for a plain reply is made to ask for a stream, if it is plain JSON.
 
-    Raises UnsupportedMedia, or BadRequest where plain JSON is not what the API could take.
+    To be run in steps; returns the request. Raises UnsupportedMedia, or BadRequest where plain JSON
+    is not what the API could take.
     """
     media_type = content_type.partition(b";")[0].strip().lower()
     coding = content_encoding.strip().lower() or b"identity"
@@ -82,108 +104,146 @@ def read_chat_request(
         return ChatRequest(body)
     if media_type != _JSON:
         raise UnsupportedMedia
-    return _read_json(body, default_model, aliases, turn=turn)
+    members = yield from _read_members(body)
+    return _read(body, members, default_model, aliases, turn=turn)
 
 
-def _read_json(
-    body: bytes, default_model: str, aliases: Mapping[str, str], *, turn: bool
+def _read(
+    body: Body,
+    members: dict[str, _Member],
+    default_model: str,
+    aliases: Mapping[str, str],
+    *,
+    turn: bool,
 ) -> ChatRequest:
-    _refuse_too_many_values(body)
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise BadRequest("The body is not valid JSON.") from None
-    if not isinstance(request, dict):
-        raise BadRequest("The body must be a JSON object.")
-    model, stream = request.get("model"), request.get("stream")
+    model, stream = _value(members, "model"), _value(members, "stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest("'stream' must be true or false.")
-    if "model" in request and (not isinstance(model, str) or not model):
+    if "model" in members and (not isinstance(model, str) or not model):
         raise BadRequest("'model' must be a non-empty string.")
-    ends_of_names = _find_read_names(body, request)
+    if model is not None and len(model) > _MAX_MODEL:
+        raise BadRequest("'model' is too long.")
     asked = default_model if model is None else model
     served = asked if model is None else aliases.get(asked, asked)
     turned = turn and not stream
     changes: dict[str, Any] = {} if served == model else {"model": served}
     if turned:
         changes["stream"] = True
-    body = _edited(body, ends_of_names, changes, is_empty=not request)
+    if changes:
+        body = _edited(body, members, changes)
     return ChatRequest(body, served, asked, bool(stream), turned)
 
 
-def _refuse_too_many_values(body: bytes) -> None:
-    # The quote that opens a string never follows a backslash, so these are no fewer than strings.
-    if body.count(b'"') - body.count(b'\\"') > 2 * _MAX_STRINGS:
-        raise BadRequest("The body has more strings than this proxy reads.")
-    # A text may hold any number of commas: only where there are many is it taken out first.
-    if _count_values(body) > _MAX_VALUES and _count_values(_STRING.sub(b"", body)) > _MAX_VALUES:
-        raise BadRequest("The body has more values than this proxy reads.")
+def _value(members: dict[str, _Member], name: str) -> Any:
+    return members[name].value if name in members else None
 
 
-def _count_values(body: bytes) -> int:
-    return body.count(b",") + body.count(b"[") + body.count(b"{")
+def _read_members(body: Body) -> Generator[None, None, dict[str, _Member]]:
+    """Those of ``_READ_NAMES`` that are members of the body's outermost object."""
+    reader = _MemberReader()
+    try:
+        for number, piece in enumerate(_pieces(body)):
+            if number:
+                yield
+            reader.take(piece)
+    except (orjson.JSONDecodeError, Malformed):
+        raise BadRequest("The body is not valid JSON.") from None
+    except Sparse:
+        raise BadRequest("The body has a gap between two values that is too long.") from None
+    return reader.members
 
 
-def _find_read_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
-    """Where those of ``_READ_NAMES`` end that are names of the outermost object's members.
+def _pieces(body: Body) -> Iterator[Piece]:
+    return pieces(body) if len(body) > AT_ONCE else iter((Piece(bytes(body)),))
+
+
+class _MemberReader:
+    """Finds those of ``_READ_NAMES`` that are members of the outermost object, piece by piece.
 
     Raises BadRequest where one is there twice: one parser takes the first and another the last, so
     that what is checked here would not be what is used there.
     """
-    written = {name: b'"%s"' % name.encode() for name in _READ_NAMES if name in request}
-    hidden = b"\\u006" in body or b"\\u007" in body  # perhaps: a letter's escape is somewhere
-    if not hidden and all(body.count(name) == 1 for name in written.values()):
-        return {name: body.index(text) + len(text) for name, text in written.items()}
-    members = _outermost(body)
-    if len(members) > len(written):
-        raise BadRequest("The body names 'model' or 'stream' more than once.")
-    return dict(members)
 
+    def __init__(self) -> None:
+        self.members: dict[str, _Member] = {}
+        self._strings = self._values = self._names = 0  # so far
 
-def _outermost(body: bytes) -> list[tuple[str, int]]:
-    """The members of a valid body's outermost object that have one of ``_READ_NAMES``: name, and
-    where the name ends.
+    def take(self, piece: Piece) -> None:
+        self._refuse_too_many(piece)
+        request = orjson.loads(piece.text)
+        if not isinstance(request, dict):  # nor is any piece if the first is not
+            raise BadRequest("The body must be a JSON object.")
+        for name, end in self._find_names(piece.text, request):
+            if name in self.members:
+                raise BadRequest("The body names 'model' or 'stream' more than once.")
+            self.members[name] = _Member(request[name], piece, end)
 
-    A parser tells no places and keeps only one of two equal names. So each name gets another in its
-    place, which nobody can guess; the parser then tells which of these are outermost. That takes a
-    tenth of the time of walking through the body.
-    """
-    found: list[tuple[str, int]] = []
-    prefix = token_hex(16)
-
-    def rename(place: re.Match[bytes]) -> bytes:
-        if len(found) == _MAX_READ_NAMES:
+    def _refuse_too_many(self, piece: Piece) -> None:
+        self._strings += piece.strings
+        self._values += piece.values
+        if self._strings > _MAX_STRINGS:
+            raise BadRequest("The body has more strings than this proxy reads.")
+        if self._values > _MAX_VALUES:
+            raise BadRequest("The body has more values than this proxy reads.")
+        self._names += sum(piece.text.count(name) for name in _PLAIN_NAMES)
+        if self._names > _MAX_READ_NAMES:
             raise BadRequest("The body names 'model' or 'stream' too often.")
-        found.append((str(place.lastgroup), place.end()))
-        return b'"%s%d"' % (prefix.encode(), len(found))
 
-    renamed = orjson.loads(_READ_NAME.sub(rename, body))
-    return [each for number, each in enumerate(found, 1) if f"{prefix}{number}" in renamed]
+    def _find_names(self, text: bytes, request: dict[str, Any]) -> list[tuple[str, int]]:
+        """The outermost members that have one of ``_READ_NAMES``: name, and where the name ends."""
+        written = [(name, b'"%s"' % name.encode()) for name in _READ_NAMES if name in request]
+        # Perhaps: a letter's escape is somewhere.
+        hidden = b"\\" in text and (b"\\u006" in text or b"\\u007" in text)
+        if hidden or any(text.count(quoted) != 1 for _, quoted in written):
+            return self._find_outermost(text)
+        return [(name, text.index(quoted) + len(quoted)) for name, quoted in written]
+
+    def _find_outermost(self, text: bytes) -> list[tuple[str, int]]:
+        """The same where a name may stand elsewhere too, or be spelled with escapes.
+
+        A parser tells no places and keeps only one of two equal names. So each name gets another in
+        its place, which nobody can guess; the parser then tells which of these are outermost. That
+        takes a tenth of the time of walking through the text.
+        """
+        found: list[tuple[str, int]] = []
+        prefix = token_hex(16)
+
+        def rename(place: re.Match[bytes]) -> bytes:
+            found.append((str(place.lastgroup), place.end()))
+            return b'"%s%d"' % (prefix.encode(), len(found))
+
+        renamed = orjson.loads(_READ_NAME.sub(rename, text))
+        return [each for number, each in enumerate(found, 1) if f"{prefix}{number}" in renamed]
 
 
-def _edited(
-    body: bytes, ends_of_names: dict[str, int], changes: dict[str, Any], *, is_empty: bool
-) -> bytes:
+def _edited(body: Body, members: dict[str, _Member], changes: dict[str, Any]) -> Body:
     """The body with other values for the members that are named."""
-    missing = {name: value for name, value in changes.items() if name not in ends_of_names}
-    # From the back to the front, so that the places of those still to come hold.
-    for name in sorted(
-        changes.keys() - missing.keys(), key=ends_of_names.__getitem__, reverse=True
-    ):
-        body = _replace_value(body, ends_of_names[name], changes[name])
-    return _insert_members(body, missing, is_empty=is_empty) if missing else body
+    missing = {name: value for name, value in changes.items() if name not in members}
+    edits = [
+        _replacement(members[name], value) for name, value in changes.items() if name in members
+    ]
+    if missing:
+        edits.append(_insertion(body, missing))
+    parts: list[bytes] = []
+    at = 0
+    for edit in sorted(edits):
+        parts += (*body.between(at, edit.begin), edit.text)
+        at = edit.end
+    return Body((*parts, *body.between(at, len(body))))
 
 
-def _insert_members(body: bytes, members: dict[str, Any], *, is_empty: bool) -> bytes:
+def _insertion(body: Body, members: dict[str, Any]) -> _Edit:
     """Put members in as the first ones, which leaves every other byte where it follows."""
-    start = body.index(b"{") + 1
-    comma = b"" if is_empty else b","
-    return b"%s%s%s%s" % (body[:start], orjson.dumps(members)[1:-1], comma, body[start:])
+    first = next(_pieces(body)).text  # the object begins in it
+    start = first.index(b"{") + 1
+    comma = b"" if _EMPTY.match(first, start) else b","
+    return _Edit(start, start, orjson.dumps(members)[1:-1] + comma)
 
 
-def _replace_value(body: bytes, end_of_name: int, value: Any) -> bytes:
-    """Put another value in place of that of the member named there, a string or a literal."""
-    old = _VALUE.match(body, end_of_name)
+def _replacement(member: _Member, value: Any) -> _Edit:
+    """Put another value in place of a member's, a string or a literal."""
+    old = _VALUE.match(member.piece.text, member.end_of_name)
     if old is None:
         raise AssertionError("a value that was read is in the body")
-    return body[: old.start(1)] + orjson.dumps(value) + body[old.end(1) :]
+    shift = member.piece.shift
+    return _Edit(old.start(1) + shift, old.end(1) + shift, orjson.dumps(value))

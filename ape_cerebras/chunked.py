@@ -34,6 +34,7 @@ _WHOLE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 # (CVE-2023-39326 in Go).
 _FRAMING_BESIDE_DATA = 16 * 1024
 _LINE_AT_MOST = 16 * 1024
+_AT_ONCE = 1000  # chunks: a read can hold ten thousand, which would hold the event loop
 
 
 class ChunkedReader:
@@ -53,18 +54,24 @@ class ChunkedReader:
         self._framing_beside_data = framing_beside_data
         self._declared = self._framing = self._trailers = 0  # bytes so far
         self._left = 0  # of the chunk under way
+        self._more = 0  # chunks that may be read before a pause
         self._read: Callable[[bytearray, int, bytearray], int] = self._read_size
         self.ended = False
+        self.paused = False
+        """Whether the last ``take`` left something to be taken from what has arrived."""
 
     def take(self, arrived: bytearray) -> bytes:
-        """The data that there is in ``arrived``; what has been read is taken off it. Once the body
-        has ``ended`` what is left there is the next request's."""
+        """The data that there is in ``arrived``, or in the first of very many chunks; what has been
+        read is taken off it. Once the body has ``ended`` what is left there is the next request's.
+        """
         data = bytearray()
         at, end = -1, 0
-        while end > at and not self.ended:
+        self._more = _AT_ONCE
+        while end > at and not self.ended and self._more > 0:
             at = self._take_whole_chunks(arrived, end, data)
             end = self._read(arrived, at, data)
         at = max(at, end)
+        self.paused = self._more <= 0
         del arrived[:at]
         return bytes(data)
 
@@ -73,8 +80,9 @@ class ChunkedReader:
         no extensions. The position behind the last of them."""
         if self._read != self._read_size:
             return at
-        first, framing = at, 0
-        while line := _WHOLE_LINE.match(arrived, at):
+        first, framing, more = at, 0, self._more
+        while more > 0 and (line := _WHOLE_LINE.match(arrived, at)):
+            more -= 1
             begin = line.end()
             end = begin + int(line[1], 16)
             if end == begin or arrived[end : end + 2] != b"\r\n":
@@ -82,6 +90,7 @@ class ChunkedReader:
             data += arrived[begin:end]
             framing += begin - at + 2
             at = end + 2
+        self._more = more
         self._count(at - first - framing, framing)
         return at
 
@@ -102,6 +111,7 @@ class ChunkedReader:
         if line is None:
             self._check_part_of_line(arrived[at:])
             return at
+        self._more -= 1
         size = int(line[1], 16)
         self._count(size, line.end() - at + 2)  # the line, and the data's end
         self._left = size

@@ -2,9 +2,11 @@
 
 import math
 
+import anyio
 import h11
 import httpcore
 
+from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
 from .errors import ProxyError
 from .grammar import with_fields
@@ -15,7 +17,8 @@ from .transport import UpstreamStream
 
 __all__ = ("Connection",)
 
-_TRAILERS_AT_MOST = 64 * 1024  # bytes
+_NONE = Body()
+_TRAILERS_AT_MOST = 16 * 1024  # bytes
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
@@ -43,7 +46,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._nothing_left_over = False
 
     async def ask(
-        self, method: str, target: bytes, host: bytes, headers: Headers = (), body: bytes = b""
+        self, method: str, target: bytes, host: bytes, headers: Headers = (), body: Body = _NONE
     ) -> ResponseHead:
         """Send a request; the head of its answer.
 
@@ -55,8 +58,8 @@ class Connection(httpcore.AsyncHTTP11Connection):
         length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
         request = h11.Request(method=method, target=target, headers=[(b"host", host), *length])
         hold(with_fields(say(request) or b"", headers))
-        if body:
-            hold(say(h11.Data(data=body)))
+        for part in body.parts:
+            hold(say(h11.Data(data=part)))
         hold(say(h11.EndOfMessage()))
         await self._receive_event()
         head = self.transport.head
@@ -79,17 +82,23 @@ class Connection(httpcore.AsyncHTTP11Connection):
         return None
 
     async def _next_of_chunks(self, chunks: ChunkedReader) -> bytes | None:
+        if chunks.paused:
+            await anyio.lowlevel.checkpoint()
         while not (data := self._take(chunks)):
             if chunks.ended:
                 self._h11_state.receive_data(LAST_CHUNK)  # of the rest h11 knows nothing
                 await self._receive_event()
                 self._end()
                 return None
-            arrived = await self.transport.read(READ_BYTES)
-            if not arrived:
-                raise httpcore.RemoteProtocolError("The body ended before its last chunk.")
-            self._arrived += arrived
+            if not chunks.paused:
+                await self._read_on()
         return data
+
+    async def _read_on(self) -> None:
+        arrived = await self.transport.read(READ_BYTES)
+        if not arrived:
+            raise httpcore.RemoteProtocolError("The body ended before its last chunk.")
+        self._arrived += arrived
 
     def _take(self, chunks: ChunkedReader) -> bytes:
         try:

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+import anyio
 import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
+from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
 from .config import Config
 from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
@@ -93,33 +95,39 @@ class Downstream:
         """Whether the client holds its body back until asked for it (RFC 9110 section 10.1.1)."""
         return self._http.they_are_waiting_for_100_continue
 
-    async def read_body(self) -> bytes:
+    async def read_body(self) -> Body:
         """The request's whole body, or what has not been read of it.
 
         Raises what ``chunked`` raises, RequestTimeout, ClientGone.
         """
+        body = Body()
         if self._http.their_state is not h11.SEND_BODY:
-            return b""
+            return body
         if self.awaits_100_continue and not self.response_started:
             self._outbox.hold(self._interim(100))
             await self.flush()
-        body = bytearray()
         if not self._collect(body):
             with deadline(self._body_timeout):
                 while not self._collect(body):
-                    await self._inbound.read_more()
+                    await self._read_more()
         self._inbound.bytes[:0], _ = self._http.trailing_data
-        return bytes(body)
+        return body
 
-    def _collect(self, body: bytearray) -> bool:
+    async def _read_more(self) -> None:
+        if self._chunks is not None and self._chunks.paused:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._inbound.read_more()
+
+    def _collect(self, body: Body) -> bool:
         """Add what has arrived of the body; whether that was the last of it."""
         if self._chunks is not None:
-            body += self._chunks.take(self._inbound.bytes)
+            body.add(self._chunks.take(self._inbound.bytes))
             if not self._chunks.ended:
                 return False
             self._http.receive_data(LAST_CHUNK)  # of the rest h11 knows nothing
         while isinstance(event := self._next_event(), h11.Data):
-            body += event.data
+            body.add(event.data)
         return isinstance(event, h11.EndOfMessage)
 
     def _next_event(self) -> object:
@@ -197,12 +205,15 @@ class Downstream:
         await self.flush()
         self.completed_at = self.stream.written_at
 
-    async def respond(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    async def respond(
+        self, exchange: Exchange, status: int, headers: Headers, body: bytes | Body
+    ) -> None:
         """A whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
         length = (b"content-length", str(len(body)).encode())
         self.send_head(exchange, status, (*headers, length))
         if exchange.request is None or exchange.request.method != "HEAD":
-            self._outbox.hold(self._http.send(h11.Data(data=body)))
+            for part in body.parts if isinstance(body, Body) else (body,):
+                self._outbox.hold(self._http.send(h11.Data(data=part)))
         await self.send_end()
 
     async def flush(self) -> None:

@@ -10,6 +10,7 @@ it. ``…_at`` are readings of the event loop's monotonic clock in seconds::
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from .body import Body
 from .errors import ProxyError
 from .request import Headers, Request
 from .usage import TimeInfo, Usage
@@ -32,7 +33,7 @@ class Record:
     intended_start_lag_seconds: float | None = None  # identity: it began later than it was meant to
     received_at: float | None = None  # routes: the request was complete
     request_stamped: bool = False  # routes: the kernel said when all of it came
-    body: bytes = b""  # routes
+    body: Body = field(default_factory=Body)  # routes
     status: int = 0  # downstream: what the client was told; 0 if nothing
     client_blocked_seconds: float = 0.0  # proxy
 

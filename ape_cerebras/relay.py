@@ -8,12 +8,14 @@ Where a plain request was turned into one for a stream, so that its first token 
 client gets nothing before the end, and then what the chunks add up to.
 """
 
+from collections.abc import Generator
 from functools import partial
 
 import orjson
 
 from .admission import Admission
 from .assembly import Assembly
+from .body import Body
 from .catalogue import Catalogue
 from .chat import ChatRequest, read_chat_request
 from .compression import Compression
@@ -24,6 +26,7 @@ from .errors import ClientGone, ProxyError
 from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Request
+from .steps import in_steps
 from .tries import Tries
 from .upstream import Upstream, UpstreamResponse
 from .upstream_errors import IdleTimeout, Truncated
@@ -77,7 +80,7 @@ class Relay:
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
         assert exchange.request is not None  # noqa: S101 - the routes matched it
-        chat = self._read(exchange.request, exchange.body)
+        chat = await in_steps(self._read(exchange.request, exchange.body))
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
 
@@ -95,7 +98,7 @@ class Relay:
             if downstream.completed_at is None:
                 raise
 
-    def _read(self, request: Request, body: bytes) -> ChatRequest:
+    def _read(self, request: Request, body: Body) -> Generator[None, None, ChatRequest]:
         return read_chat_request(
             body,
             request.header(b"content-type") or b"",

@@ -121,7 +121,7 @@ class Simulator:
     async def _serve_one(self, exchange: Exchange, downstream: Downstream) -> None:
         try:
             request = exchange.request = await downstream.read_head()
-            body = await downstream.read_body()
+            body = bytes(await downstream.read_body())
         except RequestRefused as refusal:
             downstream.closing = True
             reply = wrong_format(refusal.message)

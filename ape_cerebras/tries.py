@@ -12,6 +12,7 @@ from functools import partial
 
 import anyio
 
+from .body import Body
 from .circuit import Circuit, says_it_is_down
 from .config import Config
 from .errors import ProxyError
@@ -60,7 +61,7 @@ class Tries:
         method: str,
         path: str,
         headers: Headers,
-        body: bytes,
+        body: Body,
         *,
         awaits_token: bool,
     ) -> UpstreamResponse:

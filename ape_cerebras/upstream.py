@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import httpcore
 
+from .body import Body
 from .config import Config
 from .exchange import Exchange
 from .meter import read_error_code
@@ -27,6 +28,7 @@ __all__ = ("Upstream", "UpstreamResponse", "forget_try", "waiting_for_upstream")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_NO_BODY = Body()
 _ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hundred
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -71,7 +73,7 @@ class UpstreamResponse:
         self._lease.give_back(self._connection)
 
     async def begin(
-        self, method: str, target: bytes, host: bytes, headers: Headers, body: bytes
+        self, method: str, target: bytes, host: bytes, headers: Headers, body: Body
     ) -> None:
         """Send the request; return when the head of its answer has arrived, and the body too if it
         is an error's.
@@ -247,7 +249,7 @@ class Upstream:
         method: str,
         path: str,
         headers: Headers,
-        body: bytes = b"",
+        body: Body = _NO_BODY,
         *,
         awaits_token: bool = False,
         with_key: bool = True,

@@ -14,7 +14,9 @@ from oracles import (
     in_lower_case,
     read_by_h11,
 )
+from steps import result_of
 
+from ape_cerebras.body import Body
 from ape_cerebras.chat import read_chat_request
 from ape_cerebras.chunked import ChunkedReader
 from ape_cerebras.errors import BadRequest, ProxyError
@@ -108,15 +110,17 @@ def check_edits(step: int, data: bytes) -> None:
         before = None
     except RecursionError:  # the other parser's
         return
+    body = Body([data])
+    reading = read_chat_request(body, b"application/json", b"", _DEFAULT, _ALIASES, turn=turn)
     try:
-        request = read_chat_request(data, b"application/json", b"", _DEFAULT, _ALIASES, turn=turn)
+        request = result_of(reading)
     except BadRequest:
         assert not _is_plain(before)
         return
     assert _is_plain(before)
-    assert _parsed(request.body) == _edited(before, turn=turn)
+    assert _parsed(bytes(request.body)) == _edited(before, turn=turn)
     if before == _edited(before, turn=turn):
-        assert request.body is data
+        assert request.body is body
 
 
 def _is_plain(members: Any) -> bool:

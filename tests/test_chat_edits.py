@@ -6,9 +6,8 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_chat import ALIASES, DEFAULT, JSON, read
+from test_chat import ALIASES, DEFAULT, JSON, Read, read
 
-from ape_cerebras.chat import ChatRequest
 from ape_cerebras.errors import BadRequest
 
 
@@ -78,13 +77,13 @@ def test_turned(body: bytes, sent: bytes) -> None:
 
 def test_a_stream_is_not_turned() -> None:
     body = b'{ "stream" :true, "model":"m"}'
-    assert read(body, turn=True) == ChatRequest(body, "m", "m", True, False)
+    assert read(body, turn=True) == Read(body, "m", "m", True, False)
     assert read(body, turn=True).body is body
 
 
 @pytest.mark.parametrize(("media_type", "coding"), [(JSON, b"gzip"), (b"application/msgpack", b"")])
 def test_what_is_not_plain_json_is_not_turned(media_type: bytes, coding: bytes) -> None:
-    assert read(b"{}", media_type, coding, turn=True) == ChatRequest(b"{}")
+    assert read(b"{}", media_type, coding, turn=True) == Read(b"{}")
 
 
 def test_i4_deep_arrays_pass_untouched() -> None:
@@ -177,7 +176,7 @@ def test_only_these_values_change(
     added += b'"stream":true,' if turned and "stream" not in names else b""
     expected = expected.replace(b"{", b"{" + (added if members else added[:-1]), 1)
     request = read(body, turn=turn)
-    assert request == ChatRequest(expected, served, asked, streamed, turned)
+    assert request == Read(expected, served, asked, streamed, turned)
     # What a parser then finds is what was checked, and all else is as it was.
     then, now = (dict(orjson.loads(text)) for text in (body, request.body))
     assert now.pop("model") == served

@@ -59,6 +59,8 @@ def read(body: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
     for end in (*sorted(min(cut, len(body)) for cut in cuts), len(body)):
         arrived += body[begin:end]
         data += chunks.take(arrived)
+        while chunks.paused:
+            data += chunks.take(arrived)
         begin = end
     assert chunks.ended
     return data, bytes(arrived)

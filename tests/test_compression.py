@@ -24,6 +24,7 @@ from support import (
 )
 
 from ape_cerebras import compression
+from ape_cerebras.body import Body
 from ape_cerebras.compression import Compression
 from ape_cerebras.config import Config
 from ape_cerebras.request import Headers
@@ -36,20 +37,21 @@ HEADERS: Headers = ((b"content-type", b"application/json"), (b"accept", b"*/*"))
 LEAST = {"UPSTREAM_GZIP_MIN_BYTES": "1000"}
 
 
-def compression_with(**settings: str) -> Compression:
-    return Compression(Config.from_environment({"CEREBRAS_API_KEY": "csk-x", **settings}))
+async def pack(headers: Headers, body: bytes, **settings: str) -> tuple[Headers, bytes]:
+    config = Config.from_environment({"CEREBRAS_API_KEY": "csk-x", **settings})
+    headers, packed = await Compression(config).pack(headers, Body([body]))
+    return headers, bytes(packed)
 
 
 async def test_it_is_off_by_default() -> None:
     body = WORDS * 100_000
-    assert await compression_with().pack(HEADERS, body) == (HEADERS, body)
+    assert await pack(HEADERS, body) == (HEADERS, body)
 
 
 async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
     small, large = b"a" * 999, b"a" * 1000
-    packing = compression_with(**LEAST)
-    assert await packing.pack(HEADERS, small) == (HEADERS, small)
-    headers, packed = await packing.pack(HEADERS, large)
+    assert await pack(HEADERS, small, **LEAST) == (HEADERS, small)
+    headers, packed = await pack(HEADERS, large, **LEAST)
     assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
     assert gzip.decompress(packed) == large
     assert len(packed) < 100
@@ -57,12 +59,12 @@ async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
 
 async def test_what_would_not_get_smaller_stays_as_it_is() -> None:
     body = os.urandom(5000)
-    assert await compression_with(**LEAST).pack(HEADERS, body) == (HEADERS, body)
+    assert await pack(HEADERS, body, **LEAST) == (HEADERS, body)
 
 
 async def test_there_is_one_content_encoding() -> None:
     plain = (*HEADERS, (b"content-encoding", b"identity"))
-    headers, _ = await compression_with(**LEAST).pack(plain, WORDS * 100)
+    headers, _ = await pack(plain, WORDS * 100, **LEAST)
     assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
 
 
@@ -161,7 +163,7 @@ class Gate:
         self.inside = self.most_inside = 0
         self._lock = threading.Lock()
 
-    def __call__(self, body: bytes) -> bytes:
+    def __call__(self, body: Body) -> Body:
         with self._lock:
             self.inside += 1
             self.most_inside = max(self.inside, self.most_inside)
@@ -169,7 +171,7 @@ class Gate:
         assert self.opened.wait(5)
         with self._lock:
             self.inside -= 1
-        return gzip.compress(body)
+        return Body([gzip.compress(bytes(body))])
 
     async def until_entered(self) -> None:
         assert await anyio.to_thread.run_sync(self.entered.acquire, True, 5)
@@ -248,9 +250,9 @@ async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> 
 
 
 async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(body: bytes) -> bytes:
+    def slow(body: Body) -> Body:
         assert not threading.Event().wait(0.05)
-        return gzip.compress(body)
+        return Body([gzip.compress(bytes(body))])
 
     monkeypatch.setattr(compression, "_gzip", slow)
     async with (

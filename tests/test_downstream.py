@@ -36,7 +36,7 @@ def exchange() -> Exchange:
 
 async def read_request(downstream: Downstream) -> tuple[Request, bytes]:
     assert await downstream.wait_for_request() is not None
-    return await downstream.read_head(), await downstream.read_body()
+    return await downstream.read_head(), bytes(await downstream.read_body())
 
 
 async def answer(downstream: Downstream, body: bytes = b"ok") -> None:

@@ -1,7 +1,9 @@
 """The event loop stands still while a chat body is read, so the worst are not read at all."""
 
 import pytest
+from steps import result_of
 
+from ape_cerebras.body import Body
 from ape_cerebras.chat import read_chat_request
 from ape_cerebras.errors import BadRequest
 
@@ -45,8 +47,8 @@ TOO_MANY = {
 
 
 def read(body: bytes) -> str | None:
-    request = read_chat_request(body, b"application/json", b"", "default", {"old": "new"})
-    return request.requested_model
+    steps = read_chat_request(Body([body]), b"application/json", b"", "default", {"old": "new"})
+    return result_of(steps).requested_model
 
 
 @pytest.mark.parametrize("case", LARGE)

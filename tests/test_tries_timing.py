@@ -16,6 +16,7 @@ from support import KEY
 from test_timing import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
+from ape_cerebras.body import Body
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.logs import Logs
@@ -75,7 +76,8 @@ class Played:
 
     async def play(self) -> int:
         """The status that the client would get."""
-        response = await self.tries.send(self.exchange, "POST", "/x", (), b"{}", awaits_token=False)
+        body = Body([b"{}"])
+        response = await self.tries.send(self.exchange, "POST", "/x", (), body, awaits_token=False)
         with response:
             return response.status
 

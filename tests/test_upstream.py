@@ -5,6 +5,7 @@ import pytest
 from scripts import silent
 from support import KEY, Conversation, Script, running_upstream
 
+from ape_cerebras.body import Body
 from ape_cerebras.config import Config
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.exchange import Exchange
@@ -24,7 +25,9 @@ def upstream_at(port: int, path: str = "", **settings: str) -> Upstream:
 async def ask(upstream: Upstream, exchange: Exchange, body: bytes = b"{}") -> bytes:
     answer = b""
     try:
-        with await upstream.send(exchange, "POST", "/v1/x", ((b"a", b"b"),), body) as response:
+        with await upstream.send(
+            exchange, "POST", "/v1/x", ((b"a", b"b"),), Body([body])
+        ) as response:
             while (chunk := await response.next_chunk()) is not None:
                 answer += chunk
     finally:
@@ -180,7 +183,7 @@ async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> 
     async with running_upstream(answers_before_all_is_said) as scripted:
         upstream = upstream_at(scripted.port)
         exchange = Exchange(started_at=anyio.current_time())
-        body = b"x" * 8_000_000  # more than fits in between
+        body = Body([b"x" * 8_000_000])  # more than fits in between
         with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
             assert await response.next_chunk() == b"hello"
             assert exchange.ttfb_seconds == 0
