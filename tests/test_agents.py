@@ -3,6 +3,7 @@ simulated API as processes of their own; and one trace id all the way."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -49,18 +50,31 @@ def _lines(served: Served, trace_id: str, times: int) -> list[Line]:
     return so_far()
 
 
-@pytest.fixture(scope="module")
-def stack(backend: str) -> Iterator[Stack]:
+@contextmanager
+def running(backend: str, **settings: str) -> Iterator[Stack]:
     with serving("simulate", "--backend", backend, "--ttft", "0.01") as api:
-        settings = {
+        environment = {
             "CEREBRAS_API_KEY": "csk-upstream-key-0123456789",
             "CEREBRAS_BASE_URL": f"http://127.0.0.1:{api.port}",
             "APE_API_KEY": f"agents:{CLIENT_KEY}",
-            "UPSTREAM_FIRST_BYTE_TIMEOUT": "0.5",
             "BACKEND": backend,
+            **settings,
         }
-        with serving("serve", **settings) as proxy:
+        with serving("serve", **environment) as proxy:
             yield Stack(proxy, api)
+
+
+@pytest.fixture(scope="module")
+def stack(backend: str) -> Iterator[Stack]:
+    with running(backend) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def hasty(backend: str) -> Iterator[Stack]:
+    """One whose proxy does not wait for long; for one request at a time."""
+    with running(backend, UPSTREAM_FIRST_BYTE_TIMEOUT="1") as stack:
+        yield stack
 
 
 def turns_of_an_agent(stack: Stack) -> list[str]:
@@ -124,17 +138,17 @@ FAULTS = {502: "fault=close", 503: "fault=unavailable", 504: "fault=silence"}
 
 @pytest.mark.parametrize("status", FAULTS)
 def test_the_gateway_tries_again_and_the_trace_tells_all(
-    stack: Stack, backend: str, status: int
+    hasty: Stack, backend: str, status: int
 ) -> None:
     """A line for each attempt, under the one trace id; the last attempt is answered."""
     trace_id = trace()
 
     async def call() -> list[int]:
-        async with stack.gateway() as gateway:
+        async with hasty.gateway() as gateway:
             return (await gateway.call("Hello!", trace_id, *[FAULTS[status]] * (ATTEMPTS - 1)))[1]
 
     assert run_on(backend, call) == [status, status, 200]
-    lines, requests = stack.seen(trace_id, ATTEMPTS)
+    lines, requests = hasty.seen(trace_id, ATTEMPTS)
     assert [line["status_code"] for line in lines] == [status, status, 200]
     assert lines[-1]["outcome"] == "completed"
     assert len(requests) == ATTEMPTS
