@@ -4,6 +4,8 @@
 # make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
 # make chaos       has the way upstream fail in every way under a crowd, in ten runs for each event
 #                  loop; RUNS=100 for more, SEED=7 for others
+# make soak        plays good requests, faults, clients that leave and upstream's failures at random
+#                  for two minutes, and looks at what is left; SECONDS=3600 SEED=7 for others
 # make fuzz        has atheris look for bytes that the parsers read wrongly, a minute for each of five;
 #                  SECONDS=600 for longer
 # make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
@@ -26,7 +28,7 @@ FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults chaos fuzz lint types selfcheck bench bench-warm bench-gzip bench-peers \
+.PHONY: run test faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip bench-peers \
   image image-test clean
 
 run: $(VENV)/installed
@@ -43,6 +45,10 @@ faults: $(VENV)/installed-test
 
 chaos: $(VENV)/installed-test
 	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -m chaos
+
+soak: $(VENV)/installed-test
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py \
+	  --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
 
 fuzz: $(FUZZ)/.venv/installed
 	$(FUZZ)/.venv/bin/python $(FUZZ)/fuzz.py --seconds $(or $(SECONDS),60)

@@ -1,10 +1,8 @@
 """What the end-to-end tests are made of: a proxy that runs, an upstream that does as it is told,
 and a client that sees every byte. All over real sockets on loopback."""
 
-import re
 import socket
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -326,18 +324,6 @@ class Running:
     async def sample(self, series: str) -> float:
         """One sample, by its name and labels."""
         return dict(await self._scrape())[series]
-
-    async def by_outcome(self) -> Counter[str]:
-        """The exchanges counted, but for scrapes."""
-        counted: Counter[str] = Counter()
-        for series, value in await self._scrape():
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', series))
-            if (
-                series.startswith("cerebras_proxy_outcomes_total{")
-                and labels["route"] != "/metrics"
-            ):
-                counted[labels["outcome"]] += int(value)
-        return counted
 
     async def _scrape(self) -> list[tuple[str, float]]:
         client = await self.scraper()

@@ -12,6 +12,7 @@ import orjson
 from faulting import Case, Scene, post
 from scripts import answers, one_token_and_no_more
 from served import environment, run, serving
+from soak import soaked
 from support import (
     TOKEN,
     Client,
@@ -23,6 +24,7 @@ from support import (
 )
 from support import events as sent_as
 
+from ape_cerebras.backends import run_on
 from ape_cerebras.network import SocketStream
 from ape_cerebras.transport import connect_tcp
 
@@ -182,6 +184,11 @@ def output_ends(backend: str) -> None:
         assert process.wait(15) == 0
 
 
+def soaks_a_little(backend: str) -> None:
+    """M13: for as long as a test may; the hour is for ``soak`` itself."""
+    assert run_on(backend, soaked, backend, 3.0, 13).problems == []
+
+
 CASES: list[Case] = [
     Case("M1", play=idle_ends_at_once, lines=0),
     Case("M2", play=what_runs_is_finished, lines=0),
@@ -195,5 +202,5 @@ CASES: list[Case] = [
     Case("M10", process=output_ends),
     Case("M11", needs="the container: make image-test plays it"),
     Case("M12", needs="a maximum age of connections"),
-    Case("M13", needs="the soak"),
+    Case("M13", process=soaks_a_little),
 ]

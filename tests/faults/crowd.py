@@ -1,10 +1,11 @@
 """Clients that ask for all kinds of answers, stay or leave, and note down what they saw."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -14,9 +15,9 @@ from support import Client, Response, chat
 
 from ape_cerebras.outcomes import OUTCOMES, outcome_of_status
 
-__all__ = ("Asked", "Crowd", "assert_accounts_agree")
+__all__ = ("PATIENCE", "Accounts", "Asked", "Crowd", "outcomes_in")
 
-_PATIENCE = 60.0  # seconds for an answer; a machine may be busy with others
+PATIENCE = 60.0  # seconds for an answer; a machine may be busy with others
 _LEAVES_WITHIN = 1.0  # seconds
 _LEAVE = 1 / 3  # of the requests
 _CUT = {"upstream_truncated", "upstream_stalled", "upstream_invalid"}
@@ -59,22 +60,83 @@ class Asked:
         return outcome != "completed"
 
 
+class Accounts:
+    """Three of them: what clients saw, the log, and the counters. They have to agree. Of lines of
+    exchanges that none of these clients had, there are only the statuses, in ``others``."""
+
+    def __init__(self, trace: str) -> None:
+        self._trace = trace
+        self._asked: dict[str, Asked] = {}
+        self._told: dict[str, dict[str, Any]] = {}
+        self.requests = 0
+        self.outcomes: Counter[str] = Counter()
+        self.others: Counter[int] = Counter()
+        self.wrong: list[str] = []
+
+    def ended(self, asked: Asked) -> None:
+        """A client has seen what there is to see for it."""
+        self.requests += 1
+        self._asked[asked.trace_id] = asked
+        self._compare(asked.trace_id)
+
+    def told(self, line: dict[str, Any]) -> None:
+        """A line of an exchange."""
+        self.outcomes[line["outcome"]] += 1
+        trace_id = line["trace_id"]
+        if not trace_id.startswith(self._trace):
+            self.others[line.get("status_code", 0)] += 1
+        elif trace_id in self._told:
+            self.wrong.append(f"two lines of one exchange: {line}")
+        else:
+            self._told[trace_id] = line
+            self._compare(trace_id)
+
+    def _compare(self, trace_id: str) -> None:
+        if trace_id in self._asked and trace_id in self._told:
+            asked, line = self._asked.pop(trace_id), self._told.pop(trace_id)
+            if not asked.may_have_ended(line):
+                self.wrong.append(f"seen: {asked}; told: {line}")
+
+    def settle(self, counted: Counter[str]) -> list[str]:
+        """What does not agree. Who left may have done so before the proxy knew of a request."""
+        missing = [f"no line: {asked}" for asked in self._asked.values() if not asked.left]
+        nobodys = [f"nobody's line: {line}" for line in self._told.values()]
+        unequal = [f"told: {self.outcomes}; counted: {counted}"] * (self.outcomes != counted)
+        return self.wrong + missing + nobodys + unequal
+
+
+def outcomes_in(metrics: str) -> Counter[str]:
+    """The exchanges counted, but for scrapes."""
+    counted: Counter[str] = Counter()
+    for labels, value in re.findall(r"cerebras_proxy_outcomes_total\{(.*)\} (\S+)", metrics):
+        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if of["route"] != "/metrics":
+            counted[of["outcome"]] += int(float(value))
+    return counted
+
+
 @dataclass
 class Crowd:
-    """``enter`` makes a connection. ``trace`` is what all trace ids begin with."""
+    """``enter`` makes a connection. ``trace`` is what all trace ids begin with, ``extra`` are
+    header lines of each request."""
 
     enter: Callable[[], Awaitable[Client]]
     trace: str
-    asked: list[Asked] = field(default_factory=list)
+    extra: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.accounts = Accounts(self.trace)
+        self._asked = 0
 
     async def visit(self, dice: random.Random, requests: int) -> None:
         """One client's stay: so many requests, over as few connections as it takes."""
         client = None
         for _ in range(requests):
             client = client or await self.enter()
-            asked = Asked(f"{self.trace}-{len(self.asked)}", Plan.of_dice(dice))
-            self.asked.append(asked)
+            self._asked += 1
+            asked = Asked(f"{self.trace}-{self._asked}", Plan.of_dice(dice))
             stays = await self._ask(client, asked, dice)
+            self.accounts.ended(asked)
             if not stays:
                 client.stream.close()
                 client = None
@@ -83,13 +145,14 @@ class Crowd:
 
     async def _ask(self, client: Client, asked: Asked, dice: random.Random) -> bool:
         """Whether the connection is good for another request."""
-        await client.send(chat(asked.plan.body(), b"X-Trace-ID: " + asked.trace_id.encode()))
+        trace = b"X-Trace-ID: " + asked.trace_id.encode()
+        await client.send(chat(asked.plan.body(), trace, *self.extra))
         asked.left = dice.random() < _LEAVE
         if asked.left:
             await _leave(client, dice)
             return False
         with suppress(anyio.EndOfStream):
-            asked.response = await client.response(patience=_PATIENCE)
+            asked.response = await client.response(patience=PATIENCE)
         response = asked.response
         return response is not None and response.complete and "connection" not in response.headers
 
@@ -98,17 +161,3 @@ async def _leave(client: Client, dice: random.Random) -> None:
     with anyio.move_on_after(dice.random() * _LEAVES_WITHIN):
         await client.until_closed()
     client.stream.reset() if dice.random() < 0.5 else client.stream.close()
-
-
-def assert_accounts_agree(
-    asked: list[Asked], lines: list[dict[str, Any]], counted: Counter[str]
-) -> None:
-    """What clients saw, the log, and the counters: ``counted`` are the latter by outcome. Who left
-    may have done so before the proxy knew that there was a request."""
-    by_trace = {line["trace_id"]: line for line in lines}
-    assert len(by_trace) == len(lines)
-    assert set(by_trace) <= {each.trace_id for each in asked}
-    assert Counter(line["outcome"] for line in lines) == counted
-    for each in asked:
-        line = by_trace.get(each.trace_id)
-        assert each.left if line is None else each.may_have_ended(line), (each, line)

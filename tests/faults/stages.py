@@ -83,7 +83,8 @@ class Plan(NamedTuple):
 
 def _plan_in(request: bytes) -> Plan:
     found = re.search(rb'"user":"(\w+) ([^"]*)"', request)
-    assert found is not None
+    if found is None:
+        return Plan(stream=False)
     return Plan(b'"stream":true' in request, found[1].decode(), found[2].decode())
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import anyio
 import pytest
 import trustme
-from crowd import Crowd, assert_accounts_agree
+from crowd import Crowd, outcomes_in
 from fault_play import files_open, tasks_alive, until_nothing_is_left
 from faulting import until
 from stages import Plan, as_asked
@@ -69,9 +69,13 @@ async def assert_settled(running: Running, crowd: Crowd) -> None:
     proxy = running.proxy
     await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
     assert await running.metric("cerebras_proxy_requests_in_flight") == 1  # the scrape
-    counted = await running.by_outcome()
-    lines = [line for line in running.lines.exchanges() if line.get("route") != "/metrics"]
-    assert_accounts_agree(crowd.asked, lines, counted)
+    text = (await (await running.client()).get("/metrics")).body.decode()
+    for line in running.lines.exchanges():
+        if line.get("route") != "/metrics":
+            crowd.accounts.told(line)
+    counted = outcomes_in(text)
+    assert crowd.accounts.settle(counted) == []
+    assert not crowd.accounts.others
     assert set(counted) >= SEEN
     written = b"".join(running.lines.raw)
     assert b"failed inside" not in written
