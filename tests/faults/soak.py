@@ -62,8 +62,10 @@ OBJECTS = 2000
 
 
 def is_simple(case: Case) -> bool:
-    """Whether a row of the table is bytes and a status, at the settings of all others."""
+    """Whether a row of the table is bytes and a status, at the settings of all others. Scrapes are
+    not counted here."""
     plain = not (case.play or case.process or case.needs or case.settings)
+    plain = plain and b" /metrics " not in case.sends
     return plain and case.lines == 1 and case.upstream is answers and len(case.sends) < LARGEST
 
 
