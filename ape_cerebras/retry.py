@@ -65,6 +65,7 @@ def pause_before(retry: int, backoff: float, retry_after: float, chance: float) 
 def objection(
     *,
     refused: bool,
+    circuit_open: bool,
     last: bool,
     retry_after: float,
     pause: float,
@@ -74,6 +75,7 @@ def objection(
     """What speaks against a retry for which there is a reason; None where nothing does."""
     found = {
         "refused": refused,
+        "circuit": circuit_open,
         "attempts": last,
         "retry_after": retry_after > _LONGEST_ASKED,
         "deadline": pause >= time_left,

@@ -130,6 +130,7 @@ class Tries:
         now = self._clock()
         exchange.retry_forgone = objection(
             refused=response is not None and response.header(b"x-should-retry").lower() == b"false",
+            circuit_open=self._circuit is not None and self._circuit.state != "closed",
             last=retry > self._attempts,
             retry_after=retry_after,
             pause=pause,

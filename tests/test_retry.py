@@ -163,6 +163,7 @@ def test_no_pause_is_shorter_than_asked_for_or_longer_than_there_is_reason(
 
 NOTHING: dict[str, Any] = {
     "refused": False,
+    "circuit_open": False,
     "last": False,
     "retry_after": 60.0,
     "pause": 70.0,
@@ -176,6 +177,7 @@ NOTHING: dict[str, Any] = {
     [
         ({}, None),
         ({"refused": True}, "refused"),
+        ({"circuit_open": True}, "circuit"),
         ({"last": True}, "attempts"),
         ({"retry_after": 60.1}, "retry_after"),
         ({"time_left": 70.0}, "deadline"),

@@ -17,13 +17,14 @@ from test_timing import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
 from ape_cerebras.body import Body
+from ape_cerebras.circuit import Circuit
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.exchange import Exchange
 from ape_cerebras.logs import Logs
 from ape_cerebras.network import StampedStream
 from ape_cerebras.tries import Tries
 from ape_cerebras.upstream import Upstream
-from ape_cerebras.upstream_errors import ConnectFailed
+from ape_cerebras.upstream_errors import ConnectFailed, UpstreamUnavailable
 
 # What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
 Try = tuple[float, bytes | None]
@@ -41,7 +42,13 @@ OK = answer(200)
 class Played:
     """Tries at an upstream with which they go so, one after another."""
 
-    def __init__(self, tasks: trio.Nursery, tries: tuple[Try, ...], **settings: str) -> None:
+    def __init__(
+        self,
+        tasks: trio.Nursery,
+        tries: tuple[Try, ...],
+        circuit: Circuit | None = None,
+        **settings: str,
+    ) -> None:
         self._tasks = tasks
         self._left = list(tries)
         config = Config.from_environment(
@@ -55,7 +62,7 @@ class Played:
         )
         self.began_at: list[float] = []
         logs = Logs("debug", print)
-        self.tries = Tries(config, Upstream(config, self.connect), None, logs, lambda: 0.5)
+        self.tries = Tries(config, Upstream(config, self.connect), circuit, logs, lambda: 0.5)
         self.exchange = Exchange(started_at=0.0)
 
     async def connect(self, host: str, port: int) -> StampedStream:
@@ -88,7 +95,7 @@ def play(tries: tuple[Try, ...], seconds: float = float("inf"), /, **settings: s
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
-            played.append(Played(tasks, tries, **settings))
+            played.append(Played(tasks, tries, None, **settings))
             with trio.move_on_after(seconds):
                 await played[0].play()
 
@@ -159,6 +166,30 @@ def test_a_failure_that_is_not_tried_again_is_raised_as_it_is() -> None:
             assert played.began_at == [0.0, 1.0 + 1.0, 3.0 + 2.0]
             assert (played.exchange.tries, played.exchange.retry_seconds) == (3, 5.0)
             assert played.exchange.retry_forgone == "attempts"
+
+    on_mock_clock(test)
+
+
+def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
+    async def test() -> None:
+        circuit = Circuit(2)
+        async with trio.open_nursery() as tasks:
+            played = Played(tasks, ((0.0, answer(500)), (0.0, OK)), circuit, RETRY_BACKOFF="1")
+            raised: list[ProxyError] = []
+
+            async def play_it() -> None:
+                try:
+                    await played.play()
+                except ProxyError as error:
+                    raised.append(error)
+
+            tasks.start_soon(play_it)
+            await trio.sleep(0.2)
+            circuit.leave(circuit.enter(0.2), True, 0.2)  # by another request
+        assert type(raised[0]) is UpstreamUnavailable
+        assert played.began_at == [0.0]
+        assert (played.exchange.tries, played.exchange.retry_seconds) == (2, 0.5)
+        assert played.exchange.upstream_status is None
 
     on_mock_clock(test)
 
