@@ -10,10 +10,10 @@ COPY ape_cerebras ape_cerebras
 # layer keeps: docker build --secret id=pip,src=… --secret id=ca,src=…
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 -m venv /pip \
- && /pip/bin/pip wheel --no-cache-dir --wheel-dir /wheels . \
+ && /pip/bin/pip wheel --no-cache-dir --wheel-dir /wheels '.[redis]' \
  && python3 -m venv --without-pip /opt/ape-cerebras \
  && /pip/bin/pip --python /opt/ape-cerebras/bin/python install --no-index --no-cache-dir \
-    --find-links /wheels ape-cerebras
+    --find-links /wheels 'ape-cerebras[redis]'
 
 FROM ${BASE}
 ARG VERSION=0.1.0
