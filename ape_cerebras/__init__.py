@@ -29,6 +29,7 @@ layer  module           what it owns
 0      steps            long work in steps, between which the event loop has its turn
 0      body             a body of any size, in parts
 0      pieces           large JSON in pieces, each JSON by itself
+0      reservations     what the API sets aside for a request, and how little one may ask for
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -42,6 +43,7 @@ layer  module           what it owns
 1      limit_errors     what is refused by limits of this proxy's own
 1      crossing         the header fields that cross from one connection to the other
 1      listing          what the API's public list says of its models, beside our prices
+1      quota            the account's quota as the API tells of it
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
@@ -60,12 +62,15 @@ layer  module           what it owns
 3      wrapped          any anyio byte stream, with its arrivals stamped
 3      try_counts       what the metrics tell of tries
 3      client_metrics   what each client has used, counted by its key's name
+3      queueing         waiting for one's turn: slots that blocks hold
+3      waste            how much of what is reserved is used, over an hour
 4      config           the frozen ``Config``
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults
 4      connection       one connection to upstream: a request at a time, and its answer
 4      process          what a whole process has only one of: signals, standard output, exit status
 4      unexpected       what is told of exceptions that nobody expected
+4      pacing           holding requests back so that the account's quota is not overrun
 5      compression      large request bodies, compressed for the way upstream
 5      inbound          what arrives from a client, until h11 gets it
 5      shared_limits    those of all workers and replicas, kept in a Redis

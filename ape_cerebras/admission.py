@@ -2,15 +2,15 @@
 
 A request is refused at once where its key may not have the model, or has spent its US dollars of
 the day; or where the requests of the minute are spent, in all or of its key: it could only wait for
-what those behind it want as well. Then it waits for one of
-``MAX_CONCURRENT_REQUESTS`` slots, in the order of ``turns``, and holds it until its exchange ends.
-The slot is a block's: whatever ends the block, and be it that the client leaves, gives the slot
-back, or the place in the line.
+what those behind it want as well. Then it waits until the account's quota allows it (``pacing``),
+where that is asked for, and for one of ``MAX_CONCURRENT_REQUESTS`` slots, which it holds until its
+exchange ends. All that is held is a block's: whatever ends the block, and be it that the client
+leaves, gives it back.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 
 import anyio
@@ -21,8 +21,9 @@ from .exchange import Exchange
 from .keyring import Keyring
 from .limit_errors import BudgetSpent, NoTurn, RateLimited
 from .limits import Bucket, Charge, Limits, LocalLimits, day_of
+from .pacing import Pacing
+from .queueing import Queue
 from .stamps import loop_clock
-from .turns import Stage, Ticket, Turns
 from .values import ClientKey
 
 __all__ = ("Admission",)
@@ -58,13 +59,18 @@ class Admission:
         self._limits = limits or LocalLimits()
         self._clock = loop_clock()
         self._wall_clock = wall_clock
-        self._patience = config.max_queue_seconds
-        slots = config.max_concurrent_requests
-        self._turns = Turns(inf if slots is None else slots, config.max_queue_length)
+        self._patience = config.queue_patience
+        slots, length = config.max_concurrent_requests, config.max_queue_length
+        self._queue = Queue(inf if slots is None else slots, length)
+        self._pacing: Pacing | None = None
+        if config.quota_pacing:
+            self._pacing = Pacing(self._limits, config.known_models, length)
         self._in_all: tuple[Charge, ...] = ()
         if config.rate_limit_per_minute is not None:
             self._in_all = (_one_request("requests", config.rate_limit_per_minute),)
-        self._limits_all = bool(self._in_all) or slots is not None
+        self.paces = config.quota_pacing
+        """Whether ``learn`` wants to be told of answers."""
+        self._limits_all = bool(self._in_all) or slots is not None or self.paces
 
     @property
     def is_limited(self) -> bool:
@@ -74,7 +80,8 @@ class Admission:
     @property
     def waiting(self) -> int:
         """How many wait for their turn."""
-        return self._turns.waiting
+        held_back = 0 if self._pacing is None else self._pacing.waiting
+        return self._queue.waiting + held_back
 
     @asynccontextmanager
     async def turn(self, exchange: Exchange) -> AsyncIterator[None]:
@@ -84,32 +91,32 @@ class Admission:
         """
         key = self._keyring.of(exchange.client)
         _check_model(key, exchange.model)
-        name = exchange.client
-        await self._check_budget(key, str(name))
-        await self._charge_request(key, str(name))
+        await self._check_budget(key, str(exchange.client))
+        await self._charge_request(key, str(exchange.client))
         most = inf if key.concurrent_requests is None else key.concurrent_requests
-        ticket = self._turns.join(name, self._clock(), most)
         try:
-            if ticket.stage is Stage.WAITING:
-                await self._wait(ticket, exchange)
-            if ticket.stage is not Stage.ADMITTED:
-                self._turns.leave(ticket, self._clock())
-                raise NoTurn(self._turns.seconds_to_a_turn(name, self._clock()))
-            yield
+            async with AsyncExitStack() as held:
+                await self._wait(held, exchange, most)
+                yield
         finally:
-            self._turns.leave(ticket, self._clock())
             await self._charge_cost(key, exchange)
 
-    async def _wait(self, ticket: Ticket, exchange: Exchange) -> None:
-        """Return when the ticket's turn has come, or it is refused, or the time is over."""
-        turn = anyio.Event()
-        ticket.wake = turn.set
-        began_at = self._clock()
-        try:
-            with anyio.move_on_after(self._patience):
-                await turn.wait()
-        finally:
-            exchange.admission_wait_seconds = round(self._clock() - began_at, 6)
+    async def _wait(self, held: AsyncExitStack, exchange: Exchange, most: float) -> None:
+        """Have what the exchange needs held, as soon as it is its turn. Raises NoTurn."""
+        with anyio.move_on_after(self._patience) as scope:
+            if self._pacing is not None:
+                await held.enter_async_context(self._pacing.reserved(exchange))
+            await held.enter_async_context(self._queue.slot(exchange, most))
+        if scope.cancelled_caught:
+            seconds = self._queue.seconds_to_a_turn(exchange.client)
+            if self._pacing is not None:
+                seconds = max(seconds, self._pacing.seconds_to_a_turn(exchange))
+            raise NoTurn(seconds)
+
+    async def learn(self, exchange: Exchange) -> None:
+        """Take in what the head of an answer tells of the account's quota."""
+        if self._pacing is not None:
+            await self._pacing.learn(exchange)
 
     async def _charge_request(self, key: ClientKey, name: str) -> None:
         charges = self._in_all

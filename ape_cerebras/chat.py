@@ -1,7 +1,8 @@
-"""What the proxy reads in a chat request's body, and the two things it may edit there.
+"""What the proxy reads in a chat request's body, and the few things it may edit there.
 
-The body is the client's and goes up byte for byte. Only a model that is missing or aliased, and
-``stream`` where a plain request is turned into one for a stream, change, in place: prompt caching
+The body is the client's and goes up byte for byte. Only a model that is missing or aliased,
+``stream`` where a plain request is turned into one for a stream, and the limit of the answer's
+tokens where there are settings for that, change, in place: prompt caching
 upstream works on exact prefixes, so nothing may be re-serialised, reordered or put in front of the
 messages.
 
@@ -22,6 +23,7 @@ import orjson
 from .body import Body
 from .errors import BadRequest, UnsupportedMedia
 from .pieces import AT_ONCE, Malformed, Piece, Sparse, pieces
+from .reservations import LIMIT_NAMES, Bounds, bounded, limit_in
 
 __all__ = ("ChatRequest", "read_chat_request")
 
@@ -31,7 +33,7 @@ _MESSAGE_PACK = frozenset(
 )
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_VALUE = re.compile(rb"\s*:\s*(" + _STRING + rb"|true|false|null)", re.DOTALL)
+_VALUE = re.compile(rb"\s*:\s*(" + _STRING + rb"|true|false|null|-?[0-9][0-9.eE+-]*)", re.DOTALL)
 _EMPTY = re.compile(rb"\s*\}")
 
 # A large body is read in pieces, between which the event loop has its turn: these bound what one
@@ -47,10 +49,14 @@ def _in_any_spelling(name: str) -> str:
     return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
 
 
-_READ_NAMES = ("model", "stream")
+_READ_NAMES = ("model", "stream", *LIMIT_NAMES)
 _PLAIN_NAMES = tuple(b'"%s":' % name.encode() for name in _READ_NAMES)
+_ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 _SPELLINGS = "|".join(f"(?P<{name}>{_in_any_spelling(name)})" for name in _READ_NAMES)
 _READ_NAME = re.compile(rf'"(?:{_SPELLINGS})"(?=\s*:)'.encode())
+
+
+_AS_THEY_ARE = Bounds()
 
 
 class _Member(NamedTuple):
@@ -72,13 +78,16 @@ class _Edit(NamedTuple):
 class ChatRequest(NamedTuple):
     """``body`` as it goes upstream. ``model`` is what upstream is asked for, ``requested_model``
     what the client asked for; both None where the body is opaque. ``stream`` is what the client
-    asked for, None likewise; ``turned`` says that upstream is asked for a stream all the same."""
+    asked for, None likewise; ``turned`` says that upstream is asked for a stream all the same.
+    ``limit``: the most tokens that the answer may have, as upstream is told; None where it is not,
+    or the body is opaque."""
 
     body: Body
     model: str | None = None
     requested_model: str | None = None
     stream: bool | None = None
     turned: bool = False
+    limit: int | None = None
 
 
 def read_chat_request(
@@ -89,9 +98,11 @@ def read_chat_request(
     aliases: Mapping[str, str],
     *,
     turn: bool = False,
+    bounds: Bounds = _AS_THEY_ARE,
 ) -> Generator[None, None, ChatRequest]:
-    """Check and read a body; put the default model in, or an alias's target, where it is due. With
-    ``turn``, one that asks for a plain reply is made to ask for a stream, if it is plain JSON.
+    """Check and read a body; put the default model in, or an alias's target, where it is due; and
+    the limit of tokens that ``bounds`` ask for. With ``turn``, one that asks for a plain reply is
+    made to ask for a stream, if it is plain JSON.
 
     To be run in steps; returns the request. Raises UnsupportedMedia, or BadRequest where plain JSON
     is not what the API could take.
@@ -105,7 +116,7 @@ def read_chat_request(
     if media_type != _JSON:
         raise UnsupportedMedia
     members = yield from _read_members(body)
-    return _read(body, members, default_model, aliases, turn=turn)
+    return _read(body, members, default_model, aliases, bounds, turn=turn)
 
 
 def _read(
@@ -113,13 +124,15 @@ def _read(
     members: dict[str, _Member],
     default_model: str,
     aliases: Mapping[str, str],
+    bounds: Bounds,
     *,
     turn: bool,
 ) -> ChatRequest:
-    model, stream = _value(members, "model"), _value(members, "stream")
+    request = {name: member.value for name, member in members.items()}
+    model, stream = request.get("model"), request.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest("'stream' must be true or false.")
-    if "model" in members and (not isinstance(model, str) or not model):
+    if "model" in request and (not isinstance(model, str) or not model):
         raise BadRequest("'model' must be a non-empty string.")
     if model is not None and len(model) > _MAX_MODEL:
         raise BadRequest("'model' is too long.")
@@ -129,13 +142,11 @@ def _read(
     changes: dict[str, Any] = {} if served == model else {"model": served}
     if turned:
         changes["stream"] = True
+    limits = bounded(request, bounds)
+    changes |= limits
     if changes:
         body = _edited(body, members, changes)
-    return ChatRequest(body, served, asked, bool(stream), turned)
-
-
-def _value(members: dict[str, _Member], name: str) -> Any:
-    return members[name].value if name in members else None
+    return ChatRequest(body, served, asked, bool(stream), turned, limit_in(limits or request))
 
 
 def _read_members(body: Body) -> Generator[None, None, dict[str, _Member]]:
@@ -175,7 +186,9 @@ class _MemberReader:
             raise BadRequest("The body must be a JSON object.")
         for name, end in self._find_names(piece.text, request):
             if name in self.members:
-                raise BadRequest("The body names 'model' or 'stream' more than once.")
+                raise BadRequest(
+                    "The body names 'model', 'stream' or its limit of tokens more than once."
+                )
             self.members[name] = _Member(request[name], piece, end)
 
     def _refuse_too_many(self, piece: Piece) -> None:
@@ -187,13 +200,13 @@ class _MemberReader:
             raise BadRequest("The body has more values than this proxy reads.")
         self._names += sum(piece.text.count(name) for name in _PLAIN_NAMES)
         if self._names > _MAX_READ_NAMES:
-            raise BadRequest("The body names 'model' or 'stream' too often.")
+            raise BadRequest("The body names 'model', 'stream' or its limit of tokens too often.")
 
     def _find_names(self, text: bytes, request: dict[str, Any]) -> list[tuple[str, int]]:
         """The outermost members that have one of ``_READ_NAMES``: name, and where the name ends."""
         written = [(name, b'"%s"' % name.encode()) for name in _READ_NAMES if name in request]
-        # Perhaps: a letter's escape is somewhere.
-        hidden = b"\\" in text and (b"\\u006" in text or b"\\u007" in text)
+        # Perhaps: the escape of a letter, or of the underscore, is somewhere.
+        hidden = b"\\" in text and any(escape in text for escape in _ESCAPES)
         if hidden or any(text.count(quoted) != 1 for _, quoted in written):
             return self._find_outermost(text)
         return [(name, text.index(quoted) + len(quoted)) for name, quoted in written]

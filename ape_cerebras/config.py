@@ -14,6 +14,7 @@ from typing import Any
 from .buckets import BUCKETS
 from .head import HeadLimits
 from .keys_file import KeysFile
+from .reservations import Bounds
 from .settings import SETTINGS
 from .usage import PriceTable
 from .values import ClientKey, Origin
@@ -59,9 +60,12 @@ class Config:
     async_workers: int = 1
     backend: str = "asyncio"
     max_concurrent_requests: int | None = None
-    max_queue_seconds: float = 0.0
+    max_queue_seconds: float | None = None
     max_queue_length: int = 1000
     rate_limit_per_minute: int | None = None
+    quota_pacing: bool = False
+    max_completion_tokens_default: int | None = None
+    max_completion_tokens_cap: int | None = None
     limits_store: str | None = field(default=None, repr=False)
     # A Redis in the same network answers in about a millisecond.
     limits_store_timeout: float = 0.25
@@ -122,6 +126,9 @@ class Config:
         config = cls(**values)
         if config.metrics_are_nowhere:
             raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])
+        if config.default_exceeds_cap:
+            variable = "MAX_COMPLETION_TOKENS"
+            raise ConfigError([f"{variable}_DEFAULT must not be above {variable}_CAP"])
         return config
 
     @property
@@ -135,6 +142,30 @@ class Config:
         """Whether they are counted, but on no port."""
         is_on_no_port = self.scrapers_port is None and not self.metrics_on_main_port
         return self.metrics_enabled and is_on_no_port
+
+    @property
+    def default_exceeds_cap(self) -> bool:
+        """Whether what is put into requests would be lowered in them."""
+        default, cap = self.max_completion_tokens_default, self.max_completion_tokens_cap
+        return default is not None and cap is not None and default > cap
+
+    @property
+    def queue_patience(self) -> float:
+        """Seconds that a chat request waits for its turn at most. Where nothing is said, as long as
+        a bucket of a minute takes to refill, if quota is waited for; and else not at all."""
+        if self.max_queue_seconds is not None:
+            return self.max_queue_seconds
+        return 60.0 if self.quota_pacing else 0.0
+
+    @property
+    def known_models(self) -> frozenset[str]:
+        """Those that a metric or a quota can be of: no client can make another."""
+        named = (self.default_model, *self.model_aliases.values())
+        return frozenset((*named, *self.model_prices.prices))
+
+    @property
+    def completion_bounds(self) -> Bounds:
+        return Bounds(self.max_completion_tokens_default, self.max_completion_tokens_cap)
 
     @property
     def head_limits(self) -> HeadLimits:

@@ -1,4 +1,4 @@
-"""How the service is: what /health says of it, and whether it is degraded."""
+"""How the service is: what /health says of it, whether it is degraded, and whether it wastes."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ from .metrics import Metrics
 from .place import Place
 from .stamps import loop_clock
 from .version import VERSION
+from .waste import Waste
 
 __all__ = ("Health",)
 
@@ -39,11 +40,13 @@ class Health:
         self._degraded: tuple[str, ...] = ()
         self._clock = loop_clock()
         self._started_at = self._clock()
+        self._waste = Waste(self._started_at)
 
     def observe(self, exchange: Exchange) -> None:
         """Take an exchange that has ended into account."""
         if exchange.is_chat:
             self._degradation.observe(exchange)
+            self._waste.observe(exchange)
 
     def report(self) -> tuple[int, dict[str, object]]:
         """The status and the body of an answer to who asks for it."""
@@ -72,3 +75,7 @@ class Health:
             self._logs.event("info", "Service recovered", reason=reason)
         self._degraded = now
         self._metrics.set_degraded(now)
+        wasted = self._waste.look(self._clock())
+        if wasted is not None:
+            text = "Most of the tokens reserved are not used: a setting would have fewer reserved"
+            self._logs.event("warning", text, **wasted._asdict())

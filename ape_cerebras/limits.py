@@ -62,6 +62,9 @@ class Limits(Protocol):
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """Take what was used beyond what had been taken; give back where it is less than 0."""
 
+    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+        """Take somebody's word for how much is left in a bucket, at least and at most."""
+
     async def spent(self, name: str, day: int) -> Decimal:
         """US dollars that were spent on a day."""
 
@@ -113,6 +116,12 @@ class LocalLimits:
         for bucket, amount in charges:
             full_at = max(self._full_at.get(bucket.name, now), now)
             self._full_at[bucket.name] = full_at + bucket.time_of(amount)
+
+    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+        """See ``Limits``."""
+        earliest, latest = (now + bucket.time_of(bucket.capacity - left) for left in (most, least))
+        full_at = self._full_at.get(bucket.name, now)
+        self._full_at[bucket.name] = min(max(full_at, earliest), latest)
 
     async def spent(self, name: str, day: int) -> Decimal:
         """See ``Limits``."""

@@ -6,7 +6,6 @@ are closed sets: ``model`` is a model of the price table or of the aliases, anyt
 """
 
 import platform
-import re
 from collections.abc import Callable, Generator
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from .instruments import TalliedHistogram, following
 from .model_metrics import ModelMetrics
 from .outcomes import CUT_SHORT
 from .place import Place
+from .quota import read_quota
 from .try_counts import TryCounts
 from .version import VERSION
 
@@ -84,8 +84,6 @@ _ROUTE = (
         "Time not spent waiting for upstream, client or turn",
     ),
 )
-_RATELIMIT = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
-_NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
 
 
@@ -124,9 +122,9 @@ class Metrics:
             self._degraded.labels(reason).set(0)
         self._quota = {
             what: self._gauge(
-                f"upstream_ratelimit_{what.decode()}", text, "kind", "window", mode="mostrecent"
+                f"upstream_ratelimit_{what}", text, "kind", "window", mode="mostrecent"
             )
-            for what, text in ((b"limit", "Quota"), (b"remaining", "Left"))
+            for what, text in (("limit", "Quota"), ("remaining", "Left"))
         }
         labels = ("version", "python", "backend")
         build = self._gauge("build_info", "Always 1", *labels, mode="livemax")
@@ -145,6 +143,11 @@ class Metrics:
         self._tokens = count(
             "tokens", "Tokens; cached: of prompt, reasoning: of completion", "model", "type"
         )
+        self._reserved = count(
+            "reserved_tokens", "Tokens that the API reserves, as estimated", "model"
+        )
+        text = "x-ratelimit-* that could not be read"
+        self._malformed_quota = count("malformed_quota_headers", text)
         self._cost = count("cost_usd", "US dollars, where the model has a price", "model")
         self._unpriced = count("unpriced_requests", "Answers of models without a price")
         self._no_usage = count("usage_missing", "Answers that told no usage")
@@ -255,6 +258,8 @@ class Metrics:
         if usage is None:
             self._no_usage.inc(exchange.usage_source == "missing")
             return
+        if exchange.reserved_tokens is not None:
+            self._child(self._reserved, model).inc(exchange.reserved_tokens)
         for kind in ("prompt", "completion", "cached", "reasoning"):
             self._child(self._tokens, model, kind).inc(getattr(usage, f"{kind}_tokens"))
         if exchange.cost is None:
@@ -263,12 +268,13 @@ class Metrics:
             self._child(self._cost, model).inc(float(exchange.cost))
 
     def _observe_quota(self, exchange: Exchange) -> None:
-        for name, value in exchange.upstream_headers:
-            match = _RATELIMIT.fullmatch(name)
-            if match and _NUMBER.fullmatch(value):
-                what, kind, window = match.groups()
-                gauge = self._child(self._quota[what], kind.decode(), window.decode())
-                gauge.set(float(value))
+        if not exchange.upstream_headers:
+            return
+        quota = read_quota(exchange.upstream_headers)
+        for what, found in (("limit", quota.limit), ("remaining", quota.remaining)):
+            for (kind, window), value in found.items():
+                self._child(self._quota[what], kind, window).set(value)
+        self._malformed_quota.inc(quota.malformed)
 
     def render(self, accept: bytes) -> Generator[None, None, tuple[bytes, str]]:
         """The text for a scraper, and its content type, in steps; OpenMetrics where it accepts

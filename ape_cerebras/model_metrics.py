@@ -31,11 +31,7 @@ class ModelMetrics:
     """Metrics, made by ``count`` and ``gauge``."""
 
     def __init__(self, config: Config, count: MakeCounter, gauge: MakeGauge) -> None:
-        self._known = {
-            config.default_model,
-            *config.model_prices.prices,
-            *config.model_aliases.values(),
-        }
+        self._known = set(config.known_models)
         self._at_most = len(self._known) + _MORE_AT_MOST
         self._fetches = count("catalogue_fetches", "Fetches of the API's list", "result")
         text = "Models in which the API's list and the price table differ"

@@ -40,8 +40,10 @@ class Record:
     model: str | None = None  # relay: asked of upstream; for opaque bodies what the answer says
     requested_model: str | None = None  # relay
     stream: bool | None = None  # relay
+    completion_limit: int | None = None  # relay: tokens of the answer at most, as upstream is told
+    reserved_tokens: int | None = None  # relay: what the API sets aside for it, as estimated
 
-    admission_wait_seconds: float | None = None  # admission: for its turn, if there was a wait
+    admission_wait_seconds: float | None = None  # queueing: for its turn, if there was a wait
 
     connection: str | None = None  # upstream: warm (made ahead), reused or new
     pool_wait_seconds: float | None = None  # upstream: for a connection, if there was a wait

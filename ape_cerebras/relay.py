@@ -26,6 +26,7 @@ from .errors import ClientGone, ProxyError
 from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Request
+from .reservations import reservation
 from .steps import in_steps
 from .tries import Tries
 from .upstream import Upstream, UpstreamResponse
@@ -83,6 +84,9 @@ class Relay:
         chat = await in_steps(self._read(exchange.request, exchange.body))
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
+        if chat.model is not None:
+            exchange.completion_limit = chat.limit
+            exchange.reserved_tokens = reservation(len(chat.body), chat.limit)
 
         async def relay() -> None:
             if not self._admission.is_limited:
@@ -106,6 +110,7 @@ class Relay:
             self._config.default_model,
             self._config.model_aliases,
             turn=self._config.ttft_mode == "exact",
+            bounds=self._config.completion_bounds,
         )
 
     async def _relay(self, exchange: Exchange, downstream: Downstream, chat: ChatRequest) -> None:
@@ -122,6 +127,8 @@ class Relay:
             with await self._upstream.send(
                 exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
             ) as response:
+                if self._admission.paces:
+                    await self._admission.learn(exchange)
                 await self._pass_down(response, downstream, exchange, turned=chat.turned)
         finally:
             self._account(exchange)

@@ -86,6 +86,17 @@ SETTINGS: tuple[Setting, ...] = (
     _shared_limit(
         "RATE_LIMIT_PER_MINUTE", _count, "chat requests, of all clients; unset: no limit"
     ),
+    Setting("QUOTA_PACING", on_or_off, "chat requests wait until the account's quota allows them"),
+    Setting(
+        "MAX_COMPLETION_TOKENS_DEFAULT",
+        _count,
+        "put into chat requests without a limit of tokens; unset: none is",
+    ),
+    Setting(
+        "MAX_COMPLETION_TOKENS_CAP",
+        _count,
+        "put in place of higher limits of tokens; unset: none is lowered",
+    ),
     Setting("LIMITS_STORE", read_store, "a Redis that keeps limits for all that name it", True),
     Setting("LIMITS_STORE_TIMEOUT", _seconds, "a question to it"),
     Setting(

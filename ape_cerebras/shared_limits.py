@@ -25,7 +25,7 @@ from anyio import to_thread
 
 from .config import Config
 from .limit_errors import LimitsUnknown
-from .limits import Charge, Limits, LocalLimits, Verdict
+from .limits import Bucket, Charge, Limits, LocalLimits, Verdict
 from .stamps import loop_clock
 
 __all__ = ("ClosedLimits", "SharedLimits", "limits_of")
@@ -59,6 +59,11 @@ for i, wait in ipairs(waits) do
 end
 if waits[worst] > 1 then
   return {worst, math.ceil(waits[worst]), math.floor(full_at[worst] - now)}
+end
+"""
+_RAISE = """
+for i in ipairs(KEYS) do
+  takes[i] = math.max(0, now + takes[i] - full_at[i])
 end
 """
 _WRITE = """
@@ -101,6 +106,7 @@ class SharedLimits:
         )
         self._take = self._client.register_script(_READ + _DECIDE + _WRITE)
         self._settle = self._client.register_script(_READ + _WRITE)
+        self._learn = self._client.register_script(_READ + _RAISE + _WRITE)
         self._failures = (RedisError, OSError)  # TimeoutError is an OSError
         self._timeout = timeout
         self._fallback = fallback
@@ -129,6 +135,13 @@ class SharedLimits:
         question = partial(self._settle, *_arguments(charges))
         if charges and await self._ask(question, shield=True) is None:
             await self._fallback.settle(charges, now)
+
+    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+        """See ``Limits``. Who tells it does not know what others have on its way, so that ``least``
+        counts for nothing."""
+        charges = [Charge(bucket, bucket.capacity - most)]
+        if await self._ask(partial(self._learn, *_arguments(charges))) is None:
+            await self._fallback.learn(bucket, least, most, now)
 
     async def spent(self, name: str, day: int) -> Decimal:
         """See ``Limits``."""
@@ -199,6 +212,9 @@ class ClosedLimits:
 
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """What is owed is not written down by anybody."""
+
+    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+        """Nor what is left."""
 
     async def spent(self, name: str, day: int) -> Decimal:
         """Raises LimitsUnknown."""

@@ -1,38 +1,20 @@
 """The chat body: what is refused of it, and which media types may hold it."""
 
 import gzip
-from typing import NamedTuple
 
 import pytest
-from steps import result_of
+from reading import JSON, Read, read_whole_chat
 
-from ape_cerebras.body import Body
-from ape_cerebras.chat import read_chat_request
 from ape_cerebras.errors import BadRequest, UnsupportedMedia
 
-JSON = b"application/json"
 DEFAULT = "the-default"
 ALIASES = {"old": "new", "gpt-4": "gpt-oss-120b", 'qu"ote\\': "plain", "plain": 'qu"ote\\'}
-
-
-class Read(NamedTuple):
-    """A ChatRequest, its body in one piece."""
-
-    body: bytes
-    model: str | None = None
-    requested_model: str | None = None
-    stream: bool | None = None
-    turned: bool = False
 
 
 def read(
     body: bytes, content_type: bytes = JSON, content_encoding: bytes = b"", *, turn: bool = False
 ) -> Read:
-    whole = Body([body])
-    chat = result_of(
-        read_chat_request(whole, content_type, content_encoding, DEFAULT, ALIASES, turn=turn)
-    )
-    return Read(bytes(chat.body), *chat[1:])
+    return read_whole_chat(body, content_type, content_encoding, DEFAULT, ALIASES, turn=turn)
 
 
 # What is refused

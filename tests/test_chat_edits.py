@@ -6,7 +6,8 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_chat import ALIASES, DEFAULT, JSON, Read, read
+from reading import JSON, Read
+from test_chat import ALIASES, DEFAULT, read
 
 from ape_cerebras.errors import BadRequest
 

@@ -43,6 +43,8 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "tokens_total": ("counter", {"model", "type"}),
     "output_tokens_per_second": ("histogram", {"model"}),
     "cost_usd_total": ("counter", {"model"}),
+    "reserved_tokens_total": ("counter", {"model"}),
+    "malformed_quota_headers_total": ("counter", set()),
     "client_requests_total": ("counter", {"client"}),
     "client_tokens_total": ("counter", {"client", "type"}),
     "client_cost_usd_total": ("counter", {"client"}),
@@ -78,7 +80,11 @@ GRID = tuple(
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
-    metrics = observed(stream_exchange(upstream_headers=GRID, client="alice", **RETRIED, **new))
+    metrics = observed(
+        stream_exchange(
+            upstream_headers=GRID, client="alice", reserved_tokens=100, **RETRIED, **new
+        )
+    )
     metrics.models.note_fetch(succeeded=True)
     metrics.models.tell({"m": Model(None, {"context_tokens": 8}, False)}, Drift((), (), ()))
     found: dict[str, tuple[str, set[str]]] = {}

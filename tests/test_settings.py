@@ -82,6 +82,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "BACKEND": {"asyncio": "asyncio", "Trio": "trio", "UVLOOP": "uvloop"},
     "MAX_CONCURRENT_REQUESTS": COUNT,
     "MAX_QUEUE_SECONDS": {"0": 0.0, "2.5": 2.5, "30": 30.0},
+    "QUOTA_PACING": SWITCH,
+    "MAX_COMPLETION_TOKENS_DEFAULT": COUNT,
+    "MAX_COMPLETION_TOKENS_CAP": COUNT,
     "MAX_QUEUE_LENGTH": {"0": 0, "1000000": 1_000_000},
     "RATE_LIMIT_PER_MINUTE": COUNT,
     "LIMITS_STORE": {
@@ -161,6 +164,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "BACKEND": ("uv", "curio", "asyncio,trio"),
     "MAX_CONCURRENT_REQUESTS": NOT_COUNT,
     "MAX_QUEUE_SECONDS": ("-1", "a", "1e3", "inf", "nan", "1,5", "٣"),
+    "QUOTA_PACING": NOT_A_SWITCH,
+    "MAX_COMPLETION_TOKENS_DEFAULT": NOT_COUNT,
+    "MAX_COMPLETION_TOKENS_CAP": NOT_COUNT,
     "MAX_QUEUE_LENGTH": ("-1", "1000001", "1.5", "many"),
     "RATE_LIMIT_PER_MINUTE": NOT_COUNT,
     "LIMITS_STORE": (

@@ -1,0 +1,124 @@
+"""What a request is set aside, and the limits put into it: the one value and not another byte."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reading import JSON, Read, read_whole_chat
+
+from ape_cerebras.errors import BadRequest
+from ape_cerebras.reservations import Bounds, reservation
+
+NEW, OLD = "max_completion_tokens", "max_tokens"
+
+
+def read(body: bytes, default: int | None = None, cap: int | None = None) -> Read:
+    return read_whole_chat(body, JSON, b"", "m", {}, bounds=Bounds(default, cap))
+
+
+@pytest.mark.parametrize(
+    ("body", "default", "cap", "sent"),
+    [
+        (b'{"model":"m"}', None, None, b'{"model":"m"}'),
+        (b'{"model":"m"}', 100, None, b'{"max_completion_tokens":100,"model":"m"}'),
+        (b"{}", 100, None, b'{"model":"m","max_completion_tokens":100}'),
+        (b'{"model":"m","max_tokens":7}', 100, None, b'{"model":"m","max_tokens":7}'),
+        (b'{"model":"m","max_tokens" : null}', 100, None, b'{"model":"m","max_tokens" : 100}'),
+        (
+            b'{"max_completion_tokens":null,"model":"m"}',
+            *(100, 200),
+            b'{"max_completion_tokens":100,"model":"m"}',
+        ),
+        (b'{"model":"m"}', None, 50, b'{"model":"m"}'),
+        (b'{"model":"m","max_tokens":50}', None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":51}', None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"max_tokens": 99999 ,"model":"m"}', 10, 50, b'{"max_tokens": 50 ,"model":"m"}'),
+        (b'{"model":"m","max_tokens":-1}', 10, None, b'{"model":"m","max_tokens":-1}'),
+        (b'{"model":"m","max_tokens":-1}', None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":0}', 10, 50, b'{"model":"m","max_tokens":0}'),
+        (
+            b'{"model":"m","max_tokens":60,"max_completion_tokens":70}',
+            *(None, 50),
+            b'{"model":"m","max_tokens":50,"max_completion_tokens":50}',
+        ),
+        (b'{"model":"m","max\\u005ftokens":60}', None, 50, b'{"model":"m","max\\u005ftokens":50}'),
+        (b'{"model":"m","max\\u005Ftokens":60}', None, 50, b'{"model":"m","max\\u005Ftokens":50}'),
+        (
+            b'{"model":"m","metadata":{"max_tokens":60},"max_tokens":60}',
+            *(None, 50),
+            b'{"model":"m","metadata":{"max_tokens":60},"max_tokens":50}',
+        ),
+        # What is no limit is for the API to refuse.
+        (b'{"model":"m","max_tokens":"60"}', 10, 50, b'{"model":"m","max_tokens":"60"}'),
+        (b'{"model":"m","max_tokens":6e1}', 10, 50, b'{"model":"m","max_tokens":6e1}'),
+        (b'{"model":"m","max_tokens":true}', 10, 50, b'{"model":"m","max_tokens":true}'),
+        (b'{"model":"m","max_tokens":-2}', 10, 50, b'{"model":"m","max_tokens":-2}'),
+        (b'{"model":"m","max_tokens":{"a":9}}', 10, 50, b'{"model":"m","max_tokens":{"a":9}}'),
+    ],
+)
+def test_a_limit_is_put_in_or_lowered(
+    body: bytes, default: int | None, cap: int | None, sent: bytes
+) -> None:
+    assert read(body, default, cap).body == sent
+
+
+def test_a_limit_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(BadRequest, match="more than once"):
+        read(b'{"model":"m","max_tokens":1,"max_tokens":100}', cap=50)
+
+
+_limits = st.none() | st.integers(-1, 100_000)
+_others = st.dictionaries(
+    st.text(max_size=8).filter(lambda name: name not in ("model", "stream", NEW, OLD)),
+    st.none() | st.integers() | st.text(max_size=8) | st.just({OLD: 99_999, "model": "x"}),
+    max_size=4,
+)
+
+
+@settings(deadline=None)
+@given(
+    _others,
+    st.dictionaries(st.sampled_from((NEW, OLD)), _limits),
+    st.none() | st.integers(1, 50_000),
+    st.none() | st.integers(1, 50_000),
+    st.randoms(),
+)
+def test_nothing_but_the_limit_changes(
+    others: dict[str, Any], limits: dict[str, Any], default: int | None, cap: int | None, dice: Any
+) -> None:
+    members = [("model", "m"), *others.items(), *limits.items()]
+    dice.shuffle(members)
+    request = dict(members)
+    body = json.dumps(request, indent=dice.choice((None, 1))).encode()
+    chat = read(body, default, cap)
+    sent = json.loads(chat.body)
+    left = {name: value for name, value in sent.items() if name not in (NEW, OLD)}
+    assert left == {name: value for name, value in request.items() if name not in (NEW, OLD)}
+    for name in limits:
+        before, after = limits[name], sent[name]
+        if cap is not None and before is not None:
+            assert after == (cap if before == -1 or before > cap else before)
+        elif before is not None:
+            assert after == before
+    if default is None and cap is None:
+        assert chat.body == body
+    if default is not None and not [value for value in limits.values() if value is not None]:
+        put = [sent[name] for name in (NEW, OLD) if sent.get(name) is not None]
+        assert put == [default]
+    told = [
+        sent[name]
+        for name in (NEW, OLD)
+        if (sent.get(name) or 0) >= 0 and sent.get(name) is not None
+    ]
+    assert chat.limit == (told[0] if told else None)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "tokens"),
+    [(0, 0, 0), (1, 0, 1), (4, 0, 1), (5, 0, 2), (400, 100, 200), (400, 99_999, 16_484)],
+)
+def test_reservation(size: int, limit: int, tokens: int) -> None:
+    assert reservation(size, limit) == tokens
+    assert reservation(size, None) == -(-size // 4) + 16_384
