@@ -97,7 +97,8 @@ def ending_signals(hang_ups_held: bool = False) -> tuple[signal.Signals, ...]:
 def hold_hang_ups() -> None:
     """Have SIGHUP wait for ``at_each_hang_up``, also in processes that are forked from now on."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, it would not wait but be gone
+    # Elsewhere than on Linux one that is ignored may be gone at once.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 async def at_each_hang_up(work: Callable[[], Awaitable[None]]) -> None:

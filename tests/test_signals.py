@@ -1,0 +1,48 @@
+"""SIGHUP, where it asks for something."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys
+import anyio
+from ape_cerebras.signals import at_each_hang_up, ending_signals, hold_hang_ups
+
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
+hold_hang_ups()
+os.kill(os.getpid(), signal.SIGHUP)  # before anybody listens
+assert signal.SIGHUP not in ending_signals(hang_ups_held=True)
+
+async def main():
+    done = []
+
+    async def work():
+        done.append(len(done))
+        print("read")
+        if len(done) == 1:
+            os.kill(os.getpid(), signal.SIGHUP)
+        else:
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(at_each_hang_up, work)
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_hang_up_that_came_too_early_is_not_lost_and_ends_nothing(
+    backend: str, before: str
+) -> None:
+    ran = subprocess.run(
+        (sys.executable, "-c", SCRIPT, backend, before),
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "read\nread\n"), ran.stderr
