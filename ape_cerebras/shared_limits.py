@@ -10,7 +10,8 @@ anybody can tell.
 
 The library's calls block, and so are made in threads, for its asynchronous ones know asyncio only.
 A call that takes too long is left behind. From then on ``fallback`` is asked instead, for a second
-at a time: no request waits for a store that does not answer but the first of each second.
+at a time: no request waits for a store that does not answer but the first of each second. It is
+told of every answer that there was before, so that it goes on from that.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,14 +43,15 @@ _DAYS_KEPT = timedelta(days=8)  # the clock of who asks may be set back
 _READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local full_at, takes, waits = {}, {}, {}
+local full_at, takes, waits, empty_for = {}, {}, {}, {}
 for i, key in ipairs(KEYS) do
   local seconds = ARGV[2 * i - 1] * 1000000
   takes[i] = ARGV[2 * i] * 1000000
   local known = redis.call('GET', key) or '0 0'
   local moment, written = string.match(known, '^(%d+) (%d+)$')
   full_at[i] = math.max(moment - math.max(0, written - now), now)
-  waits[i] = full_at[i] - now - math.max(0, seconds - takes[i])
+  empty_for[i] = full_at[i] - now
+  waits[i] = empty_for[i] - math.max(0, seconds - takes[i])
 end
 """
 _DECIDE = """
@@ -58,7 +60,7 @@ for i, wait in ipairs(waits) do
   if wait > waits[worst] then worst = i end
 end
 if waits[worst] > 1 then
-  return {worst, math.ceil(waits[worst]), math.floor(full_at[worst] - now)}
+  return {worst, math.ceil(waits[worst]), unpack(empty_for)}
 end
 """
 _RAISE = """
@@ -69,14 +71,15 @@ end
 _WRITE = """
 for i, key in ipairs(KEYS) do
   local moment = full_at[i] + takes[i]
-  local milliseconds = math.ceil((moment - now) / 1000)
+  empty_for[i] = math.max(0, moment - now)
+  local milliseconds = math.ceil(empty_for[i] / 1000)
   if milliseconds > 0 then
     redis.call('SET', key, string.format('%.0f %.0f', moment, now), 'PX', milliseconds)
   else
     redis.call('DEL', key)
   end
 end
-return {0, 0, 0}
+return {0, 0, unpack(empty_for)}
 """
 
 
@@ -123,12 +126,16 @@ class SharedLimits:
         answer = await self._ask(partial(self._take, *_arguments(charges)))
         if answer is None:
             return await self._fallback.take(charges, now)
-        lacking, wait, empty_for = answer
+        lacking, wait, *empty_for = answer
+        left = [
+            bucket.capacity * (1 - each * _MICRO / bucket.seconds)
+            for (bucket, _), each in zip(charges, empty_for, strict=True)
+        ]
+        for (bucket, _), each in zip(charges, left, strict=True):
+            await self._fallback.learn(bucket, each, each, now)
         if not lacking:
             return Verdict()
-        bucket = charges[lacking - 1].bucket
-        left = bucket.capacity * (1 - empty_for * _MICRO / bucket.seconds)
-        return Verdict(wait * _MICRO, bucket, max(0.0, left))
+        return Verdict(wait * _MICRO, charges[lacking - 1].bucket, max(0.0, left[lacking - 1]))
 
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """See ``Limits``."""

@@ -104,18 +104,19 @@ async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
     with redis_server(tmp_path) as server:
         async with three_proxies(server, 30) as proxies:
             began_at = anyio.current_time()
-            spent = Counter(answer.status for answer in await ask_all(proxies, 12))
-            assert spent[200] == pytest.approx(30, abs=1 + (anyio.current_time() - began_at) / 2)
+            assert {answer.status for answer in await ask_all(proxies, 5)} == {200}
             server.kill()
             alone = Counter(answer.status for answer in await ask_all(proxies, 35))
+            seconds = anyio.current_time() - began_at
             assert alone.keys() == {200, 429}
-            assert 90 <= alone[200] < 105
+            # Each had been told of 15 that were left, or of a few more that others took afterwards.
+            assert 45 <= alone[200] <= 3 * (25 + seconds / 2)
             server.start()
             await until_told(proxies, BACK)
-            again = Counter(answer.status for answer in await ask_all(proxies, 12))
+            again = Counter(answer.status for answer in await ask_all(proxies, 20))
             seconds = anyio.current_time() - began_at
-            # What was spent before is still known: no more than came back since.
-            assert again[200] <= 1 + seconds / 2
+            # What was spent before is still known: no more than was left then and came back since.
+            assert again[200] <= 16 + seconds / 2
             assert again.keys() <= {200, 429}
             assert [told(running) for running in proxies] == [[GONE, BACK]] * 3
             raw = b"".join(line for running in proxies for line in running.lines.raw)
