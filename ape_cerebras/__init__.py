@@ -44,6 +44,7 @@ layer  module           what it owns
 1      crossing         the header fields that cross from one connection to the other
 1      listing          what the API's public list says of its models, beside our prices
 1      quota            the account's quota as the API tells of it
+1      json_steps       large JSON, read and written in steps
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O

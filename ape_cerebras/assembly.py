@@ -8,15 +8,17 @@ which no plain reply has. In a choice the same holds around its delta, where log
 a string is no piece of a text there; around the choices the last word counts.
 
 What results is what the API answers to the same request plainly, its members in the same order.
+
+All that may be large is done in steps, between which the event loop can have its turn.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-import orjson
-
-from .sse import EventReader
+from .body import Body
+from .json_steps import Text, dump, is_light
+from .pieces import AT_ONCE
+from .sse import EventReader, parts
 from .upstream_errors import InvalidAnswer, UpstreamFailed
 from .usage import read_json
 
@@ -25,6 +27,8 @@ __all__ = ("Assembly", "Reply")
 _END = b"[DONE]"
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_WEIGHT = 32 * 1024 * 1024
+_EVENTS_AT_ONCE = 100
+_MAX_ITEMS = 1_000  # choices, or calls of tools, in one event
 
 # Of the strings in a delta these are no text to be added to.
 _SAID_ONCE = frozenset(("id", "name", "role", "type"))
@@ -43,7 +47,7 @@ class Reply(NamedTuple):
     """What a client that asked for no stream is answered; JSON."""
 
     status: int
-    body: bytes
+    body: Body
 
 
 class Assembly:
@@ -59,9 +63,15 @@ class Assembly:
         self._failure: Reply | None = None
         self._ended = False
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> Generator[None, None, None]:
         """Take in the next piece. Raises InvalidAnswer where that is no stream of completions, or
         one too large to be held."""
+        for number, part in enumerate(parts(chunk)):
+            if number:
+                yield
+            yield from self._feed(part)
+
+    def _feed(self, chunk: bytes) -> Generator[None, None, None]:
         if self._ended:
             return
         # Too large an event is read over by the reader, and would be missing without a word.
@@ -71,17 +81,21 @@ class Assembly:
         payloads = self._events.feed(chunk)
         if payloads or self._events.at_boundary:
             self._unfinished = len(chunk)
-        for payload in payloads:
+        for number, payload in enumerate(payloads, 1):
             self._ended = self._ended or payload.startswith(_END)
             if not self._ended:
-                self._take(payload)
+                yield from self._take(payload)
+            if number % _EVENTS_AT_ONCE == 0:
+                yield
 
-    def _take(self, payload: bytes) -> None:
-        event = read_json(payload)
+    def _take(self, payload: bytes) -> Generator[None, None, None]:
+        event = read_json(payload) if (yield from is_light(payload)) else None
+        if len(payload) > AT_ONCE:
+            yield
         if not isinstance(event, dict):
             raise InvalidAnswer
         if event.get("error"):
-            self._failure = Reply(_status_of(event), payload)
+            self._failure = Reply(_status_of(event), Body([payload]))
             self._ended = True
             return
         try:
@@ -108,7 +122,7 @@ class Assembly:
         index = _index_of(part, position)
         return self._choices.setdefault(index, _Choice(index))
 
-    def reply(self) -> Reply:
+    def reply(self) -> Generator[None, None, Reply]:
         """What it adds up to: the completion, or the error that ended it, in the API's own words.
 
         Raises InvalidAnswer where there is neither.
@@ -118,12 +132,12 @@ class Assembly:
         if not self._choices:
             raise InvalidAnswer
         try:
-            return Reply(200, _write(self._whole()))
+            return Reply(200, (yield from dump(self._whole(), self._weight)))
         except (ValueError, RecursionError):
             raise InvalidAnswer from None
 
     def _whole(self) -> _Fields:
-        choices = [choice.whole() for _, choice in sorted(self._choices.items())]
+        choices = tuple(choice.whole() for _, choice in sorted(self._choices.items()))
         own = {"choices": choices, "object": "chat.completion"}
         return _ordered({**self._fields, **own}, _COMPLETION)
 
@@ -162,18 +176,14 @@ class _Choice:
                 _put(call, name, value, joins=True)
 
     def whole(self) -> _Fields:
-        calls = [_joined(call) for _, call in sorted(self._calls.items())]
-        message = {"role": "assistant", **_joined(self._message)}
+        calls = tuple(call for _, call in sorted(self._calls.items()))
+        message = {"role": "assistant", **self._message}
         if calls:
             message["tool_calls"] = calls
         elif "content" not in message:  # there was no text to send, yet a plain reply says so
             message["content"] = ""
         own = {"index": self._index, "message": _ordered(message, _MESSAGE)}
-        return _ordered({"finish_reason": None, **_joined(self._fields), **own}, _CHOICE)
-
-
-class _Text(list[str]):
-    """A text in pieces."""
+        return _ordered({"finish_reason": None, **self._fields, **own}, _CHOICE)
 
 
 def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
@@ -185,7 +195,7 @@ def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
     elif isinstance(value, str) and name in _SAID_ONCE:
         fields[name] = known or value
     elif isinstance(value, str) and joins:
-        _known_as(_Text, fields, name).append(value)
+        _known_as(Text, fields, name).append(value)
     elif isinstance(value, list):
         _known_as(list, fields, name).extend(value)
     elif isinstance(value, dict):
@@ -201,17 +211,6 @@ def _known_as(kind: type[Any], fields: _Fields, name: str) -> Any:
     if type(fields.get(name)) is not kind:
         fields[name] = kind()
     return fields[name]
-
-
-def _joined(fields: _Fields) -> _Fields:
-    """With every text in one piece."""
-    return {name: _whole(value) for name, value in fields.items()}
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, _Text):
-        return "".join(value)
-    return _joined(value) if isinstance(value, dict) else value
 
 
 def _ordered(fields: Mapping[str, Any], first: tuple[str, ...]) -> _Fields:
@@ -231,8 +230,10 @@ def _object(value: Any) -> _Fields:
 
 
 def _list(value: Any) -> list[Any]:
-    """The same for a list."""
+    """The same for a list, which must not be too long either."""
     if value is not None and not isinstance(value, list):
+        raise InvalidAnswer
+    if value and len(value) > _MAX_ITEMS:
         raise InvalidAnswer
     return value or []
 
@@ -252,12 +253,3 @@ def _weigh(value: Any) -> int:
     if isinstance(value, dict):
         return 4 + sum(len(name) + 4 + _weigh(each) for name, each in value.items())
     return 8
-
-
-def _write(completion: _Fields) -> bytes:
-    """Raises ValueError for a number that JSON does not have."""
-    try:
-        return orjson.dumps(completion)
-    except orjson.JSONEncodeError:
-        # Half of a surrogate pair is written as its escape; beside its other half that is the pair.
-        return json.dumps(completion, separators=(",", ":"), allow_nan=False).encode()

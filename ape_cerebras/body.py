@@ -55,6 +55,9 @@ class Body:
     def __bytes__(self) -> bytes:
         return b"".join(self.parts)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Body) and bytes(self) == bytes(other)
+
     def __getitem__(self, where: slice) -> bytes:
         if len(self.parts) == 1:  # as nearly all have
             return self._parts[0][where]

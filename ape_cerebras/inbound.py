@@ -50,6 +50,7 @@ class Inbound:
         """When the next request began: its first byte arrived, or its turn came; None where no more
         is to come. With ``last`` only for one that is on its way."""
         if self.bytes:
+            await anyio.lowlevel.checkpoint()  # else one who sends many at once is served alone
             return self._clock()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
         self._stream.read_timeout = self._config.keep_alive_timeout

@@ -9,12 +9,20 @@ The first token is the first event whose ``delta`` has a non-empty ``content``, 
 stream have to be parsed: those up to the first token, up to the first answer token where a model
 reasons first, and those that mention usage, timings or an error. In the others a pattern finds
 whether they carry a token; it cannot be fooled by text, in which every quote is escaped.
+
+Parsing holds the event loop, so what is large is not parsed whole. Of a large event the beginning
+is searched for tokens and the end is read, of a large plain answer the end: there the API puts
+usage and timings.
 """
 
 import re
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
+
+import orjson
 
 from .exchange import Exchange
 from .sse import EventReader
@@ -23,11 +31,17 @@ from .usage import read_json, read_time_info, read_usage
 __all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for", "read_error_code")
 
 _END = b"[DONE]"
-_TOKEN = re.compile(
-    rb'"(?:content|reasoning|reasoning_content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
-)
+_ANSWER = rb'"(?:content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+_REASONING = rb'"(?:reasoning|reasoning_content)"\s*:\s*"[^"]'
+_TOKEN = re.compile(_ANSWER + rb"|" + _REASONING)
+_ANSWER_TOKEN, _REASONING_TOKEN = re.compile(_ANSWER), re.compile(_REASONING)
+_ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[^n\s]')
+_TOTAL = re.compile(rb'(?<!\\)"(?:usage|time_info|model)"\s*:')
+_PARSED_AT_MOST = 64 * 1024  # bytes of an event
+_PLAIN_AT_MOST = 256 * 1024  # bytes of a plain answer: one of 60,000 tokens of text
+_END_BYTES = 16 * 1024  # usage, timings and what else stands at the end have less than 2
+_TRIES = 8
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
-_MAX_PLAIN_BYTES = 32 * 1024 * 1024
 
 
 class Meter(Protocol):
@@ -63,7 +77,7 @@ def meter_for(
 
 
 class PlainMeter:
-    """Reads a JSON reply once it is whole. One that is not readable is only timed."""
+    """Reads a JSON reply once it is whole, or its end. One that is not readable is only timed."""
 
     at_boundary = False
     complete = True  # its length, or its last chunk, has said so
@@ -71,21 +85,26 @@ class PlainMeter:
     def __init__(self, exchange: Exchange, *, readable: bool) -> None:
         self._exchange = exchange
         self._readable = readable
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._chunks: deque[bytes] = deque()  # the last ones
+        self._size = self._forgotten = 0
 
     def may_hold(self, chunk: bytes) -> bool:
         return True
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         self._exchange.last_body_at = arrived_at
+        if not self._readable:
+            return
+        self._chunks.append(chunk)
         self._size += len(chunk)
-        if self._readable and self._size <= _MAX_PLAIN_BYTES:
-            self._chunks.append(chunk)
+        while self._size - self._forgotten - len(self._chunks[0]) >= _PLAIN_AT_MOST:
+            self._forgotten += len(self._chunks.popleft())
 
     def end(self) -> None:
-        if self._readable and self._size <= _MAX_PLAIN_BYTES:
-            _read_totals(self._exchange, read_json(b"".join(self._chunks)))
+        if self._readable:
+            text = b"".join(self._chunks)
+            whole = self._size <= _PLAIN_AT_MOST
+            _read_totals(self._exchange, read_json(text) if whole else _read_end(text))
         self._chunks.clear()
 
 
@@ -129,7 +148,9 @@ class StreamMeter:
             if payload.startswith(_END):
                 exchange.ended = True
                 break
-            if self._must_be_parsed(payload):
+            if len(payload) > _PARSED_AT_MOST:
+                self._look_at_ends_of(payload, arrived_at, sent_at)
+            elif self._must_be_parsed(payload):
                 self._look_into(read_json(payload), arrived_at, sent_at)
             elif _TOKEN.search(payload):
                 exchange.last_token_at = arrived_at
@@ -160,9 +181,24 @@ class StreamMeter:
         _read_totals(exchange, event)
         if event.get("error"):
             exchange.stream_failed = True
-        answers, reasons = _tokens_in(event.get("choices"))
+        self._note_tokens(*_tokens_in(event.get("choices")), arrived_at, sent_at)
+
+    def _look_at_ends_of(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
+        """The same for one that is too large to be parsed."""
+        begin = event[:_PARSED_AT_MOST]
+        _read_totals(self._exchange, _read_end(event))
+        if _ERROR_FIRST.match(begin):
+            self._exchange.stream_failed = True
+        answers, reasons = _ANSWER_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
+        self._note_tokens(bool(answers), bool(reasons), arrived_at, sent_at)
+
+    def _note_tokens(
+        self, answers: bool, reasons: bool, arrived_at: float, sent_at: float | None
+    ) -> None:
+        """Note an event that carries tokens of the answer, or of reasoning, or none."""
         if not (answers or reasons):
             return
+        exchange = self._exchange
         exchange.last_token_at = arrived_at
         exchange.token_events += 1
         if reasons and exchange.first_answer_at is None:
@@ -215,3 +251,16 @@ def read_error_code(body: bytes) -> str | None:
     error = said.get("error", said) if isinstance(said, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, str) and _CODE.fullmatch(code) else None
+
+
+def _read_end(text: bytes) -> Any:
+    """What the last members of an object say, from ``_TOTAL`` on; None where there is none of them.
+
+    From any name on, what follows is the rest of an object if that name is a member of it. If that
+    is an inner one there is more behind it, and what there is from the name on is no JSON.
+    """
+    end, found = text[-_END_BYTES:], None
+    for place in reversed([*_TOTAL.finditer(end)][-_TRIES:]):
+        with suppress(orjson.JSONDecodeError):
+            found = orjson.loads(b"{" + end[place.start() :])
+    return found

@@ -20,7 +20,7 @@ _PATH = "/v1/models"
 _FRESH_FOR = 60.0  # seconds
 _RETRY_AFTER = 5.0  # seconds, so that an upstream that is down does not delay every caller
 _ASK_AT_MOST = 10.0  # seconds; everybody who asks waits for the same answer
-_MAX_BYTES = 4 * 1024 * 1024
+_MAX_BYTES = 64 * 1024  # many times what there is; to read more would hold the event loop
 
 
 class ModelList:

@@ -38,7 +38,9 @@ READ_BYTES = 64 * 1024
 
 # After so many operations in a row that needed no wait, the loop gets a turn all the same: a fast
 # upstream with a fast client would else keep every other connection, and every cancellation, out.
+# Large ones count for as many as they have times so many bytes.
 _TURN_EVERY = 32
+_BYTES_OF_ONE = 4 * 1024
 
 
 class PeerStalled(Exception):
@@ -197,6 +199,7 @@ class SocketStream(StampedStream):
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
 
     def _account_for(self, data: bytes) -> None:
+        self._turns -= len(data) // _BYTES_OF_ONE
         self.stamped = self._receiver.stamped
         self.unstamped_reads += not self.stamped
         self._read_since_wait += len(data)
@@ -209,6 +212,7 @@ class SocketStream(StampedStream):
     async def send(self, item: bytes) -> None:
         if self._must_take_turn():
             await anyio.lowlevel.checkpoint()
+        self._turns -= len(item) // _BYTES_OF_ONE
         unsent = memoryview(item)
         while unsent:
             self.left_at = self._clock()

@@ -27,7 +27,8 @@ from .exchange import Exchange
 from .meter import Meter, StreamMeter, meter_for
 from .request import Request
 from .reservations import reservation
-from .steps import in_steps
+from .sse import parts
+from .steps import in_steps, turn_before_the_end
 from .tries import Tries
 from .upstream import Upstream, UpstreamResponse
 from .upstream_errors import IdleTimeout, Truncated
@@ -60,6 +61,14 @@ def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
     marker for complete."""
     fits = meter.at_boundary and not exchange.stream_failed and not exchange.ended
     return error_event(error) if fits and error.status else b""
+
+
+async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
+    """Meter a chunk. Also if the client is gone: what has been used is used."""
+    for part in parts(chunk):
+        meter.feed(part, arrived_at, sent_at)
+        if len(part) < len(chunk):
+            await turn_before_the_end()
 
 
 class Relay:
@@ -196,8 +205,7 @@ class Relay:
             await downstream.send_chunk(chunk, hold=meter.may_hold(chunk))
             sent_at = downstream.stream.written_at
         finally:
-            # Also if the client is gone: what has been used is used.
-            meter.feed(chunk, arrived_at, sent_at)
+            await _look_into(chunk, meter, arrived_at, sent_at)
 
     async def _end(self, downstream: Downstream, meter: Meter) -> None:
         if not meter.complete:
@@ -220,15 +228,15 @@ class Relay:
 
         async def answer() -> None:
             if not downstream.response_complete:
-                status, body = assembly.reply()
+                status, body = await in_steps(assembly.reply())
                 await downstream.respond(exchange, status, plain_headers(response.headers), body)
 
         try:
             while (chunk := await response.next_chunk()) is not None:
                 if downstream.response_complete:
                     break
-                meter.feed(chunk, response.arrived_at, None)
-                assembly.feed(chunk)
+                await _look_into(chunk, meter, response.arrived_at, None)
+                await in_steps(assembly.feed(chunk))
                 if meter.complete:  # as for streams: nobody waits for the end of the framing
                     response.before_wait(answer)
                     response.wind_down(_END_TIMEOUT)

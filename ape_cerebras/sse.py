@@ -10,12 +10,32 @@ shape has a path of its own: no line is split, no state is kept. Measured on one
 3.11, 250-byte events in reads of ten take 0.4 µs each that way and 2.2 µs each by lines.
 """
 
-__all__ = ("EventReader",)
+from collections.abc import Iterator
+
+__all__ = ("EventReader", "parts")
 
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
 _BETWEEN_PLAIN = b"\n\ndata: "
+_DATA, _DATA_COLON = b"data", b"data:"
 _BOM = b"\xef\xbb\xbf"
 _BESIDES_PAYLOAD = len(_BOM) + len(_PLAIN_START)
+
+# What costs are lines, not bytes: a read of 64 KiB can hold one event, or ten thousand.
+_LINES_AT_ONCE = 600  # 64 KiB of the API's own events
+_PART = 2 * 1024  # bytes, each of which may be a line
+
+
+def parts(chunk: bytes) -> Iterator[bytes]:
+    """A chunk of a stream in parts, each little work for whoever looks into its events; mostly
+    that is the chunk itself. Cut between events where they end as ours do."""
+    at = 0
+    if len(chunk) > _PART and chunk.count(b"\n") + chunk.count(b"\r") > _LINES_AT_ONCE:
+        while len(chunk) - at > _PART:
+            last = chunk.rfind(_PLAIN_END, at, at + _PART)
+            end = at + _PART if last < 0 else last + len(_PLAIN_END)
+            yield chunk[at:end]
+            at = end
+    yield chunk[at:]
 
 
 class EventReader:
@@ -73,27 +93,27 @@ class EventReader:
 
     def _end_line(self) -> bytes | None:
         """Take in the line that has just ended; the event's payload if it was an empty one."""
-        line = bytes(self._line)
-        self._line.clear()
+        line, self._line = self._line, bytearray()
         if self._untouched:
             self._untouched = False
             line = line.removeprefix(_BOM)
         if not line:
             return self._end_event()
-        name, _, value = line.partition(b":")
-        if not name:  # a comment
+        if line.startswith(b":"):  # a comment
             return None
         if self._data is None:  # a field other than data opens an event too
             self._data = bytearray()
-        if name == b"data" and not self._oversized:
-            self._data += value.removeprefix(b" ") + b"\n"
+        if not self._oversized and (line == _DATA or line.startswith(_DATA_COLON)):
+            # Not sliced: it may be megabytes.
+            self._data += memoryview(line)[len(_DATA_COLON) + (line[5:6] == b" ") :]
+            self._data += b"\n"
             self._oversized = len(self._data) > self._max + 1
         if self._oversized:
             self._data.clear()
         return None
 
     def _end_event(self) -> bytes | None:
-        payload = bytes(self._data[:-1]) if self._data else None
+        payload = bytes(memoryview(self._data)[:-1]) if self._data else None
         self._data = None
         self._oversized = False
         return payload

@@ -25,6 +25,7 @@ __all__ = (
     "read_usage",
 )
 
+_LENIENTLY_AT_MOST = 256 * 1024  # bytes; more of them would hold the event loop
 _MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 _MILLION = Decimal(1_000_000)
 
@@ -64,6 +65,8 @@ def read_json(text: bytes) -> Any:
 def _read_leniently(text: bytes) -> Any:
     """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
     does, or bytes that are not UTF-8: its usage is no worse for that."""
+    if len(text) > _LENIENTLY_AT_MOST:
+        return None
     try:
         return json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):

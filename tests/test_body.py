@@ -46,3 +46,8 @@ def test_it_is_sliced_as_bytes_are(
     assert (len(body), bytes(body), body[begin:end]) == (len(whole), whole, whole[begin:end])
     assert b"".join(body.parts) == whole
     assert b"" not in body.parts
+
+
+def test_bodies_are_equal_however_they_are_parted() -> None:
+    assert Body([b"ab", b"c"]) == Body([b"a", b"bc"]) != Body([b"abd"])
+    assert Body([b"a"]) != b"a"

@@ -7,8 +7,9 @@ import orjson
 import recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_assembly import Whole, feed, reply_of
 
-from ape_cerebras.assembly import Assembly, Reply
+from ape_cerebras.assembly import Assembly
 from ape_cerebras.completions import Completion, Timing
 from ape_cerebras.questions import Asked
 
@@ -19,11 +20,11 @@ def event(said: Any) -> bytes:
     return b"data: %s\n\n" % orjson.dumps(said)
 
 
-def assembled(pieces: list[bytes]) -> Reply:
+def assembled(pieces: list[bytes]) -> Whole:
     assembly = Assembly()
     for piece in pieces:
-        assembly.feed(piece)
-    return assembly.reply()
+        feed(assembly, piece)
+    return reply_of(assembly)
 
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
@@ -65,7 +66,7 @@ ANSWERS = st.builds(
 @given(ANSWERS, st.lists(st.integers(0, 2**30), max_size=20))
 def test_a_stream_is_put_together_to_the_plain_reply(answer: Completion, places: list[int]) -> None:
     stream = b"".join(event.data for event in answer.events(TIMING))
-    assert assembled(cut(stream, places)) == Reply(200, answer.plain(TIMING).data)
+    assert assembled(cut(stream, places)) == Whole(200, answer.plain(TIMING).data)
 
 
 @settings(max_examples=20, deadline=None)
@@ -73,7 +74,7 @@ def test_a_stream_is_put_together_to_the_plain_reply(answer: Completion, places:
 def test_byte_by_byte(answer: Completion) -> None:
     stream = b"".join(event.data for event in answer.events(TIMING))
     pieces = [bytes([byte]) for byte in stream]
-    assert assembled(pieces) == Reply(200, answer.plain(TIMING).data)
+    assert assembled(pieces) == Whole(200, answer.plain(TIMING).data)
 
 
 # Whatever the API could say: plain replies are made up, torn into events, and put together again.
