@@ -1,4 +1,5 @@
-"""The event loop stands still while a chat body is read, so the worst are not read at all."""
+"""A large chat body is read in steps, between which the event loop has its turn; the worst are not
+read at all."""
 
 import pytest
 from steps import result_of
@@ -54,6 +55,18 @@ def read(body: bytes) -> str | None:
 @pytest.mark.parametrize("case", LARGE)
 def test_a_large_body_is_read(case: str) -> None:
     assert read(LARGE[case]) == "old"
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_no_step_reads_more_than_16_kib(case: str) -> None:
+    body = LARGE[case]
+    steps = read_chat_request(Body([body]), b"application/json", b"", "default", {})
+    assert len(list(steps)) >= len(body) // (16 * 1024)
+
+
+def test_what_has_less_than_100_kb_is_read_at_once() -> None:
+    body = MODEL + b'"x":"%s"}' % (b"x" * 100_000)
+    assert not list(read_chat_request(Body([body]), b"application/json", b"", "default", {}))
 
 
 @pytest.mark.parametrize("case", TOO_MANY)

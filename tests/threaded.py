@@ -1,0 +1,115 @@
+"""A client and an upstream on plain sockets, in threads of their own: so that all that the event
+loop has to do is the proxy's."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+
+__all__ = ("ThreadedUpstream", "ask", "in_chunks", "plain")
+
+_PATIENCE = 30.0  # seconds for anything to happen
+_READ_BYTES = 16 * 1024
+
+
+def plain(body: bytes, content_type: bytes = b"application/json") -> bytes:
+    """A response with a length."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    return head % (content_type, len(body)) + body
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    """A body as chunks of so many bytes."""
+    cuts = range(0, len(body), size)
+    chunks = (body[at : at + size] for at in cuts)
+    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+class ThreadedUpstream:
+    """Answers every request with the bytes of ``answer``."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.answer = b""
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        threading.Thread(target=self._accept, daemon=True).start()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        connection.settimeout(_PATIENCE)
+        with connection, suppress(OSError):
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True)
+            with connection, connection.makefile("rb") as reader:
+                while self._read_request(reader):
+                    connection.sendall(self.answer)
+
+    @staticmethod
+    def _read_request(reader: BufferedReader) -> bool:
+        fields = _read_head(reader)
+        _read_body(reader, int(fields.get(b"content-length", b"0")))
+        return bool(fields)
+
+
+def _read_head(reader: BufferedReader) -> dict[bytes, bytes]:
+    """The fields of a head, by lower-case name, and its first line by the name of nothing."""
+    fields = {b"": reader.readline()}
+    while len(line := reader.readline()) > 2:
+        name, _, value = line.partition(b":")
+        fields[name.lower()] = value.strip()
+    return fields if fields[b""] else {}
+
+
+def _read_body(reader: BufferedReader, length: int) -> None:
+    """Into one small place: the memory that is asked for meanwhile is the proxy's."""
+    place = memoryview(bytearray(_READ_BYTES))
+    while length and (count := reader.readinto1(place[:length])):
+        length -= count
+
+
+def _read_response(reader: BufferedReader) -> int:
+    """The status, once all of the response has come."""
+    fields = _read_head(reader)
+    if b"content-length" in fields:
+        _read_body(reader, int(fields[b"content-length"]))
+    else:
+        while size := int(reader.readline(), 16):
+            _read_body(reader, size + 2)
+        reader.readline()
+    return int(fields[b""].split()[1])
+
+
+def ask(port: int, requests: bytes, responses: int, write_bytes: int) -> list[int]:
+    """Send bytes, so many in a write; the statuses of the responses."""
+
+    def send() -> None:
+        with suppress(OSError):  # who refuses a body need not read it
+            for at in range(0, len(requests), write_bytes):
+                client.sendall(requests[at : at + write_bytes])
+
+    with socket.create_connection(("127.0.0.1", port), _PATIENCE) as client:
+        sending = threading.Thread(target=send)
+        sending.start()
+        with client.makefile("rb") as reader:
+            statuses = [_read_response(reader) for _ in range(responses)]
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+        sending.join()
+    return statuses
