@@ -1,7 +1,7 @@
 """The port that scrapers have for themselves: what is answered there, and when."""
 
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -112,6 +112,7 @@ async def test_scrapers_are_answered_where_clients_have_all_connections() -> Non
         await second.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         assert await running.metric("cerebras_proxy_client_connections") == 1
         assert await running.metric("cerebras_proxy_client_connections") == 1
+        await running.lines.exchange(3)
         assert len(running.lines.exchanges()) == 3
         first.stream.close()
         assert (await second.response()).status == 200
@@ -159,15 +160,15 @@ def test_any_worker_answers_there_for_all(backend: str, tmp_path: Path) -> None:
             response = connection.getresponse()
             assert (response.status, bool(response.read())) == (404, True)
             connection = crew.connection(number)
-            connection.request("POST", "/v1/chat/completions", CHAT, JSON)
+            headers = JSON | {"X-Trace-ID": f"chat-{number}"}
+            connection.request("POST", "/v1/chat/completions", CHAT, headers)
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
-            crew.served.first_line_where(lambda line: line.get("outcome") == "completed")
+            crew.line_of(f"chat-{number}")  # what it tells has been counted
         answered = set()
         for _ in range(8):
-            scraper = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-            metrics = scraped(scraper)
+            with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as scraper:
+                metrics = scraped(scraper)
             assert (metrics["requests_total"], metrics["workers_up"]) == (2, 2)
-            scraper.close()
             line = crew.served.line_where(lambda line: line.get("route") == "/metrics")
             answered.add(line["worker"])
         assert answered <= {1, 2}
