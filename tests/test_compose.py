@@ -1,9 +1,12 @@
 """The compose files, as far as can be told without an engine: they are what the specification
 allows, every image has a version, every file is there, and the proxy knows its settings."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +114,17 @@ def test_the_agents_ask_and_are_answered(demo: Served) -> None:
     """In streams and plainly; and one of their questions is refused. SIGTERM ends all of them."""
     command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{demo.port}", "2")
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as agents:
-        wanted = {(200, True), (200, False), (404, True)}
-        while wanted:
-            line = demo.line("outcome")
-            assert line["intended_start_lag_seconds"] >= 0
-            wanted.discard((line["status_code"], line["stream"]))
-        agents.terminate()
-        agents.communicate(timeout=PATIENCE)  # to the end of the output, which all of them share
-        assert agents.returncode == 0
+        try:
+            wanted = {(200, True), (200, False), (404, True)}
+            while wanted:
+                line = demo.line("outcome")
+                assert line["intended_start_lag_seconds"] >= 0
+                wanted.discard((line["status_code"], line["stream"]))
+            agents.terminate()
+            agents.communicate(
+                timeout=PATIENCE
+            )  # to the end of the output, which all of them share
+            assert agents.returncode == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(agents.pid, signal.SIGKILL)
