@@ -8,6 +8,7 @@ from memory import MemoryStream
 from scripts import answers, closes
 from support import (
     Conversation,
+    Response,
     Running,
     chat,
     error_shape,
@@ -21,7 +22,6 @@ from test_tries import one_after_another, says
 pytestmark = pytest.mark.anyio
 
 THREE = {"CIRCUIT_FAILURES": "3"}
-# The first time is a second, which is too long to be over by chance.
 FAILS = one_after_another(says(500))
 
 
@@ -39,6 +39,14 @@ async def state(running: Running) -> str:
     return told
 
 
+async def asked(running: Running, times: int) -> list[Response]:
+    """The answers to requests that came all at once: the second for which the circuit is open
+    would be over by chance, if the client took part in it."""
+    client = await running.client()
+    await client.send(chat() * times)
+    return [await client.response() for _ in range(times)]
+
+
 def messages(running: Running) -> list[tuple[str, str]]:
     told = [(line["level"], line["message"]) for line in running.lines.all()]
     return [each for each in told if each[1].startswith("Circuit")]
@@ -50,14 +58,12 @@ async def test_after_a_run_of_failures_upstream_is_asked_no_more() -> None:
         running_proxy(upstream.port, **THREE) as running,
     ):
         assert await state(running) == "closed"
-        client = await running.client()
-        statuses = [(await client.ask(chat())).status for _ in range(3)]
+        *failed, response = await asked(running, 4)
         assert await state(running) == "open"
-        response = await client.ask(chat())
         count = await running.metric("cerebras_proxy_errors_total")
         outcome = "upstream_unavailable"
         line = next(line for line in running.lines.exchanges() if line["outcome"] == outcome)
-    assert statuses == [500] * 3
+    assert [each.status for each in failed] == [500] * 3
     assert (response.status, response.headers["retry-after"]) == (503, "1")
     assert error_shape(response.json()) == ("upstream_error", "upstream_unavailable")
     assert len(upstream.requests) == 3
@@ -72,8 +78,7 @@ async def test_without_a_connection_or_an_answer_too(port: str) -> None:
     async with running_upstream(closes) as upstream:
         where = free_port() if port == "refuses" else upstream.port
         async with running_proxy(where, **THREE) as running:
-            client = await running.client()
-            codes = [error_shape((await client.ask(chat())).json())[1] for _ in range(4)]
+            codes = [error_shape(each.json())[1] for each in await asked(running, 4)]
     failure = "connect_error" if port == "refuses" else "invalid_response"
     assert codes == [failure] * 3 + ["upstream_unavailable"]
 
@@ -139,8 +144,7 @@ async def test_an_answer_that_stays_away_is_a_failure() -> None:
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        client = await running.client()
-        statuses = [(await client.ask(chat())).status for _ in range(3)]
+        statuses = [each.status for each in await asked(running, 3)]
     assert statuses == [504, 504, 503]
 
 
