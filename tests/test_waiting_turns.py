@@ -1,6 +1,8 @@
 """Limits of the proxy's own, as clients meet them: over real sockets."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -81,12 +83,22 @@ async def in_line(running: Running, *who: tuple[str, int]) -> list[Client]:
     return clients
 
 
-async def test_names_take_turns_and_each_has_its_wait_in_its_line() -> None:
-    gate = Gate()
-    async with running_upstream(gate.script) as upstream, running_proxy(upstream.port, **ONE) as it:
+@asynccontextmanager
+async def held(gate: Gate, **settings: str) -> AsyncIterator[tuple[Running, Client]]:
+    """A proxy whose one slot a client of alice's has."""
+    async with (
+        running_upstream(gate.script) as upstream,
+        running_proxy(upstream.port, **{**ONE, **settings}) as it,
+    ):
         holder = await it.client()
         await holder.send(asks("alice", 0))
         await gate.until_asked(1)
+        yield it, holder
+
+
+async def test_names_take_turns_and_each_has_its_wait_in_its_line() -> None:
+    gate = Gate()
+    async with held(gate) as (it, holder):
         clients = await in_line(it, ("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4))
         for count in range(2, 7):
             gate.release()
@@ -103,10 +115,7 @@ async def test_names_take_turns_and_each_has_its_wait_in_its_line() -> None:
 
 async def test_a_client_that_leaves_is_out_of_the_line_at_once() -> None:
     gate = Gate()
-    async with running_upstream(gate.script) as upstream, running_proxy(upstream.port, **ONE) as it:
-        holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+    async with held(gate) as (it, _):
         first, second = await in_line(it, ("alice", 1), ("alice", 2))
         first.stream.reset()
         await until_waiting(it, 1)
@@ -121,10 +130,7 @@ async def test_a_client_that_leaves_is_out_of_the_line_at_once() -> None:
 
 async def test_a_client_that_leaves_in_the_middle_gives_its_slot_to_the_next() -> None:
     gate = Gate()
-    async with running_upstream(gate.script) as upstream, running_proxy(upstream.port, **ONE) as it:
-        holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+    async with held(gate) as (it, holder):
         [next_one] = await in_line(it, ("bob", 1))
         holder.stream.reset()
         await gate.until_asked(2)
@@ -135,14 +141,8 @@ async def test_a_client_that_leaves_in_the_middle_gives_its_slot_to_the_next() -
 
 async def test_past_the_limits_it_is_overloaded_and_says_when_to_come_again() -> None:
     gate = Gate()
-    settings = {**ONE, "MAX_QUEUE_LENGTH": "1"}
-    async with (
-        running_upstream(gate.script) as upstream,
-        running_proxy(upstream.port, **settings) as it,
-    ):
-        holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+    settings = {"MAX_QUEUE_LENGTH": "1"}
+    async with held(gate, **settings) as (it, _):
         await in_line(it, ("alice", 1))
         refused = await it.client()
         for _ in range(2):  # on one connection
@@ -158,13 +158,7 @@ async def test_what_is_answered_here_never_waits() -> None:
     gate = Gate()
     settings = {**ONE, "MAX_QUEUE_SECONDS": "0", "RATE_LIMIT_PER_MINUTE": "2"}
     key = "Authorization: Bearer key-of-bob"
-    async with (
-        running_upstream(gate.script) as upstream,
-        running_proxy(upstream.port, **settings) as it,
-    ):
-        holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+    async with held(gate, **settings) as (it, _):
         client = await it.client()
         assert (await client.ask(asks("bob"))).status == 503
         assert (await client.ask(asks("bob"))).status == 429
@@ -211,14 +205,8 @@ async def test_requests_per_minute() -> None:
 
 async def test_the_end_of_a_drain_ends_the_wait_too() -> None:
     gate = Gate()
-    settings = {**ONE, "GRACEFUL_SHUTDOWN_TIMEOUT": "0.1"}
-    async with (
-        running_upstream(gate.script) as upstream,
-        running_proxy(upstream.port, **settings) as it,
-    ):
-        holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+    settings = {"GRACEFUL_SHUTDOWN_TIMEOUT": "0.1"}
+    async with held(gate, **settings) as (it, _):
         [waiting] = await in_line(it, ("bob", 1))
         it.proxy.begin_drain()
         assert (await waiting.response()).status == 503
