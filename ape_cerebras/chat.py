@@ -146,7 +146,7 @@ def _read(
     changes |= limits
     if changes:
         body = _edited(body, members, changes)
-    return ChatRequest(body, served, asked, bool(stream), turned, limit_in(limits or request))
+    return ChatRequest(body, served, asked, bool(stream), turned, limit_in(request, limits))
 
 
 def _read_members(body: Body) -> Generator[None, None, dict[str, _Member]]:

@@ -29,6 +29,8 @@ class Bounds(NamedTuple):
 def bounded(request: Mapping[str, Any], bounds: Bounds) -> dict[str, int]:
     """The limits to be put into a request, by name: none where it may stay as it is. What is no
     limit at all is for the API to refuse."""
+    if bounds.default is bounds.cap is None:
+        return {}
     given = {name: request[name] for name in LIMIT_NAMES if name in request}
     if bounds.default is not None and all(value is None for value in given.values()):
         # Into the old name if that has a null: both names are one too many for the API.
@@ -42,9 +44,10 @@ def _exceeds(value: Any, cap: int) -> bool:
     return type(value) is int and (value > cap or value == _NO_LIMIT)
 
 
-def limit_in(request: Mapping[str, Any]) -> int | None:
-    """The most tokens that a request's answer may have; None where it says nothing."""
-    values = [request.get(name) for name in LIMIT_NAMES]
+def limit_in(request: Mapping[str, Any], put_in: Mapping[str, int]) -> int | None:
+    """The most tokens that a request's answer may have, with those limits in it that are put there;
+    None where it says nothing."""
+    values = [put_in.get(name, request.get(name)) for name in LIMIT_NAMES]
     return next((value for value in values if type(value) is int and value >= 0), None)
 
 

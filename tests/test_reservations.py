@@ -1,10 +1,11 @@
 """What a request is set aside, and the limits put into it: the one value and not another byte."""
 
 import json
+import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reading import JSON, Read, read_whole_chat
 
@@ -78,6 +79,7 @@ _others = st.dictionaries(
 
 
 @settings(deadline=None)
+@example({}, {NEW: 0, OLD: -1}, None, 1, random.Random(1))
 @given(
     _others,
     st.dictionaries(st.sampled_from((NEW, OLD)), _limits),
