@@ -115,5 +115,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
 
     @property
     def reusable(self) -> bool:
-        """Whether the last answer ended cleanly, with nothing read beyond its end."""
-        return self._nothing_left_over and not self.closed_by_upstream
+        """Whether the last answer ended cleanly, with nothing read beyond its end, and its request
+        has all gone out."""
+        fit = self._nothing_left_over and not self.transport.torn
+        return fit and not self.closed_by_upstream

@@ -19,6 +19,7 @@ from anyio.streams.tls import TLSStream
 from .network import READ_BYTES, PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
 from .response_head import ResponseHead
+from .upstream_errors import InvalidAnswer
 
 __all__ = ("RECEIVE_BUFFER", "Connect", "UpstreamStream", "connect_tcp")
 
@@ -28,6 +29,8 @@ Connect = Callable[[str, int], Awaitable[StampedStream]]
 RECEIVE_BUFFER = 256 * 1024
 """Bytes that the kernel takes, and stamps, while a slow client keeps us from reading them. Fixed,
 for the kernel lets its own choice grow only for those who read."""
+_AT_ONCE = 64 * 1024
+"""Bytes of a request that are sent before anything is listened for. The kernel takes as much."""
 _NEXT_ADDRESS_AFTER = 0.25  # seconds; RFC 8305 section 5, "Connection Attempt Delay"
 
 
@@ -149,10 +152,14 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             return data
         if self._outbox.size:
             self.head = ResponseHead()
-            await self._flush()
-        if self.head.complete:
-            return await self._receive(max_bytes)
-        while data := await self._receive(max_bytes):
+            await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
+            if self.head.complete:
+                return self.head.framing
+        return await (self._receive(max_bytes) if self.head.complete else self._read_head())
+
+    async def _read_head(self) -> bytes:
+        """What httpcore has to know of it; nothing where the connection ends before its end."""
+        while data := await self._receive(READ_BYTES):
             behind = self.head.feed(data)
             if self.head.complete:
                 self._behind_head = data[len(data) - behind :]
@@ -179,6 +186,38 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         except PeerStalled:
             raise httpcore.WriteTimeout from None
         self.sent_at = self.raw.left_at
+
+    async def _flush_listening(self) -> None:
+        """The same, of much: a server may answer while it is on its way, and neither take the rest
+        nor close. An answer, or the end, ends the writing."""
+        waited = self.raw.read_wait_seconds
+        failures: list[Exception] = []
+
+        async def listen() -> None:
+            try:
+                await self._read_head()
+            except InvalidAnswer as error:
+                failures.append(error)
+            except (httpcore.ReadError, httpcore.ReadTimeout):  # of which the write tells
+                return
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            try:
+                await self._flush()
+            except httpcore.WriteTimeout as error:
+                failures.append(error)
+            tasks.cancel_scope.cancel()
+        self.sent_at = self.raw.left_at
+        self.raw.read_wait_seconds = waited  # both waited for the same
+        if failures:
+            raise failures[0]
+
+    @property
+    def torn(self) -> bool:
+        """Whether only a part of a request has gone out."""
+        return self._outbox.torn
 
     async def is_quiet(self) -> bool:
         """Whether the connection is up and nothing has arrived on it: fit for another request.

@@ -123,6 +123,38 @@ async def refuses_early(peer: Conversation) -> None:
     await peer.until_left()
 
 
+async def refuses_early_and_stays(peer: Conversation) -> None:
+    """Neither reads on nor closes."""
+    await takes_the_head_only(peer)
+    await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await peer.answer(b'{"early":1}', status="400 Bad Request")
+    await anyio.sleep_forever()
+
+
+async def talks_nonsense_early(peer: Conversation) -> None:
+    await takes_the_head_only(peer)
+    await peer.send(b"SSH-2.0-OpenSSH\r\n")
+    await anyio.sleep_forever()
+
+
+def said_early(scene: Scene, response: Response) -> None:
+    assert orjson.loads(response.body) == {"early": 1}
+    assert scene.bench.running.proxy._upstream.pool.idle == 0  # it is not used again
+
+
+def early(name: str, **settings: str) -> Case:
+    return Case(
+        f"K20 {name}",
+        post(LARGE),
+        400,
+        up=1,
+        relayed=True,
+        upstream=refuses_early_and_stays,
+        settings=settings,
+        check=said_early,
+    )
+
+
 async def takes_no_more(peer: Conversation) -> None:
     await takes_the_head_only(peer)
     await anyio.sleep_forever()
@@ -221,7 +253,17 @@ CASES: list[Case] = [
         upstream=refuses_early,
         check=lambda _, response: orjson.loads(response.body) == {"early": 1},
     ),
-    Case("K21", post(LARGE), 504, up=1, upstream=takes_no_more, settings=QUICK),
+    early("neither reads nor closes"),
+    early("neither reads nor closes, TLS", **TLS),
+    Case("K20 nonsense", post(LARGE), 502, up=1, upstream=talks_nonsense_early),
+    Case(
+        "K21",
+        post(LARGE),
+        504,
+        up=1,
+        upstream=takes_no_more,
+        settings={**QUICK, "CLIENT_BODY_TIMEOUT": "30"},  # it is not the client who is slow
+    ),
     Case(
         "K22",
         OK,

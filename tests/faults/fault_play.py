@@ -65,7 +65,7 @@ async def _send(scene: Scene, case: Case) -> None:
 
 async def _assert_response(scene: Scene, case: Case, client: Client, response: Response) -> None:
     statuses = (case.status,) if isinstance(case.status, int) else case.status
-    assert response.status in statuses
+    assert response.status in statuses, response
     if response.status >= 400 and not case.relayed and case.method != "HEAD":
         _assert_own_error(response, case)
     if case.check is not None:
