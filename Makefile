@@ -14,6 +14,7 @@
 #                  short look, ARGS=--help for more
 # make bench-warm  measures what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7
 #                  minutes; make bench-gzip what UPSTREAM_GZIP_MIN_BYTES is over 20 Mbit/s
+# make bench-quota measures what QUOTA_PACING is worth to 100 agents, in 9 minutes
 # make bench-peers installs those peers that PyPI and npm have, into contrib/bench
 # make image       builds the container image with docker, podman or buildah; ARGS='--build-arg BASE=…'
 # make image-test  builds it with buildah on a base made by debootstrap, runs that hardened, and asks
@@ -28,8 +29,8 @@ FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip bench-peers \
-  image image-test clean
+.PHONY: run test faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
+  bench-quota bench-peers image image-test clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -72,6 +73,9 @@ bench: $(VENV)/installed
 
 bench-warm bench-gzip: bench-%: $(VENV)/installed-selfcheck
 	$(BIN)/python contrib/bench/worth.py $* $(ARGS)
+
+bench-quota: $(VENV)/installed-test
+	$(BIN)/python contrib/bench/quota.py $(ARGS)
 
 # Apart from the project's environment: what LiteLLM wants is much, and much of it is pinned.
 bench-peers: | $(VENV)/bin/python

@@ -1,0 +1,144 @@
+"""A fleet of agents that share an account: each a client of the OpenAI SDK, as it comes, with its
+two retries, its backoff and its obedience to Retry-After.
+
+An agent has one task after another: a chat request that has to be answered. Where the SDK gives up,
+the agent waits a second and asks again, so that a task's wait is all the time from its begin to its
+answer. A task that is not done when the time is over counts with the wait it had by then.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+import openai
+
+__all__ = ("Found", "Key", "play")
+
+_PAUSE = 1.0  # seconds after the SDK has given up
+_PROMPT = "Say what the wafer does while light crosses half a room. " * 7  # about 100 tokens
+_NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the SDK would read a hundred
+
+
+@dataclass(frozen=True)
+class Key:
+    """A named key, and how many agents have it."""
+
+    name: str
+    agents: int
+
+    @property
+    def secret(self) -> str:
+        return f"sk-bench-{self.name}"
+
+
+@dataclass
+class Found:
+    """What came of a fleet in ``seconds``."""
+
+    keys: Sequence[Key]
+    seconds: float = 0.0
+    answers: Counter[str] = field(default_factory=Counter)  # by key
+    tokens: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # attempts, by the status
+    given_up: int = 0  # calls that the SDK tried in vain
+    waits: list[float] = field(default_factory=list)
+    by_agent: list[int] = field(default_factory=list)  # answers
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "answers_per_minute": self.answers.total() * 60 / self.seconds,
+            "refused_429": float(self.refused["429"]),
+            "refused_other": float(self.refused.total() - self.refused["429"]),
+            "given_up": float(self.given_up),
+            "wait_p50_seconds": _quantile(self.waits, 50),
+            "wait_p99_seconds": _quantile(self.waits, 99),
+            "fairness": jain([self.answers[key.name] for key in self.keys]),
+            "fewest_answers": float(min(self.by_agent)),
+            "agents_without": float(self.by_agent.count(0)),
+            "tokens": float(self.tokens),
+        }
+
+
+def jain(shares: Sequence[int]) -> float:
+    """Jain's index of fairness: 1 where all have the same, 1/n where one has all."""
+    squares = len(shares) * sum(share * share for share in shares)
+    return sum(shares) ** 2 / squares if squares else 0.0
+
+
+def _quantile(values: Sequence[float], percent: int) -> float:
+    return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else 0.0
+
+
+class _Fleet:
+    def __init__(self, port: int, keys: Sequence[Key], asked: Mapping[str, Any]) -> None:
+        self.found = Found(keys)
+        self._url = f"http://127.0.0.1:{port}/v1"
+        messages = [{"role": "user", "content": _PROMPT}]
+        self._question = {"messages": messages, **asked}
+
+    async def run(self, seconds: float) -> None:
+        hooks = {"response": [self._note_status]}
+        async with openai.DefaultAsyncHttpxClient(
+            verify=_NO_CERTIFICATES, event_hooks=hooks
+        ) as http:
+            began_at = time.monotonic()
+            tasks = [
+                asyncio.create_task(self._agent(key, http))
+                for key in self.found.keys
+                for _ in range(key.agents)
+            ]
+            await asyncio.wait(tasks, timeout=seconds)
+            self.found.seconds = time.monotonic() - began_at
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _note_status(self, response: Any) -> None:
+        if response.status_code >= 400:
+            self.found.refused[str(response.status_code)] += 1
+
+    async def _agent(self, key: Key, http: Any) -> None:
+        client = openai.AsyncOpenAI(base_url=self._url, api_key=key.secret, http_client=http)
+        answers = 0
+        with suppress(asyncio.CancelledError):
+            while True:
+                await self._task(client)
+                self.found.answers[key.name] += 1
+                answers += 1
+        self.found.by_agent.append(answers)
+
+    async def _task(self, client: openai.AsyncOpenAI) -> None:
+        began_at = time.monotonic()
+        try:
+            while True:
+                if await self._call(client):
+                    return
+                await asyncio.sleep(_PAUSE)
+        finally:
+            self.found.waits.append(time.monotonic() - began_at)
+
+    async def _call(self, client: openai.AsyncOpenAI) -> bool:
+        """Whether the SDK got an answer, retries and all."""
+        try:
+            answer = await client.chat.completions.create(**self._question)
+        except openai.APIError:
+            self.found.given_up += 1
+            return False
+        self.found.tokens += answer.usage.total_tokens
+        return True
+
+
+def play(port: int, keys: Sequence[Key], seconds: float, **asked: Any) -> Found:
+    """A fleet at the proxy on ``port``; ``asked`` is what its requests have beside the messages."""
+    fleet = _Fleet(port, keys, asked)
+    asyncio.run(fleet.run(seconds))
+    return fleet.found
