@@ -203,7 +203,8 @@ def every_outcome() -> list[Exchange]:
         for failure in failures
     ]
     ended += [chat_exchange(upstream_status=status, status=status) for status in STATUSES]
-    parts = {"wait_seconds": 0.1, "connect_seconds": 0.1, "tls_seconds": 0.1}
+    waits = ("admission_wait_seconds", "pool_wait_seconds", "retry_seconds")
+    parts = dict.fromkeys((*waits, "connect_seconds", "tls_seconds"), 0.1)
     for model in (*PriceTable.built_in().prices, "unknown"):
         ended.append(stream_exchange(model=model, gap_counts=[1] * GAPS, **parts))
         ended.append(plain_exchange(model=model, time_info=TimeInfo(0.1, 0.1, 0.1)))
