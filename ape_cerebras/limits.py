@@ -13,6 +13,7 @@ that several processes share has the same few questions to answer, each at once 
 
 from collections.abc import Sequence
 from decimal import Decimal
+from math import inf
 from typing import NamedTuple, Protocol
 
 __all__ = ("Bucket", "Charge", "Limits", "LocalLimits", "Verdict", "day_of", "decide")
@@ -56,6 +57,9 @@ class Limits(Protocol):
     a store with a clock of its own goes by that. What settles and spends comes at the end of an
     exchange, cancelled or not: a store that waits for it has to shield it."""
 
+    look_again: float
+    """Seconds after which others may have given something back, unseen from here."""
+
     async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
         """Take all of the charges, or none."""
 
@@ -98,6 +102,8 @@ def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> V
 
 class LocalLimits:
     """The buckets of this process."""
+
+    look_again = inf
 
     def __init__(self) -> None:
         self._full_at: dict[str, float] = {}

@@ -138,7 +138,7 @@ class Pacing:
             try:
                 with (
                     waiting_for_turn(exchange, self._clock),
-                    anyio.move_on_after(model.wait or inf),
+                    anyio.move_on_after(min(model.wait or inf, self._limits.look_again)),
                 ):
                     await changed.wait()
             finally:

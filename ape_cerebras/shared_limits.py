@@ -34,6 +34,7 @@ __all__ = ("ClosedLimits", "SharedLimits", "limits_of")
 _PREFIX = "{ape-cerebras}:"  # in braces, so that the nodes of a cluster keep all in one place
 _THREADS = 8
 _TRY_AGAIN = 1.0  # seconds
+_LOOK_AGAIN = 0.5  # seconds
 _MICRO = 1e-6
 _DECIMALS = 12  # of a dollar: Redis adds up whole numbers, of 64 bits, exactly
 _DAYS_KEPT = timedelta(days=8)  # the clock of who asks may be set back
@@ -86,6 +87,8 @@ return {0, 0, unpack(empty_for)}
 class SharedLimits:
     """``store`` is a Redis's URL, ``timeout`` in seconds for each question to it. ``tell`` is
     called with whether the store answers, whenever that changes."""
+
+    look_again = _LOOK_AGAIN
 
     def __init__(
         self,
@@ -212,6 +215,8 @@ def _arguments(charges: Sequence[Charge]) -> tuple[list[str], list[float]]:
 
 class ClosedLimits:
     """What is asked where nothing may pass while the store does not answer."""
+
+    look_again = _LOOK_AGAIN
 
     async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
         """Raises LimitsUnknown."""
