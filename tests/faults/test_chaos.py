@@ -27,17 +27,14 @@ TURNS = 150  # so that there is a queue for them
 SETTINGS = {
     "CEREBRAS_BASE_URL": "https://localhost",
     "CONNECTION_POOL_SIZE": str(TURNS),
-    "UPSTREAM_CONNECT_TIMEOUT": "3",
+    "UPSTREAM_CONNECT_TIMEOUT": "5",
     "UPSTREAM_FIRST_BYTE_TIMEOUT": "2",
     "UPSTREAM_IDLE_TIMEOUT": "1",
     "WARM_CONNECTIONS": "3",
 }
-# Which of them there are depends on what comes first, but these cannot all have been missed.
-SEEN = {
-    *("completed", "client_disconnected", "upstream_invalid"),
-    *("upstream_connect_failed", "upstream_connect_timeout", "upstream_tls_failed"),
-    *("upstream_timeout", "upstream_stalled", "upstream_truncated"),
-}
+# Which endings there are depends on what comes first, and that on how busy the machine is; these
+# depend on nothing but the dice.
+SEEN = {"client_disconnected", "upstream_connect_failed", "upstream_connect_timeout"}
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
