@@ -76,6 +76,9 @@ class Config:
     # Upstream closes idle connections when it likes; nginx's 75 s is the commonest choice there,
     # and one of ours must end before.
     upstream_keep_alive_timeout: float = 60.0
+    # A name can come to mean another address, and one that is busy never is idle for long. nginx
+    # lets go of its own after an hour; names in a cloud are told for a minute or five.
+    upstream_max_connection_age: float = 600.0
     upstream_connect_timeout: float = 5.0
     upstream_first_byte_timeout: float = 60.0
     upstream_idle_timeout: float = 60.0

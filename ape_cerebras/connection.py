@@ -35,6 +35,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         super().__init__(origin, transport)
         self.transport = transport
         self.idle_since = 0.0
+        self.end_at = math.inf
         self.used = False
         """Whether a request has gone over it."""
         self.closed_by_upstream = False

@@ -6,13 +6,16 @@ cost of a request does not grow with the connections held. (httpcore's own pool 
 twice for each request, and loses slots for ever when requests are cancelled under contention.)
 
 A connection goes back only if its response ended where HTTP says and nothing came after it; a
-response left early, or with bytes behind it, would be the beginning of the next one's answer.
+response left early, or with bytes behind it, would be the beginning of the next one's answer. Nor
+does it where it is too old, as the name of the API may mean another address by now; those that were
+made together end a little apart.
 
 Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
 
 Who keeps connections ready ahead of the requests is ``warmth``.
 """
 
+import random
 import ssl
 from bisect import bisect_right, insort
 from collections.abc import Callable
@@ -35,6 +38,7 @@ from .upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed
 __all__ = ("Lease", "Pool", "ssl_context_for")
 
 _IDLE_SINCE = attrgetter("idle_since")
+_SPREAD = 0.1  # of the age at which connections end
 
 
 def ssl_context_for(config: Config) -> ssl.SSLContext | None:
@@ -152,8 +156,9 @@ class Pool:
         """Check a connection that is in nobody's hands; close it if it is not fit."""
         fit = False
         try:
-            age = self._clock() - connection.idle_since
-            if age < self._config.upstream_keep_alive_timeout:
+            now = self._clock()
+            idle_for = now - connection.idle_since
+            if idle_for < self._config.upstream_keep_alive_timeout and now < connection.end_at:
                 fit = await connection.transport.is_quiet()
         finally:
             if not fit:
@@ -162,7 +167,8 @@ class Pool:
 
     def _give_back(self, connection: Connection) -> None:
         self._release()
-        if connection.reusable and len(self._idle) < self._idle_at_most:
+        fit = connection.reusable and self._clock() < connection.end_at
+        if fit and len(self._idle) < self._idle_at_most:
             self._put_idle(connection)
         else:
             connection.transport.close()
@@ -192,6 +198,8 @@ class Pool:
             raise ConnectFailed from None
         tls = None if self._ssl_context is None else self._clock() - connected_at
         connection = Connection(self._origin, stream)
+        spread = random.uniform(1 - _SPREAD, 1)  # noqa: S311 - nobody gains by guessing it
+        connection.end_at = connected_at + spread * self._config.upstream_max_connection_age
         connection.watched = raw.watch_end(partial(self._note_end, connection))
         return connection, connected_at - began_at, tls
 

@@ -108,6 +108,7 @@ SETTINGS: tuple[Setting, ...] = (
     _limit("KEEP_ALIVE_CONNECTIONS", whole(0, 100_000), "upstream connections kept when idle"),
     _limit("WARM_CONNECTIONS", whole(0, 1000), "idle upstream connections kept ready"),
     Setting("UPSTREAM_KEEP_ALIVE_TIMEOUT", _seconds, "an idle upstream connection"),
+    Setting("UPSTREAM_MAX_CONNECTION_AGE", _seconds, "an upstream connection in all"),
     Setting("UPSTREAM_CONNECT_TIMEOUT", _seconds, "connect and TLS in all"),
     Setting("UPSTREAM_FIRST_BYTE_TIMEOUT", _seconds, "request written to response head, in all"),
     Setting("UPSTREAM_IDLE_TIMEOUT", _seconds, "between two reads of a response body"),

@@ -106,7 +106,7 @@ async def test_no_more_are_kept_than_may_be() -> None:
 
 async def test_those_too_old_or_closed_by_the_other_side_are_let_go() -> None:
     async with pool_of(UPSTREAM_KEEP_ALIVE_TIMEOUT="60") as (pool, peers):
-        for spoil in (_close, _age):
+        for spoil in (_close, _leave_idle, _age):
             async with leased(pool) as old:
                 await use(old)
             spoil(peers.peers[-1], old)
@@ -120,8 +120,22 @@ def _close(peer: MemoryStream, connection: Connection) -> None:
     peer.close()
 
 
-def _age(peer: MemoryStream, connection: Connection) -> None:
+def _leave_idle(peer: MemoryStream, connection: Connection) -> None:
     connection.idle_since -= 61
+
+
+def _age(peer: MemoryStream, connection: Connection) -> None:
+    connection.end_at -= 600
+
+
+async def test_one_too_old_is_not_kept_when_it_is_given_back() -> None:
+    async with pool_of(UPSTREAM_MAX_CONNECTION_AGE="100") as (pool, _):
+        now = anyio.current_time()
+        async with leased(pool) as connection:
+            await use(connection)
+            assert now + 90 <= connection.end_at <= anyio.current_time() + 100
+            connection.end_at = now
+        assert (pool.idle, pool.active) == (0, 0)
 
 
 async def test_who_waits_first_is_served_first() -> None:

@@ -14,18 +14,20 @@ from scripts import answers, one_token_and_no_more
 from served import environment, run, serving
 from soak import soaked
 from support import (
+    PATIENCE,
     TOKEN,
     Client,
     Conversation,
     Response,
     Running,
+    chat,
     running_proxy,
     running_upstream,
 )
 from support import events as sent_as
 
 from ape_cerebras.backends import run_on
-from ape_cerebras.network import SocketStream
+from ape_cerebras.network import SocketStream, StampedStream
 from ape_cerebras.transport import connect_tcp
 
 __all__ = ("CASES",)
@@ -189,6 +191,32 @@ def soaks_a_little(backend: str) -> None:
     assert run_on(backend, soaked, backend, 3.0, 13).problems == []
 
 
+async def _name_changes() -> None:
+    async with running_upstream(answers) as old, running_upstream(answers) as new:
+        meant = old
+
+        async def connect(host: str, port: int) -> StampedStream:
+            return await connect_tcp("127.0.0.1", meant.port)
+
+        settings = {
+            "CEREBRAS_BASE_URL": "http://moving.example",
+            "UPSTREAM_MAX_CONNECTION_AGE": "0.1",
+        }
+        async with running_proxy(0, connect, **settings) as running:
+            client = await running.client()
+            assert (await client.ask(chat())).complete
+            meant = new
+            with anyio.fail_after(PATIENCE):
+                while not new.requests:
+                    assert (await client.ask(chat())).complete
+    assert old.requests
+
+
+def name_changes(backend: str) -> None:
+    """The API's name means another address, and connections are never idle."""
+    run_on(backend, _name_changes)
+
+
 CASES: list[Case] = [
     Case("M1", play=idle_ends_at_once, lines=0),
     Case("M2", play=what_runs_is_finished, lines=0),
@@ -201,6 +229,6 @@ CASES: list[Case] = [
     Case("M9", play=both_families, lines=0),
     Case("M10", process=output_ends),
     Case("M11", needs="the container: make image-test plays it"),
-    Case("M12", needs="a maximum age of connections"),
+    Case("M12", process=name_changes),
     Case("M13", process=soaks_a_little),
 ]
