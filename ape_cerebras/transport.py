@@ -188,8 +188,8 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.sent_at = self.raw.left_at
 
     async def _flush_listening(self) -> None:
-        """The same, of much: a server may answer while it is on its way, and neither take the rest
-        nor close. An answer, or the end, ends the writing."""
+        """The same, of much: a server may refuse it while it is on its way, and neither take the
+        rest nor close. A refusal, or the end, ends the writing (RFC 9112 section 9.5)."""
         waited = self.raw.read_wait_seconds
         failures: list[Exception] = []
 
@@ -200,7 +200,8 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
                 failures.append(error)
             except (httpcore.ReadError, httpcore.ReadTimeout):  # of which the write tells
                 return
-            tasks.cancel_scope.cancel()
+            if not 200 <= self.head.status < 300:
+                tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen)

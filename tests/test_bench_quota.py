@@ -18,22 +18,22 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bench needs
 
 
 @pytest.fixture
-def agents(monkeypatch: pytest.MonkeyPatch) -> Any:
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module; the bench's modules find each other beside themselves."""
     monkeypatch.syspath_prepend(str(BENCH))
-    return import_module("agents")
+    return import_module("fleet")
 
 
 @pytest.mark.parametrize(
     ("shares", "index"), [([5, 5, 5, 5], 1.0), ([7, 0, 0, 0], 0.25), ([1, 3], 0.8), ([0, 0], 0.0)]
 )
-def test_the_index_of_fairness(agents: Any, shares: list[int], index: float) -> None:
-    assert agents.jain(shares) == pytest.approx(index)
+def test_the_index_of_fairness(fleet: Any, shares: list[int], index: float) -> None:
+    assert fleet.jain(shares) == pytest.approx(index)
 
 
-def test_the_figures_of_a_fleet(agents: Any) -> None:
-    keys = (agents.Key("anna", 2), agents.Key("ben", 1))
-    found = agents.Found(keys, seconds=30.0, tokens=900, given_up=2, by_agent=[3, 0, 1])
+def test_the_figures_of_a_fleet(fleet: Any) -> None:
+    keys = (fleet.Key("anna", 2), fleet.Key("ben", 1))
+    found = fleet.Found(keys, seconds=30.0, tokens=900, given_up=2, by_agent=[3, 0, 1])
     found.answers.update({"anna": 3, "ben": 1})
     found.refused.update({"429": 8, "503": 1})
     found.waits = [float(number) for number in range(101)]

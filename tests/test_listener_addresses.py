@@ -5,7 +5,6 @@ import os
 import socket
 from contextlib import ExitStack, closing
 
-import anyio
 import pytest
 
 from ape_cerebras.listener import open_listeners
@@ -27,11 +26,11 @@ async def test_port_0_picks_one_that_is_then_known() -> None:
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Let every name mean these addresses, the first of them twice."""
 
-    async def getaddrinfo(_: object, port: int, **__: object) -> list[tuple[object, ...]]:
+    def getaddrinfo(_: object, port: int, **__: object) -> list[tuple[object, ...]]:
         meant = (addresses[0], *addresses)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in meant]
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 async def test_port_0_is_one_port_on_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

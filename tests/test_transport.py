@@ -128,7 +128,13 @@ async def test_quiet_means_up_and_silent() -> None:
     assert not await stream.is_quiet()
 
 
-async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_end() -> None:
+LARGE = b"x" * 8_000_000  # more than fits in between
+
+
+@asynccontextmanager
+async def overtaken(answer: bytes) -> AsyncIterator[tuple[SocketStream, UpstreamStream]]:
+    """A server that has answered before it takes anything of a large request, and who makes that
+    request."""
     [listener] = await open_listeners("127.0.0.1", 0)
     with listener:
         raw = await connect_tcp(*listener.getsockname())
@@ -136,20 +142,33 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
         accepted, _ = listener.accept()
     accepted.setblocking(False)
     peer, stream = SocketStream(accepted), await UpstreamStream.start(raw, None, "a")
-    size = 8_000_000  # more than fits in between
-
-    async def take() -> None:
-        taken = 0
-        while taken < size:
-            taken += len(await peer.receive())
-
-    refusal = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
-    await peer.send(refusal)
-    await stream.write(b"x" * size)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(take)
-        assert await stream.read(100) == refusal
-    assert stream.sent_at is not None
-    assert stream.arrived_at == stream.sent_at
+    await peer.send(answer)
+    await stream.write(LARGE)
+    with anyio.fail_after(10):
+        yield peer, stream
     for each in (peer, stream):
         each.close()
+
+
+async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_end() -> None:
+    async def take() -> None:
+        taken = 0
+        while taken < len(LARGE):
+            taken += len(await peer.receive())
+
+    answer = b"HTTP/1.1 200 OK\r\n\r\n"
+    async with overtaken(answer) as (peer, stream), anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        assert await stream.read(100) == answer
+    assert stream.sent_at is not None
+    assert stream.arrived_at == stream.sent_at
+    assert not stream.torn
+
+
+async def test_a_refusal_that_overtakes_its_request_ends_that() -> None:
+    refusal = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
+    async with overtaken(refusal) as (_, stream):
+        assert await stream.read(100) == refusal
+        assert stream.torn
+    assert stream.sent_at is not None
+    assert stream.arrived_at == stream.sent_at

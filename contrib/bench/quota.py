@@ -3,7 +3,7 @@
     python quota.py    # 100 agents with five keys, 30,000 tokens a minute, twice four minutes
 
 Each arm has a proxy of ours and a simulated Cerebras of its own, which keeps the account to its
-quota, and a fleet of agents (``agents.py``) in a process of its own; all arms run side by side, so
+quota, and a fleet of agents (``fleet.py``) in a process of its own; all arms run side by side, so
 that whatever else the machine does hits all alike. Whether tokens that were reserved and not used
 come back to the account (settled) or do not (kept) is not known of the real one: both are played.
 """
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from agents import Found, Key, play
+from fleet import Found, Key, play
 from peers import HERE, OURS, PEERS, Running, Setting, start
 from processes import OTHER_CORE, free_port, listening, settle_down_here, started
 from report import aligned
