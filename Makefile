@@ -24,6 +24,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
+# What differs from loop to loop: sockets, signals, whole processes. The rest runs on it with LOOPS.
+ON_UVLOOP := readiness network transport relaying leaving draining warm_requests sdk_openai keys
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
@@ -40,6 +42,7 @@ run: $(VENV)/installed
 
 test: lint types $(VENV)/installed-js
 	$(BIN)/python -m pytest --loops $(LOOPS)
+	$(BIN)/python -m pytest --loops uvloop $(ON_UVLOOP:%=tests/test_%.py)
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults

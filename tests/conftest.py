@@ -4,7 +4,7 @@ the tests of a module."""
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import printed
 import pytest
@@ -13,7 +13,7 @@ from monitoring import Load, Prometheus, under_load
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
-from ape_cerebras.backends import BACKENDS, in_anyios_words
+from ape_cerebras.backends import in_anyios_words
 from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
 
 pytest_plugins = "pytester"
@@ -23,21 +23,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(printed)
 
 
+LOOP_FIXTURES: dict[str, Literal["function", "module"]] = {
+    "anyio_backend": "function",
+    "backend": "module",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "the event loops that tests run on, comma-separated: of asyncio, trio, uvloop"
     parser.addoption("--loops", default="asyncio,trio", help=text)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "anyio_backend" in metafunc.fixturenames and not is_chosen(metafunc):
-        loops = metafunc.config.getoption("--loops").split(",")
-        metafunc.parametrize("anyio_backend", loops, indirect=True)
+    loops = metafunc.config.getoption("--loops").split(",")
+    for name, scope in LOOP_FIXTURES.items():
+        if name in metafunc.fixturenames and not is_chosen(metafunc, name):
+            metafunc.parametrize(name, loops, indirect=True, scope=scope)
 
 
-def is_chosen(metafunc: pytest.Metafunc) -> bool:
+def is_chosen(metafunc: pytest.Metafunc, name: str) -> bool:
     """Whether the test itself says what it runs on."""
-    marks = metafunc.definition.iter_markers("parametrize")
-    return any("anyio_backend" in mark.args[0] for mark in marks)
+    named = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    return any(name in ([each] if isinstance(each, str) else each) for each in named)
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def kernel_stamps() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

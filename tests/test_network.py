@@ -69,10 +69,10 @@ async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() ->
             await theirs.receive()
         theirs.read_timeout = 0.02
         waited = theirs.read_wait_seconds
-        assert waited >= 0.02  # in vain is waited too
+        assert waited >= 0.019  # in vain is waited too; uvloop's timers are of whole milliseconds
         with pytest.raises(PeerStalled):
             await theirs.receive()
-        assert theirs.read_wait_seconds >= waited + 0.02
+        assert theirs.read_wait_seconds >= waited + 0.019
 
 
 @stamped_by_kernel
