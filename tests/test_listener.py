@@ -1,6 +1,7 @@
 """The listening sockets and the accept loop, over real sockets."""
 
 import errno
+import gc
 import os
 import resource
 import socket
@@ -169,7 +170,12 @@ async def test_clients_that_leave_at_once_end_nothing() -> None:
 
 @contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """For as long as the block runs, or until a descriptor is closed, none can be opened."""
+    """For as long as the block runs, or until a descriptor is closed, none can be opened.
+
+    The collector would close what loops of other tests have left.
+    """
+    gc.collect()
+    gc.disable()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     with ExitStack() as taken:
@@ -183,6 +189,7 @@ def no_descriptors_left() -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            gc.enable()
 
 
 async def test_m8_out_of_descriptors_it_complains_and_goes_on_when_there_are_some() -> None:

@@ -55,7 +55,8 @@ def test_reasoning_comes_first(asking: Asking, demo: Served) -> None:
     assert kinds == sorted(kinds, reverse=True)
     assert set(kinds) == {"reasoning", "content"}
     assert line["reasoning_tokens"] == 16
-    assert line["ttft_seconds"] < line["ttfo_seconds"]
+    # Not "<": reasoning and answer may have come in one read.
+    assert 0 < line["ttft_seconds"] <= line["ttfo_seconds"]
 
 
 def test_a_tool_call(asking: Asking, demo: Served) -> None:

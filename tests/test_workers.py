@@ -300,7 +300,9 @@ def test_workers_that_cannot_begin_are_not_tried_for_ever(tmp_path: Path) -> Non
     )
     messages = [orjson.loads(text)["message"] for text in ended.stdout.splitlines()]
     assert ended.returncode == 1
-    assert messages[-2:] == ["No worker can serve", "All workers have ended"]
+    # The other one may still be failing when the first has been found out.
+    assert messages.count("No worker can serve") == 1
+    assert messages[-1] == "All workers have ended"
     assert KEY not in ended.stdout + ended.stderr
     assert not list(tmp_path.iterdir())
 
