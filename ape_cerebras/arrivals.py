@@ -25,6 +25,8 @@ class Receiver:
 
     ``arrived_at``: when the bytes of the latest ``read`` arrived; never before those before.
     ``stamped``: whether the kernel has said so; else it is the moment of the read.
+    ``drained``: whether the latest ``read`` has left nothing, so that to read again would be in
+    vain before more comes (epoll(7), question 9), and nobody needs that to know since when.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class Receiver:
         self._notes: deque[tuple[int, float]] = deque()  # bytes to be read, and when they came
         self._attentive = self._watched = False
         self.arrived_at = silent_until
-        self.stamped = False
+        self.stamped = self.drained = False
 
     def stamp_by_read(self) -> None:
         """Take the moment of the read for the arrival from here on."""
@@ -78,6 +80,7 @@ class Receiver:
             raise
         arrived_at = self._take_note(len(data)) if self._notes else self._moment_of(ancillary)
         self.stamped = arrived_at is not None
+        self.drained = 0 < len(data) < at_most and not self._attentive
         # A segment that overtook others bears an earlier stamp than those it follows.
         self.arrived_at = max(self.arrived_at, self._clock() if arrived_at is None else arrived_at)
         return data

@@ -27,8 +27,9 @@ class Connection(httpcore.AsyncHTTP11Connection):
     A pool that lends a connection to one exchange only needs no lock around its state, and nobody
     listens to httpcore's traces: they took a tenth of the time of a plain request. Its async
     generators are finished by the garbage collector where they are left early, of which trio warns.
-    Bodies in chunks are read by ``chunked`` in h11's place. The protected members used here are
-    what pins httpcore's version.
+    h11 is not asked for an event before there is something to make one of. Bodies in chunks are
+    read by ``chunked`` in its place. The protected members used here are what pins httpcore's
+    version.
     """
 
     def __init__(self, origin: httpcore.Origin, transport: UpstreamStream) -> None:
@@ -44,6 +45,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         """Whether that becomes known at once."""
         self._chunks: ChunkedReader | None = None  # of an answer whose body comes in chunks
         self._arrived = bytearray()  # of such a body, and not read yet
+        self._untaken = False  # whether some of that has come since it was read last
         self._nothing_left_over = False
 
     async def ask(
@@ -62,11 +64,18 @@ class Connection(httpcore.AsyncHTTP11Connection):
         for part in body.parts:
             hold(say(h11.Data(data=part)))
         hold(say(h11.EndOfMessage()))
-        await self._receive_event()
+        self._feed(await self.transport.read_head())
+        self._next_event()
         head = self.transport.head
         # The head has been checked: this is the only coding there can be.
         chunked = any(name == b"transfer-encoding" for name, _ in head.headers)
         self._chunks = ChunkedReader(math.inf, _TRAILERS_AT_MOST, math.inf) if chunked else None
+        behind = self.transport.take_behind_head()
+        if chunked:
+            self._arrived += behind
+            self._untaken = bool(behind)
+        elif behind:
+            self._feed(behind)
         return head
 
     async def next_chunk(self) -> bytes | None:
@@ -76,32 +85,44 @@ class Connection(httpcore.AsyncHTTP11Connection):
         """
         if self._chunks is not None:
             return await self._next_of_chunks(self._chunks)
-        event = await self._receive_event()
+        while (event := self._next_event()) is h11.NEED_DATA:
+            self._feed(await self.transport.read(READ_BYTES))
         if isinstance(event, h11.Data):
             return bytes(event.data)
         self._end()
         return None
 
+    def _feed(self, data: bytes) -> None:
+        self._h11_state.receive_data(data)
+
+    def _next_event(self) -> object:
+        try:
+            return self._h11_state.next_event()
+        except h11.RemoteProtocolError:
+            raise httpcore.RemoteProtocolError("The answer is cut off.") from None
+
     async def _next_of_chunks(self, chunks: ChunkedReader) -> bytes | None:
         if chunks.paused:
             await anyio.lowlevel.checkpoint()
-        while not (data := self._take(chunks)):
-            if chunks.ended:
-                self._h11_state.receive_data(LAST_CHUNK)  # of the rest h11 knows nothing
-                await self._receive_event()
-                self._end()
-                return None
-            if not chunks.paused:
+        while not chunks.ended:
+            if not (self._untaken or chunks.paused):
                 await self._read_on()
-        return data
+            if data := self._take(chunks):
+                return data
+        self._feed(LAST_CHUNK)  # of the rest h11 knows nothing
+        self._next_event()
+        self._end()
+        return None
 
     async def _read_on(self) -> None:
         arrived = await self.transport.read(READ_BYTES)
         if not arrived:
             raise httpcore.RemoteProtocolError("The body ended before its last chunk.")
         self._arrived += arrived
+        self._untaken = True
 
     def _take(self, chunks: ChunkedReader) -> bytes:
+        self._untaken = False
         try:
             return chunks.take(self._arrived)
         except ProxyError:

@@ -66,7 +66,7 @@ class Exchange(Record):
     def traits(self) -> Outcome:
         return OUTCOMES[self.outcome]
 
-    @property
+    @cached_property
     def total_time_seconds(self) -> float:
         """From the request's completion; from its first byte if it never was complete."""
         began_at = self.started_at if self.received_at is None else self.received_at
@@ -80,7 +80,7 @@ class Exchange(Record):
         known = [each for each in waits if each is not None]
         return round(sum(known), 6) if known else None
 
-    @property
+    @cached_property
     def overhead_seconds(self) -> float | None:
         """Time that was spent waiting neither for upstream nor for the client, nor for a turn; None
         where the request never was complete, for most of that time the client was waited for."""

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -28,58 +29,59 @@ _PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line t
 _FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
 
 _OUTSIDE = ("method", "model", "requested_model", "closest_model")
-# Key of the line → attribute of the exchange, in the line's order; None is left out.
-_REQUEST = (
-    ("request_id", "request_id"),
-    ("route", "route"),
-    ("method", "method"),
-    ("status_code", "status"),
-    ("outcome", "outcome"),
-    ("client", "client"),
-    ("model", "model"),
-    ("requested_model", "renamed_model"),
-    ("stream", "stream"),
+_Read = Callable[[object], dict[str, Any]]
+
+
+def _reader(*names: str, **renamed: str) -> _Read:
+    """What reads a part of a line off an object: keys and attributes are called ``names``, unless
+    an attribute is ``renamed`` for its key. None is left out."""
+    read = attrgetter(*(renamed.get(name, name) for name in names))
+    return lambda source: {
+        name: value for name, value in zip(names, read(source), strict=True) if value is not None
+    }
+
+
+_request = _reader(
+    "request_id",
+    "route",
+    "method",
+    "status_code",
+    "outcome",
+    "client",
+    "model",
+    "requested_model",
+    "stream",
+    status_code="status",
+    requested_model="renamed_model",
 )
-_TIMES = tuple(
-    (name, name)
-    for name in (
-        "ttft_seconds",
-        "upstream_ttft_seconds",
-        "proxy_ttft_seconds",
-        "ttfb_seconds",
-        "ttfo_seconds",
-        "total_time_seconds",
-        "generation_seconds",
-        "tpot_seconds",
-        "queue_seconds",
-        "prompt_seconds",
-        "completion_seconds",
-        "network_seconds",
-        "retry_seconds",
-        "wait_seconds",
-        "connect_seconds",
-        "tls_seconds",
-        "proxy_own_seconds",
-        "overhead_seconds",
-        "intended_start_lag_seconds",
-    )
+_times = _reader(
+    "ttft_seconds",
+    "upstream_ttft_seconds",
+    "proxy_ttft_seconds",
+    "ttfb_seconds",
+    "ttfo_seconds",
+    "total_time_seconds",
+    "generation_seconds",
+    "tpot_seconds",
+    "queue_seconds",
+    "prompt_seconds",
+    "completion_seconds",
+    "network_seconds",
+    "retry_seconds",
+    "wait_seconds",
+    "connect_seconds",
+    "tls_seconds",
+    "proxy_own_seconds",
+    "overhead_seconds",
+    "intended_start_lag_seconds",
 )
-_TIMED_HOW = (("stamp", "stamp"), ("connection", "connection"), ("tries", "tries"))
-_USAGE = tuple(
-    (name, name)
-    for name in (
-        "total_tokens",
-        "prompt_tokens",
-        "completion_tokens",
-        "cached_tokens",
-        "reasoning_tokens",
-    )
+_timed_how = _reader("stamp", "connection", "tries")
+_usage = _reader(
+    "total_tokens", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"
 )
+_upstreams_word = _reader("upstream_status", "upstream_code")
 # How tokens came together, for those who look closely: at level debug.
-_GROUPING = tuple(
-    (name, name) for name in ("token_events", "token_reads", "tokens_per_event", "events_per_read")
-)
-_UPSTREAMS_WORD = (("upstream_status", "upstream_status"), ("upstream_code", "upstream_code"))
+_grouping = _reader("token_events", "token_reads", "tokens_per_event", "events_per_read")
 _MESSAGES = {
     "completed": "Chat completion successful",
     "client_disconnected": "Client disconnected",
@@ -109,32 +111,29 @@ def _line(level: str, message: str, trace_id: str | None, rest: dict[str, Any]) 
     return orjson.dumps({**first, **rest}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _known(source: object, keys: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    pairs = ((key, getattr(source, attribute)) for key, attribute in keys)
-    return {key: value for key, value in pairs if value is not None}
-
-
 def exchange_fields(exchange: Exchange) -> dict[str, Any]:
     """All that a line tells of an exchange after its first four keys."""
-    fields = _known(exchange, _REQUEST)
+    fields = _request(exchange)
     _escape(fields)
     if not exchange.status:  # nothing was told
         del fields["status_code"]
-    fields.update(_known(exchange, _TIMES))
+    fields.update(_times(exchange))
     if exchange.stream:
         fields["client_blocked_seconds"] = round(exchange.client_blocked_seconds, 6)
     if exchange.is_chat:
         fields["ttft_source"] = exchange.ttft_source
-    fields.update(_known(exchange, _TIMED_HOW))
+    fields.update(_timed_how(exchange))
     if exchange.usage is not None:
-        fields.update(_known(exchange.usage, _USAGE))
-        fields.update(_known(exchange, (("tokens_per_second", "tokens_per_second"),)))
+        fields.update(_usage(exchange.usage))
+        if exchange.tokens_per_second is not None:
+            fields["tokens_per_second"] = exchange.tokens_per_second
     if exchange.cost is not None:
         fields["cost_usd"] = orjson.Fragment(format(exchange.cost, "f").encode())
-    fields.update(_known(exchange, (("usage_source", "usage_source"),)))
+    if exchange.usage_source is not None:
+        fields["usage_source"] = exchange.usage_source
     if exchange.error_code is not None:
         fields["error"] = exchange.error_code
-        fields.update(_known(exchange, _UPSTREAMS_WORD))
+        fields.update(_upstreams_word(exchange))
     return fields
 
 
@@ -182,7 +181,7 @@ class Logs:
             message = "Request answered"
         fields = exchange_fields(exchange)
         if self._least == _LEVELS["debug"] and exchange.token_events:
-            fields.update(_known(exchange, _GROUPING))
+            fields.update(_grouping(exchange))
         fields.update(self._whose)
         self._write(_line(level, message, exchange.trace_id, fields))
 

@@ -216,7 +216,8 @@ class Metrics:
         status = str(exchange.status)
         self._child(self._outcomes, exchange.route, exchange.outcome, status).inc()
         self._observe_rows(self._route, exchange.route, exchange)
-        self._blocked.inc(exchange.client_blocked_seconds)
+        if exchange.client_blocked_seconds:
+            self._blocked.inc(exchange.client_blocked_seconds)
         if exchange.connection is not None:
             self._child(self._connections, exchange.connection).inc()
         self._observe_quota(exchange)
@@ -234,7 +235,9 @@ class Metrics:
     def _observe_chat(self, exchange: Exchange, model: str) -> None:
         self._child(self._requests, model).inc()
         # Made in any case: errors over requests is 0 then, where it would else be absent.
-        self._child(self._errors, model).inc(exchange.traits.failed)
+        errors = self._child(self._errors, model)
+        if exchange.traits.failed:
+            errors.inc()
         self._observe_ttft(exchange, model)
         self._observe_rows(self._chat, model, exchange)
         if any(exchange.gap_counts) and exchange.generation_seconds is not None:
@@ -261,7 +264,9 @@ class Metrics:
         if exchange.reserved_tokens is not None:
             self._child(self._reserved, model).inc(exchange.reserved_tokens)
         for kind in ("prompt", "completion", "cached", "reasoning"):
-            self._child(self._tokens, model, kind).inc(getattr(usage, f"{kind}_tokens"))
+            tokens = self._child(self._tokens, model, kind)
+            if count := getattr(usage, f"{kind}_tokens"):
+                tokens.inc(count)
         if exchange.cost is None:
             self._unpriced.inc()
         else:

@@ -166,6 +166,9 @@ class SocketStream(StampedStream):
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._must_take_turn():
             await anyio.lowlevel.checkpoint()
+        if self._receiver.drained and self._readiness.untold:
+            self._read_since_wait = 0
+            await self._wait_to_read()
         while True:
             try:
                 return self.receive_nowait(max_bytes)

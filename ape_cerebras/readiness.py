@@ -36,6 +36,11 @@ class Readiness(Protocol):
     (None: wait for ever). Both raise ClosedResourceError once it is closed.
     """
 
+    @property
+    def untold(self) -> bool:
+        """Whether nothing has been heard of the socket since the last wait to read, where what
+        comes is always told."""
+
     async def readable(self, timeout: float | None) -> bool: ...
 
     async def writable(self, timeout: float | None) -> bool: ...
@@ -79,6 +84,9 @@ class _Waiting:
             self.end_in(timeout)
         try:
             return await self.future
+        except BaseException:
+            self.ready = True  # it may have been told, and nobody has looked
+            raise
         finally:
             self.future = None
 
@@ -106,7 +114,7 @@ class _Waiting:
             self._settle(False)
 
     def wake(self) -> None:
-        if self.future is None:
+        if self.future is None or self.future.done():
             self.ready = True
         else:
             self._settle(True)
@@ -127,6 +135,7 @@ class _AsyncioReadiness:
         self._edges = source
         self._descriptor = descriptor
         self._wants_writable = False
+        self._has_ended = False
         self._reading = _Waiting()
         self._writing = _Waiting()
         self._hook: Hook | None = None
@@ -136,13 +145,20 @@ class _AsyncioReadiness:
     def _told(self, bits: int) -> None:
         if bits & READABLE:
             if self._hook is not None:
+                self._reading.ready = True
                 self._hook()
             else:
                 self._reading.wake()
         if bits & WRITABLE:
             self._writing.wake()
-        if bits & ENDED and self._end_hook is not None:
-            self._end_hook()
+        if bits & ENDED:
+            self._has_ended = True
+            if self._end_hook is not None:
+                self._end_hook()
+
+    @property
+    def untold(self) -> bool:
+        return not (self._reading.ready or self._has_ended)
 
     async def readable(self, timeout: float | None) -> bool:
         return await self._reading.wait(timeout)
@@ -167,6 +183,7 @@ class _AsyncioReadiness:
 
     def close(self) -> None:
         self._edges.forget(self._descriptor)
+        self._has_ended = True
         self._hook = self._end_hook = None
         self._reading.close()
         self._writing.close()
@@ -176,6 +193,7 @@ class _TrioReadiness:
     def __init__(self, source: Edges, sock: socket.socket) -> None:
         self._edges = source
         self._socket = sock
+        self.untold = False
         self._scope: trio.CancelScope | None = None
         self._hook: Hook | None = None
         self._watched = False
@@ -227,6 +245,7 @@ class _TrioReadiness:
 class _AnyioReadiness:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self.untold = False
         self._scope: anyio.CancelScope | None = None
 
     async def readable(self, timeout: float | None) -> bool:

@@ -1,9 +1,9 @@
 """The way upstream: name to address, TCP, TLS, and the network stream that httpcore reads and
 writes through.
 
-Two things here are ours rather than httpcore's. Writes are held until the next read, so that head
-and body of a request leave in one piece. And closing awaits nothing, so that a connection whose
-request is cancelled, at whatever moment, TLS handshake included, is closed there and then.
+Two things here are ours rather than httpcore's. Writes are held until the answer is read, so that
+head and body of a request leave in one piece. And closing awaits nothing, so that a connection
+whose request is cancelled, at whatever moment, TLS handshake included, is closed there and then.
 """
 
 import socket
@@ -133,40 +133,12 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         arrived_at = self.raw.arrived_at
         return arrived_at if self.sent_at is None else max(arrived_at, self.sent_at)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Hold ``buffer`` until the next read; the deadlines are the raw stream's."""
-        self.hold(buffer)
-
     def hold(self, data: bytes | None) -> None:
-        """The same, for those who need not await it."""
+        """Have ``data`` written when the head of its answer is to be read."""
         self._outbox.hold(data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What arrives next. A response's head comes by itself, checked, and reduced to what
-        httpcore has to know of it; interim responses do not come at all.
-
-        Raises httpcore's ReadError and timeouts, and InvalidAnswer.
-        """
-        if self._behind_head:
-            data, self._behind_head = self._behind_head, b""
-            return data
-        if self._outbox.size:
-            self.head = ResponseHead()
-            await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
-            if self.head.complete:
-                return self.head.framing
-        return await (self._receive(max_bytes) if self.head.complete else self._read_head())
-
-    async def _read_head(self) -> bytes:
-        """What httpcore has to know of it; nothing where the connection ends before its end."""
-        while data := await self._receive(READ_BYTES):
-            behind = self.head.feed(data)
-            if self.head.complete:
-                self._behind_head = data[len(data) - behind :]
-                return self.head.framing
-        return b""
-
-    async def _receive(self, max_bytes: int) -> bytes:
+        """What arrives next. Raises httpcore's ReadError and ReadTimeout."""
         try:
             return await self._stream.receive(max_bytes)
         except EndOfStream:
@@ -175,6 +147,29 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadTimeout from None
         except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
             raise httpcore.ReadError from None
+
+    async def read_head(self) -> bytes:
+        """Write what is held, and read the head of the answer; what h11 has to know of it. Interim
+        responses are passed over; nothing comes where the connection ends before the head's end.
+
+        Raises httpcore's ReadError and timeouts, and InvalidAnswer.
+        """
+        self.head = ResponseHead()
+        await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
+        return self.head.framing if self.head.complete else await self._read_head()
+
+    def take_behind_head(self) -> bytes:
+        """What came in one read with a head, and belongs to the body."""
+        data, self._behind_head = self._behind_head, b""
+        return data
+
+    async def _read_head(self) -> bytes:
+        while data := await self.read(READ_BYTES):
+            behind = self.head.feed(data)
+            if self.head.complete:
+                self._behind_head = data[len(data) - behind :]
+                return self.head.framing
+        return b""
 
     async def _flush(self) -> None:
         try:
@@ -226,8 +221,6 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         Reads for real, through TLS too, so that a session ticket (which is no answer) is taken in
         and a stray byte (which would be taken for the next answer) is found. Waits for nothing.
         """
-        if self._behind_head:
-            return False
         self.raw.before_wait = _refuse_to_wait
         try:
             await self._stream.receive(READ_BYTES)

@@ -4,7 +4,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
 
 import anyio
@@ -223,6 +223,65 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
         while not got.endswith(b"199,"):
             got += await theirs.receive()
     assert got == b"".join(b"%d," % number for number in range(200))
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_was_told_to_one_who_is_cancelled_is_read_by_the_next(turns: int) -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        got = b""
+
+        async def receive() -> None:
+            nonlocal got
+            with scope:
+                got += await theirs.receive()
+
+        scope = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"b")
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+        with anyio.fail_after(5):
+            got = got or await theirs.receive()
+    assert got == b"b"
+
+
+async def test_what_was_told_to_a_watcher_is_read_by_the_next() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        told = anyio.Event()
+        if not theirs.watch(told.set):
+            return
+        await ours.send(b"b")
+        with anyio.fail_after(5):
+            await told.wait()
+            theirs.watch(None)
+            assert await theirs.receive() == b"b"
+
+
+async def test_an_end_that_came_with_the_last_bytes_is_read_too() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        got: list[bytes] = []
+
+        async def receive() -> None:
+            with suppress(EndOfStream):
+                while True:
+                    got.append(await theirs.receive())
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                ours.send_nowait(b"b")
+                await ours.send_eof()
+    assert got == [b"b"]
 
 
 async def test_others_get_their_turn_beside_a_stream_that_never_waits() -> None:

@@ -63,16 +63,16 @@ async def plain() -> tuple[UpstreamStream, MemoryStream]:
     return await UpstreamStream.start(ours, None, "upstream"), theirs
 
 
-async def test_what_is_written_leaves_in_one_piece_at_the_next_read() -> None:
+async def test_what_is_written_leaves_in_one_piece_when_the_answer_is_read() -> None:
     stream, peer = await plain()
     assert stream.sent_at is None
-    await stream.write(b"head")
-    await stream.write(b"body")
+    stream.hold(b"head")
+    stream.hold(b"body")
     with anyio.move_on_after(0) as nothing_yet:
         await peer.receive()
     assert nothing_yet.cancelled_caught
     await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
-    assert await stream.read(100) == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert await stream.read_head() == b"HTTP/1.1 200 OK\r\n\r\n"
     assert await peer.receive() == b"headbody"
     assert stream.sent_at == stream.raw.left_at
 
@@ -95,26 +95,26 @@ async def test_an_answer_to_a_request_that_could_not_be_written_is_read_all_the_
     stream, peer = await plain()
     await peer.send(b"HTTP/1.1 413 Too Large\r\n\r\n")
     peer.close()
-    await stream.write(b"much")
-    assert (await stream.read(100)).startswith(b"HTTP/1.1 413 ")
+    stream.hold(b"much")
+    assert (await stream.read_head()).startswith(b"HTTP/1.1 413 ")
 
 
 async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not() -> None:
     stream, peer = await plain()
     for _ in range(2):
-        await stream.write(b"request")
+        stream.hold(b"request")
         for part in (b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 O", b"K\r\nX: y\r\nConnection:"):
             await peer.send(part)
         await peer.send(b" close\r\n\r\n\0")
-        assert await stream.read(100) == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        assert await stream.read_head() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
         assert stream.head.headers == ((b"x", b"y"), (b"connection", b"close"))
-        assert await stream.read(100) == b"\0"
+        assert stream.take_behind_head() == b"\0"
         await peer.send(b"\0\n")
         assert await stream.read(100) == b"\0\n"
-    await stream.write(b"request")
+    stream.hold(b"request")
     await peer.send(b"\0")
     with pytest.raises(InvalidAnswer):
-        await stream.read(100)
+        await stream.read_head()
 
 
 async def test_quiet_means_up_and_silent() -> None:
@@ -143,7 +143,7 @@ async def overtaken(answer: bytes) -> AsyncIterator[tuple[SocketStream, Upstream
     accepted.setblocking(False)
     peer, stream = SocketStream(accepted), await UpstreamStream.start(raw, None, "a")
     await peer.send(answer)
-    await stream.write(LARGE)
+    stream.hold(LARGE)
     with anyio.fail_after(10):
         yield peer, stream
     for each in (peer, stream):
@@ -159,7 +159,7 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
     answer = b"HTTP/1.1 200 OK\r\n\r\n"
     async with overtaken(answer) as (peer, stream), anyio.create_task_group() as tasks:
         tasks.start_soon(take)
-        assert await stream.read(100) == answer
+        assert await stream.read_head() == answer
     assert stream.sent_at is not None
     assert stream.arrived_at == stream.sent_at
     assert not stream.torn
@@ -168,7 +168,7 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
 async def test_a_refusal_that_overtakes_its_request_ends_that() -> None:
     refusal = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
     async with overtaken(refusal) as (_, stream):
-        assert await stream.read(100) == refusal
+        assert await stream.read_head() == refusal
         assert stream.torn
     assert stream.sent_at is not None
     assert stream.arrived_at == stream.sent_at
