@@ -30,6 +30,7 @@ layer  module           what it owns
 0      body             a body of any size, in parts
 0      pieces           large JSON in pieces, each JSON by itself
 0      reservations     what the API sets aside for a request, and how little one may ask for
+0      collector        what the garbage collector need not look at
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O

@@ -10,6 +10,7 @@ from functools import partial
 
 import anyio
 
+from .collector import look_at_what_is_new
 from .config import Config, ConfigError
 from .listener import CannotListen, open_ports_now
 from .place import Place
@@ -144,6 +145,7 @@ def _serve(options: argparse.Namespace) -> int:
         for problem in error.problems:
             to_standard_output().event("error", "Wrong setting", problem=problem)
         return 2
+    look_at_what_is_new()
     address = f"{config.host}:{config.port}"
     rereads = config.ape_api_keys_file is not None
     if rereads:

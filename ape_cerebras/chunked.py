@@ -37,6 +37,9 @@ _LINE_AT_MOST = 16 * 1024
 _AT_ONCE = 1000  # chunks: a read can hold ten thousand, which would hold the event loop
 
 
+_Step = Callable[["ChunkedReader", bytearray, int, bytearray], int]
+
+
 class ChunkedReader:
     """Reads one body. ``take`` raises BadRequest, BodyTooLarge and HeadersTooLarge.
 
@@ -55,7 +58,7 @@ class ChunkedReader:
         self._declared = self._framing = self._trailers = 0  # bytes so far
         self._left = 0  # of the chunk under way
         self._more = 0  # chunks that may be read before a pause
-        self._read: Callable[[bytearray, int, bytearray], int] = self._read_size
+        self._read: _Step = ChunkedReader._read_size  # not bound: that would be a cycle
         self.ended = False
         self.paused = False
         """Whether the last ``take`` left something to be taken from what has arrived."""
@@ -69,7 +72,7 @@ class ChunkedReader:
         self._more = _AT_ONCE
         while end > at and not self.ended and self._more > 0:
             at = self._take_whole_chunks(arrived, end, data)
-            end = self._read(arrived, at, data)
+            end = self._read(self, arrived, at, data)
         at = max(at, end)
         self.paused = self._more <= 0
         del arrived[:at]
@@ -78,7 +81,7 @@ class ChunkedReader:
     def _take_whole_chunks(self, arrived: bytearray, at: int, data: bytearray) -> int:
         """Read what is most of a body, from position ``at`` on: chunks that are all there and have
         no extensions. The position behind the last of them."""
-        if self._read != self._read_size:
+        if self._read is not ChunkedReader._read_size:
             return at
         first, framing, more = at, 0, self._more
         while more > 0 and (line := _WHOLE_LINE.match(arrived, at)):
@@ -115,7 +118,7 @@ class ChunkedReader:
         size = int(line[1], 16)
         self._count(size, line.end() - at + 2)  # the line, and the data's end
         self._left = size
-        self._read = self._read_data if size else self._read_trailer
+        self._read = ChunkedReader._read_data if size else ChunkedReader._read_trailer
         return line.end()
 
     def _check_part_of_line(self, part: bytearray) -> None:
@@ -136,7 +139,7 @@ class ChunkedReader:
         data += arrived[at:end]
         self._left -= end - at
         if not self._left:
-            self._read = self._read_end_of_data
+            self._read = ChunkedReader._read_end_of_data
         return end
 
     def _read_end_of_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
@@ -147,7 +150,7 @@ class ChunkedReader:
             raise _malformed()
         if len(end) < 2:
             return at
-        self._read = self._read_size
+        self._read = ChunkedReader._read_size
         return at + 2
 
     def _read_trailer(self, arrived: bytearray, at: int, data: bytearray) -> int:

@@ -8,7 +8,7 @@ import httpcore
 
 from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
-from .errors import ProxyError
+from .errors import ProxyError, forget_course
 from .grammar import with_fields
 from .network import READ_BYTES
 from .request import Headers
@@ -98,7 +98,8 @@ class Connection(httpcore.AsyncHTTP11Connection):
     def _next_event(self) -> object:
         try:
             return self._h11_state.next_event()
-        except h11.RemoteProtocolError:
+        except h11.RemoteProtocolError as error:
+            forget_course(error)  # h11 raises it from within itself
             raise httpcore.RemoteProtocolError("The answer is cut off.") from None
 
     async def _next_of_chunks(self, chunks: ChunkedReader) -> bytes | None:

@@ -18,7 +18,7 @@ from anyio import BrokenResourceError, ClosedResourceError
 from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
 from .config import Config
-from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
+from .errors import BadRequest, ClientGone, ClientStalled, ProxyError, forget_course
 from .exchange import Exchange
 from .grammar import with_fields
 from .hang_up import HangUp
@@ -47,7 +47,7 @@ class Downstream:
         self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
-        self._hang_up = HangUp(stream, self._inbound, self._probe)
+        self._hang_up = HangUp(stream, self._inbound)
         self._outbox = Outbox(stream)
         self._begin_exchange()
         self.closing = False
@@ -137,7 +137,8 @@ class Downstream:
             arrived.clear()
         try:
             return self._http.next_event()
-        except h11.RemoteProtocolError:
+        except h11.RemoteProtocolError as error:
+            forget_course(error)  # h11 raises it from within itself
             raise BadRequest("The request's framing is malformed.", keeps=False) from None
 
     @property
@@ -234,7 +235,7 @@ class Downstream:
     async def while_connected(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
         end. What the client sends meanwhile waits for its turn."""
-        return await self._hang_up.while_connected(work)
+        return await self._hang_up.while_connected(work, self._probe)
 
     def _probe(self) -> bool:
         """Send the client what means nothing: an interim response before the head (RFC 9110 section

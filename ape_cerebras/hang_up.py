@@ -27,23 +27,35 @@ _READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being a
 _LOOK_EVERY = 0.1  # seconds
 
 
-class HangUp:
-    """Watches one client. ``probe`` sends it something that means nothing, if there is room for
-    that just now; False where there never is."""
+def _no_probe() -> bool:
+    return False
 
-    def __init__(self, stream: StampedStream, inbound: Inbound, probe: Callable[[], bool]) -> None:
+
+class HangUp:
+    """Watches one client."""
+
+    def __init__(self, stream: StampedStream, inbound: Inbound) -> None:
         self._stream = stream
         self._inbound = inbound
-        self._probe = probe
+        self._probe = _no_probe
         self._probed = False
         self._scope = anyio.CancelScope()
 
-    async def while_connected(self, work: Callable[[], Awaitable[_T]]) -> _T:
+    async def while_connected(
+        self, work: Callable[[], Awaitable[_T]], probe: Callable[[], bool]
+    ) -> _T:
         """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
-        end."""
-        self._probed = False
-        if not self._stream.watch(self._look):
-            return await self._beside_a_task(work)
+        end. ``probe`` sends it something that means nothing, if there is room for that just now;
+        False where there never is."""
+        self._probe, self._probed = probe, False
+        try:
+            if not self._stream.watch(self._look):
+                return await self._beside_a_task(work)
+            return await self._watching(work)
+        finally:
+            self._probe = _no_probe  # whoever probes has this, which would be a cycle
+
+    async def _watching(self, work: Callable[[], Awaitable[_T]]) -> _T:
         with anyio.CancelScope() as self._scope:
             try:
                 self._look()  # at what came before

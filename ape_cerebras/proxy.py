@@ -19,7 +19,14 @@ from .circuit import Circuit
 from .clients import Clients
 from .config import Config
 from .downstream import Downstream
-from .errors import Draining, ExchangeTimeout, InternalError, ProxyError, ShutDown
+from .errors import (
+    Draining,
+    ExchangeTimeout,
+    InternalError,
+    ProxyError,
+    ShutDown,
+    forget_course,
+)
 from .exchange import Exchange
 from .health import Health
 from .identity import identify
@@ -167,6 +174,7 @@ class Proxy:
         except ProxyError as error:
             exchange.error = error
             await self._conclude(error, exchange, downstream)
+            forget_course(error)
         except Exception:
             exchange.error = InternalError()
             await self._conclude(exchange.error, exchange, downstream)
