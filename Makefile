@@ -32,7 +32,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
-  bench-quota bench-peers image image-test clean
+  bench-growth bench-quota bench-peers image image-test clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -76,6 +76,9 @@ bench: $(VENV)/installed
 
 bench-warm bench-gzip: bench-%: $(VENV)/installed-selfcheck
 	$(BIN)/python contrib/bench/worth.py $* $(ARGS)
+
+bench-growth: $(VENV)/installed
+	$(BIN)/python contrib/bench/growth.py $(ARGS)
 
 bench-quota: $(VENV)/installed-test
 	$(BIN)/python contrib/bench/quota.py $(ARGS)

@@ -16,7 +16,7 @@ from peers import CLIENT_KEY, Running, Setting, start
 from processes import WORKER_CORES, Process
 
 Figures = dict[str, float]
-HELD_WITHIN = 15.0  # seconds in which requests to be held have to reach the mock
+HELD_WITHIN = 60.0  # seconds in which requests to be held have to reach the mock
 FAULTS = (Failed, OSError, HTTPException, ValueError, subprocess.CalledProcessError)
 
 
@@ -124,6 +124,18 @@ def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:
         idle.gather(Result())
         figures = busy(rig, target, "plain", clients)
         return {**figures, "upstream_connections": rig.ask("/count")["connections"] - others}
+
+
+def beside_streams(rig: Rig, target: Running, clients: int) -> Figures:
+    """Beside streams of which the first token has come, and the rest has not."""
+    first_answer(target)
+    with Load(target.port, request_of("stuck", CLIENT_KEY, target.headers), rig.streams) as streams:
+        streams.ask()
+        rig.wait_held(rig.streams)
+        figures = busy(rig, target, "plain", clients)
+        rig.ask("/release")
+        streams.gather(Result())
+        return figures
 
 
 def first_answer(target: Running) -> None:

@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from processes import PROXY_CORE, Process, free_port, listening
@@ -150,6 +150,12 @@ PEERS = (
         headers=("x-portkey-provider: openai", "x-portkey-custom-host: @URL@/v1"),
     ),
 )
+
+
+def ours_with(environment: Mapping[str, str], name: str = OURS) -> Peer:
+    """Our proxy with other settings."""
+    [peer] = (peer for peer in PEERS if peer.name == OURS)
+    return replace(peer, name=name, environment={**peer.environment, **environment})
 
 
 # The mock upstream, without a proxy: what a proxy adds is taken from it.

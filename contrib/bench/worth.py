@@ -22,7 +22,7 @@ from statistics import median
 
 from load import Load, Result, request_of, request_saying
 from measures import Rig
-from peers import CLIENT_KEY, HERE, OURS, PEERS, Running, Setting, start
+from peers import CLIENT_KEY, HERE, Running, Setting, ours_with, start
 from processes import OTHER_CORE, free_port, listening, settle_down_here, started
 from report import Column, aligned, told
 from runs import Plan, mock
@@ -65,12 +65,10 @@ def ours(
     setting: Setting, environments: Mapping[str, Mapping[str, str]]
 ) -> Iterator[list[Running]]:
     """Our proxy, once with each of these settings, under their names."""
-    [peer] = (peer for peer in PEERS if peer.name == OURS)
     with ExitStack() as stack:
         targets = []
         for name, more in environments.items():
-            environment = {**peer.environment, **more}
-            targets.append(start(replace(peer, name=name, environment=environment), setting))
+            targets.append(start(ours_with(more, name), setting))
             stack.callback(targets[-1].process.stop)
         yield targets
 

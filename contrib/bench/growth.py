@@ -1,0 +1,117 @@
+"""Whether a request costs more the more is open: connections on which nothing happens, as many to
+upstream as from clients; or streams in their middle.
+
+    python growth.py    # our proxy: CPU of a plain request of 32 clients, beside so many
+
+For each figure a proxy is started anew, and in each round every number has its turn, so that drift
+hits all alike. A process can have so many descriptors, and each that is open costs the proxy two:
+what a machine does not allow is said and left out.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from measures import Figures, Rig, beside_idle, beside_streams
+from peers import HERE, TOOLS, Peer, Running, ours_with, start
+from processes import settle_down_here
+from report import Column, aligned, told
+from runs import Plan, mock
+
+CLIENTS = 32
+NUMBERS = (0, 100, 320, 1000, 3200, 10_000)
+SPARE = 500  # descriptors for all else
+MICROSECONDS = Column("", "", 0)
+Measure = Callable[[Rig, Running, int], Figures]
+BESIDE: dict[str, tuple[str, Measure]] = {
+    "connections": ("idle", beside_idle),
+    "streams": ("streams", beside_streams),
+}
+Rounds = dict[str, dict[int, list[float]]]  # CPU in µs, by what is open and how much
+
+
+def possible(numbers: Sequence[int]) -> list[int]:
+    """Those for which there are descriptors; of the others as many as there are for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sorted({min(number, (most - SPARE) // 2) for number in numbers})
+
+
+def cost(rig: Rig, peer: Peer, what: str, number: int) -> float:
+    """CPU in µs of a plain request beside so many."""
+    size, measure = BESIDE[what]
+    target = start(peer, rig.setting)
+    try:
+        return measure(replace(rig, **{size: number}), target, CLIENTS)["request_cpu_us"]
+    finally:
+        target.process.stop()
+
+
+def measured(options: argparse.Namespace) -> Rounds:
+    numbers = possible(options.numbers)
+    room = str(numbers[-1] + 2 * CLIENTS)
+    names = ("CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS", "MAX_CONNECTIONS")
+    peer = ours_with(dict.fromkeys(names, room))
+    rounds: Rounds = {what: {number: [] for number in numbers} for what in BESIDE}
+    with mock("http", Plan((), (), options.backend, seconds=options.seconds)) as rig:
+        for turn in range(options.rounds):
+            for what in BESIDE:
+                for number in numbers if turn % 2 == 0 else reversed(numbers):
+                    rounds[what][number].append(cost(rig, peer, what, number))
+    return rounds
+
+
+def table(rounds: Rounds) -> list[str]:
+    rows = [["open beside 32 clients", *(f"{what}: CPU µs/request" for what in rounds)]]
+    rows += [
+        [f"{number:,}", *(_cell(counts, number) for counts in rounds.values())]
+        for number in next(iter(rounds.values()))
+    ]
+    return aligned(rows)
+
+
+def _cell(counts: dict[int, list[float]], number: int) -> str:
+    """The figure, and how many times that with nothing open it is in the same rounds."""
+    pairs = zip(counts[number], counts[min(counts)], strict=True)
+    times = median(here / alone for here, alone in pairs)
+    return f"{told(counts[number], MICROSECONDS)}, {times:.2f} times"
+
+
+def plot(path: Path) -> None:
+    image = path.with_suffix(".png")
+    command = (str(TOOLS / "python"), str(HERE / "plot_growth.py"), str(image), str(path))
+    try:
+        subprocess.run(command, check=True)
+        print(f"plot: {image}")
+    except (OSError, subprocess.CalledProcessError):
+        print("no plot: matplotlib is missing; make bench-peers gets it")
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("numbers", nargs="*", type=int, default=NUMBERS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--backend", default="asyncio")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "growth.json")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = options_of(arguments)
+    settle_down_here()
+    rounds = measured(options)
+    print(f"median (lowest–highest) of {options.rounds} rounds, {options.backend}")
+    print("\n".join(table(rounds)))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(rounds, indent=1) + "\n", "utf-8")
+    print(f"every round: {options.json}")
+    plot(options.json)
+
+
+if __name__ == "__main__":
+    main()
