@@ -9,7 +9,7 @@ would stay: an exchange and its connection leave none, however they end.
 
 import gc
 
-__all__ = ("look_at_what_is_new",)
+__all__ = ("forget_course", "look_at_what_is_new")
 
 
 def look_at_what_is_new() -> None:
@@ -23,3 +23,10 @@ def look_at_what_is_new() -> None:
 def _freeze(phase: str, about: dict[str, int]) -> None:
     if phase == "stop" and about["generation"] == 2:
         gc.freeze()
+
+
+def forget_course(error: BaseException) -> None:
+    """Have an error let go of the calls it came through, which hold what was at hand there: the
+    exchange that has ended with it, and holds it, and its whole request. For one that is done
+    with."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None

@@ -8,7 +8,8 @@ import httpcore
 
 from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
-from .errors import ProxyError, forget_course
+from .collector import forget_course
+from .errors import ProxyError
 from .grammar import with_fields
 from .network import READ_BYTES
 from .request import Headers

@@ -17,8 +17,9 @@ from anyio import BrokenResourceError, ClosedResourceError
 
 from .body import Body
 from .chunked import LAST_CHUNK, ChunkedReader
+from .collector import forget_course
 from .config import Config
-from .errors import BadRequest, ClientGone, ClientStalled, ProxyError, forget_course
+from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
 from .exchange import Exchange
 from .grammar import with_fields
 from .hang_up import HangUp

@@ -73,7 +73,6 @@ __all__ = (
     "Unauthorized",
     "UnsupportedMedia",
     "VersionUnsupported",
-    "forget_course",
 )
 
 
@@ -109,13 +108,6 @@ class ProxyError(Exception):
         cls.code = code or cls.code
         cls.outcome = outcome or cls.outcome
         cls.keeps = cls.keeps if keeps is None else keeps
-
-
-def forget_course(error: BaseException) -> None:
-    """Have an error let go of the calls it came through, which hold what was at hand there: the
-    exchange that has ended with it, and holds it, and its whole request. For one that is done
-    with."""
-    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 class RequestRefused(ProxyError, type="invalid_request_error", outcome="refused"):

@@ -17,6 +17,7 @@ from .backends import current_backend
 from .catalogue import Catalogue
 from .circuit import Circuit
 from .clients import Clients
+from .collector import forget_course
 from .config import Config
 from .downstream import Downstream
 from .errors import (
@@ -25,7 +26,6 @@ from .errors import (
     InternalError,
     ProxyError,
     ShutDown,
-    forget_course,
 )
 from .exchange import Exchange
 from .health import Health

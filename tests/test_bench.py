@@ -125,6 +125,35 @@ def test_a_short_look_at_our_proxy_alone(tmp_path: Path) -> None:
     assert "left out" not in done.stdout
 
 
+def test_growth_is_told_by_the_rounds_it_was_measured_in() -> None:
+    growth = import_module("growth")
+    lines = growth.table({"streams": {0: [100.0, 200.0, 300.0], 50: [110.0, 240.0, 330.0]}})
+    assert lines[1].endswith("200 (100–300), 1.00 times")
+    assert lines[2].endswith("240 (110–330), 1.10 times")
+
+
+def test_as_much_is_opened_as_there_are_descriptors_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = import_module("growth")
+    monkeypatch.setattr(growth.resource, "getrlimit", lambda _: (1024, 20_000))
+    assert growth.possible((0, 100, 10_000, 20_000)) == [0, 100, 9_750]
+
+
+def test_a_short_look_at_growth(tmp_path: Path) -> None:
+    path = tmp_path / "growth.json"
+    options = ("0", "5", "--rounds", "1", "--seconds", "0.1", "--json", str(path))
+    command = (sys.executable, str(BENCH / "growth.py"), *options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    counts = {"0": 1, "5": 1}
+    rounds = json.loads(path.read_text("utf-8"))
+    assert {
+        what: {n: len(found) for n, found in each.items()} for what, each in rounds.items()
+    } == {
+        "connections": counts,
+        "streams": counts,
+    }
+
+
 def test_files_stay_short() -> None:
     assert not [p for p in BENCH.glob("*.py") if len(p.read_text("utf-8").splitlines()) > 300]
 

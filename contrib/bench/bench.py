@@ -70,9 +70,9 @@ def tell_all() -> None:
         print(f"{scenario.name:<22}{scenario.what}")
 
 
-def plot(path: Path) -> None:
+def plot(path: Path, script: str = "plot.py") -> None:
     image = path.with_suffix(".png")
-    command = (str(TOOLS / "python"), str(HERE / "plot.py"), str(image), str(path))
+    command = (str(TOOLS / "python"), str(HERE / script), str(image), str(path))
     try:
         subprocess.run(command, check=True)
         print(f"plot: {image}")

@@ -4,21 +4,21 @@ upstream as from clients; or streams in their middle.
     python growth.py    # our proxy: CPU of a plain request of 32 clients, beside so many
 
 For each figure a proxy is started anew, and in each round every number has its turn, so that drift
-hits all alike. A process can have so many descriptors, and each that is open costs the proxy two:
-what a machine does not allow is said and left out.
+hits all alike. What is open takes two descriptors of the proxy each, so where a process may not
+have twice as many as the largest number, that number is what it may.
 """
 
 import argparse
 import json
 import resource
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from bench import plot
 from measures import Figures, Rig, beside_idle, beside_streams
-from peers import HERE, TOOLS, Peer, Running, ours_with, start
+from peers import HERE, Peer, Running, ours_with, start
 from processes import settle_down_here
 from report import Column, aligned, told
 from runs import Plan, mock
@@ -81,16 +81,6 @@ def _cell(counts: dict[int, list[float]], number: int) -> str:
     return f"{told(counts[number], MICROSECONDS)}, {times:.2f} times"
 
 
-def plot(path: Path) -> None:
-    image = path.with_suffix(".png")
-    command = (str(TOOLS / "python"), str(HERE / "plot_growth.py"), str(image), str(path))
-    try:
-        subprocess.run(command, check=True)
-        print(f"plot: {image}")
-    except (OSError, subprocess.CalledProcessError):
-        print("no plot: matplotlib is missing; make bench-peers gets it")
-
-
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("numbers", nargs="*", type=int, default=NUMBERS)
@@ -110,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(rounds, indent=1) + "\n", "utf-8")
     print(f"every round: {options.json}")
-    plot(options.json)
+    plot(options.json, "plot_growth.py")
 
 
 if __name__ == "__main__":
