@@ -6,6 +6,7 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from .lookout import lookout
 from .stamps import STAMP_SPACE, arrival_clock, ask_for_stamps, stamp_in
@@ -26,7 +27,7 @@ class Receiver:
     ``arrived_at``: when the bytes of the latest ``read`` arrived; never before those before.
     ``stamped``: whether the kernel has said so; else it is the moment of the read.
     ``drained``: whether the latest ``read`` has left nothing, so that to read again would be in
-    vain before more comes (epoll(7), question 9), and nobody needs that to know since when.
+    vain before more comes (epoll(7), question 9).
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Receiver:
         self._times = arrival_clock() if ask_for_stamps(sock) else None
         self._lookout = lookout() if self._times else None
         self._notes: deque[tuple[int, float]] = deque()  # bytes to be read, and when they came
-        self._attentive = self._watched = False
+        self._watched = False
         self.arrived_at = silent_until
         self.stamped = self.drained = False
 
@@ -50,9 +51,12 @@ class Receiver:
     def be_attentive(self, on: bool) -> None:
         """Whether to have arrivals noted before their turn to be read, so that each has its own
         moment even if more comes before it is read. That is worth it for first tokens."""
-        self._attentive = on
         if not on:
             self.close()
+        elif self._lookout is not None and not self._watched:
+            with suppress(OSError):  # no room to watch one more: its arrivals may be joined
+                self._lookout.watch(self._socket.fileno(), self._note)
+                self._watched = True
 
     def close(self) -> None:
         """To be called before the socket is closed."""
@@ -76,19 +80,15 @@ class Receiver:
             data, ancillary, _, _ = self._socket.recvmsg(at_most, STAMP_SPACE)
         except BlockingIOError:
             self._silent_until = began_at
-            self._watch()
             raise
         arrived_at = self._take_note(len(data)) if self._notes else self._moment_of(ancillary)
         self.stamped = arrived_at is not None
-        self.drained = 0 < len(data) < at_most and not self._attentive
+        self.drained = 0 < len(data) < at_most
+        if self.drained:
+            self._silent_until = began_at
         # A segment that overtook others bears an earlier stamp than those it follows.
         self.arrived_at = max(self.arrived_at, self._clock() if arrived_at is None else arrived_at)
         return data
-
-    def _watch(self) -> None:
-        if self._attentive and not self._watched and self._lookout is not None:
-            self._watched = True
-            self._lookout.watch(self._socket.fileno(), self._note)
 
     def _take_note(self, count: int) -> float:
         """When the first ``count`` bytes came, of which no more than one note tells."""

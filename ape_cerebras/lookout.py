@@ -26,9 +26,10 @@ class Lookout:
         self._watched: dict[int, Callable[[], None]] = {}
 
     def watch(self, descriptor: int, note: Callable[[], None]) -> None:
-        """Have ``note`` called at the first look after each arrival."""
-        self._watched[descriptor] = note
+        """Have ``note`` called at the first look after each arrival, and after what has come
+        before. Raises OSError where there is no room for one more."""
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+        self._watched[descriptor] = note
 
     def forget(self, descriptor: int) -> None:
         """Watch that one no more; to be called before it is closed."""

@@ -1,5 +1,6 @@
 """The receiving side of a socket: which moment each byte gets."""
 
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 
 from ape_cerebras.arrivals import Receiver
 from ape_cerebras.lookout import lookout
-from ape_cerebras.stamps import loop_clock
+from ape_cerebras.stamps import arrival_clock, loop_clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
 
@@ -24,7 +25,7 @@ def pause() -> None:
 
 @contextmanager
 def connection() -> Iterator[tuple[socket.socket, Receiver]]:
-    """A connection's one end, and an attentive receiver at the other that has found it empty."""
+    """A connection's one end, and an attentive receiver at the other."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,
@@ -34,8 +35,6 @@ def connection() -> Iterator[tuple[socket.socket, Receiver]]:
         theirs.setblocking(False)
         receiver = Receiver(theirs, loop_clock(), loop_clock()())
         receiver.be_attentive(True)
-        with pytest.raises(BlockingIOError):
-            receiver.read(1000)
         yield ours, receiver
         receiver.close()
 
@@ -85,3 +84,35 @@ async def test_each_of_several_that_wait_has_its_moment() -> None:
             assert receiver.read(1000) == part
             assert sent_at[number] - TOLERANCE <= receiver.arrived_at
             assert [*sent_at, loop_clock()()][number + 1] > receiver.arrived_at
+
+
+async def test_reading_on_without_looking_again_forgives_a_wall_clock_that_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A connection may go on for hours without ever being read in vain."""
+    with connection() as (ours, receiver):
+        receiver.be_attentive(False)
+        stamped = []
+        for ahead in (0, 10**9, 0, 0, 0):
+            monkeypatch.setattr(arrival_clock(), "_wall", lambda a=ahead: time.time_ns() + a)
+            ours.send(b"answer")
+            assert receiver.read(1000) == b"answer"
+            assert receiver.drained
+            stamped.append(receiver.stamped)
+        assert stamped == [True, False, False, False, True]
+
+
+async def test_where_no_more_can_be_watched_bytes_are_read_and_stamped_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "as where fs.epoll.max_user_watches is reached")
+
+    with connection() as (ours, receiver):
+        receiver.be_attentive(False)
+        with monkeypatch.context() as patch:
+            patch.setattr(lookout(), "watch", full)
+            receiver.be_attentive(True)
+        ours.send(b"answer")
+        assert receiver.read(1000) == b"answer"
+        assert receiver.stamped

@@ -96,6 +96,8 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
             read.append((await stream.receive(), stream.arrived_at))
 
     async with sockets() as (ours, theirs), sockets() as (others, _):
+        await ours.send(b"an answer before")
+        await theirs.receive()
         theirs.be_attentive(attentive)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive, theirs)
