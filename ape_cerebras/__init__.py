@@ -31,6 +31,7 @@ layer  module           what it owns
 0      pieces           large JSON in pieces, each JSON by itself
 0      reservations     what the API sets aside for a request, and how little one may ask for
 0      collector        what the garbage collector need not look at
+0      deferred         libraries that are loaded when they are first used
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -110,6 +111,7 @@ To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or tri
 ``Proxy`` and give ``Proxy.handle`` any anyio byte stream.
 """
 
+from .deferred import defer  # noqa: F401 - before any import of what it defers  # isort: skip
 from .config import Config, ConfigError
 from .proxy import Proxy
 from .server import serve

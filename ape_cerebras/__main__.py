@@ -1,4 +1,8 @@
-"""The command line: ``serve``, ``check``, ``health``, and those of ``practice``."""
+"""The command line: ``serve``, ``check``, ``health``, and those of ``practice``.
+
+What only they need, who have no Cerebras, is imported where they are asked for: the stand-in and
+the self-check are a fifth of what there is to load, and a proxy in production has no use for them.
+"""
 
 import argparse
 import http.client
@@ -10,17 +14,16 @@ from functools import partial
 
 import anyio
 
+from .backends import BACKEND_HELP
 from .collector import look_at_what_is_new
 from .config import Config, ConfigError
 from .listener import CannotListen, open_ports_now
 from .place import Place
-from .practice import BACKEND_HELP, add_selfcheck, add_simulation, run_selfcheck, simulate
 from .process import port_of, report_not_listening, run_until_stopped, to_standard_output
 from .secrecy import forbid_dumps
 from .server import serve
 from .settings import SETTINGS
 from .signals import at_each_hang_up, hold_hang_ups
-from .simulator import Simulator
 from .unexpected import take_over
 from .values import Origin
 from .version import VERSION
@@ -42,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _ABOUT_ALL):
         arguments = ["serve", *arguments]
-    options, unknown = _parser().parse_known_args(arguments)
+    options, unknown = _parser(arguments[0]).parse_known_args(arguments)
     if unknown:  # said by the command's own parser, which names the flags there are
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    """For all commands, and the flags of the one that is ``wanted``."""
     parser = argparse.ArgumentParser(
         prog="ape-cerebras",
         description="A small, exact proxy in front of the Cerebras inference API.",
@@ -58,27 +62,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
 
-    def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run, parser=added)
+        added.set_defaults(run=_COMMANDS.get(name), parser=added)
         added.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
         return added
 
-    serving = command("serve", _serve, "serve the proxy")
+    serving = command("serve", "serve the proxy")
     demo = "put a simulated Cerebras behind it; needs no key"
     serving.add_argument("--demo", action="store_true", help=demo)
     serving.add_argument("--backend", help=BACKEND_HELP)
     serving.add_argument("--workers", help="processes that serve the port")
-    simulating = command("simulate", simulate, "serve a stand-in Cerebras API alone")
-    add_simulation(simulating)
-    command("check", _check, "read and check the settings, and print them")
-    asking = command("health", _health, "ask a running proxy whether it is healthy")
-    add_selfcheck(command("selfcheck", run_selfcheck, "find out whether the times told are true"))
+    simulating = command("simulate", "serve a stand-in Cerebras API alone")
+    command("check", "read and check the settings, and print them")
+    asking = command("health", "ask a running proxy whether it is healthy")
+    checking = command("selfcheck", "find out whether the times told are true")
     for with_address in (serving, simulating, asking):
         with_address.add_argument("--host", help="host name or IP address")
         with_address.add_argument("--port", help="port")
+    practising = {"simulate": simulating, "selfcheck": checking}
+    if wanted in practising:
+        from .practice import prepare
+
+        prepare(wanted, practising[wanted])
     return parser
 
 
@@ -164,6 +170,8 @@ def _serve(options: argparse.Namespace) -> int:
 async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: anyio.Event) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
+            from .simulator import Simulator
+
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
         async with anyio.create_task_group() as serving:
@@ -173,6 +181,9 @@ async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: an
             await stop.wait()
             proxy.begin_drain()
         tasks.cancel_scope.cancel()
+
+
+_COMMANDS = {"serve": _serve, "check": _check, "health": _health}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,19 @@ from typing import Any, TypeVar
 import anyio
 import sniffio
 
-__all__ = ("BACKENDS", "current_backend", "in_anyios_words", "read_backend", "run_on")
+__all__ = (
+    "BACKENDS",
+    "BACKEND_HELP",
+    "current_backend",
+    "in_anyios_words",
+    "read_backend",
+    "run_on",
+)
 
 _T = TypeVar("_T")
 
 BACKENDS = ("asyncio", "trio", "uvloop")
+BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
 
 
 def read_backend(text: str) -> str:

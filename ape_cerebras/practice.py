@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 
-from .backends import BACKENDS, read_backend, run_on
+from .backends import BACKEND_HELP, read_backend, run_on
 from .process import first_of, run_until_stopped
 from .rehearsal import Ended
 from .selfcheck import checked, selfcheck, table, within
@@ -13,19 +13,22 @@ from .signals import unless_stopped
 from .simulation import positive_count
 from .stand_in import add_flags, stand_in_of
 
-__all__ = ("BACKEND_HELP", "add_selfcheck", "add_simulation", "run_selfcheck", "simulate")
-
-BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
+__all__ = ("prepare",)
 
 
-def add_simulation(simulating: argparse.ArgumentParser) -> None:
-    """The flags of ``simulate``."""
+def prepare(command: str, parser: argparse.ArgumentParser) -> None:
+    """Give one of the commands its flags, and what runs it."""
+    add, run = _COMMANDS[command]
+    add(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_simulation(simulating: argparse.ArgumentParser) -> None:
     add_flags(simulating)
     simulating.add_argument("--backend", type=_backend, default="asyncio", help=BACKEND_HELP)
 
 
-def add_selfcheck(checking: argparse.ArgumentParser) -> None:
-    """The flags of ``selfcheck``."""
+def _add_selfcheck(checking: argparse.ArgumentParser) -> None:
     checking.add_argument("--backend", type=_backend, default="asyncio", help=BACKEND_HELP)
     checking.add_argument("--tls", action="store_true", help="a simulated API that speaks TLS")
     checking.add_argument("--streams", type=positive_count, default=200, help="streams a phase")
@@ -46,7 +49,7 @@ def _backend(text: str) -> str:
         raise argparse.ArgumentTypeError(str(problem)) from None
 
 
-def simulate(options: argparse.Namespace) -> int:
+def _simulate(options: argparse.Namespace) -> int:
     """Serve a stand-in Cerebras API until a signal ends that; the exit status."""
     try:
         stand_in = stand_in_of(options)
@@ -55,7 +58,7 @@ def simulate(options: argparse.Namespace) -> int:
     return run_until_stopped(stand_in.serve, stand_in.address, options.backend)
 
 
-def run_selfcheck(options: argparse.Namespace) -> int:
+def _selfcheck(options: argparse.Namespace) -> int:
     """Find out whether the times told are true, and print it; the exit status."""
     if sys.platform != "linux":
         options.parser.error("it reads the proxy's share of the processor as Linux tells it")
@@ -78,3 +81,9 @@ def run_selfcheck(options: argparse.Namespace) -> int:
         verdict = "not checked, for too few streams could be compared"
     print(f"99 % of upstream_ttft with the kernel's stamps within {options.limit} ms: {verdict}")
     return 0 if held else 1
+
+
+_COMMANDS = {
+    "simulate": (_add_simulation, _simulate),
+    "selfcheck": (_add_selfcheck, _selfcheck),
+}

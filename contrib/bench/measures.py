@@ -2,6 +2,7 @@
 which ends in their unit."""
 
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -13,7 +14,7 @@ from statistics import quantiles
 from answers import ANSWERS, MARK
 from load import PATIENCE, Failed, Load, Result, request_of
 from peers import CLIENT_KEY, Running, Setting, start
-from processes import WORKER_CORES, Process
+from processes import KEEP_BYTECODE, WORKER_CORES, Process
 
 Figures = dict[str, float]
 HELD_WITHIN = 60.0  # seconds in which requests to be held have to reach the mock
@@ -200,7 +201,8 @@ def import_time(rig: Rig, target: Running) -> Figures:
         return {}
     code = f"import time; b = time.perf_counter(); import {module}; print(time.perf_counter() - b)"
     command = (python, "-W", "ignore", "-c", code)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, **KEEP_BYTECODE}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return {"import_ms": float(done.stdout.split()[-1]) * 1e3}
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 CORES = sorted(os.sched_getaffinity(0))
 PROXY_CORE, OTHER_CORE = CORES[0], CORES[-1]
 WORKER_CORES = CORES[:2]  # of two workers; the other core among them, where there are only two
+KEEP_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""For Python programs' environments: what is installed comes compiled, and so should they."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 
@@ -37,7 +39,7 @@ class Process:
                 stdout=file,
                 stderr=file,
                 cwd=output.parent,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **KEEP_BYTECODE},
                 start_new_session=True,
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
