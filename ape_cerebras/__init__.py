@@ -32,6 +32,7 @@ layer  module           what it owns
 0      reservations     what the API sets aside for a request, and how little one may ask for
 0      collector        what the garbage collector need not look at
 0      deferred         libraries that are loaded when they are first used
+0      quotes           the account's key in an answer, however it is cut
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -47,6 +48,7 @@ layer  module           what it owns
 1      listing          what the API's public list says of its models, beside our prices
 1      quota            the account's quota as the API tells of it
 1      json_steps       large JSON, read and written in steps
+1      bodies           where a body ends, and what reads it
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O

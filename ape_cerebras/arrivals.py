@@ -20,6 +20,10 @@ _NOTED_BYTES = 64 * 1024
 _Ancillary = list[tuple[int, int, bytes]]
 
 
+def _look_at_nothing() -> None:
+    return
+
+
 class Receiver:
     """Reads a non-blocking socket. ``clock`` is the event loop's; nothing had arrived before
     ``silent_until``.
@@ -38,6 +42,8 @@ class Receiver:
         self._silent_until = silent_until
         self._times = arrival_clock() if ask_for_stamps(sock) else None
         self._lookout = lookout() if self._times else None
+        self.look = self._lookout.look if self._lookout else _look_at_nothing
+        """Note what has come, here and on other sockets."""
         self._notes: deque[tuple[int, float]] = deque()  # bytes to be read, and when they came
         self._watched = False
         self.arrived_at = silent_until
@@ -47,6 +53,7 @@ class Receiver:
         """Take the moment of the read for the arrival from here on."""
         self.close()
         self._times = self._lookout = None
+        self.look = _look_at_nothing
 
     def be_attentive(self, on: bool) -> None:
         """Whether to have arrivals noted before their turn to be read, so that each has its own
@@ -63,11 +70,6 @@ class Receiver:
         if self._watched and self._lookout is not None:
             self._watched = False
             self._lookout.forget(self._socket.fileno())
-
-    def look(self) -> None:
-        """Note what has come, here and on other sockets."""
-        if self._lookout is not None:
-            self._lookout.look()
 
     def read(self, max_bytes: int) -> bytes:
         """What has arrived, at most ``max_bytes``; nothing where the peer has ended its sending.

@@ -17,9 +17,7 @@ from collections.abc import Callable
 from .errors import BadRequest, BodyTooLarge, HeadersTooLarge
 from .grammar import FIELD_LINE, NEVER_RIGHT, TOKEN
 
-__all__ = ("LAST_CHUNK", "ChunkedReader")
-
-LAST_CHUNK = b"0\r\n\r\n"
+__all__ = ("ChunkedReader",)
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 # Blanks around ";" and "=" are "bad whitespace", for old senders' sake only: none of them sends
@@ -72,7 +70,8 @@ class ChunkedReader:
         self._more = _AT_ONCE
         while end > at and not self.ended and self._more > 0:
             at = self._take_whole_chunks(arrived, end, data)
-            end = self._read(self, arrived, at, data)
+            if at < len(arrived):
+                end = self._read(self, arrived, at, data)
         at = max(at, end)
         self.paused = self._more <= 0
         del arrived[:at]
@@ -102,14 +101,13 @@ class ChunkedReader:
         if self._declared > self._body_at_most:
             raise BodyTooLarge
         self._framing += framing
-        self._check_framing(0)
+        if self._framing > self._declared + self._framing_beside_data:
+            raise _mostly_framing()
 
     # Each reads one element from position ``at`` on, and gives the position behind it; the same one
     # where the element has not arrived yet.
 
     def _read_size(self, arrived: bytearray, at: int, data: bytearray) -> int:
-        if at == len(arrived):
-            return at
         line = _SIZE_LINE.match(arrived, at)
         if line is None:
             self._check_part_of_line(arrived[at:])
@@ -132,7 +130,7 @@ class ChunkedReader:
     def _check_framing(self, more: int) -> None:
         too_long = more > _LINE_AT_MOST
         if too_long or self._framing + more > self._declared + self._framing_beside_data:
-            raise BadRequest("The request body is more framing than body.", keeps=False)
+            raise _mostly_framing()
 
     def _read_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
         end = min(at + self._left, len(arrived))
@@ -168,6 +166,10 @@ class ChunkedReader:
         elif not FIELD_LINE.fullmatch(line):
             raise _malformed()
         return end + 2
+
+
+def _mostly_framing() -> BadRequest:
+    return BadRequest("The request body is more framing than body.", keeps=False)
 
 
 def _malformed() -> BadRequest:

@@ -6,8 +6,8 @@ import anyio
 import h11
 import httpcore
 
+from .bodies import BodyReader
 from .body import Body
-from .chunked import LAST_CHUNK, ChunkedReader
 from .collector import forget_course
 from .errors import ProxyError
 from .grammar import with_fields
@@ -19,7 +19,6 @@ from .transport import UpstreamStream
 __all__ = ("Connection",)
 
 _NONE = Body()
-_TRAILERS_AT_MOST = 16 * 1024  # bytes
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
@@ -28,9 +27,8 @@ class Connection(httpcore.AsyncHTTP11Connection):
     A pool that lends a connection to one exchange only needs no lock around its state, and nobody
     listens to httpcore's traces: they took a tenth of the time of a plain request. Its async
     generators are finished by the garbage collector where they are left early, of which trio warns.
-    h11 is not asked for an event before there is something to make one of. Bodies in chunks are
-    read by ``chunked`` in its place. The protected members used here are what pins httpcore's
-    version.
+    h11 keeps account of where messages and connections end; bodies are read by ``bodies`` in its
+    place. The protected members used here are what pins httpcore's version.
     """
 
     def __init__(self, origin: httpcore.Origin, transport: UpstreamStream) -> None:
@@ -44,7 +42,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         """As far as that is known."""
         self.watched = False
         """Whether that becomes known at once."""
-        self._chunks: ChunkedReader | None = None  # of an answer whose body comes in chunks
+        self._reader: BodyReader | None = None  # of an answer that says where its body ends
         self._arrived = bytearray()  # of such a body, and not read yet
         self._untaken = False  # whether some of that has come since it was read last
         self._nothing_left_over = False
@@ -60,41 +58,38 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._nothing_left_over = False
         say, hold = self._h11_state.send, self.transport.hold
         length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
-        request = h11.Request(method=method, target=target, headers=[(b"host", host), *length])
-        hold(with_fields(say(request) or b"", headers))
+        request = h11.Request(method=method, target=target, headers=[(b"host", host)])
+        hold(with_fields(say(request) or b"", (*length, *headers)))
         for part in body.parts:
-            hold(say(h11.Data(data=part)))
-        hold(say(h11.EndOfMessage()))
-        self._feed(await self.transport.read_head())
+            hold(part)
+        say(h11.EndOfMessage())
+        self._h11_state.receive_data(await self.transport.read_head())
         self._next_event()
         head = self.transport.head
-        # The head has been checked: this is the only coding there can be.
-        chunked = any(name == b"transfer-encoding" for name, _ in head.headers)
-        self._chunks = ChunkedReader(math.inf, _TRAILERS_AT_MOST, math.inf) if chunked else None
-        behind = self.transport.take_behind_head()
-        if chunked:
-            self._arrived += behind
-            self._untaken = bool(behind)
-        elif behind:
-            self._feed(behind)
+        self._reader = head.body_reader()
+        self._take_in(self.transport.take_behind_head())
         return head
+
+    def _take_in(self, data: bytes) -> None:
+        if self._reader is not None:
+            self._arrived += data
+            self._untaken = bool(data)
+        elif data:
+            self._h11_state.receive_data(data)
 
     async def next_chunk(self) -> bytes | None:
         """The next piece of the answer's body, as it came, without its framing; None at its end.
 
         Raises httpcore's ReadError, ReadTimeout and RemoteProtocolError.
         """
-        if self._chunks is not None:
-            return await self._next_of_chunks(self._chunks)
+        if self._reader is not None:
+            return await self._next_piece(self._reader)
         while (event := self._next_event()) is h11.NEED_DATA:
-            self._feed(await self.transport.read(READ_BYTES))
+            self._h11_state.receive_data(await self.transport.read(READ_BYTES))
         if isinstance(event, h11.Data):
             return bytes(event.data)
         self._end()
         return None
-
-    def _feed(self, data: bytes) -> None:
-        self._h11_state.receive_data(data)
 
     def _next_event(self) -> object:
         try:
@@ -103,30 +98,25 @@ class Connection(httpcore.AsyncHTTP11Connection):
             forget_course(error)  # h11 raises it from within itself
             raise httpcore.RemoteProtocolError("The answer is cut off.") from None
 
-    async def _next_of_chunks(self, chunks: ChunkedReader) -> bytes | None:
-        if chunks.paused:
+    async def _next_piece(self, reader: BodyReader) -> bytes | None:
+        if reader.paused:
             await anyio.lowlevel.checkpoint()
-        while not chunks.ended:
-            if not (self._untaken or chunks.paused):
-                await self._read_on()
-            if data := self._take(chunks):
+        while not reader.ended:
+            if not (self._untaken or reader.paused):
+                arrived = await self.transport.read(READ_BYTES)
+                if not arrived:
+                    raise httpcore.RemoteProtocolError("The body ended before its end.")
+                self._arrived += arrived
+            if data := self._take(reader):
                 return data
-        self._feed(LAST_CHUNK)  # of the rest h11 knows nothing
-        self._next_event()
+        self._next_event()  # the end of the message
         self._end()
         return None
 
-    async def _read_on(self) -> None:
-        arrived = await self.transport.read(READ_BYTES)
-        if not arrived:
-            raise httpcore.RemoteProtocolError("The body ended before its last chunk.")
-        self._arrived += arrived
-        self._untaken = True
-
-    def _take(self, chunks: ChunkedReader) -> bytes:
+    def _take(self, reader: BodyReader) -> bytes:
         self._untaken = False
         try:
-            return chunks.take(self._arrived)
+            return reader.take(self._arrived)
         except ProxyError:
             raise httpcore.RemoteProtocolError("The body's framing is malformed.") from None
 

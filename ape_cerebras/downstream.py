@@ -1,10 +1,10 @@
 """The client's connection: requests in, responses out, through h11.
 
 A request head is checked and read on its raw bytes (``inbound``, ``head``); h11 gets of it what
-concerns the framing, and keeps account of where messages and connections end. Bodies in chunks are
-read by ``chunked`` in its place. Each exchange gets an h11 connection of its own, fed with nothing
-but that exchange's bytes. What is sent is held until ``flush``, so that the pieces of a response
-that belong together leave in one segment.
+concerns the connection, and keeps account of where messages and connections end. Bodies are read by
+``bodies`` in its place. Each exchange gets an h11 connection of its own, fed with nothing but that
+exchange's bytes. What is sent is held until ``flush``, so that the pieces of a response that belong
+together leave in one segment.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,8 +15,9 @@ import anyio
 import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
+from .bodies import BodyReader, reader_for
 from .body import Body
-from .chunked import LAST_CHUNK, ChunkedReader
+from .chunked import ChunkedReader
 from .collector import forget_course
 from .config import Config
 from .errors import BadRequest, ClientGone, ClientStalled, ProxyError
@@ -56,7 +57,7 @@ class Downstream:
 
     def _begin_exchange(self) -> None:
         self._http = h11.Connection(h11.SERVER)
-        self._chunks: ChunkedReader | None = None  # of a request whose body comes in chunks
+        self._reader: BodyReader | None = None  # of a request that has a body
         self._chunked = False
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
         self._unstamped_before = self.stream.unstamped_reads
@@ -80,16 +81,18 @@ class Downstream:
 
         Raises what ``head`` raises, RequestTimeout, ClientGone.
         """
-        request, framing = await self._inbound.take_head()
+        request, for_h11 = await self._inbound.take_head()
         self._requests_left -= 1
-        self._http.receive_data(framing)
+        self._http.receive_data(for_h11)
         if not isinstance(self._next_event(), h11.Request):
             raise BadRequest("The request head is malformed.", keeps=False)
-        if request.header(b"transfer-encoding") is not None:
-            self._chunks = ChunkedReader(self._limits.body_bytes, self._limits.header_bytes)
-        elif request.header(b"content-length") is None:
-            self._http.next_event()  # the end of a message that has no body
+        self._reader = reader_for(request.headers, self._in_chunks)
+        if self._reader is None:
+            self._next_event()  # the end of the message
         return request
+
+    def _in_chunks(self) -> ChunkedReader:
+        return ChunkedReader(self._limits.body_bytes, self._limits.header_bytes)
 
     @property
     def awaits_100_continue(self) -> bool:
@@ -101,41 +104,28 @@ class Downstream:
 
         Raises what ``chunked`` raises, RequestTimeout, ClientGone.
         """
-        body = Body()
-        if self._http.their_state is not h11.SEND_BODY:
+        body, reader = Body(), self._reader
+        if reader is None or self._http.their_state is not h11.SEND_BODY:
             return body
         if self.awaits_100_continue and not self.response_started:
             self._outbox.hold(self._interim(100))
             await self.flush()
-        if not self._collect(body):
+        body.add(reader.take(self._inbound.bytes))
+        if not reader.ended:
             with deadline(self._body_timeout):
-                while not self._collect(body):
-                    await self._read_more()
-        self._inbound.bytes[:0], _ = self._http.trailing_data
+                await self._read_on(reader, body)
+        self._next_event()  # the end of the message
         return body
 
-    async def _read_more(self) -> None:
-        if self._chunks is not None and self._chunks.paused:
-            await anyio.lowlevel.checkpoint()
-        else:
-            await self._inbound.read_more()
-
-    def _collect(self, body: Body) -> bool:
-        """Add what has arrived of the body; whether that was the last of it."""
-        if self._chunks is not None:
-            body.add(self._chunks.take(self._inbound.bytes))
-            if not self._chunks.ended:
-                return False
-            self._http.receive_data(LAST_CHUNK)  # of the rest h11 knows nothing
-        while isinstance(event := self._next_event(), h11.Data):
-            body.add(event.data)
-        return isinstance(event, h11.EndOfMessage)
+    async def _read_on(self, reader: BodyReader, body: Body) -> None:
+        while not reader.ended:
+            if reader.paused:
+                await anyio.lowlevel.checkpoint()
+            else:
+                await self._inbound.read_more()
+            body.add(reader.take(self._inbound.bytes))
 
     def _next_event(self) -> object:
-        arrived = self._inbound.bytes
-        if arrived and self._chunks is None and self._http.their_state is h11.SEND_BODY:
-            self._http.receive_data(bytes(arrived))
-            arrived.clear()
         try:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:

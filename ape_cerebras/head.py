@@ -9,7 +9,7 @@ alike.
 The check is made of two plain functions over bytes. ``check_part`` refuses what can no longer
 become a good head, while it is still arriving, so that nobody waits for a deadline to learn of it.
 ``read_whole`` refuses the rest. What it has read need not be read again: h11 gets no more than the
-lines from which it knows where a message ends, and who is waiting for what.
+lines from which it knows whether the connection goes on, and who is waiting for what.
 """
 
 import re
@@ -49,7 +49,7 @@ _ONCE = frozenset(
         b"transfer-encoding",
     )
 )
-_FRAMING = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+_FOR_H11 = frozenset((b"connection", b"expect", b"host"))
 _MAX_LENGTH_DIGITS = 19
 _BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
 
@@ -86,7 +86,7 @@ def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
 
 def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
     """Check a complete head, empty line included. What it says, and the part of it that h11 has to
-    know: a head too, with those lines only that concern the framing.
+    know: a head too, with those lines only that concern the connection, and without a body.
 
     The absolute form is reduced to its path once its authority agrees with Host (RFC 9112
     section 3.2.2), so that it can never choose where a request goes.
@@ -105,8 +105,8 @@ def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
     _check_framing(fields, version == b"1.1", limits)
     host = _check_host(fields.get(b"host"), version == b"1.1")
     request = Request(method.decode(), _check_target(method, target, host), version, headers)
-    framing = [line for line, field in zip(lines, headers, strict=True) if field[0] in _FRAMING]
-    return request, b"\r\n".join((first, *framing, b"", b""))
+    for_h11 = [line for line, field in zip(lines, headers, strict=True) if field[0] in _FOR_H11]
+    return request, b"\r\n".join((first, *for_h11, b"", b""))
 
 
 def _check_request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]:

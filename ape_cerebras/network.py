@@ -13,6 +13,7 @@ the read where it does not.
 Times are readings of the event loop's monotonic clock (``stamps.loop_clock``).
 """
 
+import math
 import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -72,7 +73,7 @@ class StampedStream(ByteStream):
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
         self.write_timeout: float | None = None
-        self._deadline: float | None = None  # of all waits
+        self._deadline = math.inf  # of all waits
         self.before_wait: Callable[[], Awaitable[None]] | None = None
 
     def close(self) -> None:
@@ -101,18 +102,15 @@ class StampedStream(ByteStream):
 
     def allow(self, seconds: float | None) -> None:
         """Have no wait, however many there are, take longer than so many seconds from now."""
-        self._deadline = None if seconds is None else self._clock() + seconds
+        self._deadline = math.inf if seconds is None else self._clock() + seconds
 
     def hurry(self, seconds: float) -> None:
         """The same, and that goes for one to read that is under way."""
         self.allow(seconds)
 
-    def _patience(self, timeout: float | None) -> float | None:
-        """How long a wait may take that may take ``timeout``."""
-        if self._deadline is None:
-            return timeout
-        left = max(0.0, self._deadline - self._clock())
-        return left if timeout is None else min(timeout, left)
+    def _end_of_wait(self, begin: float, timeout: float | None) -> float:
+        """When a wait ends at the latest that may take ``timeout``."""
+        return self._deadline if timeout is None else min(begin + timeout, self._deadline)
 
     def stamp_by_read(self) -> None:
         """Take the moment of the read for the arrival from here on, whatever the kernel says."""
@@ -161,7 +159,7 @@ class SocketStream(StampedStream):
 
     def hurry(self, seconds: float) -> None:
         super().hurry(seconds)
-        self._readiness.hurry(seconds)
+        self._readiness.hurry(self._clock() + seconds)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._must_take_turn():
@@ -192,24 +190,29 @@ class SocketStream(StampedStream):
     async def _wait_to_read(self) -> None:
         if self.before_wait is not None:
             await self.before_wait()
-        self._wait_began_at = self._clock()
+        self._wait_began_at = now = self._clock()
         try:
             self._turns = _TURN_EVERY
-            if not await self._readiness.readable(self._patience(self.read_timeout)):
+            if not await self._readiness.readable(self._end_of_wait(now, self.read_timeout)):
                 raise PeerStalled
         finally:
             self._wait_ended_at = self._clock()
             self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
 
     def _account_for(self, data: bytes) -> None:
-        self._turns -= len(data) // _BYTES_OF_ONE
+        size = len(data)
+        self._turns -= size // _BYTES_OF_ONE
         self.stamped = self._receiver.stamped
         self.unstamped_reads += not self.stamped
-        self._read_since_wait += len(data)
-        self.most_at_once = max(self.most_at_once, self._read_since_wait)
-        late = self._wait_ended_at - max(self.arrived_at, self._wait_began_at)
-        if late > 0:  # from the arrival on it was the loop that was waited for
-            self.read_wait_seconds -= late
+        self._read_since_wait += size
+        if self._read_since_wait > self.most_at_once:
+            self.most_at_once = self._read_since_wait
+        if (
+            self._wait_ended_at > self.arrived_at
+        ):  # from then on it was the loop that was waited for
+            self.read_wait_seconds -= self._wait_ended_at - max(
+                self.arrived_at, self._wait_began_at
+            )
         self._wait_ended_at = 0.0
 
     async def send(self, item: bytes) -> None:
@@ -231,7 +234,7 @@ class SocketStream(StampedStream):
         began_at = self._clock()
         try:
             self._turns = _TURN_EVERY
-            if not await self._readiness.writable(self._patience(self.write_timeout)):
+            if not await self._readiness.writable(self._end_of_wait(began_at, self.write_timeout)):
                 raise PeerStalled
         finally:
             self.write_wait_seconds += self._clock() - began_at

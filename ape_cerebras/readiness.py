@@ -32,8 +32,8 @@ Hook = Callable[[], None]
 class Readiness(Protocol):
     """One socket's. At most one task may wait to read, and one to write.
 
-    Both return whether the socket is ready, or may be; not if ``timeout`` seconds passed before
-    (None: wait for ever). Both raise ClosedResourceError once it is closed.
+    Both return whether the socket is ready, or may be; not if it is ``until`` before, on the event
+    loop's clock. Both raise ClosedResourceError once it is closed.
     """
 
     @property
@@ -41,12 +41,12 @@ class Readiness(Protocol):
         """Whether nothing has been heard of the socket since the last wait to read, where what
         comes is always told."""
 
-    async def readable(self, timeout: float | None) -> bool: ...
+    async def readable(self, until: float) -> bool: ...
 
-    async def writable(self, timeout: float | None) -> bool: ...
+    async def writable(self, until: float) -> bool: ...
 
-    def hurry(self, timeout: float) -> None:
-        """Have a wait to read that is under way end in so many seconds."""
+    def hurry(self, until: float) -> None:
+        """Have a wait to read that is under way end then."""
 
     def watch(self, hook: Hook | None) -> bool:
         """Have ``hook``, which must not raise, called at whatever arrives, the connection's end
@@ -72,16 +72,14 @@ class _Waiting:
         self.future: asyncio.Future[bool] | None = None
         self._due_at = math.inf
         self._timer: asyncio.Handle | None = None
-        self._timer_at = math.inf  # uvloop's do not tell
+        self._timer_at = math.inf  # while there is none; uvloop's do not tell
 
-    async def wait(self, timeout: float | None) -> bool:
+    async def wait(self, until: float) -> bool:
         if self.ready:
             self.ready = False
             return True
-        self._due_at = math.inf
         self.future = asyncio.get_running_loop().create_future()
-        if timeout is not None:
-            self.end_in(timeout)
+        self.end_at(until)
         try:
             return await self.future
         except BaseException:
@@ -90,38 +88,32 @@ class _Waiting:
         finally:
             self.future = None
 
-    def end_in(self, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._due_at = loop.time() + timeout
-        if self._timer is not None and self._timer_at > self._due_at:
+    def end_at(self, moment: float) -> None:
+        self._due_at = moment
+        if moment < self._timer_at:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._start_timer(loop)
-
-    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer_at = self._due_at
-        self._timer = loop.call_at(self._due_at, self._look, loop)
+        self._timer = asyncio.get_running_loop().call_at(self._due_at, self._look)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self) -> None:
         """Whether it is time for the wait that is under way now, which may be another one."""
-        self._timer = None
-        if self.future is None or self._due_at == math.inf:
+        self._timer, self._timer_at = None, math.inf
+        if self.future is None or self.future.done() or self._due_at == math.inf:
             return
-        if loop.time() < self._due_at:
-            self._start_timer(loop)
+        if asyncio.get_running_loop().time() < self._due_at:
+            self._start_timer()
         else:
-            self._settle(False)
+            self.future.set_result(False)
 
     def wake(self) -> None:
         if self.future is None or self.future.done():
             self.ready = True
         else:
-            self._settle(True)
-
-    def _settle(self, ready: bool) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_result(ready)
+            self.future.set_result(True)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -138,6 +130,7 @@ class _AsyncioReadiness:
         self._has_ended = False
         self._reading = _Waiting()
         self._writing = _Waiting()
+        self.readable = self._reading.wait
         self._hook: Hook | None = None
         self._end_hook: Hook | None = None
         source.watch(descriptor, self._told)
@@ -160,18 +153,15 @@ class _AsyncioReadiness:
     def untold(self) -> bool:
         return not (self._reading.ready or self._has_ended)
 
-    async def readable(self, timeout: float | None) -> bool:
-        return await self._reading.wait(timeout)
-
-    async def writable(self, timeout: float | None) -> bool:
+    async def writable(self, until: float) -> bool:
         if not self._wants_writable:
             self._wants_writable = True
             self._edges.watch_writing_too(self._descriptor)
-        return await self._writing.wait(timeout)
+        return await self._writing.wait(until)
 
-    def hurry(self, timeout: float) -> None:
+    def hurry(self, until: float) -> None:
         if self._reading.future is not None:
-            self._reading.end_in(timeout)
+            self._reading.end_at(until)
 
     def watch(self, hook: Hook | None) -> bool:
         self._hook = hook
@@ -198,25 +188,25 @@ class _TrioReadiness:
         self._hook: Hook | None = None
         self._watched = False
 
-    async def readable(self, timeout: float | None) -> bool:
-        with trio.move_on_after(math.inf if timeout is None else timeout) as self._scope:
+    async def readable(self, until: float) -> bool:
+        with trio.CancelScope(deadline=until) as self._scope:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
             except trio.ClosedResourceError:
                 raise ClosedResourceError from None
         return not self._scope.cancelled_caught
 
-    async def writable(self, timeout: float | None) -> bool:
-        with trio.move_on_after(math.inf if timeout is None else timeout) as scope:
+    async def writable(self, until: float) -> bool:
+        with trio.CancelScope(deadline=until) as scope:
             try:
                 await trio.lowlevel.wait_writable(self._socket)
             except trio.ClosedResourceError:
                 raise ClosedResourceError from None
         return not scope.cancelled_caught
 
-    def hurry(self, timeout: float) -> None:
+    def hurry(self, until: float) -> None:
         if self._scope is not None:
-            self._scope.deadline = trio.current_time() + timeout
+            self._scope.deadline = until
 
     def watch(self, hook: Hook | None) -> bool:
         self._hook = hook
@@ -248,19 +238,19 @@ class _AnyioReadiness:
         self.untold = False
         self._scope: anyio.CancelScope | None = None
 
-    async def readable(self, timeout: float | None) -> bool:
-        with anyio.move_on_after(timeout) as self._scope:
+    async def readable(self, until: float) -> bool:
+        with anyio.CancelScope(deadline=until) as self._scope:
             await anyio.wait_readable(self._socket)
         return not self._scope.cancelled_caught
 
-    async def writable(self, timeout: float | None) -> bool:
-        with anyio.move_on_after(timeout) as scope:
+    async def writable(self, until: float) -> bool:
+        with anyio.CancelScope(deadline=until) as scope:
             await anyio.wait_writable(self._socket)
         return not scope.cancelled_caught
 
-    def hurry(self, timeout: float) -> None:
+    def hurry(self, until: float) -> None:
         if self._scope is not None:
-            self._scope.deadline = anyio.current_time() + timeout
+            self._scope.deadline = until
 
     def watch(self, hook: Hook | None) -> bool:
         return False

@@ -183,8 +183,8 @@ class Relay:
     ) -> None:
         try:
             while (chunk := await response.next_chunk()) is not None:
-                if downstream.response_complete:  # more came after the end than was worth waiting
-                    break
+                if exchange.ended and downstream.response_complete:
+                    break  # more came after the end than was worth waiting for
                 await self._pass_chunk(chunk, response.arrived_at, downstream, meter)
                 if exchange.ended:
                     # What is here already still goes through. As soon as there is nothing more to

@@ -6,8 +6,11 @@ Transfer-Encoding. An API behind a good edge sends none of these, so who does is
 has been made to quote what somebody else wrote; and where the answer ends, the next one begins.
 """
 
+import math
 import re
 
+from .bodies import BodyReader, SizedReader, reader_for
+from .chunked import ChunkedReader
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT
 from .request import Headers
 from .upstream_errors import InvalidAnswer
@@ -21,7 +24,10 @@ _LENGTH = re.compile(rb"[0-9]{1,19}")
 _BYTES_AT_MOST = 64 * 1024
 _LINES_AT_MOST = 200
 _INTERIM_AT_MOST = 20
-_FRAMING = (b"connection", b"content-length", b"transfer-encoding")
+_TRAILERS_AT_MOST = 16 * 1024  # bytes
+_BODILESS = (204, 304)  # whatever their heads say (RFC 9112 section 6.3)
+_FOR_H11 = frozenset((b"connection", b"content-length", b"transfer-encoding"))
+_NO_BODY = b"content-length: 0"
 
 
 class ResponseHead:
@@ -35,12 +41,19 @@ class ResponseHead:
         """0 until the head is complete."""
         self.headers: Headers = ()
         """With lower-case names."""
-        self.framing = b""
-        """A head too, with those lines only that say where the answer ends."""
+        self.for_h11 = b""
+        """A head too, of an answer that ends the connection where this one does; with a body only
+        where that has no other end."""
 
     @property
     def complete(self) -> bool:
         return self.status != 0
+
+    def body_reader(self) -> BodyReader | None:
+        """What reads the body behind the head; None where the body's end is the connection's."""
+        if self.status in _BODILESS:
+            return SizedReader(0)
+        return reader_for(self.headers, _in_chunks)
 
     def feed(self, data: bytes) -> int:
         """How many bytes at the end of ``data`` come behind the head.
@@ -87,10 +100,18 @@ class ResponseHead:
             raise InvalidAnswer
         _check_framing(headers, is_http_11=match[1] == b"1")
         if status >= 200:
-            framing = [line for line, field in zip(lines, headers, strict=True) if _frames(field)]
-            self.framing = b"\r\n".join((first, *framing, b"", b""))
+            told = [
+                line if name == b"connection" else _NO_BODY
+                for line, (name, _) in zip(lines, headers, strict=True)
+                if name in _FOR_H11
+            ]
+            self.for_h11 = b"\r\n".join((first, *told, b"", b""))
             self.headers, self.status = headers, status
         return self.complete
+
+
+def _in_chunks() -> ChunkedReader:
+    return ChunkedReader(math.inf, _TRAILERS_AT_MOST, math.inf)
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
@@ -98,10 +119,6 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     if match is None:
         raise InvalidAnswer
     return match[1].lower(), match[2].rstrip(b" \t")
-
-
-def _frames(field: tuple[bytes, bytes]) -> bool:
-    return field[0] in _FRAMING
 
 
 def _check_framing(headers: Headers, *, is_http_11: bool) -> None:

@@ -10,12 +10,13 @@ shape has a path of its own: no line is split, no state is kept. Measured on one
 3.11, 250-byte events in reads of ten take 0.4 µs each that way and 2.2 µs each by lines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 __all__ = ("EventReader", "parts")
 
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
 _BETWEEN_PLAIN = b"\n\ndata: "
+_WITHIN_PLAIN = slice(len(_PLAIN_START), -len(_PLAIN_END))
 _DATA, _DATA_COLON = b"data", b"data:"
 _BOM = b"\xef\xbb\xbf"
 _BESIDES_PAYLOAD = len(_BOM) + len(_PLAIN_START)
@@ -25,16 +26,20 @@ _LINES_AT_ONCE = 600  # 64 KiB of the API's own events
 _PART = 2 * 1024  # bytes, each of which may be a line
 
 
-def parts(chunk: bytes) -> Iterator[bytes]:
+def parts(chunk: bytes) -> Iterable[bytes]:
     """A chunk of a stream in parts, each little work for whoever looks into its events; mostly
     that is the chunk itself. Cut between events where they end as ours do."""
+    many = len(chunk) > _PART and chunk.count(b"\n") + chunk.count(b"\r") > _LINES_AT_ONCE
+    return _parts(chunk) if many else (chunk,)
+
+
+def _parts(chunk: bytes) -> Iterator[bytes]:
     at = 0
-    if len(chunk) > _PART and chunk.count(b"\n") + chunk.count(b"\r") > _LINES_AT_ONCE:
-        while len(chunk) - at > _PART:
-            last = chunk.rfind(_PLAIN_END, at, at + _PART)
-            end = at + _PART if last < 0 else last + len(_PLAIN_END)
-            yield chunk[at:end]
-            at = end
+    while len(chunk) - at > _PART:
+        last = chunk.rfind(_PLAIN_END, at, at + _PART)
+        end = at + _PART if last < 0 else last + len(_PLAIN_END)
+        yield chunk[at:end]
+        at = end
     yield chunk[at:]
 
 
@@ -65,7 +70,7 @@ class EventReader:
         if not chunk:
             return []
         if self.at_boundary and chunk.startswith(_PLAIN_START) and chunk.endswith(_PLAIN_END):
-            payloads = chunk[len(_PLAIN_START) : -len(_PLAIN_END)].split(_BETWEEN_PLAIN)
+            payloads = chunk[_WITHIN_PLAIN].split(_BETWEEN_PLAIN)
             if chunk.count(b"\n") == 2 * len(payloads) and b"\r" not in chunk:
                 self._after_cr = self._untouched = False
                 return [payload for payload in payloads if 0 < len(payload) <= self._max]

@@ -156,7 +156,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         """
         self.head = ResponseHead()
         await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
-        return self.head.framing if self.head.complete else await self._read_head()
+        return self.head.for_h11 if self.head.complete else await self._read_head()
 
     def take_behind_head(self) -> bytes:
         """What came in one read with a head, and belongs to the body."""
@@ -168,7 +168,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             behind = self.head.feed(data)
             if self.head.complete:
                 self._behind_head = data[len(data) - behind :]
-                return self.head.framing
+                return self.head.for_h11
         return b""
 
     async def _flush(self) -> None:

@@ -12,6 +12,7 @@ from .exchange import Exchange
 from .meter import read_error_code
 from .network import StampedStream
 from .pool import Lease, Pool, ssl_context_for
+from .quotes import Quotes
 from .request import Headers
 from .stamps import loop_clock
 from .transport import RECEIVE_BUFFER, Connect, connect_tcp
@@ -49,14 +50,18 @@ class UpstreamResponse:
     ``headers`` have lower-case names.
     """
 
-    def __init__(self, exchange: Exchange, lease: Lease, config: Config) -> None:
+    def __init__(
+        self, exchange: Exchange, lease: Lease, config: Config, *, awaits_token: bool
+    ) -> None:
         self._exchange = exchange
         self._config = config
         self._lease = lease
         self._connection = lease.connection
         self._raw = lease.connection.transport.raw
+        self._awaits_token = awaits_token
+        self._raw.be_attentive(awaits_token)
         self._waiting = _WaitAccount(exchange, self._raw)
-        self._quotes = _Quotes(b"", 0)
+        self._quotes = Quotes(b"", 0)
         self._ahead: deque[bytes | None] = deque()
         self.status = 0
         self.headers: Headers = ()
@@ -105,8 +110,8 @@ class UpstreamResponse:
         self._exchange.upstream_headers = tuple(
             field for field in headers if field[0].startswith(b"x-ratelimit-")
         )
-        self._quotes = _Quotes(self._config.cerebras_api_key.encode(), status)
-        if any(self._quotes.are_in(value) for _, value in headers):
+        self._quotes = Quotes(self._config.cerebras_api_key.encode(), status)
+        if self._quotes.are_in(b"\n".join([value for _, value in headers])):
             raise AnswerWithheld
         if status == 401:
             raise KeyRefused
@@ -142,7 +147,8 @@ class UpstreamResponse:
         self._exchange.upstream_code = read_error_code(b"".join(filter(None, self._ahead)))
 
     async def _receive(self) -> bytes | None:
-        if self._exchange.first_token_at is not None:
+        if self._awaits_token and self._exchange.first_token_at is not None:
+            self._awaits_token = False
             self._raw.be_attentive(False)
         try:
             chunk = await self._connection.next_chunk()
@@ -168,39 +174,6 @@ class UpstreamResponse:
         for it, and count the wait no more."""
         self._waiting.close()
         self._raw.read_timeout = seconds
-
-
-class _Quotes:
-    """Looks for the account's key in an answer, however it is cut into chunks.
-
-    The key is told by its beginning, because APIs quote one as that with stars behind it: so much
-    of it as makes it unlikely that a model writes the same by chance, less where no model wrote. Of
-    a key of less than 16 characters a part may be any word, so that it is looked for as a whole;
-    one of less than 8 may be a word itself, and is not.
-    """
-
-    def __init__(self, key: bytes, status: int) -> None:
-        self._sought = _part_to_look_for(key, status)
-        self._end = b""
-
-    def are_in(self, text: bytes) -> bool:
-        """Whether ``text`` holds it."""
-        return bool(self._sought) and self._sought in text
-
-    def end_in(self, chunk: bytes) -> bool:
-        """Whether it ends in ``chunk``, the next of the answer."""
-        sought = self._sought
-        if not sought:
-            return False
-        across = self._end + chunk[: len(sought) - 1]
-        self._end = (across if len(chunk) < len(sought) else chunk)[1 - len(sought) :]
-        return sought in chunk or sought in across
-
-
-def _part_to_look_for(key: bytes, status: int) -> bytes:
-    if len(key) >= 16:
-        return key[: 6 if status >= 400 else 8]
-    return key if len(key) >= 8 else b""
 
 
 class _WaitAccount:
@@ -265,8 +238,7 @@ class Upstream:
         with waiting_for_upstream(exchange, self._clock):
             lease = await self.pool.lease()
         _note(lease, exchange)
-        lease.connection.transport.raw.be_attentive(awaits_token)
-        response = UpstreamResponse(exchange, lease, self._config)
+        response = UpstreamResponse(exchange, lease, self._config, awaits_token=awaits_token)
         own = self._own_headers if with_key else self._own_headers[1:]
         target, fields = self._prefix + path.encode(), (*own, *headers)
         try:

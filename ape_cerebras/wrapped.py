@@ -32,7 +32,8 @@ class WrappedStream(StampedStream):
             await self.before_wait()
         began_at = self._clock()
         try:
-            with anyio.move_on_after(self._patience(self.read_timeout)) as self._reading:
+            end = self._end_of_wait(began_at, self.read_timeout)
+            with anyio.CancelScope(deadline=end) as self._reading:
                 data = await self._stream.receive(max_bytes)
         except OSError:  # of TLS, among others
             raise BrokenResourceError from None
@@ -47,7 +48,8 @@ class WrappedStream(StampedStream):
     async def send(self, item: bytes) -> None:
         began_at = self.left_at = self._clock()
         try:
-            with anyio.move_on_after(self._patience(self.write_timeout)) as scope:
+            end = self._end_of_wait(began_at, self.write_timeout)
+            with anyio.CancelScope(deadline=end) as scope:
                 await self._stream.send(item)
         # anyio's TLS stream says so of one that was cut, where that is no error to it.
         except (BrokenResourceError, ClosedResourceError, EndOfStream, OSError):

@@ -87,7 +87,7 @@ class MemoryStream(StampedStream):
     async def _wait(self, change: Callable[[], Awaitable[None]], timeout: float | None) -> float:
         """Wait for the other end; the seconds that took."""
         began_at = anyio.current_time()
-        with anyio.move_on_after(self._patience(timeout)) as self._waiting:
+        with anyio.CancelScope(deadline=self._end_of_wait(began_at, timeout)) as self._waiting:
             await change()
         if self._waiting.cancelled_caught:
             raise PeerStalled

@@ -2,19 +2,24 @@
 
 import h11
 
+from ape_cerebras.bodies import BodyReader, reader_for
+from ape_cerebras.chunked import ChunkedReader
 from ape_cerebras.grammar import HEAD_END
-from ape_cerebras.request import Headers
+from ape_cerebras.request import Headers, Request
+from ape_cerebras.response_head import ResponseHead
 
 __all__ = (
     "BOM",
-    "assert_h11_frames_alike",
+    "assert_answers_end_alike",
     "assert_h11_reads_the_same",
+    "assert_requests_end_alike",
     "dispatched_by_the_standard",
     "in_lower_case",
     "read_by_h11",
 )
 
 BOM = b"\xef\xbb\xbf"
+_BODY = b"0\r\n\r\n" + b"0" * 2000  # of any length up to that, or in chunks, of which it has none
 _CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -29,20 +34,71 @@ def in_lower_case(fields: Headers) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def assert_h11_frames_alike(raw: bytes, framing: bytes) -> None:
-    """What it is told is enough: bodies and connections end where they did."""
-    states = []
-    for told in (raw, framing):
-        server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
-        server.receive_data(told + b"0" * 2000)
-        server.next_event()
-        body = server.next_event() if server.their_state is h11.SEND_BODY else None
-        read = server.their_state, server.they_are_waiting_for_100_continue
+def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> None:
+    """A body ends where h11 ends it; and what h11 is told in place of the whole head is enough for
+    it to end connections as it did."""
+    server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
+    server.receive_data(raw + _BODY)
+    server.next_event()
+    waited = server.they_are_waiting_for_100_continue
+    body = _body_by_h11(server)
+
+    told = h11.Connection(h11.SERVER)
+    told.receive_data(for_h11)
+    told.next_event()
+    assert told.they_are_waiting_for_100_continue == waited
+    assert _body_by(reader_for(request.headers, lambda: ChunkedReader(10**4, 10**4)), told) == body
+    for each in (server, told):
         # Not 200: to CONNECT that would be a tunnel, which there is none of.
-        server.send(h11.Response(status_code=405, headers=[]))
-        server.send(h11.EndOfMessage())
-        states.append((repr(body), *read, server.our_state))
-    assert states[0] == states[1]
+        each.send(h11.Response(status_code=405, headers=[]))
+        each.send(h11.EndOfMessage())
+    assert server.states == told.states
+
+
+def assert_answers_end_alike(raw: bytes, head: ResponseHead) -> None:
+    """The same of an answer, which may stand behind interim ones; and h11 reads it as it was."""
+    client, told = _asking(), _asking()
+    client.receive_data(raw + _BODY)
+    while isinstance(event := client.next_event(), h11.InformationalResponse):
+        pass
+    assert isinstance(event, h11.Response)
+    assert event.status_code == head.status
+    assert list(event.headers) == in_lower_case(head.headers)
+    body = _body_by_h11(client)
+
+    told.receive_data(head.for_h11)
+    told.next_event()
+    reader = head.body_reader()
+    if reader is None:
+        told.receive_data(_BODY)
+        assert _body_by_h11(told) == body
+    else:
+        assert _body_by(reader, told) == body
+    assert client.states == told.states
+
+
+def _asking() -> h11.Connection:
+    client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    return client
+
+
+def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bool]:
+    """The data of the body that comes, and whether it has ended."""
+    data = b""
+    while isinstance(event := connection.next_event(), h11.Data):
+        data += event.data
+    return data, isinstance(event, h11.EndOfMessage)
+
+
+def _body_by(reader: BodyReader | None, told: h11.Connection) -> tuple[bytes, bool]:
+    """The same, as we read it."""
+    data = b"" if reader is None else reader.take(bytearray(_BODY))
+    ended = reader is None or reader.ended
+    if ended:
+        assert isinstance(told.next_event(), h11.EndOfMessage)
+    return data, ended
 
 
 def assert_h11_reads_the_same(raw: bytes) -> h11.Request:

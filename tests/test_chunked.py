@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import read_by_h11
 
-from ape_cerebras.chunked import LAST_CHUNK, ChunkedReader
+from ape_cerebras.chunked import ChunkedReader
 from ape_cerebras.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ProxyError
 
+LAST = b"0\r\n\r\n"
 AT_MOST = 1000
 FRAMING = 16 * 1024  # beside as much as there is data
 
@@ -93,13 +94,13 @@ def test_refused_the_same_byte_by_byte(case: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        LAST_CHUNK,
+        LAST,
         b"000\r\n\r\n",
         b"5\r\nhello\r\n0\r\n\r\n",
         b"000000000000000A\r\nhello hell\r\n0;end\r\n\r\n",
         b'a;b;c=d;e="f \\" ; g"\r\nhello hell\r\n0\r\nX-A: 1\r\nY:\r\n\r\n',
-        b"1\r\nx\r\n" * 1000 + LAST_CHUNK,  # small pieces are no crime
-        b"3e8\r\n" + b"x" * 1000 + b"\r\n" + LAST_CHUNK,
+        b"1\r\nx\r\n" * 1000 + LAST,  # small pieces are no crime
+        b"3e8\r\n" + b"x" * 1000 + b"\r\n" + LAST,
     ],
 )
 def test_accepted_whole_and_byte_by_byte_and_by_h11(body: bytes) -> None:

@@ -1,6 +1,7 @@
 """Waiting for a socket: woken when it is ready, at the end of patience, and when it is closed."""
 
 import gc
+import math
 import select
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from anyio import ClosedResourceError
 from ape_cerebras.backends import BACKENDS, run_on
 from ape_cerebras.network import SocketStream
 from ape_cerebras.readiness import Readiness, readiness_of
+from ape_cerebras.stamps import loop_clock
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +31,11 @@ def pair() -> Iterator[Pair]:
         yield ours, theirs
 
 
+def within(seconds: float) -> float:
+    """So many seconds from now."""
+    return loop_clock()() + seconds
+
+
 async def read(sock: socket.socket, readiness: Readiness) -> bytes:
     """As the streams do it: first try, then wait."""
     with anyio.fail_after(5):
@@ -36,7 +43,7 @@ async def read(sock: socket.socket, readiness: Readiness) -> bytes:
             try:
                 return sock.recv(100)
             except BlockingIOError:
-                assert await readiness.readable(5)
+                assert await readiness.readable(within(5))
 
 
 async def test_what_comes_before_a_wait_during_it_and_after_it_is_read(pair: Pair) -> None:
@@ -74,7 +81,7 @@ async def _send_later(sock: socket.socket, data: bytes) -> None:
 async def test_a_wait_ends_with_patience_and_the_next_is_as_good(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
-    assert not await readiness.readable(0.01)
+    assert not await readiness.readable(within(0.01))
     ours.send(b"a")
     assert await read(theirs, readiness) == b"a"
     readiness.close()
@@ -85,7 +92,7 @@ async def test_a_cancelled_wait_takes_nothing_along(pair: Pair) -> None:
     readiness = readiness_of(theirs)
     for _ in range(3):
         with anyio.move_on_after(0):
-            await readiness.readable(None)
+            await readiness.readable(math.inf)
         ours.send(b"a")
         assert await read(theirs, readiness) == b"a"
     readiness.close()
@@ -97,12 +104,12 @@ async def test_a_full_socket_is_writable_once_it_has_been_read(pair: Pair) -> No
     for _ in range(2):
         fill(ours)
         # What a wait before this one was told of the socket may be out of date.
-        while await readiness.writable(0.01):
+        while await readiness.writable(within(0.01)):
             fill(ours)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_drain_later, theirs)
             with anyio.fail_after(5):
-                assert await readiness.writable(None)
+                assert await readiness.writable(math.inf)
     readiness.close()
 
 
@@ -139,7 +146,7 @@ async def test_closing_wakes_whoever_waits(pair: Pair) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(close_later)
         with pytest.raises(ClosedResourceError):
-            await readiness.readable(5)
+            await readiness.readable(within(5))
 
 
 async def test_a_descriptor_used_again_is_another_socket() -> None:
@@ -208,13 +215,13 @@ async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair
 
     async def hurry_later() -> None:
         await anyio.wait_all_tasks_blocked()
-        readiness.hurry(0.01)
+        readiness.hurry(within(0.01))
 
-    for patience in (None, 60.0):
+    for patience in (math.inf, 60.0):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hurry_later)
             with anyio.fail_after(5):
-                assert not await readiness.readable(patience)
+                assert not await readiness.readable(within(patience))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_send_later, ours, b"a")
             assert await read(theirs, readiness) == b"a"
@@ -226,24 +233,24 @@ async def test_a_wait_of_no_time_can_be_hurried(pair: Pair) -> None:
     readiness = readiness_of(pair[1])
 
     async def hurry() -> None:
-        readiness.hurry(0)
+        readiness.hurry(within(0))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):  # one of them is started after the wait, and before it has ended
             tasks.start_soon(hurry)
-        assert not await readiness.readable(0)
+        assert not await readiness.readable(within(0))
     readiness.close()
 
 
 async def test_a_long_wait_is_not_ended_by_the_timer_of_a_short_one_before(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
-    for first, second in ((0.05, None), (0.05, 60.0)):
+    for first, second in ((0.05, math.inf), (0.05, 60.0)):
         ours.send(b"a")
         assert await read(theirs, readiness) == b"a"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_send_later, ours, b"b")
-            assert await readiness.readable(first)  # its timer may go on
+            assert await readiness.readable(within(first))  # its timer may go on
         assert await read(theirs, readiness) == b"b"
 
         async def send_at_last() -> None:
@@ -257,7 +264,7 @@ async def test_a_long_wait_is_not_ended_by_the_timer_of_a_short_one_before(pair:
                     with suppress(BlockingIOError):
                         assert theirs.recv(100) == b"c"
                         break
-                    assert await readiness.readable(second)
+                    assert await readiness.readable(within(second))
     readiness.close()
 
 
