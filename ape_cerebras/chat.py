@@ -40,7 +40,7 @@ _EMPTY = re.compile(rb"\s*\}")
 # request may cost in all. The longest context of a model is 131,072 tokens.
 _MAX_STRINGS = 100_000
 _MAX_VALUES = 200_000
-_MAX_READ_NAMES = 10_000  # at any depth
+_MAX_READ_NAMES = 10_000  # at any depth, beside as many at the beginning
 _MAX_MODEL = 1_000  # characters; what is cut in pieces is longer, so that a model's name never is
 
 
@@ -198,7 +198,9 @@ class _MemberReader:
             raise BadRequest("The body has more strings than this proxy reads.")
         if self._values > _MAX_VALUES:
             raise BadRequest("The body has more values than this proxy reads.")
-        self._names += sum(piece.text.count(name) for name in _PLAIN_NAMES)
+        # Looking for names takes its time, so they are counted where there can be so many.
+        if self._strings + piece.text.count(b'"') // 2 > _MAX_READ_NAMES:
+            self._names += sum(piece.text.count(name) for name in _PLAIN_NAMES)
         if self._names > _MAX_READ_NAMES:
             raise BadRequest("The body names 'model', 'stream' or its limit of tokens too often.")
 
@@ -206,7 +208,7 @@ class _MemberReader:
         """The outermost members that have one of ``_READ_NAMES``: name, and where the name ends."""
         written = [(name, b'"%s"' % name.encode()) for name in _READ_NAMES if name in request]
         # Perhaps: the escape of a letter, or of the underscore, is somewhere.
-        hidden = b"\\" in text and any(escape in text for escape in _ESCAPES)
+        hidden = b"\\u00" in text and any(escape in text for escape in _ESCAPES)
         if hidden or any(text.count(quoted) != 1 for _, quoted in written):
             return self._find_outermost(text)
         return [(name, text.index(quoted) + len(quoted)) for name, quoted in written]

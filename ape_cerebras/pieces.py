@@ -138,7 +138,7 @@ class _Cut(NamedTuple):
 
 def _find_cut(part: bytes, begin: _Place) -> _Cut:
     """The last place in ``part`` where it can be cut."""
-    blanked = part.replace(b"\\\\", _BLANK).replace(b'\\"', _BLANK)
+    blanked = part.replace(b"\\\\", _BLANK).replace(b'\\"', _BLANK) if b"\\" in part else part
     stretches = blanked.split(b'"')  # by turns outside and inside of strings
     return _behind_comma(stretches, begin, len(part)) or _in_string(blanked, stretches, begin)
 
@@ -190,11 +190,10 @@ def _where(containers: bytes, before: bytes) -> int:
 
 def _between_characters(blanked: bytes) -> int:
     """The last place that divides no character, and no escape or pair of them."""
-    from_here = len(blanked) - 2 * _LONGEST_CHARACTER
-    places = [found.start() for found in _BETWEEN_CHARACTERS.finditer(blanked, from_here)]
-    if not places:
-        raise Malformed
-    return places[-1]
+    for at in range(len(blanked) - 1, len(blanked) - 2 * _LONGEST_CHARACTER, -1):
+        if _BETWEEN_CHARACTERS.match(blanked, at):
+            return at
+    raise Malformed
 
 
 def _opened(containers: bytes, outside: bytes) -> bytes:
