@@ -5,17 +5,23 @@ still: 20 ms with nothing open, 870 ms with 9,750 connections on both sides (CPy
 of a virtual server). So what has survived such a look is never looked at again, nor is what was
 there from the start: 2 ms. It still goes with its last reference, as nearly everything does. Cycles
 would stay: an exchange and its connection leave none, however they end.
+
+Of what is new CPython looks at 700 objects at a time, many of them of requests under way, which are
+soon gone. To wait for more of them saves a fiftieth of a plain request.
 """
 
 import gc
 
 __all__ = ("forget_course", "look_at_what_is_new")
 
+_LOOK_AT = (5_000, 5, 5)  # objects, looks at those, looks at what has survived one
+
 
 def look_at_what_is_new() -> None:
     """Have the collector do that, from here on and in processes to be forked; once is enough."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_LOOK_AT)
     if _freeze not in gc.callbacks:
         gc.callbacks.append(_freeze)
 
