@@ -1,6 +1,7 @@
 """Every test marked ``anyio`` runs on asyncio and on trio; so does every process that is shared by
 the tests of a module."""
 
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ pytest_plugins = "pytester"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what is in its background with SIGINT ignored, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(printed)
 
 
