@@ -26,6 +26,7 @@ _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*\r\n"
 )
 _BEGINNING_OF_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:[;\r].*)?)?", re.DOTALL)
+_WHOLE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[;\r]")
 _WHOLE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 # Sizes, extensions and line ends of a request may weigh as much as the data, and so many bytes
 # more: plenty for a body in small pieces, and an end to one that is mostly extensions
@@ -114,7 +115,9 @@ class ChunkedReader:
             return at
         self._more -= 1
         size = int(line[1], 16)
-        self._count(size, line.end() - at + 2)  # the line, and the data's end
+        length = line.end() - at
+        _check_length(length - 1)  # as where the last byte is yet to come
+        self._count(size, length + 2)  # the line, and the data's end
         self._left = size
         self._read = ChunkedReader._read_data if size else ChunkedReader._read_trailer
         return line.end()
@@ -123,14 +126,13 @@ class ChunkedReader:
         """Refuse what no bytes to come could make a size line of."""
         if b"\r\n" in part or NEVER_RIGHT.search(part):
             raise _malformed()
-        self._check_framing(len(part))
         if not _BEGINNING_OF_SIZE_LINE.fullmatch(part):
             raise _malformed()
-
-    def _check_framing(self, more: int) -> None:
-        too_long = more > _LINE_AT_MOST
-        if too_long or self._framing + more > self._declared + self._framing_beside_data:
-            raise _mostly_framing()
+        _check_length(len(part))
+        if size := _WHOLE_SIZE.match(part):
+            declared = self._declared + int(size[1], 16)
+            if self._framing + len(part) > declared + self._framing_beside_data:
+                raise _mostly_framing()
 
     def _read_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
         end = min(at + self._left, len(arrived))
@@ -166,6 +168,11 @@ class ChunkedReader:
         elif not FIELD_LINE.fullmatch(line):
             raise _malformed()
         return end + 2
+
+
+def _check_length(length: int) -> None:
+    if length > _LINE_AT_MOST:
+        raise _mostly_framing()
 
 
 def _mostly_framing() -> BadRequest:

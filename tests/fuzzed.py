@@ -192,6 +192,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "chunks": (
         b"5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
         b'A;a;b=c;d="e \\" f"\r\nhello hell\r\n00;end\r\nX-A: 1\r\nY:\r\n\r\n',
+        b"A;a=" + b"b" * 50 + b"\r\nhello",  # just as much framing as the size allows
         b"1\r\nx\r\n2\r\nyz\r\n0\r\n\r\n",
     ),
     "events": (

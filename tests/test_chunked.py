@@ -1,6 +1,6 @@
 """Bodies in chunks: what is refused, how soon, and agreement with h11 on all that passes."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import example, given, settings
@@ -167,3 +167,17 @@ def test_whatever_passes_is_what_h11_reads(body: bytes, spoils: list[tuple[int, 
 def test_no_bytes_make_it_fail_in_another_way(body: bytes, cuts: list[int]) -> None:
     with suppress(ProxyError, AssertionError):  # of the body's end, which may never come
         read(body, tuple(cuts))
+
+
+@pytest.mark.parametrize("length", [16 * 1024 - 1, 16 * 1024])
+def test_a_line_is_as_long_as_it_may_be_however_it_comes(length: int) -> None:
+    """Though the data weigh as much and more."""
+    line = b"%x;a=" % 20_000
+    line += b"b" * (length - len(line)) + b"\r\n"
+    for step in (1, 1000, len(line)):
+        chunks, arrived = ChunkedReader(10**6, FRAMING), bytearray()
+        with pytest.raises(BadRequest) if length >= 16 * 1024 else nullcontext():
+            for begin in range(0, len(line), step):
+                arrived += line[begin : begin + step]
+                chunks.take(arrived)
+            assert not arrived
