@@ -68,7 +68,7 @@ def muffled(backend: str, directory: Path) -> Iterator[Muffled]:
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         service, serving = Muffled(process), 0
-        while serving < 2:
+        while serving < 2 or not service.port:  # they may be quicker than their parent
             line = service.line()
             serving += line["message"] == "Worker serves"
             if "address" in line:
