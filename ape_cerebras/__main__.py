@@ -1,7 +1,7 @@
 """The command line: ``serve``, ``check``, ``health``, and those of ``practice``.
 
 What only they need, who have no Cerebras, is imported where they are asked for: the stand-in and
-the self-check are a fifth of what there is to load, and a proxy in production has no use for them.
+the self-check are a tenth of the modules, and a proxy in production has no use for them.
 """
 
 import argparse

@@ -16,6 +16,7 @@ Times are readings of the event loop's monotonic clock (``stamps.loop_clock``).
 import math
 import select
 import socket
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -76,9 +77,9 @@ class StampedStream(ByteStream):
         self._deadline = math.inf  # of all waits
         self.before_wait: Callable[[], Awaitable[None]] | None = None
 
+    @abstractmethod
     def close(self) -> None:
         """Close at once, without awaiting: safe in any ``finally``."""
-        raise NotImplementedError
 
     def receive_nowait(self) -> bytes:
         """What has arrived; raises WouldBlock where nothing has or that cannot be told, and what
@@ -119,9 +120,9 @@ class StampedStream(ByteStream):
         """Whether to tell what comes first from what joins it before it is read, where that can be
         told: worth it while a first token is awaited."""
 
+    @abstractmethod
     def peer_is_gone(self) -> bool:
         """Whether it is known that the peer takes no more bytes."""
-        raise NotImplementedError
 
     async def aclose(self) -> None:
         self.close()

@@ -84,7 +84,8 @@ def _simulation(chance: random.Random) -> str:
 async def _find(
     proxy: Served, simulator: Served, streams: int, *, busy: bool, tick: Callable[[], object]
 ) -> Findings:
-    """Play streams until ``streams`` of them could be compared; ``tick`` is called after each."""
+    """Play streams until ``streams`` of them could be compared, or too many could not; ``tick`` is
+    called for each of ``streams``, in the end also for those that were given up."""
     async with anyio.create_task_group() as tasks:
         if busy:
             await _keep_busy(Load(tasks, proxy.port, _LOAD), proxy)
@@ -113,6 +114,8 @@ async def _compare(
                 findings.errors[name].append(error)
             findings.added.append(seen.ttft - truth["ttft_seconds"])
             tick()
+    for _ in range(streams - len(findings.added)):
+        tick()
     return findings._replace(left_out=left_out)
 
 

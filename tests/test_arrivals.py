@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
 
 TOLERANCE = 0.0001  # seconds
 SEGMENTS = 60  # more than the kernel joins to one
+IN_VAIN = pytest.mark.parametrize("in_vain", [False, True], ids=["at once", "found empty before"])
 
 
 def pause() -> None:
@@ -24,8 +25,9 @@ def pause() -> None:
 
 
 @contextmanager
-def connection() -> Iterator[tuple[socket.socket, Receiver]]:
-    """A connection's one end, and an attentive receiver at the other."""
+def connection(*, in_vain: bool = False) -> Iterator[tuple[socket.socket, Receiver]]:
+    """A connection's one end, and an attentive receiver at the other; one that has found it empty
+    where it has read ``in_vain``."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,
@@ -35,13 +37,17 @@ def connection() -> Iterator[tuple[socket.socket, Receiver]]:
         theirs.setblocking(False)
         receiver = Receiver(theirs, loop_clock(), loop_clock()())
         receiver.be_attentive(True)
+        if in_vain:
+            with pytest.raises(BlockingIOError):
+                receiver.read(1000)
         yield ours, receiver
         receiver.close()
 
 
-async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
+@IN_VAIN
+async def test_no_byte_gets_an_earlier_moment_than_it_had(in_vain: bool) -> None:
     """What was noted may be in several segments, each with a stamp of its own."""
-    with connection() as (ours, receiver):
+    with connection(in_vain=in_vain) as (ours, receiver):
         sent_at = []
         for number in range(SEGMENTS):
             sent_at.append(loop_clock()())
@@ -56,9 +62,12 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had() -> None:
     assert read == bytes(range(SEGMENTS))
 
 
+@IN_VAIN
 @pytest.mark.parametrize("max_bytes", [1, 3, 1000])
-async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int) -> None:
-    with connection() as (ours, receiver):
+async def test_what_came_first_has_its_moment_however_it_is_read(
+    max_bytes: int, in_vain: bool
+) -> None:
+    with connection(in_vain=in_vain) as (ours, receiver):
         ours.send(b"first")
         lookout().look()
         joined_at = loop_clock()()
@@ -71,9 +80,10 @@ async def test_what_came_first_has_its_moment_however_it_is_read(max_bytes: int)
         assert all((moment < joined_at + TOLERANCE) is (at < 5) for at, moment in moments.items())
 
 
-async def test_each_of_several_that_wait_has_its_moment() -> None:
+@IN_VAIN
+async def test_each_of_several_that_wait_has_its_moment(in_vain: bool) -> None:
     """As head, role and first token have that come one by one while the loop is held."""
-    with connection() as (ours, receiver):
+    with connection(in_vain=in_vain) as (ours, receiver):
         sent_at = []
         for part in (b"role", b"token", b"more"):
             sent_at.append(loop_clock()())

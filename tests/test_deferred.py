@@ -15,9 +15,11 @@ USES = [
 ]
 
 
-def run(program: str) -> str:
-    """What a program prints that begins with our import, in a process of its own."""
-    command = (sys.executable, "-W", "error", "-c", f"import sys, ape_cerebras\n{program}")
+def run(program: str, first: str = "") -> str:
+    """What a program prints that begins with our import, or with something before that, in a
+    process of its own."""
+    whole = f"{first}\nimport sys, ape_cerebras\n{program}"
+    command = (sys.executable, "-W", "error", "-c", whole)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,11 +53,8 @@ def test_what_it_does_not_have_it_does_not_have() -> None:
 
 
 def test_what_was_loaded_before_stays_as_it_is() -> None:
-    command = "import trio; before = trio.run; import ape_cerebras, trio; print(trio.run is before)"
-    done = subprocess.run(
-        (sys.executable, "-c", command), capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "True\n"
+    said = run("import trio; print(trio.run is before)", first="import trio; before = trio.run")
+    assert said == "True\n"
 
 
 def test_a_proxy_loads_nothing_of_the_stand_in() -> None:

@@ -410,6 +410,12 @@ class Sink(StampedStream):
     async def send_eof(self) -> None:
         pass
 
+    def close(self) -> None:
+        self.broken = True
+
+    def peer_is_gone(self) -> bool:
+        return self.broken
+
 
 async def test_an_end_found_while_sending_is_a_broken_connection(authority: trustme.CA) -> None:
     """That is what anyio's TLS stream says where it takes a cut for an end."""
