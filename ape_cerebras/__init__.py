@@ -33,6 +33,7 @@ layer  module           what it owns
 0      collector        what the garbage collector need not look at
 0      deferred         libraries that are loaded when they are first used
 0      quotes           the account's key in an answer, however it is cut
+0      once             a property that is worked out once
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O

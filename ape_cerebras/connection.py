@@ -1,6 +1,7 @@
 """One connection to upstream: a request at a time, and its answer, piece by piece."""
 
 import math
+from functools import lru_cache
 
 import anyio
 import h11
@@ -19,6 +20,12 @@ from .transport import UpstreamStream
 __all__ = ("Connection",)
 
 _NONE = Body()
+
+
+@lru_cache(maxsize=16)
+def _request(method: str, target: bytes, host: bytes) -> h11.Request:
+    """What h11 has to know of a request's head; nearly always the same."""
+    return h11.Request(method=method, target=target, headers=[(b"host", host)])
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
@@ -58,8 +65,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._nothing_left_over = False
         say, hold = self._h11_state.send, self.transport.hold
         length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
-        request = h11.Request(method=method, target=target, headers=[(b"host", host)])
-        hold(with_fields(say(request) or b"", (*length, *headers)))
+        hold(with_fields(say(_request(method, target, host)) or b"", (*length, *headers)))
         for part in body.parts:
             hold(part)
         say(h11.EndOfMessage())

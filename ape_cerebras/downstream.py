@@ -2,14 +2,13 @@
 
 A request head is checked and read on its raw bytes (``inbound``, ``head``); h11 gets of it what
 concerns the connection, and keeps account of where messages and connections end. Bodies are read by
-``bodies`` in its place. Each exchange gets an h11 connection of its own, fed with nothing but that
-exchange's bytes. What is sent is held until ``flush``, so that the pieces of a response that belong
-together leave in one segment.
+``bodies`` in its place, and counted here. Each exchange gets an h11 connection of its own, fed with
+nothing but that exchange's bytes. What is sent is held until ``flush``, so that the pieces of a
+response that belong together leave in one segment.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 import anyio
 import h11
@@ -28,11 +27,9 @@ from .inbound import Inbound, deadline
 from .network import PeerStalled, SocketStream, StampedStream
 from .outbox import Outbox
 from .request import Headers, Request
-from .responses import CLOSE, PHRASES, http_date
+from .responses import NO_LENGTH, PHRASES, head_for_h11, http_date
 
 __all__ = ("Downstream",)
-
-_T = TypeVar("_T")
 
 _HOLD_AT_MOST = 64 * 1024  # bytes
 
@@ -49,7 +46,7 @@ class Downstream:
         self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
-        self._hang_up = HangUp(stream, self._inbound)
+        self.hang_up = HangUp(stream, self._inbound)
         self._outbox = Outbox(stream)
         self._begin_exchange()
         self.closing = False
@@ -59,6 +56,7 @@ class Downstream:
         self._http = h11.Connection(h11.SERVER)
         self._reader: BodyReader | None = None  # of a request that has a body
         self._chunked = False
+        self._unsent: int | None = None  # bytes of a body whose length was told
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
         self._unstamped_before = self.stream.unstamped_reads
         self.completed_at: float | None = None
@@ -159,20 +157,24 @@ class Downstream:
         self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
         own = [*self.common_headers]
-        names = {name for name, _ in headers}
-        if b"date" not in names:
+        fields = dict(headers)
+        if b"date" not in fields:
             own.append((b"date", http_date()))
-        self._chunked = b"content-length" not in names and self._http.their_http_version == b"1.1"
-        framing = [field for field in headers if field[0] == b"content-length"]
-        head = self._http.send(
-            h11.Response(
-                status_code=status,
-                headers=[*framing, *((CLOSE,) if self.closing else ())],
-                reason=PHRASES.get(status, b""),
-            )
-        )
-        others = [field for field in headers if field[0] != b"content-length"]
-        self._outbox.hold(with_fields(head or b"", (*others, *own)))
+        length = fields.get(b"content-length")
+        told = head_for_h11(status, sized=length is not None, closing=self.closing)
+        head = self._http.send(told) or b""
+        if length is not None:
+            head = head.replace(NO_LENGTH, b"")  # it is among the headers
+        self._outbox.hold(with_fields(head, (*headers, *own)))
+        self._expect_body(exchange.request, status, length)
+
+    def _expect_body(self, request: Request | None, status: int, length: bytes | None) -> None:
+        """Where the body is going to end (RFC 9112 section 6.3)."""
+        if status in (204, 304) or (request is not None and request.method == "HEAD"):
+            self._unsent = 0
+        else:
+            self._unsent = None if length is None else int(length)
+        self._chunked = self._unsent is None and self._http.their_http_version == b"1.1"
 
     def _interim(self, status: int) -> bytes:
         interim = h11.InformationalResponse(status_code=status, headers=[], reason=PHRASES[status])
@@ -181,18 +183,26 @@ class Downstream:
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before there is as much
         as is worth a write."""
-        if not self._chunked:
-            self._outbox.hold(self._http.send(h11.Data(data=chunk)))
-        elif chunk:
-            # As h11 frames it, but in 0.3 µs for its 6.
-            self._outbox.hold(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        self._outbox.hold(self._framed(chunk))
         if not hold or self._outbox.size >= _HOLD_AT_MOST:
             await self.flush()
+
+    def _framed(self, data: bytes) -> bytes:
+        """As h11 frames and counts it, but in 0.3 µs for its 6."""
+        if self._chunked:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._unsent is not None:
+            self._unsent -= len(data)
+            if self._unsent < 0:
+                raise h11.LocalProtocolError("More than Content-Length says.")
+        return data
 
     async def send_end(self) -> None:
         """End the response as complete; once is enough."""
         if self.response_complete:
             return
+        if self._unsent:
+            raise h11.LocalProtocolError("Less than Content-Length says.")
         self._outbox.hold(self._http.send(h11.EndOfMessage()))
         await self.flush()
         self.completed_at = self.stream.written_at
@@ -203,9 +213,9 @@ class Downstream:
         """A whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
         length = (b"content-length", str(len(body)).encode())
         self.send_head(exchange, status, (*headers, length))
-        if exchange.request is None or exchange.request.method != "HEAD":
+        if self._unsent:
             for part in body.parts if isinstance(body, Body) else (body,):
-                self._outbox.hold(self._http.send(h11.Data(data=part)))
+                self._outbox.hold(self._framed(part))
         await self.send_end()
 
     async def flush(self) -> None:
@@ -223,10 +233,10 @@ class Downstream:
 
     # The end
 
-    async def while_connected(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
+    def while_connected(self) -> HangUp:
+        """An async context manager: ``hang_up.scope`` is cancelled if the client leaves before its
         end. What the client sends meanwhile waits for its turn."""
-        return await self._hang_up.while_connected(work, self._probe)
+        return self.hang_up.watching(self._probe)
 
     def _probe(self) -> bool:
         """Send the client what means nothing: an interim response before the head (RFC 9110 section
@@ -263,7 +273,7 @@ class Downstream:
         with suppress(ClientGone, ClientStalled):
             if not self._outbox.torn:
                 if last_words and not self.response_complete:
-                    self._outbox.hold(self._http.send(h11.Data(data=last_words)))
+                    self._outbox.hold(self._framed(last_words))
                 await self.flush()
         await self.close_at_once()
         self._http.send_failed()  # even if it was complete, nothing more goes over this connection

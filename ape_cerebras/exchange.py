@@ -3,12 +3,11 @@
 Nothing is derived anywhere else, so that a log line and a metric can never disagree. Derived
 durations are seconds rounded to the microsecond, and are None where they do not apply.
 
-They are asked for when the exchange has ended. Those that others are derived from are worked out
-once then: log and metrics ask for each of them four to eight times.
+They are asked for when the exchange has ended, and worked out once then: log and metrics ask for
+each of them, and they for one another.
 """
 
-from functools import cached_property
-
+from .once import once
 from .outcomes import OUTCOMES, Outcome, outcome_of_status
 from .record import Record
 
@@ -22,11 +21,11 @@ def _span(begin: float | None, end: float | None) -> float | None:
 class Exchange(Record):
     """See the module's docstring."""
 
-    @property
+    @once
     def is_chat(self) -> bool:
         return self.route == "/v1/chat/completions"
 
-    @cached_property
+    @once
     def outcome(self) -> str:
         """How the exchange ended: a key of ``outcomes.OUTCOMES``.
 
@@ -40,39 +39,39 @@ class Exchange(Record):
             return outcome_of_status(self.upstream_status)
         return "completed"
 
-    @property
+    @once
     def error_code(self) -> str | None:
         """Our own code for what went wrong; None where nothing did."""
         if self.error is not None and not self.stream_failed:
             return self.error.code
         return self.outcome if self.traits.failed else None
 
-    @property
+    @once
     def method(self) -> str | None:
         return self.request.method if self.request else None
 
-    @property
+    @once
     def renamed_model(self) -> str | None:
         """What the client asked for, where an alias made another model of it."""
         return self.requested_model if self.requested_model != self.model else None
 
-    @property
+    @once
     def is_clients_retry(self) -> bool:
         """Whether its client makes it again, as the SDKs do of themselves."""
         count = self.request.header(b"x-stainless-retry-count") if self.request else None
         return count is not None and count.isdigit() and count.strip(b"0") != b""
 
-    @property
+    @once
     def traits(self) -> Outcome:
         return OUTCOMES[self.outcome]
 
-    @cached_property
+    @once
     def total_time_seconds(self) -> float:
         """From the request's completion; from its first byte if it never was complete."""
         began_at = self.started_at if self.received_at is None else self.received_at
         return round(self.finished_at - began_at, 6)
 
-    @property
+    @once
     def wait_seconds(self) -> float | None:
         """Waiting for its turn: to be admitted, and to have a connection. None where both came at
         once."""
@@ -80,7 +79,7 @@ class Exchange(Record):
         known = [each for each in waits if each is not None]
         return round(sum(known), 6) if known else None
 
-    @cached_property
+    @once
     def overhead_seconds(self) -> float | None:
         """Time that was spent waiting neither for upstream nor for the client, nor for a turn; None
         where the request never was complete, for most of that time the client was waited for."""
@@ -90,11 +89,11 @@ class Exchange(Record):
         waited += self.admission_wait_seconds or 0.0
         return round(max(0.0, self.total_time_seconds - waited), 6)
 
-    @property
+    @once
     def ttfb_seconds(self) -> float | None:
         return _span(self.sent_at, self.head_at)
 
-    @property
+    @once
     def ttft_source(self) -> str | None:
         """``measured`` where a token was seen to arrive and to go on to the client, ``derived``
         from Cerebras's own account of a plain reply, None where there is neither."""
@@ -102,7 +101,7 @@ class Exchange(Record):
             return "measured"
         return "derived" if self._derived_first_token_at is not None else None
 
-    @property
+    @once
     def _derived_first_token_at(self) -> float | None:
         """A plain reply comes all at once; its tokens were made in the ``completion_time`` that
         ended when it was sent."""
@@ -117,7 +116,7 @@ class Exchange(Record):
         derived = self.last_body_at - self.time_info.completion
         return derived if derived >= self.sent_at else None
 
-    @property
+    @once
     def _token_passed_at(self) -> float | None:
         """When the client had the first token that was seen to arrive; None where it never did, and
         no TTFT can be told."""
@@ -134,7 +133,7 @@ class Exchange(Record):
             return None
         return arrived_at + self.finished_at - self.last_body_at
 
-    @cached_property
+    @once
     def ttft_seconds(self) -> float | None:
         """Request complete → first token written to the client: what the agent felt."""
         passed_at = self._token_passed_at
@@ -142,19 +141,19 @@ class Exchange(Record):
             passed_at = self._as_if_passed_on(self._derived_first_token_at)
         return _span(self.received_at, passed_at)
 
-    @cached_property
+    @once
     def upstream_ttft_seconds(self) -> float | None:
         """Request written upstream → first token arrived: what Cerebras and the network did."""
         if self._token_passed_at is not None:
             return _span(self.sent_at, self.first_token_at)
         return _span(self.sent_at, self._derived_first_token_at)
 
-    @cached_property
+    @once
     def proxy_ttft_seconds(self) -> float | None:
         """What this proxy added; the difference of the two, so that they always add up."""
         return _span(self.upstream_ttft_seconds, self.ttft_seconds)
 
-    @property
+    @once
     def proxy_own_seconds(self) -> float | None:
         """What is left of that beside tries that failed, waiting for its turn and making a
         connection: the proxy's work, and the time that its event loop was busy with others."""
@@ -164,7 +163,7 @@ class Exchange(Record):
         elsewhere = (self.retry_seconds, *making)
         return round(self.proxy_ttft_seconds - sum(each or 0.0 for each in elsewhere), 6)
 
-    @property
+    @once
     def stamp(self) -> str | None:
         """``kernel`` where the kernel told of every arrival, on both sides, when it was; ``read``
         where one or more were only known by their reading."""
@@ -172,7 +171,7 @@ class Exchange(Record):
             return None
         return "kernel" if self.request_stamped and self.answer_stamped is not False else "read"
 
-    @property
+    @once
     def ttfo_seconds(self) -> float | None:
         """Like TTFT, for the first token that is not reasoning; of models that reason."""
         if not self.reasons:
@@ -182,7 +181,7 @@ class Exchange(Record):
             passed_at = self._as_if_passed_on(self.first_answer_at)
         return _span(self.received_at, passed_at)
 
-    @cached_property
+    @once
     def generation_seconds(self) -> float | None:
         """First token → last token. None where it may have been a slow client that upstream had to
         wait for."""
@@ -190,7 +189,7 @@ class Exchange(Record):
             return None
         return _span(self.first_token_at, self.last_token_at)
 
-    @property
+    @once
     def tpot_seconds(self) -> float | None:
         """Time per output token after the first; once for a stream, from two tokens on. Where a
         request asked for several choices, the tokens of all of them count."""
@@ -198,33 +197,33 @@ class Exchange(Record):
             return None
         return round(self.generation_seconds / (self.usage.completion_tokens - 1), 6)
 
-    @property
+    @once
     def tokens_per_second(self) -> float | None:
         if not self.generation_seconds or self.usage is None or not self.usage.completion_tokens:
             return None
         return round(self.usage.completion_tokens / self.generation_seconds, 3)
 
-    @property
+    @once
     def tokens_per_event(self) -> float | None:
         """Upstream puts several tokens into an event, so that time between events is not time
         between tokens."""
         tokens = self.usage.completion_tokens if self.usage is not None else 0
         return round(tokens / self.token_events, 3) if tokens and self.token_events else None
 
-    @property
+    @once
     def events_per_read(self) -> float | None:
         """Events come several at once as well: the network joins them, or a busy loop does."""
         return round(self.token_events / self.token_reads, 3) if self.token_reads else None
 
-    @property
+    @once
     def queue_seconds(self) -> float | None:
         return self._phase("queue")
 
-    @property
+    @once
     def prompt_seconds(self) -> float | None:
         return self._phase("prompt")
 
-    @property
+    @once
     def completion_seconds(self) -> float | None:
         return self._phase("completion")
 
@@ -232,7 +231,7 @@ class Exchange(Record):
         value = getattr(self.time_info, name, None)
         return None if value is None else round(value, 6)
 
-    @property
+    @once
     def network_seconds(self) -> float | None:
         """What is left of the upstream TTFT for network and edge."""
         ours, queue, prompt = self.upstream_ttft_seconds, self.queue_seconds, self.prompt_seconds
@@ -241,7 +240,7 @@ class Exchange(Record):
         rest = round(ours - queue - prompt, 6)
         return rest if rest >= 0 else None
 
-    @property
+    @once
     def usage_source(self) -> str | None:
         """``upstream`` or ``missing``, for an exchange whose answer should have told."""
         if self.usage is not None:

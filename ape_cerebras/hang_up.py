@@ -9,8 +9,9 @@ can tell, for a closed socket answers it with a reset. So bytes are sent that me
 becomes of them is watched. Where that can't be, a FIN is taken for leaving.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 
 import anyio
 from anyio import WouldBlock
@@ -21,8 +22,6 @@ from .network import StampedStream
 
 __all__ = ("HangUp",)
 
-_T = TypeVar("_T")
-
 _READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
 _LOOK_EVERY = 0.1  # seconds
 
@@ -32,41 +31,56 @@ def _no_probe() -> bool:
 
 
 class HangUp:
-    """Watches one client."""
+    """Watches one client, as an async context manager around what is to end if it leaves.
+
+    ``scope``: what is cancelled then; whoever set it says what that means.
+    ``has_left``: whether it has been, for that.
+    """
 
     def __init__(self, stream: StampedStream, inbound: Inbound) -> None:
         self._stream = stream
         self._inbound = inbound
         self._probe = _no_probe
         self._probed = False
-        self._scope = anyio.CancelScope()
+        self._task: AbstractAsyncContextManager[None] | None = None
+        self.scope = anyio.CancelScope()
+        self.has_left = False
 
-    async def while_connected(
-        self, work: Callable[[], Awaitable[_T]], probe: Callable[[], bool]
-    ) -> _T:
-        """What ``work`` returns; cancel it, and raise ClientGone, if the client leaves before its
-        end. ``probe`` sends it something that means nothing, if there is room for that just now;
-        False where there never is."""
-        self._probe, self._probed = probe, False
+    def watching(self, probe: Callable[[], bool]) -> "HangUp":
+        """``probe`` sends the client something that means nothing, if there is room for that just
+        now; False where there never is."""
+        self._probe, self._probed, self.has_left = probe, False, False
+        return self
+
+    async def __aenter__(self) -> None:
+        if self._stream.watch(self._look):
+            self._look()  # at what came before
+        else:
+            self._task = self._beside_a_task()
+            await self._task.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        course: TracebackType | None,
+    ) -> None:
+        task, self._task = self._task, None
         try:
-            if not self._stream.watch(self._look):
-                return await self._beside_a_task(work)
-            return await self._watching(work)
+            if task is None:
+                self._stream.watch(None)
+            else:
+                await task.__aexit__(kind, failure, course)
         finally:
             self._probe = _no_probe  # whoever probes has this, which would be a cycle
 
-    async def _watching(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        with anyio.CancelScope() as self._scope:
-            try:
-                self._look()  # at what came before
-                return await work()
-            finally:
-                self._stream.watch(None)
-        raise ClientGone
-
     def _look(self) -> None:
         if self._has_left():
-            self._scope.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        self.has_left = True
+        self.scope.cancel()
 
     def _has_left(self) -> bool:
         inbound = self._inbound
@@ -87,24 +101,22 @@ class HangUp:
         self._probed = True
         return not self._probe()
 
-    async def _beside_a_task(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        failure: ProxyError = ClientGone()
-        results: list[_T] = []
-
-        async def watch() -> None:
-            await self._until_left()
-            tasks.cancel_scope.cancel()
-
+    @asynccontextmanager
+    async def _beside_a_task(self) -> AsyncIterator[None]:
+        failures: list[ProxyError] = []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
+            tasks.start_soon(self._watch)
             try:
-                results.append(await work())
-            except ProxyError as error:  # not through the task group, which would wrap it
-                failure = error
+                yield
+            except ProxyError as failure:  # not through the task group, which would wrap it
+                failures.append(failure)
             tasks.cancel_scope.cancel()
-        if not results:
-            raise failure
-        return results[0]
+        if failures:
+            raise failures[0]
+
+    async def _watch(self) -> None:
+        await self._until_left()
+        self._leave()
 
     async def _until_left(self) -> None:
         inbound = self._inbound

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from .circuit import Circuit
 from .client_metrics import ClientMetrics
@@ -18,7 +18,7 @@ from .config import Config
 from .degradation import REASONS
 from .exchange import Exchange
 from .exposition import STEM, AllWorkers, Source, render
-from .instruments import TalliedHistogram, following
+from .instruments import QuickHistogram, following
 from .model_metrics import ModelMetrics
 from .outcomes import CUT_SHORT
 from .place import Place
@@ -108,7 +108,7 @@ class Metrics:
         self._chat = [(self._histogram(row, "model"), row.attribute) for row in _CHAT]
         self._route = [(self._histogram(row, "route"), row.attribute) for row in _ROUTE]
         gap = _Row("chunk_gap_seconds", "gap", "", "Between reads that brought tokens")
-        self._gaps = self._histogram(gap, "model", kind=TalliedHistogram)
+        self._gaps = self._histogram(gap, "model")
         lag = _Row("loop_lag_seconds", "lag", "", "How late a 10 ms sleep wakes")
         self.loop_lag = self._histogram(lag)
         self._make_gauges(backend)
@@ -165,8 +165,8 @@ class Metrics:
         name = f"{STEM}_{name}"
         return Gauge(name, text, labels, registry=self._registry, multiprocess_mode=mode)
 
-    def _histogram(self, row: _Row, *labels: str, kind: type[Histogram] = Histogram) -> Histogram:
-        return kind(
+    def _histogram(self, row: _Row, *labels: str) -> QuickHistogram:
+        return QuickHistogram(
             f"{STEM}_{row.name}",
             row.text,
             labels,
@@ -225,7 +225,7 @@ class Metrics:
             self._observe_chat(exchange, self.models.label(exchange.model))
 
     def _observe_rows(
-        self, rows: list[tuple[Histogram, str]], label: str, exchange: Exchange
+        self, rows: list[tuple[QuickHistogram, str]], label: str, exchange: Exchange
     ) -> None:
         for histogram, attribute in rows:
             value = getattr(exchange, attribute)

@@ -11,7 +11,7 @@ from .config import Config
 from .errors import ModelNotFound, ProxyError
 from .exchange import Exchange
 from .stamps import loop_clock
-from .upstream import Upstream, waiting_for_upstream
+from .upstream import Upstream, WaitingForUpstream
 from .upstream_errors import InvalidAnswer
 
 __all__ = ("ModelList",)
@@ -46,7 +46,7 @@ class ModelList:
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
         if self._is_stale:
-            with waiting_for_upstream(
+            with WaitingForUpstream(
                 exchange, self._clock
             ):  # through another's question, which serves all
                 await self._asking.acquire()

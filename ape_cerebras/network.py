@@ -165,20 +165,27 @@ class SocketStream(StampedStream):
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._must_take_turn():
             await anyio.lowlevel.checkpoint()
-        if self._receiver.drained and self._readiness.untold:
-            self._read_since_wait = 0
+        if self._nothing_has_come():
             await self._wait_to_read()
         while True:
             try:
-                return self.receive_nowait(max_bytes)
+                return self._read(max_bytes)
             except WouldBlock:
                 await self._wait_to_read()
 
     def receive_nowait(self, max_bytes: int = READ_BYTES) -> bytes:
+        if self._nothing_has_come():
+            raise WouldBlock
+        return self._read(max_bytes)
+
+    def _nothing_has_come(self) -> bool:
+        """Whether to read would be in vain, as far as that is known; it costs a system call."""
+        return self._receiver.drained and self._readiness.untold
+
+    def _read(self, max_bytes: int) -> bytes:
         try:
             data = self._receiver.read(max_bytes)
         except BlockingIOError:
-            self._read_since_wait = 0
             raise WouldBlock from None
         except OSError as error:
             raise self._translated(error) from None
@@ -189,6 +196,7 @@ class SocketStream(StampedStream):
         return data
 
     async def _wait_to_read(self) -> None:
+        self._read_since_wait = 0
         if self.before_wait is not None:
             await self.before_wait()
         self._wait_began_at = now = self._clock()

@@ -21,6 +21,7 @@ from .collector import forget_course
 from .config import Config
 from .downstream import Downstream
 from .errors import (
+    ClientGone,
     Draining,
     ExchangeTimeout,
     InternalError,
@@ -196,13 +197,12 @@ class Proxy:
     async def _answer_in_time(
         self, exchange: Exchange, downstream: Downstream, table: Table
     ) -> None:
-        if self.config.request_timeout is None:
+        # One scope for both: a second would take another hundredth of a plain exchange.
+        hang_up = downstream.hang_up
+        with anyio.move_on_after(self.config.request_timeout) as hang_up.scope:
             await self._answer(exchange, downstream, table)
-            return
-        with anyio.move_on_after(self.config.request_timeout) as scope:
-            await self._answer(exchange, downstream, table)
-        if scope.cancelled_caught and downstream.completed_at is None:
-            raise ExchangeTimeout
+        if hang_up.scope.cancelled_caught and downstream.completed_at is None:
+            raise ClientGone if hang_up.has_left else ExchangeTimeout
 
     async def _answer(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         try:

@@ -96,16 +96,13 @@ class Relay:
         if chat.model is not None:
             exchange.completion_limit = chat.limit
             exchange.reserved_tokens = reservation(len(chat.body), chat.limit)
-
-        async def relay() -> None:
-            if not self._admission.is_limited:
-                await self._relay(exchange, downstream, chat)
-                return
-            async with self._admission.turn(exchange):
-                await self._relay(exchange, downstream, chat)
-
         try:
-            await downstream.while_connected(relay)
+            async with downstream.while_connected():
+                if self._admission.is_limited:
+                    async with self._admission.turn(exchange):
+                        await self._relay(exchange, downstream, chat)
+                else:
+                    await self._relay(exchange, downstream, chat)
         except ClientGone:
             # SDKs close a stream's connection as soon as they have read the end marker.
             if downstream.completed_at is None:

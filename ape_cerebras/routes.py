@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import NamedTuple
 
 import orjson
@@ -128,13 +127,15 @@ class Routes:
         await route.handler(exchange, downstream)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
-        text = await downstream.while_connected(partial(self._models.text, exchange))
+        async with downstream.while_connected():
+            text = await self._models.text(exchange)
         await downstream.respond(exchange, 200, (_JSON,), text)
 
     async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
         path = exchange.request.path if exchange.request else b""
         model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
-        entry = await downstream.while_connected(partial(self._models.entry, exchange, model))
+        async with downstream.while_connected():
+            entry = await self._models.entry(exchange, model)
         await downstream.respond(exchange, 200, (_JSON,), entry)
 
     async def _warm(self, exchange: Exchange, downstream: Downstream) -> None:

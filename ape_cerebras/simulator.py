@@ -11,7 +11,6 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 
 import anyio
 from anyio import BrokenResourceError, EndOfStream
@@ -22,7 +21,7 @@ from .account import LIMIT_FLAGS, Account, Limits
 from .answers import Answer, Truth
 from .config import Config
 from .downstream import Downstream
-from .errors import ProxyError, RequestRefused
+from .errors import ClientGone, ProxyError, RequestRefused
 from .exchange import Exchange
 from .listener import accept_connections, open_listeners
 from .network import READ_BYTES, SocketStream, StampedStream
@@ -134,9 +133,11 @@ class Simulator:
         self.in_flight += 1
         self._notify()
         try:
-            await downstream.while_connected(
-                partial(self._answer, Answer(downstream, exchange, self._account, truth))
-            )
+            with anyio.CancelScope() as downstream.hang_up.scope:
+                async with downstream.while_connected():
+                    await self._answer(Answer(downstream, exchange, self._account, truth))
+            if downstream.hang_up.scope.cancelled_caught:
+                raise ClientGone
         except ProxyError:  # it can only be that the peer left
             truth.left = True
             self.cancelled += 1

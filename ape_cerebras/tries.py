@@ -21,7 +21,7 @@ from .logs import Logs
 from .request import Headers
 from .retry import RetryBudget, objection, pause_before, read_retry_after, reason_to_retry
 from .stamps import loop_clock
-from .upstream import Upstream, UpstreamResponse, forget_try, waiting_for_upstream
+from .upstream import Upstream, UpstreamResponse, WaitingForUpstream, forget_try
 
 __all__ = ("Tries", "tries_at")
 
@@ -146,7 +146,7 @@ class Tries:
     async def _wait(self, pause: float, retry: int, exchange: Exchange, began_at: float) -> None:
         exchange.tries = retry
         try:
-            with waiting_for_upstream(exchange, self._clock):
+            with WaitingForUpstream(exchange, self._clock):
                 await anyio.sleep(pause)
         finally:  # also if the client has left meanwhile
             exchange.retry_seconds = round(self._clock() - began_at, 6)

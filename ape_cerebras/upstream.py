@@ -1,8 +1,7 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import httpcore
 
@@ -25,7 +24,7 @@ from .upstream_errors import (
     Truncated,
 )
 
-__all__ = ("Upstream", "UpstreamResponse", "forget_try", "waiting_for_upstream")
+__all__ = ("Upstream", "UpstreamResponse", "WaitingForUpstream", "forget_try")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -34,14 +33,19 @@ _ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hun
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@contextmanager
-def waiting_for_upstream(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
-    """Count the time that the block takes as waited for upstream."""
-    began_at = clock()
-    try:
-        yield
-    finally:
-        exchange.upstream_wait_seconds += clock() - began_at
+class WaitingForUpstream:
+    """Counts the time that a block takes as waited for upstream."""
+
+    def __init__(self, exchange: Exchange, clock: Callable[[], float]) -> None:
+        self._exchange = exchange
+        self._clock = clock
+        self._began_at = clock()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange.upstream_wait_seconds += self._clock() - self._began_at
 
 
 class UpstreamResponse:
@@ -235,7 +239,7 @@ class Upstream:
 
         Raises what ``Pool.lease`` and ``UpstreamResponse.begin`` raise.
         """
-        with waiting_for_upstream(exchange, self._clock):
+        with WaitingForUpstream(exchange, self._clock):
             lease = await self.pool.lease()
         _note(lease, exchange)
         response = UpstreamResponse(exchange, lease, self._config, awaits_token=awaits_token)

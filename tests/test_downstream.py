@@ -191,28 +191,23 @@ async def test_hanging_up_is_noticed_and_what_comes_meanwhile_is_kept() -> None:
     await client.send(GET)
     await read_request(downstream)
 
-    async def work() -> None:
+    async with downstream.while_connected():
         await client.send(GET)
         await anyio.wait_all_tasks_blocked()
-
-    await downstream.while_connected(work)
+    assert not downstream.hang_up.has_left
     await answer(downstream)
     request, _ = await read_request(downstream)
     assert request.path == b"/health"
 
-    async def work_for_ever() -> None:
-        client.close()
-        await anyio.sleep_forever()
-
-    with pytest.raises(ClientGone):
-        await downstream.while_connected(work_for_ever)
-
-    async def fail() -> None:
-        raise RequestTimeout
-
+    with anyio.CancelScope() as downstream.hang_up.scope:
+        async with downstream.while_connected():
+            client.close()
+            await anyio.sleep_forever()
+    assert downstream.hang_up.has_left
     client, downstream = connection()
     with pytest.raises(RequestTimeout):
-        await downstream.while_connected(fail)
+        async with downstream.while_connected():
+            raise RequestTimeout
 
 
 async def test_a_cut_response_is_not_a_complete_one() -> None:

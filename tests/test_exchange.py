@@ -156,10 +156,9 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
 def test_whose_word_the_times_rest_on(
     request_stamped: bool, answer_stamped: bool | None, stamp: str
 ) -> None:
-    exchange = stream_exchange(request_stamped=request_stamped, answer_stamped=answer_stamped)
-    assert exchange.stamp == stamp
-    exchange.received_at = None
-    assert exchange.stamp is None
+    how = {"request_stamped": request_stamped, "answer_stamped": answer_stamped}
+    assert stream_exchange(**how).stamp == stamp
+    assert stream_exchange(**how, received_at=None).stamp is None
 
 
 @pytest.mark.parametrize(("blocked", "piled_up"), [(0.0, True), (9.0, False), (9.0, True)])
