@@ -70,6 +70,7 @@ layer  module           what it owns
 3      client_metrics   what each client has used, counted by its key's name
 3      queueing         waiting for one's turn: slots that blocks hold
 3      waste            how much of what is reserved is used, over an hour
+3      settlement       what has ended is counted and logged, several at a time
 4      config           the frozen ``Config``
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults

@@ -38,6 +38,7 @@ from .models import ModelList
 from .place import Place
 from .relay import Relay, error_body
 from .routes import Routes, Table
+from .settlement import Settlement
 from .shared_limits import limits_of
 from .stamps import loop_clock
 from .transport import Connect, connect_tcp
@@ -90,6 +91,9 @@ class Proxy:
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
+        counts = (self._metrics.observe,) if config.metrics_enabled else ()
+        observers = (*counts, self._health.observe, self.logs.exchange)
+        self._settlement = Settlement(observers, self._complain)
         self._limits = limits_of(config, self.logs.event)
         self._keyring = Keyring(config)
         self._admission = Admission(config, self._keyring, self._limits)
@@ -123,6 +127,7 @@ class Proxy:
     def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool
         self._metrics.watch(
+            settle=self._settlement.settle,
             in_flight=lambda: self._in_flight,
             client_connections=lambda: len(self._connections),
             active=lambda: pool.active,
@@ -131,6 +136,9 @@ class Proxy:
             waiting=lambda: self._admission.waiting,
             knows_client=self._keyring.knows,
         )
+
+    def _complain(self) -> None:
+        self.logs.event("error", "An exchange was not accounted for")
 
     # Connections
 
@@ -189,10 +197,7 @@ class Proxy:
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
-            if self.config.metrics_enabled:
-                self._metrics.observe(exchange)
-            self._health.observe(exchange)
-            self.logs.exchange(exchange)
+            self._settlement.add(exchange, last=not self._in_flight)
 
     async def _answer_in_time(
         self, exchange: Exchange, downstream: Downstream, table: Table
@@ -238,8 +243,7 @@ class Proxy:
             tasks.start_soon(self._keep_warm)
             if self.config.price_catalogue:
                 tasks.start_soon(self._catalogue.keep, lambda: Exchange(started_at=self._clock()))
-            if self.config.metrics_enabled:
-                tasks.start_soon(self._watch_loop)
+            tasks.start_soon(self._watch_loop)
             while True:
                 self._health.look()
                 await anyio.sleep(_LOOK_EVERY)
@@ -254,12 +258,18 @@ class Proxy:
             self._upstream.pool.close()
 
     async def _watch_loop(self) -> None:
-        while True:
-            due_at = self._clock() + _LAG_SAMPLE
-            await anyio.sleep(_LAG_SAMPLE)
-            self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
-            if self._place is not None:  # others may be asked for what only this worker knows
-                self._metrics.refresh()
+        self._settlement.may_wait = True
+        try:
+            while True:
+                due_at = self._clock() + _LAG_SAMPLE
+                await anyio.sleep(_LAG_SAMPLE)
+                self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
+                self._settlement.settle()
+                if self._place is not None:  # others may be asked for what only this worker knows
+                    self._metrics.refresh()
+        finally:
+            self._settlement.may_wait = False
+            self._settlement.settle()
 
     async def reread_keys(self) -> None:
         """Have what ``APE_API_KEYS_FILE`` says now hold for the requests to come."""
