@@ -69,12 +69,18 @@ class Connection(httpcore.AsyncHTTP11Connection):
         for part in body.parts:
             hold(part)
         say(h11.EndOfMessage())
-        self._h11_state.receive_data(await self.transport.read_head())
-        self._next_event()
-        head = self.transport.head
+        head = await self.transport.read_head()
         self._reader = head.body_reader()
+        if self._reader is None:
+            self._tell_of(head)
         self._take_in(self.transport.take_behind_head())
         return head
+
+    def _tell_of(self, head: ResponseHead) -> None:
+        """Have h11 know of the answer: at its end, where its body is read in h11's place, for until
+        then nothing hangs on it, and a first token waits for nothing."""
+        self._h11_state.receive_data(head.for_h11)
+        self._next_event()
 
     def _take_in(self, data: bytes) -> None:
         if self._reader is not None:
@@ -115,6 +121,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
                 self._arrived += arrived
             if data := self._take(reader):
                 return data
+        self._tell_of(self.transport.head)
         self._next_event()  # the end of the message
         self._end()
         return None

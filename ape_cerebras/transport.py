@@ -148,28 +148,30 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
             raise httpcore.ReadError from None
 
-    async def read_head(self) -> bytes:
-        """Write what is held, and read the head of the answer; what h11 has to know of it. Interim
-        responses are passed over; nothing comes where the connection ends before the head's end.
+    async def read_head(self) -> ResponseHead:
+        """Write what is held, and read the head of the answer. Interim responses are passed over.
 
-        Raises httpcore's ReadError and timeouts, and InvalidAnswer.
+        Raises httpcore's ReadError, timeouts and RemoteProtocolError, and InvalidAnswer.
         """
         self.head = ResponseHead()
         await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
-        return self.head.for_h11 if self.head.complete else await self._read_head()
+        if not self.head.complete:
+            await self._read_head()
+        if not self.head.complete:
+            raise httpcore.RemoteProtocolError("The connection ended before the head's end.")
+        return self.head
 
     def take_behind_head(self) -> bytes:
         """What came in one read with a head, and belongs to the body."""
         data, self._behind_head = self._behind_head, b""
         return data
 
-    async def _read_head(self) -> bytes:
+    async def _read_head(self) -> None:
         while data := await self.read(READ_BYTES):
             behind = self.head.feed(data)
             if self.head.complete:
                 self._behind_head = data[len(data) - behind :]
-                return self.head.for_h11
-        return b""
+                return
 
     async def _flush(self) -> None:
         try:

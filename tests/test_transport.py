@@ -72,7 +72,7 @@ async def test_what_is_written_leaves_in_one_piece_when_the_answer_is_read() -> 
         await peer.receive()
     assert nothing_yet.cancelled_caught
     await peer.send(b"HTTP/1.1 200 OK\r\n\r\n")
-    assert await stream.read_head() == b"HTTP/1.1 200 OK\r\n\r\n"
+    assert (await stream.read_head()).for_h11 == b"HTTP/1.1 200 OK\r\n\r\n"
     assert await peer.receive() == b"headbody"
     assert stream.sent_at == stream.raw.left_at
 
@@ -96,7 +96,7 @@ async def test_an_answer_to_a_request_that_could_not_be_written_is_read_all_the_
     await peer.send(b"HTTP/1.1 413 Too Large\r\n\r\n")
     peer.close()
     stream.hold(b"much")
-    assert (await stream.read_head()).startswith(b"HTTP/1.1 413 ")
+    assert (await stream.read_head()).for_h11.startswith(b"HTTP/1.1 413 ")
 
 
 async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not() -> None:
@@ -106,7 +106,7 @@ async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not()
         for part in (b"HTTP/1.1 103 E\r\n\r\nHTTP/1.1 200 O", b"K\r\nX: y\r\nConnection:"):
             await peer.send(part)
         await peer.send(b" close\r\n\r\n\0")
-        assert await stream.read_head() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        assert (await stream.read_head()).for_h11 == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
         assert stream.head.headers == ((b"x", b"y"), (b"connection", b"close"))
         assert stream.take_behind_head() == b"\0"
         await peer.send(b"\0\n")
@@ -159,7 +159,7 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
     answer = b"HTTP/1.1 200 OK\r\n\r\n"
     async with overtaken(answer) as (peer, stream), anyio.create_task_group() as tasks:
         tasks.start_soon(take)
-        assert await stream.read_head() == answer
+        assert (await stream.read_head()).for_h11 == answer
     assert stream.sent_at is not None
     assert stream.arrived_at == stream.sent_at
     assert not stream.torn
@@ -168,7 +168,7 @@ async def test_an_answer_that_overtakes_its_request_has_come_with_the_requests_e
 async def test_a_refusal_that_overtakes_its_request_ends_that() -> None:
     refusal = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
     async with overtaken(refusal) as (_, stream):
-        assert await stream.read_head() == refusal
+        assert (await stream.read_head()).for_h11 == refusal
         assert stream.torn
     assert stream.sent_at is not None
     assert stream.arrived_at == stream.sent_at
