@@ -8,7 +8,6 @@ layer  module           what it owns
 0      version          the version
 0      outcomes         the closed list of ways an exchange can end
 0      errors           every other failure as a class, and the tree of all
-0      sse              server-sent events, sans I/O
 0      usage            token counts and timings out of JSON; prices; cost in exact decimals
 0      trace            trace and request ids, W3C trace context
 0      signals          ending when the system says so: a process's signals as events
@@ -34,6 +33,8 @@ layer  module           what it owns
 0      deferred         libraries that are loaded when they are first used
 0      quotes           the account's key in an answer, however it is cut
 0      once             a property that is worked out once
+0      occurrences      how often a byte stands in a text
+1      sse              server-sent events, sans I/O
 1      readiness        waiting until a socket can be read or written
 1      arrivals         the receiving side of a socket: bytes, and when they arrived
 1      chunked          a body in chunks, read strictly, sans I/O
@@ -50,6 +51,7 @@ layer  module           what it owns
 1      quota            the account's quota as the API tells of it
 1      json_steps       large JSON, read and written in steps
 1      bodies           where a body ends, and what reads it
+1      verdict          what h11 says of two heads: where a body ends, and a connection
 2      exchange         that record with every value derived from it
 2      response_head    the strict check of the heads upstream answers with
 2      assembly         the completion object that a stream adds up to, sans I/O
@@ -58,6 +60,7 @@ layer  module           what it owns
 2      retry            whether a request is made again, and when
 2      circuit          when upstream is known to be down, a state machine over a clock
 2      keys_file        the file of clients' keys and what each may use
+2      framing          a response's body on its way out: framed, and counted
 3      settings         the table of environment variables
 3      meter            what a passing response tells
 3      degradation      whether the service is degraded, over a minute
@@ -79,7 +82,7 @@ layer  module           what it owns
 4      unexpected       what is told of exceptions that nobody expected
 4      pacing           holding requests back so that the account's quota is not overrun
 5      compression      large request bodies, compressed for the way upstream
-5      inbound          what arrives from a client, until h11 gets it
+5      inbound          what arrives from a client, until it is read
 5      shared_limits    those of all workers and replicas, kept in a Redis
 5      pool             the connections upstream
 5      selfcheck        whether the times recorded are true, on this machine
@@ -92,7 +95,7 @@ layer  module           what it owns
 6      warmth           connections made ahead of the requests, and kept ready
 6      upstream         one request to the API and its response
 7      health           how the service is: what /health says of it, whether it is degraded
-7      downstream       the client's connection, through h11
+7      downstream       the client's connection, as h11 would have it
 7      models           the list of models
 7      tries            a request's tries at upstream, of which its client sees the last
 8      clients          the clients' connections that are open, how many there may be

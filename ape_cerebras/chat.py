@@ -22,6 +22,7 @@ import orjson
 
 from .body import Body
 from .errors import BadRequest, UnsupportedMedia
+from .occurrences import occurrences
 from .pieces import AT_ONCE, Malformed, Piece, Sparse, pieces
 from .reservations import LIMIT_NAMES, Bounds, bounded, limit_in
 
@@ -199,7 +200,7 @@ class _MemberReader:
         if self._values > _MAX_VALUES:
             raise BadRequest("The body has more values than this proxy reads.")
         # Looking for names takes its time, so they are counted where there can be so many.
-        if self._strings + piece.text.count(b'"') // 2 > _MAX_READ_NAMES:
+        if self._strings + occurrences(b'"', piece.text) // 2 > _MAX_READ_NAMES:
             self._names += sum(piece.text.count(name) for name in _PLAIN_NAMES)
         if self._names > _MAX_READ_NAMES:
             raise BadRequest("The body names 'model', 'stream' or its limit of tokens too often.")

@@ -20,6 +20,7 @@ from .transport import UpstreamStream
 __all__ = ("Connection",)
 
 _NONE = Body()
+_END = h11.EndOfMessage()
 
 
 @lru_cache(maxsize=16)
@@ -68,7 +69,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         hold(with_fields(say(_request(method, target, host)) or b"", (*length, *headers)))
         for part in body.parts:
             hold(part)
-        say(h11.EndOfMessage())
+        say(_END)
         head = await self.transport.read_head()
         self._reader = head.body_reader()
         if self._reader is None:

@@ -1,10 +1,9 @@
 """The strict check of a request head, on its raw bytes, before h11 sees it.
 
-h11 parses what reaches it, but it is not a strict front end: it takes a bare LF, folded lines, any
-``HTTP/d.d``, Content-Length beside Transfer-Encoding, control bytes in values and any Host. Each of
-these is a way to make two parsers on one connection disagree (request smuggling), so each is
-refused here, as RFC 9112 says or allows. What passes is a head that h11 and everybody else read
-alike.
+h11 is not a strict front end: it takes a bare LF, folded lines, any ``HTTP/d.d``, Content-Length
+beside Transfer-Encoding, control bytes in values and any Host. Each of these is a way to make two
+parsers on one connection disagree (request smuggling), so each is refused here, as RFC 9112 says or
+allows. What passes is a head that h11 and everybody else read alike.
 
 The check is made of two plain functions over bytes. ``check_part`` refuses what can no longer
 become a good head, while it is still arriving, so that nobody waits for a deadline to learn of it.
@@ -49,7 +48,7 @@ _ONCE = frozenset(
         b"transfer-encoding",
     )
 )
-_FOR_H11 = frozenset((b"connection", b"expect", b"host"))
+_FOR_H11 = frozenset((b"connection", b"expect"))
 _MAX_LENGTH_DIGITS = 19
 _BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
 
@@ -85,8 +84,8 @@ def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:
 
 
 def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
-    """Check a complete head, empty line included. What it says, and the part of it that h11 has to
-    know: a head too, with those lines only that concern the connection, and without a body.
+    """Check a complete head, empty line included. What it says, and what h11 has to know of it: a
+    head too, with those lines only that concern the connection, and without target and body.
 
     The absolute form is reduced to its path once its authority agrees with Host (RFC 9112
     section 3.2.2), so that it can never choose where a request goes.
@@ -106,6 +105,7 @@ def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
     host = _check_host(fields.get(b"host"), version == b"1.1")
     request = Request(method.decode(), _check_target(method, target, host), version, headers)
     for_h11 = [line for line, field in zip(lines, headers, strict=True) if field[0] in _FOR_H11]
+    first = b"%b / HTTP/%b\r\nHost: a" % (method, version)
     return request, b"\r\n".join((first, *for_h11, b"", b""))
 
 

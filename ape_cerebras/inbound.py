@@ -1,5 +1,5 @@
-"""What arrives from a client and has not been given to h11 yet: waiting for it, cutting a request's
-head out of it, and knowing when no more is to come."""
+"""What arrives from a client and has not been read yet: waiting for it, cutting a request's head
+out of it, and knowing when no more is to come."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -12,6 +12,8 @@ shape has a path of its own: no line is split, no state is kept. Measured on one
 
 from collections.abc import Iterable, Iterator
 
+from .occurrences import occurrences
+
 __all__ = ("EventReader", "parts")
 
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
@@ -29,8 +31,10 @@ _PART = 2 * 1024  # bytes, each of which may be a line
 def parts(chunk: bytes) -> Iterable[bytes]:
     """A chunk of a stream in parts, each little work for whoever looks into its events; mostly
     that is the chunk itself. Cut between events where they end as ours do."""
-    many = len(chunk) > _PART and chunk.count(b"\n") + chunk.count(b"\r") > _LINES_AT_ONCE
-    return _parts(chunk) if many else (chunk,)
+    if len(chunk) <= _PART:
+        return (chunk,)
+    lines = occurrences(b"\n", chunk) + occurrences(b"\r", chunk)
+    return _parts(chunk) if lines > _LINES_AT_ONCE else (chunk,)
 
 
 def _parts(chunk: bytes) -> Iterator[bytes]:
@@ -71,7 +75,7 @@ class EventReader:
             return []
         if self.at_boundary and chunk.startswith(_PLAIN_START) and chunk.endswith(_PLAIN_END):
             payloads = chunk[_WITHIN_PLAIN].split(_BETWEEN_PLAIN)
-            if chunk.count(b"\n") == 2 * len(payloads) and b"\r" not in chunk:
+            if occurrences(b"\n", chunk) == 2 * len(payloads) and b"\r" not in chunk:
                 self._after_cr = self._untouched = False
                 return [payload for payload in payloads if 0 < len(payload) <= self._max]
         return self._feed_lines(chunk)

@@ -7,6 +7,8 @@ from ape_cerebras.chunked import ChunkedReader
 from ape_cerebras.grammar import HEAD_END
 from ape_cerebras.request import Headers, Request
 from ape_cerebras.response_head import ResponseHead
+from ape_cerebras.responses import PHRASES
+from ape_cerebras.verdict import asked, verdict
 
 __all__ = (
     "BOM",
@@ -46,13 +48,13 @@ def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> N
     told = h11.Connection(h11.SERVER)
     told.receive_data(for_h11)
     told.next_event()
-    assert told.they_are_waiting_for_100_continue == waited
+    assert asked(for_h11).awaits_100_continue == waited
     assert _body_by(reader_for(request.headers, lambda: ChunkedReader(10**4, 10**4)), told) == body
-    for each in (server, told):
-        # Not 200: to CONNECT that would be a tunnel, which there is none of.
-        each.send(h11.Response(status_code=405, headers=[]))
-        each.send(h11.EndOfMessage())
-    assert server.states == told.states
+    # Not 200: to CONNECT that would be a tunnel, which there is none of.
+    head = server.send(h11.Response(status_code=405, headers=[], reason=PHRASES[405]))
+    end = server.send(h11.EndOfMessage())
+    said = verdict(asked(for_h11), 405, sized=False, closing=False)
+    assert said == (head, end, server.our_state is h11.DONE)
 
 
 def assert_answers_end_alike(raw: bytes, head: ResponseHead) -> None:

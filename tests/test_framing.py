@@ -1,5 +1,5 @@
-"""Heads of responses, and where their bodies end: h11 gets to know less of them than it could say,
-so it is asked here to say all of it."""
+"""Where responses end: h11 gets to know less of them than it could say, so it is asked here to say
+all of it."""
 
 import h11
 import pytest
@@ -9,6 +9,7 @@ from support import KEY
 from ape_cerebras.config import Config
 from ape_cerebras.downstream import Downstream
 from ape_cerebras.exchange import Exchange
+from ape_cerebras.framing import Misframed
 from ape_cerebras.request import Request
 from ape_cerebras.responses import PHRASES
 
@@ -74,6 +75,6 @@ async def test_a_body_of_another_length_than_was_told_does_not_end_well(body: by
         await downstream.send_chunk(body)
         await downstream.send_end()
 
-    with pytest.raises(h11.LocalProtocolError):
+    with pytest.raises(Misframed):
         await respond()
     assert not downstream.response_complete

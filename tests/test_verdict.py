@@ -1,0 +1,45 @@
+"""What h11 says of two heads, asked once for each pair of a kind."""
+
+import pytest
+
+from ape_cerebras.errors import BadRequest
+from ape_cerebras.verdict import NOBODY, asked, verdict
+
+ASKS = b"POST / HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("lines", [b"GET / HTTP/1.1\r\n\r\n", b"\0\r\n\r\n", b"GET / HTTP/1.1\r\n"])
+def test_what_h11_does_not_take_is_refused(lines: bytes, again: bool) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        asked(lines)
+    assert not refusal.value.keeps
+
+
+def test_who_waits_to_be_told_to_go_on() -> None:
+    assert asked(ASKS + b"Expect: 100-continue\r\n\r\n").awaits_100_continue
+    assert not asked(ASKS + b"\r\n").awaits_100_continue
+    assert not asked(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").awaits_100_continue
+
+
+@pytest.mark.parametrize(
+    ("lines", "sized", "closing", "head", "end", "goes_on"),
+    [
+        (ASKS + b"\r\n", True, False, b"", b"", True),
+        (ASKS + b"\r\n", False, False, b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", True),
+        (ASKS + b"\r\n", True, True, b"connection: close\r\n", b"", False),
+        (ASKS + b"Connection: close\r\n\r\n", True, False, b"Connection: close\r\n", b"", False),
+        (b"GET / HTTP/1.0\r\n\r\n", False, False, b"Connection: close\r\n", b"", False),
+    ],
+)
+def test_where_the_body_ends_and_what_comes_then(
+    lines: bytes, sized: bool, closing: bool, head: bytes, end: bytes, goes_on: bool
+) -> None:
+    for _ in range(2):
+        said = verdict(asked(lines), 200, sized=sized, closing=closing)
+        assert said == (b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", end, goes_on)
+
+
+def test_whose_head_nobody_could_read_is_answered_and_left() -> None:
+    said = verdict(NOBODY, 400, sized=True, closing=True)
+    assert said == (b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n", b"", False)
