@@ -73,7 +73,6 @@ layer  module           what it owns
 3      client_metrics   what each client has used, counted by its key's name
 3      queueing         waiting for one's turn: slots that blocks hold
 3      waste            how much of what is reserved is used, over an hour
-3      settlement       what has ended is counted and logged, several at a time
 4      config           the frozen ``Config``
 4      rehearsal        what a self-check is played with: processes, a client, a load
 4      simulation       its options: times, counts, faults
@@ -98,6 +97,7 @@ layer  module           what it owns
 7      downstream       the client's connection, as h11 would have it
 7      models           the list of models
 7      tries            a request's tries at upstream, of which its client sees the last
+8      settlement       what has ended is counted and logged, several at a time
 8      clients          the clients' connections that are open, how many there may be
 8      answers          its answers on their way: paced, cut, garbled
 8      routes           the dispatch table, the key check, the local endpoints

@@ -57,6 +57,7 @@ class Downstream:
         self._reader: BodyReader | None = None  # of a request that has a body
         self._request_read = False
         self._framing = Framing()
+        self.hang_up.has_left = False
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
         self._unstamped_before = self.stream.unstamped_reads
         self.completed_at: float | None = None
@@ -82,9 +83,9 @@ class Downstream:
         request, for_h11 = await self._inbound.take_head()
         self._requests_left -= 1
         self._asked = asked(for_h11)
-        self._awaits_100 = self._asked.awaits_100_continue
         self._reader = reader_for(request.headers, self._in_chunks)
-        self._request_read = self._reader is None
+        self._request_read = self._reader is None or self._reader.ended
+        self._awaits_100 = self._asked.awaits_100_continue and not self._request_read
         return request
 
     def _in_chunks(self) -> ChunkedReader:

@@ -34,7 +34,7 @@ class HangUp:
     """Watches one client, as an async context manager around what is to end if it leaves.
 
     ``scope``: what is cancelled then; whoever set it says what that means.
-    ``has_left``: whether it has been, for that.
+    ``has_left``: whether it has been, for that; until somebody takes it back.
     """
 
     def __init__(self, stream: StampedStream, inbound: Inbound) -> None:
@@ -49,7 +49,7 @@ class HangUp:
     def watching(self, probe: Callable[[], bool]) -> "HangUp":
         """``probe`` sends the client something that means nothing, if there is room for that just
         now; False where there never is."""
-        self._probe, self._probed, self.has_left = probe, False, False
+        self._probe, self._probed = probe, False
         return self
 
     async def __aenter__(self) -> None:

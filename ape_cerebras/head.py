@@ -48,7 +48,7 @@ _ONCE = frozenset(
         b"transfer-encoding",
     )
 )
-_FOR_H11 = frozenset((b"connection", b"expect"))
+_FOR_H11 = {b"connection": b"close", b"expect": b"100-continue"}  # what matters in which field
 _MAX_LENGTH_DIGITS = 19
 _BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
 
@@ -104,7 +104,11 @@ def read_whole(head: bytes, limits: HeadLimits) -> tuple[Request, bytes]:
     _check_framing(fields, version == b"1.1", limits)
     host = _check_host(fields.get(b"host"), version == b"1.1")
     request = Request(method.decode(), _check_target(method, target, host), version, headers)
-    for_h11 = [line for line, field in zip(lines, headers, strict=True) if field[0] in _FOR_H11]
+    for_h11 = [
+        line
+        for line, (name, value) in zip(lines, headers, strict=True)
+        if name in _FOR_H11 and _FOR_H11[name] in value.lower()
+    ]
     first = b"%b / HTTP/%b\r\nHost: a" % (method, version)
     return request, b"\r\n".join((first, *for_h11, b"", b""))
 

@@ -161,12 +161,15 @@ class Logs:
         self._least = _LEVELS[level]
         self._write = write
         self._whose = {} if worker is None else {"worker": worker}
+        self.settle: Callable[[], None] = lambda: None
+        """Called before an event's line, so that none overtakes what was before it."""
 
     def event(
         self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
     ) -> None:
         """A line that belongs to no exchange. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
+            self.settle()
             _escape(fields)
             self._write(_line(level, message, trace_id, {**fields, **self._whose}))
 

@@ -38,7 +38,7 @@ from .models import ModelList
 from .place import Place
 from .relay import Relay, error_body
 from .routes import Routes, Table
-from .settlement import Settlement
+from .settlement import settlement_with
 from .shared_limits import limits_of
 from .stamps import loop_clock
 from .transport import Connect, connect_tcp
@@ -91,9 +91,7 @@ class Proxy:
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
-        counts = (self._metrics.observe,) if config.metrics_enabled else ()
-        observers = (*counts, self._health.observe, self.logs.exchange)
-        self._settlement = Settlement(observers, self._complain)
+        self._settlement = settlement_with(config, self._metrics, self._health, self.logs)
         self._limits = limits_of(config, self.logs.event)
         self._keyring = Keyring(config)
         self._admission = Admission(config, self._keyring, self._limits)
@@ -136,9 +134,6 @@ class Proxy:
             waiting=lambda: self._admission.waiting,
             knows_client=self._keyring.knows,
         )
-
-    def _complain(self) -> None:
-        self.logs.event("error", "An exchange was not accounted for")
 
     # Connections
 
@@ -243,7 +238,8 @@ class Proxy:
             tasks.start_soon(self._keep_warm)
             if self.config.price_catalogue:
                 tasks.start_soon(self._catalogue.keep, lambda: Exchange(started_at=self._clock()))
-            tasks.start_soon(self._watch_loop)
+            if self.config.metrics_enabled:
+                tasks.start_soon(self._watch_loop)
             while True:
                 self._health.look()
                 await anyio.sleep(_LOOK_EVERY)

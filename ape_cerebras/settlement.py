@@ -7,10 +7,15 @@ the CPU for a plain request (32 connections, CPython 3.11, one core of a virtual
 """
 
 from collections.abc import Callable
+from functools import partial
 
+from .config import Config
 from .exchange import Exchange
+from .health import Health
+from .logs import Logs
+from .metrics import Metrics
 
-__all__ = ("Settlement",)
+__all__ = ("Settlement", "settlement_with")
 
 _TOGETHER = 16  # exchanges
 _LARGE = 64 * 1024  # bytes of a request's body, which is held as long as its exchange
@@ -47,3 +52,12 @@ class Settlement:
                     observe(exchange)
                 except Exception:  # it must reach neither the others nor whoever came by
                     self._complain()
+
+
+def settlement_with(config: Config, metrics: Metrics, health: Health, logs: Logs) -> Settlement:
+    """Where those take note, as far as they are asked to."""
+    counts = (metrics.observe,) if config.metrics_enabled else ()
+    complain = partial(logs.event, "error", "An exchange was not accounted for")
+    settlement = Settlement((*counts, health.observe, logs.exchange), complain)
+    logs.settle = settlement.settle
+    return settlement

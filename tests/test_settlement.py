@@ -74,6 +74,22 @@ def test_one_that_cannot_be_told_of_costs_no_other() -> None:
     assert told.complaints == 1
 
 
+@pytest.mark.anyio
+async def test_an_event_does_not_overtake_what_ended_before_it() -> None:
+    async with (
+        running_upstream(one_token_and_no_more) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        streaming, other = await running.client(), await running.client()
+        await streaming.send(chat())
+        await streaming.until(TOKEN)
+        for number in range(1, 10):
+            await other.get("/health")
+            running.proxy.logs.event("info", f"{number}")
+            *_, before, event = running.lines.all()
+            assert (before["route"], event["message"]) == ("/health", f"{number}")
+
+
 def test_nobody_waits_where_nobody_comes_by() -> None:
     told = Told()
     told.settlement.may_wait = False
