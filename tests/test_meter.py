@@ -181,6 +181,17 @@ def test_usage_is_taken_from_whatever_event_has_it(choices: bytes) -> None:
     assert exchange.last_token_at == 0.0
 
 
+def test_many_events_in_one_chunk() -> None:
+    """Those behind the first answer are looked at several at a time."""
+    thought, said = event(b'"reasoning":"a"') * 20, event(b'"content":"a"') * 20
+    assert stamps(read_stream(b":\n\n", said)) == (1.0, 1.5, 1.5, 1.0)
+    assert stamps(read_stream(thought + thought, said)) == (0.0, 0.5, 1.5, 1.0)
+    empty = event(b'"content":""') * 20
+    exchange = read_stream(empty, thought + said + empty, said, empty)
+    assert stamps(exchange) == (1.0, 1.5, 1.5, 2.0)
+    assert (exchange.token_events, exchange.token_reads) == (60, 2)
+
+
 def test_a_finish_event_that_carries_content() -> None:
     last = b'data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}],"usage":%s}\n\n'
     exchange = read_stream(event(b'"content":"a"'), last % USAGE)
@@ -199,7 +210,8 @@ def test_the_end_marker(end: bytes) -> None:
 )
 def test_nothing_counts_after_the_end_marker(after: bytes) -> None:
     first, end = event(b'"content":"a"'), b"data: [DONE]\n\n"
-    assert read_stream(first, end + after) == read_stream(first, end)
+    for times in (1, 20):
+        assert read_stream(first, end + after * times) == read_stream(first, end)
     assert read_stream(first, end, after) == read_stream(first, end)
 
 

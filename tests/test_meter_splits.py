@@ -81,6 +81,16 @@ def events(draw: st.DrawFn) -> Written:
     return Written(says, f"{comment}data:{space}{text}{end}".encode(), rest.encode())
 
 
+TOKEN = Written(
+    {"choices": [{"index": 0, "delta": {"content": "a"}}]},
+    b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n',
+    b"",
+)
+streams = st.lists(events(), min_size=1, max_size=8) | st.lists(
+    events() | st.just(TOKEN) | st.just(TOKEN) | st.just(TOKEN), min_size=20, max_size=60
+)
+
+
 def has_token(event: dict[str, Any], *names: str) -> bool:
     for choice in event["choices"] or ():
         delta = choice.get("delta") or {}
@@ -144,7 +154,7 @@ def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.data(), st.lists(events(), min_size=1, max_size=8))
+@given(st.data(), streams)
 def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Written]) -> None:
     whole = b"".join(text + rest for _, text, rest in stream)
     ends = list(accumulate(len(text) + len(rest) for _, text, rest in stream))
