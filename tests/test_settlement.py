@@ -1,11 +1,12 @@
 """Exchanges that have ended, waiting to be told of; and nobody waiting in vain."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from exchanges import plain_exchange
 from scripts import one_token_and_no_more
-from support import TOKEN, chat, running_proxy, running_upstream
+from support import TOKEN, Client, Running, chat, running_proxy, running_upstream
 
 from ape_cerebras.body import Body
 from ape_cerebras.exchange import Exchange
@@ -32,6 +33,19 @@ class Told:
 
     def _complain(self) -> None:
         self.complaints += 1
+
+
+@asynccontextmanager
+async def beside_a_stream(**settings: str) -> AsyncIterator[tuple[Running, Client]]:
+    """A client of a proxy that is in the middle of another's stream."""
+    async with (
+        running_upstream(one_token_and_no_more) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        streaming = await running.client()
+        await streaming.send(chat())
+        await streaming.until(TOKEN)
+        yield running, await running.client()
 
 
 def exchange(number: int) -> Exchange:
@@ -76,15 +90,9 @@ def test_one_that_cannot_be_told_of_costs_no_other() -> None:
 
 @pytest.mark.anyio
 async def test_an_event_does_not_overtake_what_ended_before_it() -> None:
-    async with (
-        running_upstream(one_token_and_no_more) as upstream,
-        running_proxy(upstream.port) as running,
-    ):
-        streaming, other = await running.client(), await running.client()
-        await streaming.send(chat())
-        await streaming.until(TOKEN)
+    async with beside_a_stream() as (running, client):
         for number in range(1, 10):
-            await other.get("/health")
+            await client.get("/health")
             running.proxy.logs.event("info", f"{number}")
             *_, before, event = running.lines.all()
             assert (before["route"], event["message"]) == ("/health", f"{number}")
@@ -100,29 +108,17 @@ def test_nobody_waits_where_nobody_comes_by() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("metrics", ["true", "false"])
 async def test_nobody_waits_for_the_end_of_a_stream(metrics: str) -> None:
-    async with (
-        running_upstream(one_token_and_no_more) as upstream,
-        running_proxy(upstream.port, METRICS_ENABLED=metrics) as running,
-    ):
-        streaming, other = await running.client(), await running.client()
-        await streaming.send(chat())
-        await streaming.until(TOKEN)
-        await other.get("/health")
+    async with beside_a_stream(METRICS_ENABLED=metrics) as (running, client):
+        await client.get("/health")
         line = await running.lines.exchange(patience=1)
         assert line["route"] == "/health"
 
 
 @pytest.mark.anyio
 async def test_a_scrape_tells_of_all_that_have_ended() -> None:
-    async with (
-        running_upstream(one_token_and_no_more) as upstream,
-        running_proxy(upstream.port) as running,
-    ):
-        streaming, other = await running.client(), await running.client()
-        await streaming.send(chat())
-        await streaming.until(TOKEN)
+    async with beside_a_stream() as (_, client):
         for number in range(1, 10):  # on one connection: nothing comes between the two
-            await other.get("/health")
-            text = (await other.get("/metrics")).body.decode()
+            await client.get("/health")
+            text = (await client.get("/metrics")).body.decode()
             counted = f'route="/health",status_code="200"}} {number}.0'
             assert counted in text
