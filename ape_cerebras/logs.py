@@ -100,10 +100,17 @@ def _escape(fields: dict[str, Any]) -> None:
         fields[name] = _outside_text(fields[name])
 
 
-def _line(level: str, message: str, trace_id: str | None, rest: dict[str, Any]) -> bytes:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+def _line(
+    level: str,
+    message: str,
+    trace_id: str | None,
+    rest: dict[str, Any],
+    wall_time: float | None = None,
+) -> bytes:
+    """A line about ``wall_time``, seconds since the epoch; by default about now."""
+    moment = datetime.now(UTC) if wall_time is None else datetime.fromtimestamp(wall_time, UTC)
     first = {
-        "timestamp": now.removesuffix("+00:00") + "Z",
+        "timestamp": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
         "level": level,
         "message": message,
         "trace_id": trace_id,
@@ -186,7 +193,8 @@ class Logs:
         if self._least == _LEVELS["debug"] and exchange.token_events:
             fields.update(_grouping(exchange))
         fields.update(self._whose)
-        self._write(_line(level, message, exchange.trace_id, fields))
+        line = _line(level, message, exchange.trace_id, fields, exchange.ended_wall_time)
+        self._write(line)
 
 
 class LineWriter:

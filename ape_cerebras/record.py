@@ -83,3 +83,4 @@ class Record:
     cost: Decimal | None = None  # relay
     error: ProxyError | None = None  # proxy
     finished_at: float = 0.0  # proxy
+    ended_wall_time: float | None = None  # settlement: seconds since the epoch, at its end

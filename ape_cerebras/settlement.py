@@ -6,6 +6,7 @@ waits for some of them, if somebody sees to it that it is not for long. That tak
 the CPU for a plain request (32 connections, CPython 3.11, one core of a virtual server).
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -38,6 +39,7 @@ class Settlement:
 
     def add(self, exchange: Exchange, *, last: bool) -> None:
         """An exchange has ended; ``last``: no other is under way."""
+        exchange.ended_wall_time = time.time()
         self._ended.append(exchange)
         is_due = last or len(self._ended) >= _TOGETHER or len(exchange.body) >= _LARGE
         if is_due or not self.may_wait:

@@ -224,6 +224,8 @@ def test_the_timestamp() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", timestamp)
     milliseconds = before.replace(microsecond=before.microsecond // 1000 * 1000)
     assert milliseconds <= datetime.fromisoformat(timestamp) <= after
+    ended = chat_exchange(ended_wall_time=1_700_000_000.1239)
+    assert line_of(ended)["timestamp"] == "2023-11-14T22:13:20.123Z"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Exchanges that have ended, waiting to be told of; and nobody waiting in vain."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -60,6 +61,14 @@ def test_who_ends_last_is_told_of_at_once_with_all_before() -> None:
     assert told.seen == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
     told.settlement.settle()
     assert len(told.seen) == 4
+
+
+def test_the_moment_at_which_it_ended_is_kept_for_who_waits() -> None:
+    told, ended, before = Told(), exchange(0), time.time()
+    told.settlement.add(ended, last=False)
+    assert told.seen == []
+    assert ended.ended_wall_time is not None
+    assert before <= ended.ended_wall_time <= time.time()
 
 
 def test_no_more_wait_than_are_done_in_a_row() -> None:
