@@ -1,10 +1,9 @@
 """A response's body on its way out: framed as its head says, and counted."""
 
+from .responses import BODILESS
 from .verdict import Verdict
 
 __all__ = ("Framing", "Misframed")
-
-_BODILESS = (204, 304)  # whatever their heads say (RFC 9112 section 6.3)
 
 
 class Misframed(Exception):
@@ -25,7 +24,7 @@ class Framing:
 
     def begin(self, said: Verdict, method: str, status: int, length: int | None) -> None:
         """The head goes out. ``length``: what it says of the body's."""
-        has_none = method == "HEAD" or status in _BODILESS
+        has_none = method == "HEAD" or status in BODILESS
         self._left = 0 if has_none else length
         self._end = said.end
         self.chunked = bool(said.end)

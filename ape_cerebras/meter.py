@@ -158,7 +158,7 @@ class StreamMeter:
             self._note_read(previous_at, arrived_at)
 
     def _need_no_parsing(self, events: list[bytes]) -> bool:
-        """Whether several events need no look at each, which takes three times as long."""
+        """Whether several events need no look at each: a hundred take two thirds of the time so."""
         if len(events) < _TOGETHER or self._exchange.first_answer_at is None:
             return False
         text = b"\n".join(events)

@@ -13,6 +13,7 @@ from .bodies import BodyReader, SizedReader, reader_for
 from .chunked import ChunkedReader
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT
 from .request import Headers
+from .responses import BODILESS
 from .upstream_errors import InvalidAnswer
 
 __all__ = ("ResponseHead",)
@@ -25,7 +26,6 @@ _BYTES_AT_MOST = 64 * 1024
 _LINES_AT_MOST = 200
 _INTERIM_AT_MOST = 20
 _TRAILERS_AT_MOST = 16 * 1024  # bytes
-_BODILESS = (204, 304)  # whatever their heads say (RFC 9112 section 6.3)
 _FOR_H11 = frozenset((b"connection", b"content-length", b"transfer-encoding"))
 _NO_BODY = b"content-length: 0"
 
@@ -51,7 +51,7 @@ class ResponseHead:
 
     def body_reader(self) -> BodyReader | None:
         """What reads the body behind the head; None where the body's end is the connection's."""
-        if self.status in _BODILESS:
+        if self.status in BODILESS:
             return SizedReader(0)
         return reader_for(self.headers, _in_chunks)
 

@@ -5,8 +5,10 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
-__all__ = ("PHRASES", "http_date")
+__all__ = ("BODILESS", "PHRASES", "http_date")
 
+BODILESS = (204, 304)
+"""Statuses that have no body, whatever their heads say (RFC 9112 section 6.3)."""
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 

@@ -17,7 +17,7 @@ from .responses import PHRASES
 
 __all__ = ("NOBODY", "Asked", "Verdict", "asked", "verdict")
 
-_KEPT = 64  # of 32 KiB at most, which is what a head may have
+_KEPT = 64  # each no longer than a head may be
 _CLOSE = (b"connection", b"close")
 _EMPTY = (b"content-length", b"0")
 _NO_LENGTH = b"%b: %b\r\n" % _EMPTY
