@@ -14,20 +14,20 @@ from functools import partial
 
 import anyio
 
-from .backends import BACKEND_HELP
-from .collector import look_at_what_is_new
-from .config import Config, ConfigError
-from .listener import CannotListen, open_ports_now
-from .place import Place
-from .process import port_of, report_not_listening, run_until_stopped, to_standard_output
-from .secrecy import forbid_dumps
+from .config.config import Config, ConfigError
+from .config.settings import SETTINGS
+from .config.values import Origin
+from .downstream.listener import CannotListen, open_ports_now
+from .net.event_loop import BACKEND_HELP
+from .process.collector import look_at_what_is_new
+from .process.process import port_of, report_not_listening, run_until_stopped, to_standard_output
+from .process.secrecy import forbid_dumps
+from .process.signals import at_each_hang_up, hold_hang_ups
+from .process.unexpected import take_over
+from .process.workers import serve_with_workers
 from .server import serve
-from .settings import SETTINGS
-from .signals import at_each_hang_up, hold_hang_ups
-from .unexpected import take_over
-from .values import Origin
+from .telemetry.place import Place
 from .version import VERSION
-from .workers import serve_with_workers
 
 __all__ = ("main",)
 
@@ -82,7 +82,7 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         with_address.add_argument("--port", help="port")
     practising = {"simulate": simulating, "selfcheck": checking}
     if wanted in practising:
-        from .practice import prepare
+        from .simulator.practice import prepare
 
         prepare(wanted, practising[wanted])
     return parser
@@ -170,7 +170,7 @@ def _serve(options: argparse.Namespace) -> int:
 async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: anyio.Event) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
-            from .simulator import Simulator
+            from .simulator.server import Simulator
 
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))

@@ -3,7 +3,7 @@
 import math
 
 from .errors import Overloaded, ProxyError
-from .limits import Verdict
+from .limits.token_buckets import Verdict
 
 __all__ = ("BudgetSpent", "LimitsUnknown", "NoTurn", "RateLimited")
 

@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.abc import ByteStream
 
-from .admission import Admission
-from .backends import current_backend
-from .catalogue import Catalogue
-from .circuit import Circuit
-from .clients import Clients
-from .collector import forget_course
-from .config import Config
-from .downstream import Downstream
+from .chat.catalogue import Catalogue
+from .chat.completions import Relay, error_body
+from .chat.models import ModelList
+from .config.config import Config
+from .downstream.clients import Clients
+from .downstream.connection import Downstream
 from .errors import (
     ClientGone,
     Draining,
@@ -28,24 +26,26 @@ from .errors import (
     ProxyError,
     ShutDown,
 )
-from .exchange import Exchange
-from .health import Health
-from .identity import identify
-from .keyring import Keyring
-from .logs import Logs
-from .metrics import Metrics
-from .models import ModelList
-from .place import Place
-from .relay import Relay, error_body
+from .limits.admission import Admission
+from .limits.api_keys import Keyring
+from .limits.redis_store import limits_of
+from .net.event_loop import current_backend
+from .net.timestamps import loop_clock
+from .net.wrapped import stamped
+from .process.collector import forget_course
 from .routes import Routes, Table
-from .settlement import settlement_with
-from .shared_limits import limits_of
-from .stamps import loop_clock
-from .transport import Connect, connect_tcp
-from .tries import tries_at
-from .upstream import Upstream
-from .warmth import Warmth
-from .wrapped import stamped
+from .telemetry.health import Health
+from .telemetry.identity import identify
+from .telemetry.logs import Logs
+from .telemetry.metrics import Metrics
+from .telemetry.place import Place
+from .telemetry.settlement import settlement_with
+from .telemetry.timings import Exchange
+from .upstream.circuit_breaker import Circuit
+from .upstream.client import Upstream
+from .upstream.connect import Connect, connect_tcp
+from .upstream.tries import tries_at
+from .upstream.warmup import Warmth
 
 __all__ = ("Entrance", "Proxy")
 

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import orjson
 
-from .config import Config
-from .downstream import Downstream
+from .chat.models import ModelList
+from .config.config import Config
+from .config.values import ClientKey
+from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
-from .exchange import Exchange
-from .keyring import Keyring
-from .metrics import Metrics
-from .models import ModelList
-from .request import Request
-from .steps import in_steps
-from .values import ClientKey
+from .http1.messages import Request
+from .limits.api_keys import Keyring
+from .net.steps import in_steps
+from .telemetry.metrics import Metrics
+from .telemetry.timings import Exchange
 
 __all__ = ("Handler", "Routes", "Table", "check_key")
 

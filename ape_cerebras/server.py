@@ -17,13 +17,13 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from .config import Config
-from .listener import accept_connections, accept_waiting, open_ports
-from .logs import LineWriter, Logs
-from .network import SocketStream
-from .place import Board, Place, Ports
+from .config.config import Config
+from .downstream.listener import accept_connections, accept_waiting, open_ports
+from .net.socket_stream import SocketStream
 from .proxy import Entrance, Proxy
-from .transport import Connect, connect_tcp
+from .telemetry.logs import LineWriter, Logs
+from .telemetry.place import Board, Place, Ports
+from .upstream.connect import Connect, connect_tcp
 from .version import VERSION
 
 __all__ = ("announce", "serve")

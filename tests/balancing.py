@@ -29,8 +29,8 @@ from support import (
 )
 from tools import tool
 
-from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("BALANCERS", "HOSTS", "Fleet", "balanced")
 

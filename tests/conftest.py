@@ -14,8 +14,8 @@ from monitoring import Load, Prometheus, under_load
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
-from ape_cerebras.backends import in_anyios_words
-from ape_cerebras.stamps import STAMP_SPACE, ask_for_stamps, stamp_in
+from ape_cerebras.net.event_loop import in_anyios_words
+from ape_cerebras.net.timestamps import STAMP_SPACE, ask_for_stamps, stamp_in
 
 pytest_plugins = "pytester"
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from ape_cerebras import Config
-from ape_cerebras.settings import SETTINGS
+from ape_cerebras.config.settings import SETTINGS
 
 __all__ = ("CONTRIB", "config_of", "documents")
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from ape_cerebras.config.prices import PriceTable, TimeInfo, Usage
 from ape_cerebras.errors import ClientGone, InternalError, Overloaded, Unauthorized
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.request import Request
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream_errors import IdleTimeout
-from ape_cerebras.usage import PriceTable, TimeInfo, Usage
 
 __all__ = (
     "CHAT",

@@ -5,7 +5,7 @@ import inspect
 from ape_cerebras import errors, limit_errors, upstream_errors
 from ape_cerebras.errors import BadRequest, ProxyError
 from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
-from ape_cerebras.limits import Bucket, Verdict
+from ape_cerebras.limits.token_buckets import Bucket, Verdict
 
 FAILURES: list[type[ProxyError]] = [
     each

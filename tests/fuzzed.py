@@ -16,14 +16,14 @@ from oracles import (
 )
 from steps import result_of
 
-from ape_cerebras.body import Body
-from ape_cerebras.chat import read_chat_request
-from ape_cerebras.chunked import ChunkedReader
+from ape_cerebras.chat.request import read_chat_request
+from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.errors import BadRequest, ProxyError
-from ape_cerebras.grammar import HEAD_END
-from ape_cerebras.head import HeadLimits, check_part, read_whole
-from ape_cerebras.response_head import ResponseHead
-from ape_cerebras.sse import EventReader
+from ape_cerebras.http1.body import ChunkedReader
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.http1.grammar import HEAD_END
+from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
+from ape_cerebras.http1.response_head import ResponseHead
 from ape_cerebras.upstream_errors import InvalidAnswer
 
 __all__ = ("CHECKS", "SEEDS")

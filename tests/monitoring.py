@@ -21,8 +21,8 @@ from served import PATIENCE, Served, serving
 from support import free_port
 from tools import tool
 
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.place import Board, Place, Ports
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.place import Board, Place, Ports
 
 __all__ = (
     "CONTRIB",

@@ -2,13 +2,13 @@
 
 import h11
 
-from ape_cerebras.bodies import BodyReader, reader_for
-from ape_cerebras.chunked import ChunkedReader
-from ape_cerebras.grammar import HEAD_END
-from ape_cerebras.request import Headers, Request
-from ape_cerebras.response_head import ResponseHead
-from ape_cerebras.responses import PHRASES
-from ape_cerebras.verdict import asked, verdict
+from ape_cerebras.http1.bodies import BodyReader, reader_for
+from ape_cerebras.http1.body import ChunkedReader
+from ape_cerebras.http1.grammar import HEAD_END
+from ape_cerebras.http1.messages import Headers, Request
+from ape_cerebras.http1.response_head import ResponseHead
+from ape_cerebras.http1.responses import PHRASES
+from ape_cerebras.http1.verdict import asked, verdict
 
 __all__ = (
     "BOM",

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from steps import result_of
 
-from ape_cerebras.body import Body
-from ape_cerebras.chat import read_chat_request
+from ape_cerebras.chat.request import read_chat_request
+from ape_cerebras.http1.body_parts import Body
 
 __all__ = ("JSON", "Read", "read_whole_chat")
 

@@ -9,9 +9,9 @@ from prometheus_client.samples import Sample
 from steps import result_of
 
 from ape_cerebras import Config
-from ape_cerebras.circuit import Circuit
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.metrics import Metrics
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.circuit_breaker import Circuit
 
 __all__ = (
     "CLIENT_KEY",

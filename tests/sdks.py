@@ -11,7 +11,7 @@ import cerebras.cloud.sdk
 import openai
 import pytest
 
-from ape_cerebras.backends import run_on
+from ape_cerebras.net.event_loop import run_on
 
 __all__ = (
     "CEREBRAS",

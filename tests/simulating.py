@@ -8,10 +8,10 @@ import anyio
 import orjson
 from support import Client, Response
 
-from ape_cerebras.network import SocketStream
-from ape_cerebras.simulator import Limits, Simulation, Simulator
-from ape_cerebras.sse import EventReader
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.chat.sse import EventReader
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.simulator.server import Limits, Simulation, Simulator
+from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("DONE", "KEY", "STREAM", "Rig", "bare", "chat", "payloads", "post", "rig")
 

@@ -15,9 +15,9 @@ from anyio.abc import TaskStatus
 from printed import look_at
 
 from ape_cerebras import Config, Proxy, serve
-from ape_cerebras.listener import accept_connections, open_listeners
-from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import Connect, connect_tcp
+from ape_cerebras.downstream.listener import accept_connections, open_listeners
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connect import Connect, connect_tcp
 
 __all__ = (
     "FINISH",

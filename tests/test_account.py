@@ -5,9 +5,9 @@ import math
 import orjson
 import pytest
 
-from ape_cerebras.account import LIMIT_FLAGS, Account, Bucket, Limits
-from ape_cerebras.questions import Asked
-from ape_cerebras.replies import ERRORS, Rejected
+from ape_cerebras.simulator.quota import LIMIT_FLAGS, Account, Bucket, Limits
+from ape_cerebras.simulator.replies import ERRORS, Rejected
+from ape_cerebras.simulator.request import Asked
 
 
 def asked(limit: int | None = 100, prompt: int = 20) -> Asked:

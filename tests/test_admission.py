@@ -13,12 +13,12 @@ from exchanges import chat_exchange
 from support import KEY
 from trio.testing import MockClock
 
-from ape_cerebras.admission import Admission
-from ape_cerebras.config import Config
+from ape_cerebras.config.config import Config
 from ape_cerebras.errors import BadRequest, ModelNotFound
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.keyring import Keyring
 from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
+from ape_cerebras.limits.admission import Admission
+from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.telemetry.timings import Exchange
 
 
 class Wall:

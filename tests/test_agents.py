@@ -13,7 +13,7 @@ from agents import ATTEMPTS, CerebrasLLM, McpGateway, trace
 from served import CLIENT_KEY, Line, Served, serving
 from support import Conversation, running_proxy, running_upstream
 
-from ape_cerebras.backends import run_on
+from ape_cerebras.net.event_loop import run_on
 
 AGENTS = 16
 TURNS = 3

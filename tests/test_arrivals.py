@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from ape_cerebras.arrivals import Receiver
-from ape_cerebras.lookout import lookout
-from ape_cerebras.stamps import arrival_clock, loop_clock
+from ape_cerebras.net.arrivals import Receiver
+from ape_cerebras.net.lookout import lookout
+from ape_cerebras.net.timestamps import arrival_clock, loop_clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from steps import result_of
 
-from ape_cerebras.assembly import Assembly
+from ape_cerebras.chat.assembly import Assembly
 from ape_cerebras.upstream_errors import InvalidAnswer
 
 DONE = b"data: [DONE]\n\n"

@@ -13,9 +13,9 @@ from anyio.abc import SocketAttribute
 from served import Served, serving
 from support import KEY, TOKEN, Client, Conversation, Script, chat, events, running_upstream
 
-from ape_cerebras.backends import current_backend
-from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.event_loop import current_backend
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [
     pytest.mark.anyio,

@@ -6,7 +6,7 @@ from importlib.machinery import FrozenImporter
 
 import pytest
 
-from ape_cerebras.backends import BACKENDS, current_backend, read_backend, run_on
+from ape_cerebras.net.event_loop import BACKENDS, current_backend, read_backend, run_on
 
 
 async def seen(*arguments: int) -> tuple[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.body import Body
+from ape_cerebras.http1.body_parts import Body
 
 MIB = 2**20
 

@@ -31,7 +31,7 @@ from support import (
     running_upstream,
 )
 
-from ape_cerebras.network import SocketStream
+from ape_cerebras.net.socket_stream import SocketStream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
 

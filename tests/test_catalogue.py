@@ -14,15 +14,15 @@ from simulating import rig as simulator
 from support import KEY, Conversation, Lines, Running, chat, running_proxy, running_upstream
 from test_timing import on_mock_clock
 
-from ape_cerebras.catalogue import Catalogue
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.listing import Drift, Model
-from ape_cerebras.logs import Logs
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.models import ModelList
-from ape_cerebras.network import StampedStream
-from ape_cerebras.replies import ERRORS
-from ape_cerebras.upstream import Upstream
+from ape_cerebras.chat.catalogue import Catalogue
+from ape_cerebras.chat.listing import Drift, Model
+from ape_cerebras.chat.models import ModelList
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import read_by_h11
 
-from ape_cerebras.chunked import ChunkedReader
 from ape_cerebras.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ProxyError
+from ape_cerebras.http1.body import ChunkedReader
 
 LAST = b"0\r\n\r\n"
 AT_MOST = 1000

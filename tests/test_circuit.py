@@ -7,8 +7,8 @@ from failures import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.circuit import STATES, Circuit, says_it_is_down
 from ape_cerebras.errors import ProxyError
+from ape_cerebras.upstream.circuit_breaker import STATES, Circuit, says_it_is_down
 from ape_cerebras.upstream_errors import UpstreamUnavailable
 
 DOWN = {

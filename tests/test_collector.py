@@ -101,7 +101,7 @@ async def test_an_exchange_and_its_connection_leave_no_cycle(kind: str) -> None:
 
 SCRIPT = """
 import gc
-from ape_cerebras.collector import look_at_what_is_new
+from ape_cerebras.process.collector import look_at_what_is_new
 look_at_what_is_new()
 look_at_what_is_new()
 before = gc.get_freeze_count()

@@ -7,8 +7,8 @@ import orjson
 import pytest
 from recorded import ANSWER, TOOL_CALL
 
-from ape_cerebras.completions import Completion, Event, Timing
-from ape_cerebras.questions import Asked
+from ape_cerebras.simulator.completion import Completion, Event, Timing
+from ape_cerebras.simulator.request import Asked
 
 TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
 GPT = Asked("gpt-oss-120b", 69)

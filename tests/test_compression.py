@@ -23,11 +23,11 @@ from support import (
     running_upstream,
 )
 
-from ape_cerebras import compression
-from ape_cerebras.body import Body
-from ape_cerebras.compression import Compression
-from ape_cerebras.config import Config
-from ape_cerebras.request import Headers
+from ape_cerebras.chat import compression
+from ape_cerebras.chat.compression import Compression
+from ape_cerebras.config.config import Config
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.http1.messages import Headers
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ape_cerebras.config import Config, ConfigError
-from ape_cerebras.settings import SETTINGS
-from ape_cerebras.values import ClientKey, Origin
+from ape_cerebras.config.config import Config, ConfigError
+from ape_cerebras.config.settings import SETTINGS
+from ape_cerebras.config.values import ClientKey, Origin
 
 SECRET = "csk-0123456789abcdef"
 KEY = {"CEREBRAS_API_KEY": SECRET}

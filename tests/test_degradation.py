@@ -8,9 +8,9 @@ from exchanges import chat_exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.degradation import REASONS, Degradation
 from ape_cerebras.errors import BadRequest, ClientGone, Overloaded
-from ape_cerebras.exchange import Exchange
+from ape_cerebras.telemetry.degradation import REASONS, Degradation
+from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream_errors import Truncated
 
 TARGET = 0.2

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from memory import MemoryStream, memory_pair
 from support import KEY, chat
 
-from ape_cerebras.config import Config
-from ape_cerebras.downstream import Downstream
+from ape_cerebras.config.config import Config
+from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.request import Request
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.telemetry.timings import Exchange
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from ape_cerebras.errors import (
     ProxyError,
     ShutDown,
 )
-from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed, UpstreamFailed
 
 ANSWERED = [each for each in FAILURES if each.status]

@@ -7,12 +7,12 @@ import pytest
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
 from hypothesis import given, settings
 
+from ape_cerebras.config.prices import TimeInfo, Usage
 from ape_cerebras.errors import ClientGone, ClientStalled, InternalError, ProxyError, Unauthorized
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.outcomes import OUTCOMES
-from ape_cerebras.request import Request
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream_errors import IdleTimeout, Truncated
-from ape_cerebras.usage import TimeInfo, Usage
 
 DURATIONS = (
     "ttft_seconds",

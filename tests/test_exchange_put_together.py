@@ -4,7 +4,7 @@ import pytest
 from exchanges import assembled_exchange, stream_exchange
 
 from ape_cerebras.errors import ClientGone
-from ape_cerebras.exchange import Exchange
+from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream_errors import Truncated
 
 TIMES = {

@@ -10,9 +10,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from scraping import OPENMETRICS, families, made, settled, value, watching
 
 from ape_cerebras.errors import ClientGone
-from ape_cerebras.exposition import forget_worker, share_values
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.place import Board, Place, Ports
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.multiprocess import forget_worker, share_values
+from ape_cerebras.telemetry.place import Board, Place, Ports
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 EXCHANGES = (

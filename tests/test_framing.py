@@ -6,12 +6,12 @@ import pytest
 from memory import MemoryStream, memory_pair
 from support import KEY
 
-from ape_cerebras.config import Config
-from ape_cerebras.downstream import Downstream
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.framing import Misframed
-from ape_cerebras.request import Request
-from ape_cerebras.responses import PHRASES
+from ape_cerebras.config.config import Config
+from ape_cerebras.downstream.connection import Downstream
+from ape_cerebras.http1.framing import Misframed
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.http1.responses import PHRASES
+from ape_cerebras.telemetry.timings import Exchange
 
 pytestmark = pytest.mark.anyio
 

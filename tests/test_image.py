@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ape_cerebras.settings import SETTINGS
+from ape_cerebras.config.settings import SETTINGS
 from ape_cerebras.version import VERSION
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import result_of
 
-from ape_cerebras.json_steps import Text, dump, is_light
+from ape_cerebras.chat.json_steps import Text, dump, is_light
 
 MIB = 2**20
 

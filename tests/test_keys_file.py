@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ape_cerebras import Config, ConfigError
-from ape_cerebras.keys_file import read_keys_file
-from ape_cerebras.values import ClientKey
+from ape_cerebras.config.keys_file import read_keys_file
+from ape_cerebras.config.values import ClientKey
 
 SECRET = "secret-of-alice"
 DIGEST = hashlib.sha256(SECRET.encode())

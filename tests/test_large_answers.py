@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.meter import meter_for
-from ape_cerebras.sse import parts
+from ape_cerebras.chat.meter import meter_for
+from ape_cerebras.chat.sse import parts
+from ape_cerebras.telemetry.timings import Exchange
 
 LARGE = "a" * 300_000
 NAMES = r'"usage":{"total_tokens":9},\"model\":\"b\"'

@@ -4,9 +4,9 @@ read at all."""
 import pytest
 from steps import result_of
 
-from ape_cerebras.body import Body
-from ape_cerebras.chat import read_chat_request
+from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.errors import BadRequest
+from ape_cerebras.http1.body_parts import Body
 
 MODEL = b'{"model":"old",'
 NESTED = MODEL + b'"tool":{"model":1},'

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.limits import Bucket, Charge, LocalLimits, Verdict, decide
+from ape_cerebras.limits.token_buckets import Bucket, Charge, LocalLimits, Verdict, decide
 
 MINUTE = Bucket("requests", 6, 60.0)
 TOKENS = Bucket("tokens", 30_000, 60.0)

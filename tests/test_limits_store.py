@@ -24,7 +24,7 @@ from support import (
     running_upstream,
 )
 
-from ape_cerebras.values import read_store
+from ape_cerebras.config.values import read_store
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +178,6 @@ def test_check_says_whose_a_limit_is() -> None:
 
 
 def test_without_the_package_a_store_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ape_cerebras.values.find_spec", lambda name: None)
+    monkeypatch.setattr("ape_cerebras.config.values.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a package: pip install 'ape-cerebras\[redis\]'"):
         read_store("redis://localhost")

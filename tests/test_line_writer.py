@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ape_cerebras.logs import LineWriter
+from ape_cerebras.telemetry.logs import LineWriter
 
 PIPE_BYTES = 4096
 LINES = [b"%07d %s\n" % (number, b"x" * 52) for number in range(30_000)]

@@ -12,8 +12,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
-from ape_cerebras.network import SocketStream
+from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.net.socket_stream import SocketStream
 
 pytestmark = pytest.mark.anyio
 
@@ -219,7 +219,7 @@ async def test_a_connection_that_could_not_be_watched_does_not_end_the_loop(
 
     async with accepting() as (listener, arrivals):
         with monkeypatch.context() as patch:
-            patch.setattr("ape_cerebras.listener.SocketStream", out_of_descriptors)
+            patch.setattr("ape_cerebras.downstream.listener.SocketStream", out_of_descriptors)
             with closing(client_of(listener)):
                 await arrivals.until(lambda: bool(arrivals.complaints))
         with closing(client_of(listener)):

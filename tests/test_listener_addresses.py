@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from ape_cerebras.listener import open_listeners
+from ape_cerebras.downstream.listener import open_listeners
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.listing import Drift, Model, closest, drift, merged, read_listing
-from ape_cerebras.replies import model_list
-from ape_cerebras.usage import Price, PriceTable
+from ape_cerebras.chat.listing import Drift, Model, closest, drift, merged, read_listing
+from ape_cerebras.config.prices import Price, PriceTable
+from ape_cerebras.simulator.replies import model_list
 
 # Recorded in August 2026, but for its description.
 RECORDED = (

@@ -17,8 +17,8 @@ from dashboards import DASHBOARDS, queries
 from exchanges import plain_exchange, stream_exchange
 from monitoring import CONTRIB
 
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.logs import Logs
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.timings import Exchange
 
 FILES = CONTRIB / "loki"
 JS = Path(__file__).parent / "js"

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ape_cerebras.lookout import Lookout
-from ape_cerebras.lookout import lookout as lookout_of_this_run
+from ape_cerebras.net.lookout import Lookout
+from ape_cerebras.net.lookout import lookout as lookout_of_this_run
 
 pytestmark = pytest.mark.anyio
 

@@ -22,10 +22,10 @@ from support import TOKEN, Running, chat, events, running_proxy
 from threaded import ThreadedUpstream, ask, in_chunks, plain
 
 from ape_cerebras import errors, upstream_errors
-from ape_cerebras.buckets import BUCKETS
+from ape_cerebras.config.buckets import BUCKETS
+from ape_cerebras.config.prices import PriceTable, TimeInfo
 from ape_cerebras.errors import ProxyError
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.usage import PriceTable, TimeInfo
+from ape_cerebras.telemetry.timings import Exchange
 
 pytestmark = [
     pytest.mark.anyio,

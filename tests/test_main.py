@@ -12,7 +12,7 @@ import trustme
 from served import run, serving
 from support import KEY, free_port
 
-from ape_cerebras.backends import BACKENDS
+from ape_cerebras.net.event_loop import BACKENDS
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}

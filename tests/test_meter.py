@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from recorded import ANSWER, TOOL_CALL
 
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.meter import PlainMeter, StreamMeter, meter_for
-from ape_cerebras.usage import TimeInfo, Usage
+from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
+from ape_cerebras.config.prices import TimeInfo, Usage
+from ape_cerebras.telemetry.timings import Exchange
 
 REPLIES = Path(__file__).parent / "replies"
 ERROR = (

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.meter import StreamMeter
-from ape_cerebras.usage import read_time_info, read_usage
+from ape_cerebras.chat.meter import StreamMeter
+from ape_cerebras.config.prices import read_time_info, read_usage
+from ape_cerebras.telemetry.timings import Exchange
 
 texts = st.text(max_size=8) | st.sampled_from(
     (

@@ -7,11 +7,11 @@ from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_excha
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
-from ape_cerebras.buckets import BUCKETS
-from ape_cerebras.listing import Drift, Model
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.outcomes import CUT_SHORT
-from ape_cerebras.usage import Usage
+from ape_cerebras.chat.listing import Drift, Model
+from ape_cerebras.config.buckets import BUCKETS
+from ape_cerebras.config.prices import Usage
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.outcomes import CUT_SHORT
 
 # Name (without the stem) → type, labels.
 TABLE: dict[str, tuple[str, set[str]]] = {

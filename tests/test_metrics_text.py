@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scraping import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
 
-from ape_cerebras.metrics import Metrics
+from ape_cerebras.telemetry.metrics import Metrics
 
 
 def exemplars(metrics: Metrics) -> list[tuple[str, dict[str, str], float]]:

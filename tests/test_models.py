@@ -12,11 +12,11 @@ from support import Conversation, running_upstream
 from trio.testing import MockClock
 
 from ape_cerebras import Config
+from ape_cerebras.chat.models import ModelList
 from ape_cerebras.errors import ModelNotFound
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.models import ModelList
-from ape_cerebras.network import StampedStream
-from ape_cerebras.upstream import Upstream
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
 
 FIRST = b'{"object":"list", "data":[{"id":"one","owned_by":"C"},{"id":"two"}]}'
 SECOND = b'{"object":"list","data":[]}'

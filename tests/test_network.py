@@ -15,16 +15,16 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 from support import hold_the_loop
 
-from ape_cerebras.listener import accept_connections, accept_waiting, open_listeners
-from ape_cerebras.network import (
+from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.net.outbox import Outbox
+from ape_cerebras.net.socket_stream import (
     PeerStalled,
     SocketStream,
     StampedStream,
 )
-from ape_cerebras.outbox import Outbox
-from ape_cerebras.stamps import loop_clock
-from ape_cerebras.transport import connect_tcp
-from ape_cerebras.wrapped import WrappedStream, stamped
+from ape_cerebras.net.timestamps import loop_clock
+from ape_cerebras.net.wrapped import WrappedStream, stamped
+from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = pytest.mark.anyio
 

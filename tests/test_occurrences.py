@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.occurrences import occurrences
+from ape_cerebras.chat.occurrences import occurrences
 
 
 @given(st.binary(max_size=50), st.sampled_from([b"\n", b"\r", b'"', b"\0"]))

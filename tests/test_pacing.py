@@ -11,17 +11,17 @@ from exchanges import chat_exchange
 from support import KEY, chat, running_proxy
 from trio.testing import MockClock
 
-from ape_cerebras.account import Account
-from ape_cerebras.account import Limits as AccountLimits
-from ape_cerebras.admission import Admission
-from ape_cerebras.config import Config
-from ape_cerebras.keyring import Keyring
+from ape_cerebras.config.config import Config
+from ape_cerebras.config.prices import Usage
 from ape_cerebras.limit_errors import NoTurn
-from ape_cerebras.questions import Asked
-from ape_cerebras.replies import Rejected
-from ape_cerebras.simulation import Simulation
-from ape_cerebras.simulator import Simulator
-from ape_cerebras.usage import Usage
+from ape_cerebras.limits.admission import Admission
+from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.quota import Account
+from ape_cerebras.simulator.quota import Limits as AccountLimits
+from ape_cerebras.simulator.replies import Rejected
+from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.server import Simulator
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:

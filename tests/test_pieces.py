@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.pieces import Malformed, Piece, Sparse, pieces
+from ape_cerebras.chat.pieces import Malformed, Piece, Sparse, pieces
 
 
 def is_json(text: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ape_cerebras.place import Board
+from ape_cerebras.telemetry.place import Board
 
 
 def board_of(*connections: int | None) -> Board:

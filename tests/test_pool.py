@@ -9,13 +9,13 @@ import pytest
 from memory import MemoryStream, memory_pair
 from support import KEY
 
-from ape_cerebras.config import Config
-from ape_cerebras.connection import Connection
+from ape_cerebras.config.config import Config
 from ape_cerebras.errors import Overloaded
-from ape_cerebras.network import StampedStream
-from ape_cerebras.pool import Pool
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.upstream.connection import Connection
+from ape_cerebras.upstream.pool import Pool
+from ape_cerebras.upstream.warmup import Warmth
 from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout
-from ape_cerebras.warmth import Warmth
 
 pytestmark = pytest.mark.anyio
 

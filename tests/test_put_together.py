@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_assembly import Whole, feed, reply_of
 
-from ape_cerebras.assembly import Assembly
-from ape_cerebras.completions import Completion, Timing
-from ape_cerebras.questions import Asked
+from ape_cerebras.chat.assembly import Assembly
+from ape_cerebras.simulator.completion import Completion, Timing
+from ape_cerebras.simulator.request import Asked
 
 TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
 

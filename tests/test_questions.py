@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from ape_cerebras.questions import Asked, read_body, read_question
-from ape_cerebras.replies import ERRORS, Rejected
+from ape_cerebras.simulator.replies import ERRORS, Rejected
+from ape_cerebras.simulator.request import Asked, read_body, read_question
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}

@@ -4,7 +4,7 @@ import pytest
 from exchanges import chat_exchange
 from scraping import observed, value
 
-from ape_cerebras.quota import Quota, read_quota
+from ape_cerebras.upstream.quota import Quota, read_quota
 
 
 def test_what_is_told_is_read_by_kind_and_window() -> None:

@@ -12,10 +12,10 @@ import anyio
 import pytest
 from anyio import ClosedResourceError
 
-from ape_cerebras.backends import BACKENDS, run_on
-from ape_cerebras.network import SocketStream
-from ape_cerebras.readiness import Readiness, readiness_of
-from ape_cerebras.stamps import loop_clock
+from ape_cerebras.net.event_loop import BACKENDS, run_on
+from ape_cerebras.net.readiness import Readiness, readiness_of
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.timestamps import loop_clock
 
 pytestmark = pytest.mark.anyio
 

@@ -7,16 +7,14 @@ import pytest
 from scraping import rendered
 from support import KEY
 
-import ape_cerebras
-from ape_cerebras.config import Config
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.outcomes import OUTCOMES
-from ape_cerebras.place import Board, Place, Ports
-from ape_cerebras.settings import SETTINGS, Setting
-from ape_cerebras.simulation import FAULTS
+from ape_cerebras.config.config import Config
+from ape_cerebras.config.settings import SETTINGS, Setting
+from ape_cerebras.simulator.options import FAULTS
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.place import Board, Place, Ports
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-MAP = re.findall(r"^(\d+) +(\w+) {2,}(\S.*)$", ape_cerebras.__doc__ or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
@@ -24,11 +22,6 @@ def test_every_setting_has_its_row(setting: Setting) -> None:
     row = re.search(rf"^\| `{setting.variable}` \|.*\| (.*) \|$", README, re.MULTILINE)
     assert row
     assert row[1] == setting.meaning
-
-
-def test_the_map_is_that_of_the_package() -> None:
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.*) \|$", README, re.MULTILINE)
-    assert rows == [(layer, name, text.replace("``", "`")) for layer, name, text in MAP]
 
 
 def test_every_outcome_and_every_fault_is_there() -> None:

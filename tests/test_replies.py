@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from ape_cerebras.replies import (
+from ape_cerebras.simulator.replies import (
     ERRORS,
     Rejected,
     error_named,

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reading import JSON, Read, read_whole_chat
 
+from ape_cerebras.chat.reservations import Bounds, reservation
 from ape_cerebras.errors import BadRequest
-from ape_cerebras.reservations import Bounds, reservation
 
 NEW, OLD = "max_completion_tokens", "max_tokens"
 

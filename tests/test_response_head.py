@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_answers_end_alike
 
-from ape_cerebras.response_head import ResponseHead
+from ape_cerebras.http1.response_head import ResponseHead
 from ape_cerebras.upstream_errors import InvalidAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ape_cerebras.chat.meter import read_error_code
 from ape_cerebras.errors import ClientGone, Overloaded, ProxyError
-from ape_cerebras.meter import read_error_code
-from ape_cerebras.retry import (
+from ape_cerebras.upstream.retry import (
     RetryBudget,
     objection,
     pause_before,

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from memory import memory_pair
 
 from ape_cerebras import Config
-from ape_cerebras.downstream import Downstream
+from ape_cerebras.chat.models import ModelList
+from ape_cerebras.config.values import read_client_keys
+from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.errors import (
     BodyTooLarge,
     DoubledPrefix,
@@ -21,15 +23,13 @@ from ape_cerebras.errors import (
     ProxyError,
     Unauthorized,
 )
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.keyring import Keyring
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.models import ModelList
-from ape_cerebras.network import StampedStream
-from ape_cerebras.request import Request
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.routes import Routes, check_key
-from ape_cerebras.upstream import Upstream
-from ape_cerebras.values import read_client_keys
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
 
 CHAT = "/v1/chat/completions"
 KEYS = read_client_keys("first-key,agent:second-key,other:third-key")

@@ -8,7 +8,7 @@ from cerebras.cloud.sdk import AsyncCerebras, Cerebras, NotFoundError
 from sdks import QUESTION
 from served import CLIENT_KEY, Served
 
-from ape_cerebras.backends import run_on
+from ape_cerebras.net.event_loop import run_on
 
 WARMING = "/v1/tcp_warming"
 

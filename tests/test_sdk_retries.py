@@ -5,10 +5,10 @@ import pytest
 from sdks import CEREBRAS, OPENAI, Asker, Sdk
 from support import Conversation, running_proxy, running_upstream
 
-from ape_cerebras.backends import current_backend
-from ape_cerebras.completions import Completion, Timing
-from ape_cerebras.questions import Asked
-from ape_cerebras.replies import ERRORS
+from ape_cerebras.net.event_loop import current_backend
+from ape_cerebras.simulator.completion import Completion, Timing
+from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.simulator.request import Asked
 
 pytestmark = pytest.mark.anyio
 

@@ -13,11 +13,11 @@ import pytest
 from anyio.abc import SocketAttribute, SocketListener
 from served import run
 
-from ape_cerebras import practice, rehearsal
 from ape_cerebras.__main__ import main
-from ape_cerebras.backends import BACKENDS
-from ape_cerebras.rehearsal import Ended, Load, Seen, running
-from ape_cerebras.selfcheck import (
+from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.simulator import practice
+from ape_cerebras.simulator import selfcheck_rig as rehearsal
+from ape_cerebras.simulator.selfcheck import (
     PHASES,
     Findings,
     Phase,
@@ -27,6 +27,7 @@ from ape_cerebras.selfcheck import (
     table,
     within,
 )
+from ape_cerebras.simulator.selfcheck_rig import Ended, Load, Seen, running
 
 NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 SLOW = 120.0  # seconds until a run is given up

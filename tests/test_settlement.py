@@ -9,9 +9,9 @@ from exchanges import plain_exchange
 from scripts import one_token_and_no_more
 from support import TOKEN, Client, Running, chat, running_proxy, running_upstream
 
-from ape_cerebras.body import Body
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.settlement import Settlement
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.telemetry.settlement import Settlement
+from ape_cerebras.telemetry.timings import Exchange
 
 
 class Told:

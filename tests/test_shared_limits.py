@@ -15,9 +15,9 @@ from redis_server import RedisServer, redis_server
 from support import serve_each
 
 from ape_cerebras.limit_errors import LimitsUnknown
-from ape_cerebras.limits import Bucket, Charge, Limits, LocalLimits, Verdict
-from ape_cerebras.network import SocketStream
-from ape_cerebras.shared_limits import ClosedLimits, SharedLimits
+from ape_cerebras.limits.redis_store import ClosedLimits, SharedLimits
+from ape_cerebras.limits.token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
+from ape_cerebras.net.socket_stream import SocketStream
 
 DAY = 86_400.0
 REQUESTS = Bucket("requests", 6, DAY)

@@ -9,7 +9,7 @@ from redis_server import redis_server
 from simulating import rig
 from support import Response, Running, chat, running_proxy
 
-from ape_cerebras.simulator import Limits
+from ape_cerebras.simulator.server import Limits
 
 pytestmark = pytest.mark.anyio
 

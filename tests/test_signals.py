@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import os, signal, sys
 import anyio
-from ape_cerebras.signals import at_each_hang_up, ending_signals, hold_hang_ups
+from ape_cerebras.process.signals import at_each_hang_up, ending_signals, hold_hang_ups
 
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
 hold_hang_ups()

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from ape_cerebras.replies import ERRORS
-from ape_cerebras.simulation import FAULTS, SIMULATION_FLAGS, Simulation
+from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
+from ape_cerebras.simulator.replies import ERRORS
 
 
 def test_every_option_has_a_flag_but_the_key() -> None:

@@ -8,9 +8,9 @@ import pytest
 from memory import memory_pair
 from simulating import KEY, STREAM, bare, chat, payloads, post, rig
 
-from ape_cerebras.replies import ERRORS
-from ape_cerebras.simulator import Simulation, Simulator
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.simulator.server import Simulation, Simulator
+from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,8 @@ from anyio.abc import ByteStream
 from memory import MemoryStream, memory_pair
 from simulating import DONE, STREAM, bare, chat, rig
 
-from ape_cerebras.replies import ERRORS, stream_error
-from ape_cerebras.simulator import Simulation, Simulator
+from ape_cerebras.simulator.replies import ERRORS, stream_error
+from ape_cerebras.simulator.server import Simulation, Simulator
 
 pytestmark = pytest.mark.anyio
 

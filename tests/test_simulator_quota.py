@@ -7,7 +7,7 @@ from memory import memory_pair
 from simulating import KEY, STREAM, chat, rig
 from test_simulator_times import on_mock_clock
 
-from ape_cerebras.simulator import Limits, Simulation, Simulator
+from ape_cerebras.simulator.server import Limits, Simulation, Simulator
 
 QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
 

@@ -12,7 +12,7 @@ from memory import MemoryStream, memory_pair
 from simulating import STREAM, chat
 from trio.testing import MockClock
 
-from ape_cerebras.simulator import Simulation, Simulator
+from ape_cerebras.simulator.server import Simulation, Simulator
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:

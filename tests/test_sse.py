@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import BOM, dispatched_by_the_standard
 from recorded import ANSWER, ANSWER_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
 
-from ape_cerebras.sse import EventReader
+from ape_cerebras.chat.sse import EventReader
 
 FRAGMENTS = (
     *(b"data: ", b"data:", b"data", b"DATA: ", b" data: ", b"event: x", b"id: 7", b"retry: 1"),

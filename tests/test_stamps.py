@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.stamps import (
+from ape_cerebras.net.timestamps import (
     STAMP_SPACE,
     ArrivalClock,
     arrival_clock,

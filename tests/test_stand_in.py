@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
-from ape_cerebras.simulator import Limits, Simulation
-from ape_cerebras.stand_in import StandIn, add_flags, stand_in_of
+from ape_cerebras.simulator.server import Limits, Simulation
+from ape_cerebras.simulator.stand_in import StandIn, add_flags, stand_in_of
 
 
 def parsed(*arguments: str) -> StandIn:

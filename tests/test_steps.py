@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ape_cerebras.steps import in_steps, turn_before_the_end
+from ape_cerebras.net.steps import in_steps, turn_before_the_end
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from scraping import rendered, watching
 
 from ape_cerebras import Config
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.logs import Logs
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.outcomes import OUTCOMES
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.timings import Exchange
 
 HISTOGRAMS = {
     "ttft_seconds": "ttft_seconds",

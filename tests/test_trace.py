@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.trace import intended_start_lag, request_id, trace_context
+from ape_cerebras.telemetry.trace_context import intended_start_lag, request_id, trace_context
 
 TRACE = b"4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = b"00f067aa0ba902b7"

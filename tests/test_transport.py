@@ -10,9 +10,9 @@ import pytest
 from memory import MemoryStream, memory_pair
 from support import free_port
 
-from ape_cerebras.listener import open_listeners
-from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import UpstreamStream, connect_tcp
+from ape_cerebras.downstream.listener import open_listeners
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connect import UpstreamStream, connect_tcp
 from ape_cerebras.upstream_errors import InvalidAnswer
 
 pytestmark = pytest.mark.anyio

@@ -25,9 +25,9 @@ from support import (
     running_upstream,
 )
 
-from ape_cerebras.network import SocketStream, StampedStream
-from ape_cerebras.replies import ERRORS
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = pytest.mark.anyio
 

@@ -16,14 +16,14 @@ from support import KEY
 from test_timing import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
-from ape_cerebras.body import Body
-from ape_cerebras.circuit import Circuit
 from ape_cerebras.errors import ProxyError
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.logs import Logs
-from ape_cerebras.network import StampedStream
-from ape_cerebras.tries import Tries
-from ape_cerebras.upstream import Upstream
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.circuit_breaker import Circuit
+from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.tries import Tries
 from ape_cerebras.upstream_errors import ConnectFailed, UpstreamUnavailable
 
 # What a try comes to: how long it takes, and the answer to it; None where it finds no connection.

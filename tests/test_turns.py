@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ape_cerebras.turns import Stage, Ticket, Turns
+from ape_cerebras.limits.fair_queue import Stage, Ticket, Turns
 
 NAMES = ("alice", "bob", "carol", None)
 

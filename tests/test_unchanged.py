@@ -16,8 +16,8 @@ from sdks import MESSAGE_PACK, QUESTION, TOOL
 from simulating import chat, post
 from support import running_proxy, running_upstream, serve_each
 
-from ape_cerebras.network import SocketStream
-from ape_cerebras.simulator import Simulation, Simulator
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.simulator.server import Simulation, Simulator
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ import pytest
 from served import PATIENCE, environment
 from support import KEY
 
-from ape_cerebras.backends import BACKENDS
-from ape_cerebras.unexpected import told_of
+from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.process.unexpected import told_of
 
 
 def caught(work: Any) -> Exception:
@@ -79,8 +79,8 @@ def test_no_tree_and_no_depth_makes_a_long_line() -> None:
 
 EVERYWHERE = f"""
 import gc, logging, threading
-from ape_cerebras.backends import BACKENDS
-from ape_cerebras.unexpected import take_over
+from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.process.unexpected import take_over
 key = {KEY!r}
 
 class Finalized:

@@ -5,11 +5,11 @@ import pytest
 from scripts import silent
 from support import KEY, Conversation, Script, running_upstream
 
-from ape_cerebras.body import Body
-from ape_cerebras.config import Config
+from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ProxyError
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.upstream import Upstream
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
 from ape_cerebras.upstream_errors import FirstByteTimeout, InvalidAnswer, Truncated
 
 pytestmark = pytest.mark.anyio

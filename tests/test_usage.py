@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.usage import (
+from ape_cerebras.config.prices import (
     Price,
     PriceTable,
     TimeInfo,

@@ -3,7 +3,7 @@
 import pytest
 
 from ape_cerebras.errors import BadRequest
-from ape_cerebras.verdict import NOBODY, asked, verdict
+from ape_cerebras.http1.verdict import NOBODY, asked, verdict
 
 ASKS = b"POST / HTTP/1.1\r\nHost: a\r\n"
 

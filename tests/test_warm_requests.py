@@ -22,8 +22,8 @@ from support import (
 from trio.testing import MockClock
 
 from ape_cerebras import Config, Proxy
-from ape_cerebras.network import StampedStream
-from ape_cerebras.transport import Connect
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.upstream.connect import Connect
 
 USES = "cerebras_proxy_upstream_connection_uses_total"
 

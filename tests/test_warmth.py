@@ -7,10 +7,10 @@ from memory import MemoryStream, memory_pair
 from support import KEY
 from warming import kept_warm, leased, on_mock_clock, use
 
-from ape_cerebras.config import Config
-from ape_cerebras.network import StampedStream
-from ape_cerebras.pool import Pool
-from ape_cerebras.warmth import Warmth
+from ape_cerebras.config.config import Config
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.upstream.pool import Pool
+from ape_cerebras.upstream.warmup import Warmth
 
 # Ahead of the requests
 

@@ -8,12 +8,12 @@ from support import KEY, Lines
 from trio.testing import MockClock
 
 from ape_cerebras import Config
-from ape_cerebras.exchange import Exchange
-from ape_cerebras.health import Health
-from ape_cerebras.logs import Logs
-from ape_cerebras.metrics import Metrics
-from ape_cerebras.usage import Usage
-from ape_cerebras.waste import Waste, Wasted
+from ape_cerebras.config.prices import Usage
+from ape_cerebras.telemetry.health import Health
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.waste import Waste, Wasted
 
 HOUR = 3600.0
 

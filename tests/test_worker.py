@@ -12,8 +12,8 @@ from support import Lines
 from test_timing import on_mock_clock
 
 from ape_cerebras import Proxy, serve
-from ape_cerebras.listener import open_listeners
-from ape_cerebras.place import Board, Place, Ports
+from ape_cerebras.downstream.listener import open_listeners
+from ape_cerebras.telemetry.place import Board, Place, Ports
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 

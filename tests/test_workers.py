@@ -23,7 +23,7 @@ from crew import CHAT, JSON, Crew, crewed, scraped
 from served import PATIENCE, Line, Served, environment, run, serving
 from support import KEY
 
-from ape_cerebras.workers import next_pause
+from ape_cerebras.process.workers import next_pause
 
 
 def ask(crew: Crew, connection: http.client.HTTPConnection, trace_id: str) -> Line:

@@ -10,11 +10,11 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from support import KEY
 from trio.testing import MockClock
 
-from ape_cerebras.config import Config
-from ape_cerebras.connection import Connection
-from ape_cerebras.network import SocketStream, StampedStream
-from ape_cerebras.pool import Lease, Pool
-from ape_cerebras.warmth import Warmth
+from ape_cerebras.config.config import Config
+from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.upstream.connection import Connection
+from ape_cerebras.upstream.pool import Lease, Pool
+from ape_cerebras.upstream.warmup import Warmth
 
 __all__ = ("Rig", "Upstream", "kept_warm", "leased", "on_mock_clock", "use")
 

@@ -26,9 +26,9 @@ from support import (
 )
 from support import events as sent_as
 
-from ape_cerebras.backends import run_on
-from ape_cerebras.network import SocketStream, StampedStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.event_loop import run_on
+from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("CASES",)
 

@@ -13,7 +13,7 @@ import orjson
 from stages import Plan
 from support import Client, Response, chat
 
-from ape_cerebras.outcomes import OUTCOMES, outcome_of_status
+from ape_cerebras.telemetry.outcomes import OUTCOMES, outcome_of_status
 
 __all__ = ("PATIENCE", "Accounts", "Asked", "Crowd", "outcomes_in")
 

@@ -27,7 +27,7 @@ from support import (
     running_proxy,
 )
 
-from ape_cerebras.network import SocketStream
+from ape_cerebras.net.socket_stream import SocketStream
 
 __all__ = (
     "BODY",

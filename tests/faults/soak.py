@@ -32,9 +32,9 @@ from support import KEY, Client
 from tqdm import tqdm
 from ways import opened_ways
 
-from ape_cerebras.backends import BACKENDS, run_on
-from ape_cerebras.network import SocketStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.event_loop import BACKENDS, run_on
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("FAULTS", "Soak", "soaked")
 

@@ -19,8 +19,8 @@ from fault_play import files_open, tasks_alive
 from ways import Ways, strange_names
 
 from ape_cerebras import Config, Proxy, serve
-from ape_cerebras.backends import run_on
-from ape_cerebras.unexpected import take_over
+from ape_cerebras.net.event_loop import run_on
+from ape_cerebras.process.unexpected import take_over
 
 __all__ = ("main",)
 

@@ -18,8 +18,8 @@ from served import refusing_port
 from stages import ENDS, end
 from support import Conversation, Script, ScriptedUpstream
 
-from ape_cerebras.network import SocketStream, StampedStream
-from ape_cerebras.transport import connect_tcp
+from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("GOOD", "Address", "Opened", "Ways", "opened_ways", "strange_names")
 

@@ -1,0 +1,237 @@
+"""The settings: one frozen ``Config``, read and checked once, every limit and timeout by name.
+
+``SETTINGS`` is the table: a row per environment variable with the parser that checks it and what
+it means; the field of ``Config`` has the variable's name in lower case and holds the default.
+Defaults without a word of their own follow nginx, HAProxy and uvicorn where these agree.
+"""
+
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..chat.reservations import Bounds
+from ..http1.request_head import HeadLimits
+from .buckets import BUCKETS
+from .keys_file import KeysFile
+from .prices import PriceTable
+from .settings import SETTINGS
+from .values import ClientKey, Origin
+
+__all__ = ("Config", "ConfigError")
+
+_MAX_SECRET_FILE_BYTES = 64 * 1024
+_CEREBRAS = Origin("https", "api.cerebras.ai", 443)
+
+
+class ConfigError(Exception):
+    """What is wrong with the settings: one text for each, naming the variable, never a secret."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _connections_the_file_limit_allows() -> int:
+    """Half of the open files the process may have: a client's connection can need one upstream."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 65_536 if soft == resource.RLIM_INFINITY else max(16, min(65_536, (soft - 64) // 2))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything that can be set. Durations are seconds, sizes are bytes; see ``SETTINGS``."""
+
+    cerebras_api_key: str = field(repr=False)
+    cerebras_base_url: Origin = _CEREBRAS
+    ape_api_key: tuple[ClientKey, ...] = field(default=(), repr=False)
+    ape_api_keys_file: KeysFile | None = None
+    log_level: str = "info"
+    host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
+    port: int = 8000
+    metrics_port: int | None = None
+    metrics_enabled: bool = True
+    metrics_on_main_port: bool = True
+    default_model: str = "llama3.1-8b"
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+    model_prices: PriceTable = field(default_factory=PriceTable.built_in)
+    price_catalogue: bool = False
+    async_workers: int = 1
+    backend: str = "asyncio"
+    max_concurrent_requests: int | None = None
+    max_queue_seconds: float | None = None
+    max_queue_length: int = 1000
+    rate_limit_per_minute: int | None = None
+    quota_pacing: bool = False
+    max_completion_tokens_default: int | None = None
+    max_completion_tokens_cap: int | None = None
+    limits_store: str | None = field(default=None, repr=False)
+    # A Redis in the same network answers in about a millisecond.
+    limits_store_timeout: float = 0.25
+    limits_store_outage: str = "open"
+    connection_pool_size: int = 1000
+    keep_alive_connections: int = 100
+    warm_connections: int = 1
+    # Upstream closes idle connections when it likes; nginx's 75 s is the commonest choice there,
+    # and one of ours must end before.
+    upstream_keep_alive_timeout: float = 60.0
+    # A name can come to mean another address, and one that is busy never is idle for long. nginx
+    # lets go of its own after an hour; names in a cloud are told for a minute or five.
+    upstream_max_connection_age: float = 600.0
+    upstream_connect_timeout: float = 5.0
+    upstream_first_byte_timeout: float = 60.0
+    upstream_idle_timeout: float = 60.0
+    upstream_gzip_min_bytes: int | None = None
+    retry_attempts: int = 0
+    retry_backoff: float = 1.5
+    circuit_failures: int | None = None
+    request_timeout: float | None = None
+    client_head_timeout: float = 10.0
+    client_body_timeout: float = 30.0
+    client_write_timeout: float = 60.0
+    keep_alive_timeout: float = 75.0
+    max_header_bytes: int = 16 * 1024
+    max_headers: int = 100
+    max_target_bytes: int = 8 * 1024
+    max_body_bytes: int = 10 * 1024 * 1024
+    max_connections: int = field(default_factory=_connections_the_file_limit_allows)
+    max_requests_per_connection: int = 10_000
+    graceful_shutdown_timeout: float = 10.0
+    ttft_target_ms: float | None = None
+    ttft_mode: str = "passthrough"
+    kernel_stamps: bool = True
+    histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    ssl_cert_file: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **overrides: Any) -> "Config":
+        """Read every setting; ``overrides`` (by field name, already parsed) win over variables.
+
+        Raises ConfigError with all that is wrong at once.
+        """
+        values: dict[str, Any] = dict(overrides)
+        problems: list[str] = []
+        for setting in SETTINGS:
+            name = setting.variable.lower()
+            if name in overrides:
+                continue
+            try:
+                source, text = _lookup(environment, setting.variable, secret=setting.secret)
+                if text is not None:
+                    values[name] = _parse(source, text, setting.parse)
+                elif setting.required:
+                    raise ValueError(f"{setting.variable} is required")
+            except ValueError as problem:
+                problems.append(str(problem))
+        if problems:
+            raise ConfigError(problems)
+        config = cls(**values)
+        if config.metrics_are_nowhere:
+            raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])
+        if config.default_exceeds_cap:
+            variable = "MAX_COMPLETION_TOKENS"
+            raise ConfigError([f"{variable}_DEFAULT must not be above {variable}_CAP"])
+        return config
+
+    @property
+    def scrapers_port(self) -> int | None:
+        """The port that scrapers have for themselves; None where they have none."""
+        is_same = self.metrics_port == self.port != 0
+        return None if is_same or not self.metrics_enabled else self.metrics_port
+
+    @property
+    def metrics_are_nowhere(self) -> bool:
+        """Whether they are counted, but on no port."""
+        is_on_no_port = self.scrapers_port is None and not self.metrics_on_main_port
+        return self.metrics_enabled and is_on_no_port
+
+    @property
+    def default_exceeds_cap(self) -> bool:
+        """Whether what is put into requests would be lowered in them."""
+        default, cap = self.max_completion_tokens_default, self.max_completion_tokens_cap
+        return default is not None and cap is not None and default > cap
+
+    @property
+    def queue_patience(self) -> float:
+        """Seconds that a chat request waits for its turn at most. Where nothing is said, as long as
+        a bucket of a minute takes to refill, if quota is waited for; and else not at all."""
+        if self.max_queue_seconds is not None:
+            return self.max_queue_seconds
+        return 60.0 if self.quota_pacing else 0.0
+
+    @property
+    def known_models(self) -> frozenset[str]:
+        """Those that a metric or a quota can be of: no client can make another."""
+        named = (self.default_model, *self.model_aliases.values())
+        return frozenset((*named, *self.model_prices.prices))
+
+    @property
+    def completion_bounds(self) -> Bounds:
+        return Bounds(self.max_completion_tokens_default, self.max_completion_tokens_cap)
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        return HeadLimits(
+            self.max_header_bytes, self.max_headers, self.max_target_bytes, self.max_body_bytes
+        )
+
+    @property
+    def buckets(self) -> Mapping[str, tuple[float, ...]]:
+        """Upper bounds of every family of histograms."""
+        return {**BUCKETS, **self.histogram_buckets}
+
+    def visible(self) -> dict[str, str]:
+        """Every setting as text, secrets hidden, in the table's order."""
+        secret = {setting.variable.lower() for setting in SETTINGS if setting.secret}
+        shown = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in secret:
+                shown[each.name.upper()] = "(set)" if value else "(not set)"
+            else:
+                shown[each.name.upper()] = _as_text(value)
+        return shown
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={item}" for name, item in value.items()) or "(not set)"
+    if isinstance(value, PriceTable):
+        return ", ".join(value.prices)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "(not set)" if value is None else str(value)
+
+
+def _lookup(
+    environment: Mapping[str, str], variable: str, *, secret: bool
+) -> tuple[str, str | None]:
+    """The setting's text and the variable it came from; a secret may come in a file.
+
+    Raises ValueError where both ways are used or the file cannot be read.
+    """
+    text = environment.get(variable, "").strip()
+    file_variable = variable + "_FILE"
+    path = environment.get(file_variable, "").strip() if secret else ""
+    if text and path:
+        raise ValueError(f"{variable} and {file_variable} are both set")
+    if not path:
+        return variable, text or None
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_SECRET_FILE_BYTES + 1)
+    except OSError:
+        raise ValueError(f"{file_variable} names a file that cannot be read") from None
+    if len(content) > _MAX_SECRET_FILE_BYTES:
+        raise ValueError(f"{file_variable} names a file that is too large for a secret")
+    if not content.strip():
+        raise ValueError(f"{file_variable} names an empty file")
+    return file_variable, content.decode("latin-1").strip()
+
+
+def _parse(source: str, text: str, parse: Any) -> Any:
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise ValueError(f"{source} {problem}") from None

@@ -1,0 +1,214 @@
+"""Holding chat requests back just long enough that the account's quota is not overrun.
+
+The API charges a request when it admits it: one request, and the tokens of its reservation. So is
+each charged here before it goes up, to buckets that are what the API's answers say of its own; and
+when it has ended, what it reserved and did not use comes back. An answer says what was left when it
+was begun: no more than that is left now, and no less but for what was on its way at the same time,
+of which nobody knows which came first. Who comes while the
+buckets have too little waits, in turns of names, one at a time at the head of the line: so nobody
+small overtakes somebody large for ever.
+
+That the API gives back what was not used is not documented. So where it rejects a request in spite
+of all this, nothing is given back here for a minute: then only its own answers say what there is.
+
+Quotas are a model's. Of one that no answer has told of yet a single request goes first, and the
+others wait for what that brings.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import inf
+
+import anyio
+
+from ..chat.reservations import reservation
+from ..net.timestamps import loop_clock
+from ..telemetry.timings import Exchange
+from ..upstream.quota import WINDOWS, read_quota
+from .queueing import Queue, waiting_for_turn
+from .token_buckets import Bucket, Charge, Limits
+
+__all__ = ("Pacing",)
+
+_CAREFUL_FOR = 60.0  # seconds
+_UNKNOWN_AT_MOST = 100  # models; clients can name any
+
+Amounts = dict[str, int]  # by kind: requests, tokens
+
+
+@dataclass
+class _Trip:
+    """A request's way to the API and back, as far as its answer's head."""
+
+    amounts: Amounts
+    began_at: float
+    ended_at: float = inf
+
+
+class _Model:
+    """What is known of one model's quota, and who waits for it."""
+
+    def __init__(self, most_waiting: int) -> None:
+        self.head = Queue(1, most_waiting)
+        self.wait = 0.0  # seconds that who is at the head had to wait when it looked last
+        self.told = False
+        self.careful_until = -inf
+        self.buckets: dict[tuple[str, str], Bucket] = {}
+        self.charged: dict[int, Amounts] = {}  # by exchange, until they are settled
+        self.on_their_way: dict[int, _Trip] = {}  # by exchange, until an answer shows it was seen
+        self.arrived: list[_Trip] = []  # while one is on its way that began before they ended
+        self.changed = anyio.Event()
+
+    def charges(self, amounts: Amounts) -> list[Charge]:
+        return [Charge(bucket, amounts[kind]) for (kind, _), bucket in self.buckets.items()]
+
+    def end_trip(self, exchange: int, now: float) -> _Trip | None:
+        trip = self.on_their_way.pop(exchange, None)
+        if trip is not None:
+            trip.ended_at = now
+            open_since = min(each.began_at for each in (trip, *self.on_their_way.values()))
+            self.arrived = [each for each in (*self.arrived, trip) if each.ended_at > open_since]
+        return trip
+
+    def maybe_unseen(self, trip: _Trip) -> list[Amounts]:
+        """What the API may have charged after that request, or will yet: of all that were on their
+        way together with it."""
+        others = (*self.arrived, *self.on_their_way.values())
+        return [
+            each.amounts for each in others if each is not trip and each.ended_at > trip.began_at
+        ]
+
+    def change(self) -> None:
+        """Have whoever waits look again."""
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
+class Pacing:
+    """``models`` are those that are known to be some."""
+
+    def __init__(self, limits: Limits, models: frozenset[str], most_waiting: int) -> None:
+        self._limits = limits
+        self._clock = loop_clock()
+        self._known = models
+        self._most_waiting = most_waiting
+        self._models: dict[str, _Model] = {}
+        self._at_the_head = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many are held back."""
+        return self._at_the_head + sum(model.head.waiting for model in self._models.values())
+
+    def seconds_to_a_turn(self, exchange: Exchange) -> float:
+        """How long one like this that came now would wait."""
+        model = self._model_of(exchange)
+        return max(model.wait, model.head.seconds_to_a_turn(exchange.client))
+
+    def _name_of(self, exchange: Exchange) -> str:
+        """The model's; of more models than there can be, and of opaque bodies, one for all."""
+        model = exchange.model or "other"
+        has_room = len(self._models) < _UNKNOWN_AT_MOST
+        return model if has_room or model in self._known or model in self._models else "other"
+
+    def _model_of(self, exchange: Exchange) -> _Model:
+        name = self._name_of(exchange)
+        if name not in self._models:
+            self._models[name] = _Model(self._most_waiting)
+        return self._models[name]
+
+    @asynccontextmanager
+    async def reserved(self, exchange: Exchange) -> AsyncIterator[None]:
+        """Wait until the exchange's reservation fits, and have it made for as long as the block
+        takes; then settle. Raises NoTurn."""
+        model = self._model_of(exchange)
+        amounts = {"requests": 1, "tokens": _tokens_of(exchange)}
+        async with model.head.slot(exchange):
+            await self._reserve(model, amounts, exchange)
+        try:
+            yield
+        finally:
+            await self._settle(model, exchange)
+
+    async def _reserve(self, model: _Model, amounts: Amounts, exchange: Exchange) -> None:
+        changed = model.changed  # whatever comes after the look counts
+        while not await self._take(model, amounts):
+            self._at_the_head += 1
+            try:
+                with (
+                    waiting_for_turn(exchange, self._clock),
+                    anyio.move_on_after(min(model.wait or inf, self._limits.look_again)),
+                ):
+                    await changed.wait()
+            finally:
+                self._at_the_head -= 1
+            changed = model.changed
+        model.charged[id(exchange)] = amounts
+        model.on_their_way[id(exchange)] = _Trip(amounts, self._clock())
+
+    async def _take(self, model: _Model, amounts: Amounts) -> bool:
+        """Take it, if it can be."""
+        model.wait = 0.0
+        if not model.told and model.on_their_way:
+            return False
+        verdict = await self._limits.take(model.charges(amounts), self._clock())
+        model.wait = verdict.wait
+        return not verdict.wait
+
+    async def learn(self, exchange: Exchange) -> None:
+        """Take in what the exchange's answer says of the quota, as soon as its head is there."""
+        model = self._model_of(exchange)
+        trip = model.end_trip(id(exchange), self._clock())
+        if trip is None:
+            return
+        refused = exchange.upstream_status is None or exchange.upstream_status >= 400
+        if refused:  # what is left is told without the tokens that it would have had
+            had = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
+            await self._give_back(model, exchange, had)
+        if exchange.upstream_status == 429:
+            model.careful_until = self._clock() + _CAREFUL_FOR
+        quota = read_quota(exchange.upstream_headers)
+        model.told = model.told or bool(quota.limit) or not refused
+        unseen = model.maybe_unseen(trip)
+        for (kind, window), limit in quota.limit.items():
+            if limit and (kind, window) in quota.remaining:
+                most = quota.remaining[kind, window]
+                least = most - sum(amounts[kind] for amounts in unseen)
+                if (kind, window) not in model.buckets:  # nothing was charged to it so far
+                    most = least
+                name = f"quota:{self._name_of(exchange)}:{kind}:{window}"
+                bucket = model.buckets[kind, window] = Bucket(name, limit, WINDOWS[window])
+                await self._limits.learn(bucket, least, most, self._clock())
+        model.change()
+
+    async def _settle(self, model: _Model, exchange: Exchange) -> None:
+        now = self._clock()
+        model.end_trip(id(exchange), now)
+        if exchange.sent_at is not None and now < model.careful_until:
+            model.charged.pop(id(exchange), None)
+        else:
+            await self._give_back(model, exchange, _used_by(exchange))
+        model.change()
+
+    async def _give_back(self, model: _Model, exchange: Exchange, used: Amounts) -> None:
+        """What was charged for the exchange beyond that; once is enough."""
+        charged = model.charged.pop(id(exchange), used)
+        beyond = {kind: used[kind] - charged[kind] for kind in used}
+        await self._limits.settle(model.charges(beyond), self._clock())
+
+
+def _tokens_of(exchange: Exchange) -> int:
+    if exchange.reserved_tokens is not None:
+        return exchange.reserved_tokens
+    return reservation(len(exchange.body), None)  # an opaque body, which may say less
+
+
+def _used_by(exchange: Exchange) -> Amounts:
+    """Nothing where nothing was sent; all that was reserved where the answer does not tell."""
+    if exchange.sent_at is None:
+        return {"requests": 0, "tokens": 0}
+    if exchange.usage is None:
+        return {"requests": 1, "tokens": _tokens_of(exchange)}
+    usage = exchange.usage
+    return {"requests": 1, "tokens": usage.prompt_tokens + usage.completion_tokens}

@@ -1,0 +1,1 @@
+"""A simulated Cerebras API, and the self-check that plays against it."""

@@ -1,0 +1,218 @@
+"""What the Cerebras API says whatever the question: its errors, its models, its headers.
+
+Bodies keep the key order and the compact spacing of recordings of the real API (2026). Where a
+body was never captured, the docstring or comment says that it is a guess.
+"""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import orjson
+
+from ..config.prices import Price, PriceTable
+
+__all__ = (
+    "ERRORS",
+    "MODELS",
+    "ErrorReply",
+    "Rejected",
+    "compact",
+    "error_named",
+    "model_list",
+    "one_model",
+    "over_quota",
+    "reply_headers",
+    "stream_error",
+    "wrong_format",
+)
+
+_JSON = (b"content-type", b"application/json")
+
+MODELS = PriceTable.built_in().prices
+"""The models there are: those of the built-in price table."""
+
+
+def compact(body: Any) -> bytes:
+    """JSON without a space, keys in the order they are given."""
+    return orjson.dumps(body)
+
+
+class ErrorReply(NamedTuple):
+    """An HTTP error as the API answers it."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+
+
+class Rejected(Exception):
+    """A request that the API would turn down; ``reply`` is how."""
+
+    def __init__(self, reply: ErrorReply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+def _flat(
+    status: int, message: str, type: str, param: str, code: str, *more: tuple[bytes, bytes]
+) -> ErrorReply:
+    """The shape of a 4xx: nothing wrapped around it."""
+    body = {"message": message, "type": type, "param": param, "code": code}
+    return ErrorReply(status, compact(body), (_JSON, *more))
+
+
+def _wrapped(status: int, message: str) -> ErrorReply:
+    """The shape of a 5xx and of an error inside a stream: ``error``, and the status beside it."""
+    error = {"message": message, "type": "server_error", "param": "", "code": "", "id": ""}
+    return ErrorReply(status, compact({"status_code": status, "error": error}))
+
+
+def wrong_format(message: str) -> ErrorReply:
+    """400, as for a body that breaks the schema."""
+    return _flat(400, message, "invalid_request_error", "validation_error", "wrong_api_format")
+
+
+def _retry_after(seconds: int = 1) -> tuple[bytes, bytes]:
+    """Present on a 429 as a rule. A second keeps a client's retries short enough to test."""
+    return (b"retry-after", b"%d" % seconds)
+
+
+_PROCESSED = {"requests": "sent", "tokens": "processed"}
+
+
+def over_quota(what: str, window: str, retry_after: int = 1) -> ErrorReply:
+    """429, for the account's ``requests`` or ``tokens`` in a ``window``. Captured for the minute;
+    for the others it is a guess."""
+    return _flat(
+        429,
+        f"{what.capitalize()} per {window} limit exceeded - too many {what} {_PROCESSED[what]}.",
+        f"too_many_{what}_error",
+        "quota",
+        f"{what.removesuffix('s')}_quota_exceeded",
+        _retry_after(retry_after),
+    )
+
+
+ERRORS: Mapping[str, ErrorReply] = {
+    "unknown_field": wrong_format("body.store: property 'body.store' is unsupported"),
+    "wrong_api_key": _flat(
+        401, "Wrong API Key", "invalid_request_error", "api_key", "wrong_api_key"
+    ),
+    "payment_required": _flat(
+        402,
+        "Payment required to access this resource. Visit your billing tab.",
+        "payment_required_error",
+        "quota",
+        "payment_required",
+    ),
+    "unauthenticated": ErrorReply(403, b'{"detail":"Not authenticated"}'),
+    "model_not_found": _flat(
+        404,
+        "Model does not exist or you do not have access to it.",
+        "not_found_error",
+        "model",
+        "model_not_found",
+    ),
+    "route_not_found": ErrorReply(404, b"", ((b"content-type", b"text/plain"),)),
+    "requests": over_quota("requests", "minute"),
+    "tokens": over_quota("tokens", "minute"),
+    "queue": _flat(
+        429,
+        "We're experiencing high traffic right now! Please try again soon.",
+        "too_many_requests_error",
+        "queue",
+        "queue_exceeded",
+        _retry_after(),
+    ),
+    "server_error": _wrapped(500, "Encountered a server error, please try again."),
+    # Named in the API's documentation, its body never captured: the shape of the 500 is a guess.
+    "unavailable": _wrapped(503, "The service is unavailable, please try again."),
+}
+"""Every error by name."""
+
+
+def error_named(name: str) -> ErrorReply | None:
+    """The error of that name, or the first one with that status: ``queue``, ``429``."""
+    if name in ERRORS:
+        return ERRORS[name]
+    return next((reply for reply in ERRORS.values() if str(reply.status) == name), None)
+
+
+def stream_error() -> bytes:
+    """The event by which a stream that has begun ends as failed; no ``[DONE]`` follows it.
+
+    Its text has no full stop, where that of the HTTP error has one.
+    """
+    return b"data: %s\n\n" % _wrapped(500, "Encountered a server error, please try again").body
+
+
+# Models
+
+
+def _short_entry(model: str, price: Price) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "Cerebras"}
+
+
+def _per_token(per_million: Decimal) -> str:
+    """US dollars per token, as the string that the public catalogue writes."""
+    return f"{(per_million / 1_000_000).normalize():f}"
+
+
+def _public_entry(model: str, price: Price) -> dict[str, Any]:
+    """An entry of the public catalogue. Prices are the built-in ones; what differs from model to
+    model beside them is that of gpt-oss-120b for all, and lists of capabilities are left out."""
+    prices = {"prompt": _per_token(price.input), "completion": _per_token(price.output)}
+    limits = {
+        "max_context_length": 131_072,
+        "max_completion_tokens": 40_960,
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
+    }
+    return {
+        "id": model,
+        "object": "model",
+        "created": 1754438400,
+        "owned_by": "Cerebras",
+        "name": model,
+        "pricing": prices,
+        "limits": limits,
+        "datacenter_locations": [],
+        "deprecated": False,
+        "preview": False,
+        "quantization": None,
+    }
+
+
+_ENTRIES = {False: _short_entry, True: _public_entry}
+
+
+def model_list(*, public: bool = False) -> bytes:
+    """``GET /v1/models``, or ``GET /public/v1/models``: every model that has a built-in price."""
+    entry = _ENTRIES[public]
+    data = [entry(model, price) for model, price in MODELS.items()]
+    return compact({"object": "list", "data": data})
+
+
+def one_model(model: str, *, public: bool = False) -> bytes:
+    """The same list's entry for one model. Raises Rejected where there is no such model."""
+    if model not in MODELS:
+        raise Rejected(ERRORS["model_not_found"])
+    return compact(_ENTRIES[public](model, MODELS[model]))
+
+
+# Headers
+
+
+def reply_headers(ray: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Cloudflare's own, which stand on every answer. ``ray`` is its id of the request."""
+    return (
+        (b"server", b"cloudflare"),
+        (b"cf-ray", ray),
+        (b"cf-cache-status", b"DYNAMIC"),
+        (b"alt-svc", b'h3=":443"; ma=86400'),
+        (b"strict-transport-security", b"max-age=15552000; includeSubDomains"),
+        (b"set-cookie", b"__cf_bm=%s; path=/; HttpOnly; Secure; SameSite=None" % ray),
+        (b"referrer-policy", b"strict-origin-when-cross-origin"),
+        (b"x-content-type-options", b"nosniff"),
+    )

@@ -1,0 +1,55 @@
+"""What the metrics tell of tries at upstream: those made again, here or by clients, and whether any
+are made at all."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from prometheus_client import Counter, Gauge
+
+from ..upstream.circuit_breaker import STATES, Circuit
+from .timings import Exchange
+
+__all__ = ("TryCounts",)
+
+
+class MakeCounter(Protocol):
+    def __call__(self, name: str, text: str, *labels: str) -> Counter: ...
+
+
+class MakeGauge(Protocol):
+    def __call__(self, name: str, text: str, *labels: str) -> Gauge: ...
+
+
+class TryCounts:
+    """Counters and a gauge, made by ``count`` and ``gauge``."""
+
+    def __init__(self, count: MakeCounter, gauge: MakeGauge) -> None:
+        self._retries = count("retries", "Requests made again, by why", "reason")
+        self._forgone = count("retries_forgone", "Failures passed on all the same, by why", "why")
+        self._malformed = count("malformed_retry_after", "Retry-After that could not be read")
+        self._by_clients = count("client_retries", "Requests that clients made again", "model")
+        self._circuit = gauge("upstream_circuit", "1 for the state it is in", "state")
+
+    def watching(
+        self, circuit: Circuit
+    ) -> tuple[tuple[Callable[[float], object], Callable[[], float]], ...]:
+        """What tells the gauge, and what it is told."""
+        return tuple(
+            (self._circuit.labels(state).set, partial(_is_in, circuit, state)) for state in STATES
+        )
+
+    def observe(self, exchange: Exchange, model: str) -> None:
+        """Count a chat exchange that has ended."""
+        if exchange.is_clients_retry:
+            self._by_clients.labels(model).inc()
+        if exchange.malformed_retry_after:
+            self._malformed.inc(exchange.malformed_retry_after)
+        if exchange.retry_forgone is not None:
+            self._forgone.labels(exchange.retry_forgone).inc()
+        for reason in exchange.retry_reasons:
+            self._retries.labels(reason).inc()
+
+
+def _is_in(circuit: Circuit, state: str) -> float:
+    return float(circuit.state == state)
