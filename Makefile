@@ -24,8 +24,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
-# What differs from loop to loop: sockets, signals, whole processes. The rest runs on it with LOOPS.
-ON_UVLOOP := readiness network transport relaying leaving draining warm_requests sdk_openai keys
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
@@ -42,7 +40,7 @@ run: $(VENV)/installed
 
 test: lint types $(VENV)/installed-js
 	$(BIN)/python -m pytest --loops $(LOOPS)
-	$(BIN)/python -m pytest --loops uvloop $(ON_UVLOOP:%=tests/test_%.py)
+	$(BIN)/python -m pytest --loops uvloop -m every_loop
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults
@@ -51,7 +49,7 @@ chaos: $(VENV)/installed-test
 	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -m chaos
 
 soak: $(VENV)/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py \
+	PYTHONPATH=tests/support $(BIN)/python tests/faults/soak.py \
 	  --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
 
 fuzz: $(FUZZ)/.venv/installed
@@ -101,7 +99,7 @@ image-test: | $(VENV)/bin/python
 	$(BIN)/python contrib/image/try_image.py
 
 clean:
-	rm -rf $(VENV) .image build *.egg-info tests/js/node_modules \
+	rm -rf $(VENV) .image build *.egg-info tests/sdks/js/node_modules \
 	  $(FUZZ)/.venv $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
@@ -130,7 +128,7 @@ $(VENV)/installed-selfcheck: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/installed
 
 # The JavaScript SDKs are tried where there is a Node; the tests say so where there is none.
-$(VENV)/installed-js: tests/js/package-lock.json | $(VENV)/bin/python
+$(VENV)/installed-js: tests/sdks/js/package-lock.json | $(VENV)/bin/python
 	@if command -v npm >/dev/null; \
-	then cd tests/js && npm ci --silent --no-audit --no-fund; fi
+	then cd tests/sdks/js && npm ci --silent --no-audit --no-fund; fi
 	@touch $@

@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 import trustme
+from end_to_end import KEY, free_port
 from served import run, serving
-from support import KEY, free_port
 
 from ape_cerebras.net.event_loop import BACKENDS
 

@@ -1,9 +1,9 @@
-"""Fuzzes the parsers with atheris, each for a while, against what tests/fuzzed.py holds them to.
+"""Fuzz the parsers with atheris, each for a while, against the checks in tests/support/fuzzed.py.
 
     python contrib/fuzz/fuzz.py [--seconds 60] [request-head chunks events edits response-head]
 
-What makes one fail is kept in contrib/fuzz/finds, and belongs into tests/test_fuzzed.py; the exit
-status is 1 then.
+An input that fails is kept in contrib/fuzz/finds, and belongs into tests/promises/test_fuzzed.py;
+the exit status is 1 then.
 """
 
 import argparse
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 FINDS = HERE / "finds"
 LONGEST = 512  # bytes; what can go wrong does so in few
 
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 
 
 def main() -> int:

@@ -3,9 +3,9 @@
 import re
 
 import anyio
+from end_to_end import KEY, Response
 from faulting import BODY, HEALTH, Case, Scene, get, post
 from head_cases import REFUSED
-from support import KEY, Response
 
 __all__ = ("CASES",)
 

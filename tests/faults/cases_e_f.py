@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
+from end_to_end import TOKEN, Conversation, Response, events
 from faulting import BODY, HEALTH, Case, Scene, post
-from support import TOKEN, Conversation, Response, events
 
 __all__ = (
     "CASES",

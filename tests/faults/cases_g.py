@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import anyio
 from cases_e_f import endless
+from end_to_end import TOKEN, Client, Conversation, Response, events
 from faulting import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
 from scripts import silent
-from support import TOKEN, Client, Conversation, Response, events
 
 __all__ = ("CASES",)
 

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from end_to_end import KEY, Conversation, Response
 from faulting import BODY, CLIENT_KEY, Case, Scene, get, post
 from served import run, serving
-from support import KEY, Conversation, Response
 
 __all__ = ("CASES",)
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 from cases_e_f import QUICK
+from end_to_end import PATIENCE, Conversation, Response, running_proxy
 from faulting import BODY, Case, Scene, post, until
 from scripts import silent
-from support import PATIENCE, Conversation, Response, running_proxy
 
 __all__ = ("CASES",)
 

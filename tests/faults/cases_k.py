@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 import anyio
 import orjson
 from cases_e_f import PACE, QUICK
+from end_to_end import Conversation, Response, Script
 from faulting import Case, Scene, post
 from scripts import answers_once, closes, resets, silent
-from support import Conversation, Response, Script
 
 __all__ = ("CASES", "raw")
 

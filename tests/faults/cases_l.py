@@ -7,16 +7,16 @@ import orjson
 import pytest
 from cases_e_f import QUICK, endless
 from cases_k import raw
-from faulting import Case, Scene, post
-from scripts import pieces_of, silent
-from support import (
+from end_to_end import (
     TOKEN,
     Client,
     Conversation,
     Response,
     Script,
 )
-from support import events as sent_as
+from end_to_end import events as sent_as
+from faulting import Case, Scene, post
+from scripts import pieces_of, silent
 
 __all__ = ("CASES",)
 

@@ -9,11 +9,7 @@ import sys
 
 import anyio
 import orjson
-from faulting import Case, Scene, post
-from scripts import answers, one_token_and_no_more
-from served import environment, run, serving
-from soak import soaked
-from support import (
+from end_to_end import (
     PATIENCE,
     TOKEN,
     Client,
@@ -24,7 +20,11 @@ from support import (
     running_proxy,
     running_upstream,
 )
-from support import events as sent_as
+from end_to_end import events as sent_as
+from faulting import Case, Scene, post
+from scripts import answers, one_token_and_no_more
+from served import environment, run, serving
+from soak import soaked
 
 from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.socket_stream import SocketStream, StampedStream

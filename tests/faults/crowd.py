@@ -10,8 +10,8 @@ from typing import Any
 
 import anyio
 import orjson
+from end_to_end import Client, Response, chat
 from stages import Plan
-from support import Client, Response, chat
 
 from ape_cerebras.telemetry.outcomes import OUTCOMES, outcome_of_status
 

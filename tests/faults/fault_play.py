@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import anyio
 import sniffio
+from end_to_end import KEY, PATIENCE, Client, Response
 from faulting import CLIENT_KEY, Bench, Case, Scene, until
-from support import KEY, PATIENCE, Client, Response
 
 from ape_cerebras.telemetry.outcomes import OUTCOMES
 

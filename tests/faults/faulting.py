@@ -15,8 +15,7 @@ from typing import Any
 import anyio
 import orjson
 import trustme
-from secured import certificate, over_tls
-from support import (
+from end_to_end import (
     PATIENCE,
     Client,
     Conversation,
@@ -26,6 +25,7 @@ from support import (
     ScriptedUpstream,
     running_proxy,
 )
+from secured import certificate, over_tls
 
 from ape_cerebras.net.socket_stream import SocketStream
 

@@ -25,10 +25,10 @@ from cases_g import CASES as G
 from cases_h import CASES as H
 from cases_i_j import CASES as I_J
 from crowd import PATIENCE, Crowd, outcomes_in
+from end_to_end import KEY, Client
 from faulting import AUTHORIZED, CLIENT_KEY, Case, answers
 from served import environment
 from stages import as_asked
-from support import KEY, Client
 from tqdm import tqdm
 from ways import opened_ways
 
@@ -200,7 +200,7 @@ async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) 
         async with opened_ways(as_asked, authority) as opened:
             options = {"addresses": opened.addresses, "seed": seed, "trouble": trouble}
             options["backend"] = backend
-            path = [str(Path(__file__).parents[1]), *sys.path]
+            path = [str(Path(__file__).parents[1] / "support"), *sys.path]
             async with (
                 await anyio.open_process(
                     (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import anyio
 import orjson
 from anyio.abc import SocketAttribute
-from support import FINISH, TOKEN, Conversation, events
+from end_to_end import FINISH, TOKEN, Conversation, events
 
 __all__ = ("ENDS", "Plan", "as_asked")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import anyio
 import trustme
+from end_to_end import Conversation, Script, ScriptedUpstream
 from secured import certificate, over_tls
 from served import refusing_port
 from stages import ENDS, end
-from support import Conversation, Script, ScriptedUpstream
 
 from ape_cerebras.net.socket_stream import SocketStream, StampedStream
 from ape_cerebras.upstream.connect import connect_tcp

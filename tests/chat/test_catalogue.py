@@ -1,0 +1,360 @@
+"""The API's public list, asked for in the background: what upstream gets, what becomes of it."""
+
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import orjson
+import pytest
+import trio
+from end_to_end import KEY, Conversation, Lines, Running, chat, running_proxy, running_upstream
+from memory import MemoryStream, memory_pair
+from mock_clock import on_mock_clock
+from scraping import samples, settled
+from simulating import rig as simulator
+
+from ape_cerebras.chat.catalogue import Catalogue
+from ape_cerebras.chat.listing import Drift, Model
+from ape_cerebras.chat.models import ModelList
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
+
+pytestmark = pytest.mark.anyio
+
+ON = {"PRICE_CATALOGUE": "on"}
+ANSWER = (
+    b'{"model":"%s","choices":[{"message":{"content":"a"}}],'
+    b'"usage":{"prompt_tokens":1000000,"completion_tokens":1000000,"total_tokens":2000000}}'
+)
+
+
+def entry(name: str, per_token: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "pricing": {"prompt": per_token, "completion": per_token}, **more}
+
+
+def listing(*entries: dict[str, Any]) -> bytes:
+    return orjson.dumps({"object": "list", "data": entries})
+
+
+LISTING = listing(
+    entry("gpt-oss-120b", "0.000005", limits={"max_context_length": 131072}),
+    entry("brand-new-1b", "0.000001"),
+    entry("gemma-4-31b", "0.000001", deprecated=True),
+)
+
+
+def api(public: bytes, **answers: bytes) -> Callable[[Conversation], Awaitable[None]]:
+    """An API with this public list; ``answers``: to chats by what their bodies have in them."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            request = await peer.request()
+            if request.startswith(b"GET /public"):
+                await peer.answer(public)
+            elif (name := orjson.loads(request.partition(b"\r\n\r\n")[2])["model"]) in answers:
+                await peer.answer(answers[name], status="404 Not Found")
+            else:
+                await peer.answer(ANSWER % name.encode())
+
+    return script
+
+
+async def fetched(running: Running, times: int = 1) -> None:
+    while await running.metric("cerebras_proxy_catalogue_fetches_total") < times:
+        await anyio.lowlevel.checkpoint()
+
+
+def asking(model: str) -> bytes:
+    return chat(b'{"model":"%s","messages":[]}' % model.encode())
+
+
+async def cost(running: Running, model: str) -> Decimal | None:
+    """What a million tokens in and a million out cost."""
+    await (await running.client()).ask(asking(model))
+    while not (lines := [line for line in running.lines.exchanges() if line.get("model") == model]):
+        await anyio.lowlevel.checkpoint()
+    [line] = lines
+    return Decimal(str(line["cost_usd"])) if "cost_usd" in line else None
+
+
+def told(lines: Lines) -> list[dict[str, Any]]:
+    """The lines of it, without when and how they were written."""
+    return [
+        {key: value for key, value in line.items() if key not in ("timestamp", "trace_id")}
+        for line in lines.all()
+        if "list of models" in line["message"] or "this model" in line["message"]
+    ]
+
+
+async def test_the_list_is_asked_for_without_the_key() -> None:
+    async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port, **ON) as it:
+        await fetched(it)
+        assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="ok"}') == 1
+        routes = {line["route"] for line in it.lines.exchanges()}
+    [request] = upstream.requests
+    assert request.startswith(b"GET /public/v1/models HTTP/1.1\r\n")
+    assert b"authorization" not in request.lower()
+    assert KEY[:6].encode() not in request
+    assert routes == {"/metrics"}
+
+
+async def test_its_prices_and_models_hold_from_then_on() -> None:
+    async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port, **ON) as it:
+        await fetched(it)
+        assert await cost(it, "gpt-oss-120b") == 10
+        assert await cost(it, "brand-new-1b") == 2
+        assert await cost(it, "llama3.1-8b") == Decimal("0.2")  # which the list does not know
+        assert await cost(it, "unheard-of") is None
+        requests = "cerebras_proxy_requests_total"
+        assert await it.sample(f'{requests}{{model="brand-new-1b"}}') == 1
+        assert await it.sample(f'{requests}{{model="other"}}') == 1
+        drift = {
+            kind: await it.sample(f'cerebras_proxy_catalogue_drift{{kind="{kind}"}}')
+            for kind in ("price", "only_listed", "not_listed")
+        }
+        limit = 'cerebras_proxy_model_limit{kind="context_tokens",model="gpt-oss-120b"}'
+        assert await it.sample(limit) == 131072
+    assert drift == {"price": 2, "only_listed": 1, "not_listed": 4}
+    assert told(it.lines) == [
+        {
+            "level": "warning",
+            "message": "The API's list of models is not as the price table",
+            "price": ["gpt-oss-120b", "gemma-4-31b"],
+            "only_listed": ["brand-new-1b"],
+            "not_listed": [
+                *("qwen-3.8-27b", "zai-glm-4.7", "llama3.1-8b", "qwen-3-235b-a22b-instruct-2507"),
+            ],
+        }
+    ]
+
+
+async def test_what_the_user_has_set_stays() -> None:
+    own = {"MODEL_PRICES": '{"gpt-oss-120b":{"input":"2","output":"2"}}', **ON}
+    async with (
+        running_upstream(api(LISTING)) as upstream,
+        running_proxy(upstream.port, **own) as it,
+    ):
+        await fetched(it)
+        assert await cost(it, "gpt-oss-120b") == 4
+        assert await cost(it, "brand-new-1b") == 2
+        assert await cost(it, "llama3.1-8b") is None
+
+
+async def test_by_default_nothing_is_asked_for() -> None:
+    async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port) as it:
+        assert await cost(it, "gpt-oss-120b") == Decimal("1.1")
+        assert await it.metric("cerebras_proxy_catalogue_fetches_total") == 0
+    assert [request.split(b" ")[0] for request in upstream.requests] == [b"POST"]
+
+
+@pytest.mark.parametrize(
+    "public", [b"<html>", b'{"data":3}', b" " * 300_000, b'{"data":["%s"]}' % KEY.encode()]
+)
+async def test_what_is_no_list_changes_nothing(public: bytes) -> None:
+    async with running_upstream(api(public)) as upstream, running_proxy(upstream.port, **ON) as it:
+        await fetched(it)
+        assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="failed"}') == 1
+        assert await cost(it, "gpt-oss-120b") == Decimal("1.1")
+    message = "The API's public list of models could not be fetched"
+    assert told(it.lines) == [{"level": "warning", "message": message}]
+    assert KEY[:6].encode() not in b"".join(it.lines.raw)
+
+
+async def test_the_simulated_api_has_the_list() -> None:
+    async with simulator(api_key=KEY) as simulated, running_proxy(simulated.port, **ON) as it:
+        await fetched(it)
+        assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="ok"}') == 1
+        assert await it.metric("cerebras_proxy_catalogue_drift") == 0
+        limit = 'cerebras_proxy_model_limit{kind="completion_tokens",model="gpt-oss-120b"}'
+        assert await it.sample(limit) == 40960
+    assert told(it.lines) == []
+
+
+# Models that upstream does not have
+
+MISSING = ERRORS["model_not_found"].body
+
+
+def missing(model: str, closest: str) -> dict[str, str]:
+    message = "Upstream does not have this model; an alias in MODEL_ALIASES would help"
+    return {"level": "warning", "message": message, "model": model, "closest_model": closest}
+
+
+async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there() -> None:
+    gone = {"gpt-oss-20b": MISSING, "brand-old": MISSING, "gemma-4-31b": MISSING}
+    async with (
+        running_upstream(api(LISTING, **gone)) as upstream,
+        running_proxy(upstream.port, **ON) as it,
+    ):
+        await fetched(it)
+        client = await it.client()
+        for model in (*gone, *gone, "gpt-oss-120b"):
+            await client.ask(asking(model))
+        lines = [line for line in told(it.lines) if "model" in line]
+        traces = [line["trace_id"] for line in it.lines.exchanges() if line["route"] != "/metrics"]
+        of_them = [line["trace_id"] for line in it.lines.all() if "closest_model" in line]
+    assert lines == [
+        missing("gpt-oss-20b", "gpt-oss-120b"),
+        missing("brand-old", "brand-new-1b"),
+        missing("gemma-4-31b", "brand-new-1b"),
+    ]
+    assert of_them == traces[:3]
+
+
+async def test_what_is_to_go_as_well_is_not_proposed() -> None:
+    async with (
+        running_upstream(api(LISTING, **{"gemma-4-31x": MISSING})) as upstream,
+        running_proxy(upstream.port, **ON) as it,
+    ):
+        await fetched(it)
+        await (await it.client()).ask(asking("gemma-4-31x"))
+    assert told(it.lines)[-1]["closest_model"] != "gemma-4-31b"
+
+
+async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> None:
+    gone = dict.fromkeys(("qwen-3.8-27b", "qwen-3-32b"), MISSING)
+    async with (
+        running_upstream(api(LISTING, **gone)) as upstream,
+        running_proxy(upstream.port) as it,
+    ):
+        client = await it.client()
+        for name in gone:
+            assert (await client.ask(asking(name))).body == MISSING
+    assert told(it.lines) == [
+        missing("qwen-3.8-27b", "qwen-3-235b-a22b-instruct-2507"),
+        missing("qwen-3-32b", "qwen-3-235b-a22b-instruct-2507"),  # not one that is gone as well
+    ]
+
+
+async def test_the_names_that_clients_choose_fill_no_memory_and_no_line() -> None:
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            await peer.answer(MISSING, status="404 Not Found")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as it:
+        client = await it.client()
+        for end in ("y", "z"):  # of which nothing is kept
+            name = "\x00\u2028\n" + "x" * 900 + end
+            await client.ask(chat(orjson.dumps({"model": name})))
+        for number in range(110):
+            await client.ask(asking(f"model-{number}"))
+    lines = [line for line in it.lines.raw if b"closest_model" in line]
+    assert len(lines) == 100
+    assert max(map(len, lines)) < 1000
+    assert orjson.loads(lines[1])["model"] == "model-0"
+    assert lines[0].isascii()
+    assert orjson.loads(lines[0])["model"].startswith("\x00\\u2028\nxxx")
+
+
+async def test_other_404s_are_not_about_models() -> None:
+    gone = {"gpt-oss-20b": b'{"code":"other"}', "brand-old": b""}
+    async with (
+        running_upstream(api(LISTING, **gone)) as upstream,
+        running_proxy(upstream.port) as it,
+    ):
+        client = await it.client()
+        for name in gone:
+            await client.ask(asking(name))
+    assert told(it.lines) == []
+
+
+# Labels
+
+
+def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
+    metrics = Metrics(settled(), "trio").models
+    names = [f"model-{number}" for number in range(1000)]
+    for begin in range(0, 1000, 50):
+        listed = {name: Model(None, {}, False) for name in names[begin : begin + 50]}
+        metrics.tell(listed, Drift((), (), ()))
+    labels = {metrics.label(name) for name in names}
+    assert len(labels) == 101
+    assert labels == {*names[:100], "other"}
+    assert metrics.label(None) == "other"
+
+
+def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
+    metrics = Metrics(settled(), "trio")
+    for names in (["one", "two"], ["two"]):
+        listed = {name: Model(None, {"context_tokens": 8}, False) for name in names}
+        metrics.models.tell(listed, Drift((), (), ()))
+    limits = [each for each in samples(metrics) if each.name == "cerebras_proxy_model_limit"]
+    assert [each.labels["model"] for each in limits] == ["two"]
+
+
+# At exact times
+
+
+class Played:
+    """A catalogue whose upstream gives these answers; then none."""
+
+    def __init__(self, tasks: trio.Nursery, answers: list[bytes | None]) -> None:
+        self._tasks = tasks
+        self._answers = answers
+        self.asked_at: list[float] = []
+        self.lines = Lines()
+        config = settled(CEREBRAS_BASE_URL="http://upstream")
+        upstream = Upstream(config, self.connect)
+        models, metrics = ModelList(config, upstream), Metrics(config, "trio").models
+        catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
+        tasks.start_soon(catalogue.keep, lambda: Exchange(started_at=trio.current_time()))
+
+    async def connect(self, host: str, port: int) -> StampedStream:
+        self.asked_at.append(trio.current_time())
+        answer = self._answers.pop(0) if self._answers else b""
+        if answer == b"":
+            raise ConnectionRefusedError
+        ours, theirs = memory_pair()
+        self._tasks.start_soon(self._serve, theirs, answer)
+        return ours
+
+    async def _serve(self, peer: MemoryStream, answer: bytes | None) -> None:
+        await peer.receive()
+        if answer is None:
+            await trio.sleep_forever()
+        else:
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer)
+            await peer.send(head + answer)
+            peer.close()
+
+
+def play(answers: list[bytes | None], seconds: float) -> Played:
+    played: list[Played] = []
+
+    async def test() -> None:
+        async with trio.open_nursery() as tasks:
+            played.append(Played(tasks, answers))
+            await trio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+
+    on_mock_clock(test)
+    return played[0]
+
+
+def test_it_is_asked_for_every_hour_whatever_comes_of_it() -> None:
+    played = play([LISTING, b"", LISTING], 4 * 3600 - 1)
+    assert played.asked_at == [0, 3600, 7200, 10800]
+
+
+def test_what_takes_too_long_is_given_up() -> None:
+    played = play([None, LISTING], 3700)
+    assert played.asked_at == [0, 3630]
+    messages = [line["message"] for line in played.lines.all()]
+    assert messages[0] == "The API's public list of models could not be fetched"
+
+
+def test_a_drift_is_told_again_only_when_it_is_another() -> None:
+    other = listing(entry("gpt-oss-120b", "0.000006"))
+    played = play([LISTING, LISTING, other, LISTING], 4 * 3600 - 1)
+    drifts = [line for line in played.lines.all() if "price" in line]
+    assert [line["price"] for line in drifts] == [
+        ["gpt-oss-120b", "gemma-4-31b"],
+        ["gpt-oss-120b"],
+        ["gpt-oss-120b", "gemma-4-31b"],
+    ]

@@ -1,0 +1,269 @@
+"""Large bodies go up compressed where that is asked for: which, how, and what is left untouched."""
+
+import gzip
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from secrets import token_hex
+
+import anyio
+import httpx
+import orjson
+import pytest
+from end_to_end import (
+    TOKEN,
+    Client,
+    Conversation,
+    chat,
+    events,
+    running_proxy,
+    running_upstream,
+)
+from sdks import MESSAGE_PACK, QUESTION
+from served import serving
+
+from ape_cerebras.chat import compression
+from ape_cerebras.chat.compression import Compression
+from ape_cerebras.config.config import Config
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.http1.messages import Headers
+
+pytestmark = pytest.mark.anyio
+
+WORDS = b"All work and no play makes a dull token. "
+QUESTION_AT_LENGTH = b'{ "model":"old","messages":[{"content":"%s"}]}' % (WORDS * 500)
+HEADERS: Headers = ((b"content-type", b"application/json"), (b"accept", b"*/*"))
+LEAST = {"UPSTREAM_GZIP_MIN_BYTES": "1000"}
+
+
+async def pack(headers: Headers, body: bytes, **settings: str) -> tuple[Headers, bytes]:
+    config = Config.from_environment({"CEREBRAS_API_KEY": "csk-x", **settings})
+    headers, packed = await Compression(config).pack(headers, Body([body]))
+    return headers, bytes(packed)
+
+
+async def test_it_is_off_by_default() -> None:
+    body = WORDS * 100_000
+    assert await pack(HEADERS, body) == (HEADERS, body)
+
+
+async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
+    small, large = b"a" * 999, b"a" * 1000
+    assert await pack(HEADERS, small, **LEAST) == (HEADERS, small)
+    headers, packed = await pack(HEADERS, large, **LEAST)
+    assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
+    assert gzip.decompress(packed) == large
+    assert len(packed) < 100
+
+
+async def test_what_would_not_get_smaller_stays_as_it_is() -> None:
+    body = os.urandom(5000)
+    assert await pack(HEADERS, body, **LEAST) == (HEADERS, body)
+
+
+async def test_there_is_one_content_encoding() -> None:
+    plain = (*HEADERS, (b"content-encoding", b"identity"))
+    headers, _ = await pack(plain, WORDS * 100, **LEAST)
+    assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
+
+
+# On its way
+
+
+async def answer(peer: Conversation) -> None:
+    while True:
+        await peer.request()
+        await peer.answer(b"{}")
+
+
+async def answer_stream(peer: Conversation) -> None:
+    while True:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN, b"[DONE]"))
+        await peer.end()
+
+
+def split(request: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of a request's head, in lower case, and its body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    return head.lower().split(b"\r\n"), body
+
+
+@pytest.mark.parametrize("mode", ["passthrough", "exact"])
+async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> None:
+    settings = {**LEAST, "TTFT_MODE": mode, "MODEL_ALIASES": "old=gpt-oss-120b"}
+    async with (
+        running_upstream(answer_stream) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        response = await (await running.client()).ask(chat(QUESTION_AT_LENGTH))
+        line = await running.lines.exchange()
+    lines, body = split(upstream.requests[0])
+    said = QUESTION_AT_LENGTH.replace(b'"old"', b'"gpt-oss-120b"')
+    if mode == "exact":
+        said = said.replace(b"{", b'{"stream":true,', 1)
+    assert gzip.decompress(body) == said
+    assert len(body) < len(said) / 10
+    assert [text for text in lines if text.startswith(b"content-")] == [
+        b"content-length: %d" % len(body),
+        b"content-type: application/json",
+        b"content-encoding: gzip",
+    ]
+    assert response.status == 200
+    assert (line["outcome"], line["model"]) == ("completed", "gpt-oss-120b")
+
+
+PACKED = gzip.compress(QUESTION_AT_LENGTH, 0)  # larger than it was, and still not ours to touch
+UNTOUCHED = {
+    "gzip": (b"Content-Type: application/json\r\nContent-Encoding: gzip", PACKED),
+    "MessagePack": (b"Content-Type: application/msgpack", MESSAGE_PACK + WORDS * 100),
+    "small": (b"Content-Type: application/json", b'{"model":"m"}'),
+}
+
+
+@pytest.mark.parametrize("kind", UNTOUCHED)
+async def test_everything_else_passes_byte_for_byte(kind: str) -> None:
+    fields, body = UNTOUCHED[kind]
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n"
+    async with (
+        running_upstream(answer) as upstream,
+        running_proxy(upstream.port, **LEAST) as running,
+    ):
+        await (await running.client()).ask(head % (fields, len(body)) + body)
+    lines, passed = split(upstream.requests[0])
+    assert passed == body
+    assert (b"content-encoding: gzip" in lines) == (kind == "gzip")
+
+
+def test_the_simulated_api_reads_it(backend: str) -> None:
+    words = {"role": "user", "content": WORDS.decode() * 1000}
+    trace_id = token_hex(16)
+    with serving("serve", "--demo", BACKEND=backend, LOG_LEVEL="debug", **LEAST) as served:
+        response = httpx.post(
+            f"http://127.0.0.1:{served.port}/v1/chat/completions",
+            content=orjson.dumps({**QUESTION, "messages": [words]}),
+            headers={"content-type": "application/json", "x-trace-id": trace_id},
+        )
+        line = served.exchange(trace_id)
+    assert response.status_code == 200
+    assert line["prompt_tokens"] > 10_000
+
+
+# The thread
+
+
+class Gate:
+    """In the place of gzip: takes a thread's time until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Event()
+        self.inside = self.most_inside = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, body: Body) -> Body:
+        with self._lock:
+            self.inside += 1
+            self.most_inside = max(self.inside, self.most_inside)
+        self.entered.release()
+        assert self.opened.wait(5)
+        with self._lock:
+            self.inside -= 1
+        return Body([gzip.compress(bytes(body))])
+
+    async def until_entered(self) -> None:
+        assert await anyio.to_thread.run_sync(self.entered.acquire, True, 5)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(compression, "_gzip", gate)
+    yield gate
+    gate.opened.set()
+
+
+@contextmanager
+def opening(gate: Gate) -> Iterator[None]:
+    """Open the gate at the end, whatever happens: nobody could leave else."""
+    try:
+        yield
+    finally:
+        gate.opened.set()
+
+
+async def test_meanwhile_others_are_answered(gate: Gate) -> None:
+    async with (
+        running_upstream(answer) as upstream,
+        running_proxy(upstream.port, **LEAST) as running,
+    ):
+        client, other = await running.client(), await running.client()
+        with opening(gate):
+            await client.send(chat(QUESTION_AT_LENGTH))
+            await gate.until_entered()
+            assert (await other.get("/health")).status == 200
+            assert (await other.ask(chat())).body == b"{}"
+            assert len(upstream.requests) == 1
+        assert (await client.response()).body == b"{}"
+
+
+async def test_no_more_threads_than_cores_and_none_of_anybody_elses(gate: Gate) -> None:
+    cores = os.cpu_count() or 1
+    async with (
+        running_upstream(answer) as upstream,
+        running_proxy(upstream.port, **LEAST) as running,
+    ):
+        clients = [await running.client() for _ in range(cores + 3)]
+        with opening(gate):
+            for client in clients:
+                await client.send(chat(QUESTION_AT_LENGTH))
+            for _ in range(cores):
+                await gate.until_entered()
+            await anyio.wait_all_tasks_blocked()
+            assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+        for client in clients:
+            assert (await client.response()).body == b"{}"
+    assert gate.most_inside == cores
+
+
+async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> None:
+    async with (
+        running_upstream(answer) as upstream,
+        running_proxy(upstream.port, **LEAST) as running,
+    ):
+        with opening(gate):
+            leaving: Client = await running.client()
+            await leaving.send(chat(QUESTION_AT_LENGTH))
+            await gate.until_entered()
+            leaving.stream.reset()
+            await (await running.client()).get("/health")  # by then that has been seen
+        await running.lines.exchange(2)
+        outcomes = {line["outcome"] for line in running.lines.exchanges()}
+        assert outcomes == {"completed", "client_disconnected"}
+        assert upstream.connections == 0
+        assert await running.sample("cerebras_proxy_requests_in_flight") == 1  # the scrape
+        assert await running.metric("cerebras_proxy_upstream_connections") == 0
+        client = await running.client()
+        assert (await client.ask(chat(QUESTION_AT_LENGTH))).body == b"{}"
+
+
+async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(body: Body) -> Body:
+        assert not threading.Event().wait(0.05)
+        return Body([gzip.compress(bytes(body))])
+
+    monkeypatch.setattr(compression, "_gzip", slow)
+    async with (
+        running_upstream(answer_stream) as upstream,
+        running_proxy(upstream.port, **LEAST) as running,
+    ):
+        body = QUESTION_AT_LENGTH.replace(b"{", b'{"stream":true,', 1)
+        await (await running.client()).ask(chat(body))
+        line = await running.lines.exchange()
+    assert line["proxy_own_seconds"] >= 0.05
+    assert line["overhead_seconds"] >= 0.05
+    assert line["ttft_seconds"] == pytest.approx(
+        line["upstream_ttft_seconds"] + line["proxy_ttft_seconds"], abs=1e-9
+    )

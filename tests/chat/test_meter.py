@@ -1,0 +1,313 @@
+"""The meter over answers as the API sends them, byte for byte, and over others that it may."""
+
+from pathlib import Path
+
+import pytest
+from recorded import ANSWER, TOOL_CALL
+
+from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
+from ape_cerebras.config.prices import TimeInfo, Usage
+from ape_cerebras.telemetry.timings import Exchange
+
+REPLIES = Path(__file__).parents[1] / "support" / "replies"
+ERROR = (
+    b'data: {"status_code":500,"error":{"message":"Encountered a server error, please try again",'
+    b'"type":"server_error","param":"","code":"","id":""}}\n\n'
+)
+USAGE = b'{"prompt_tokens":3,"completion_tokens":2}'
+
+
+def event(inside: bytes) -> bytes:
+    return b'data: {"choices":[{"delta":{%s},"index":0}]}\n\n' % inside
+
+
+def read_stream(*chunks: bytes) -> Exchange:
+    """Chunk n arrives at n, and is written at n and a half."""
+    exchange = Exchange(started_at=0.0)
+    meter = meter_for(exchange, 200, b"text/event-stream; charset=utf-8")
+    for number, chunk in enumerate(chunks):
+        meter.feed(chunk, float(number), number + 0.5)
+    meter.end()
+    return exchange
+
+
+def read_plain(
+    *chunks: bytes, status: int = 200, content_type: bytes = b"application/json"
+) -> Exchange:
+    exchange = Exchange(started_at=0.0)
+    meter = meter_for(exchange, status, content_type)
+    for number, chunk in enumerate(chunks):
+        meter.feed(chunk, float(number), number + 0.5)
+    meter.end()
+    return exchange
+
+
+def one_by_one(stream: bytes) -> Exchange:
+    return read_stream(*(payload + b"\n\n" for payload in stream.split(b"\n\n")[:-1]))
+
+
+def stamps(exchange: Exchange) -> tuple[float | None, ...]:
+    return (
+        exchange.first_token_at,
+        exchange.first_token_sent_at,
+        exchange.first_answer_sent_at,
+        exchange.last_token_at,
+    )
+
+
+def test_a_stream_of_a_reasoning_model() -> None:
+    exchange = one_by_one(ANSWER)
+    assert stamps(exchange) == (1.0, 1.5, 3.5, 5.0)  # the event that names the role is no token
+    assert exchange.last_body_at == 7.0
+    assert exchange.reasons
+    assert exchange.ended
+    assert not exchange.stream_failed
+    assert exchange.usage == Usage(69, 35, 104, 0, 6)
+    assert exchange.time_info == TimeInfo(0.003022741, 0.002242227, 0.018884338)
+    assert exchange.answered_model == "gpt-oss-120b"
+
+
+def test_a_stream_of_a_tool_call() -> None:
+    exchange = one_by_one(TOOL_CALL)
+    assert stamps(exchange) == (0.0, 0.5, 0.5, 2.0)
+    assert not exchange.reasons
+    assert exchange.ended
+    assert exchange.usage == Usage(136, 120, 256, 128, 89)
+    assert exchange.time_info == TimeInfo(0.003457493, 0.004399205, 0.065016835)
+
+
+def test_an_error_event() -> None:
+    exchange = Exchange(started_at=0.0)
+    meter = StreamMeter(exchange)
+    meter.feed(event(b'"content":"a"'), 0.0, 0.5)
+    assert not meter.complete
+    meter.feed(ERROR, 1.0, 1.5)
+    assert exchange.stream_failed
+    assert meter.complete  # the marker does not have to follow
+    assert not exchange.ended
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b'"content":"a"',
+        b'"content" : "a"',
+        b'"role":"assistant","content":"a"',
+        b'"tool_calls":[{"function":{"name":"f","arguments":"{}"},"type":"function","id":"b"}]',
+        b'"tool_calls":[{"function":{"arguments":""},"index":0}]',
+        b'"content":"[DONE]"',
+        b'"content":"data: [DONE]\\n\\n"',
+        b'"content":"\\ud83d"',  # half of a pair, which no strict parser takes
+        b'"content":"\xff"',
+    ],
+)
+def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
+    first = read_stream(event(b'"role":"assistant"'), event(inside))
+    assert stamps(first) == (1.0, 1.5, 1.5, 1.0)
+    later = read_stream(event(b'"content":"a"'), event(inside), event(b""))
+    assert stamps(later) == (0.0, 0.5, 0.5, 1.0)
+    assert not first.ended
+    assert not later.ended
+
+
+@pytest.mark.parametrize("name", [b"reasoning", b"reasoning_content"])
+def test_what_is_a_token_of_reasoning(name: bytes) -> None:
+    exchange = read_stream(event(b'"%s":"hm"' % name), event(b'"%s":"hm"' % name))
+    assert stamps(exchange) == (0.0, 0.5, None, 1.0)
+    assert exchange.reasons
+
+
+def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
+    exchange = read_stream(
+        event(b'"content":"a"'),
+        b'data: {"choices":[{"delta":{"reasoning":"hm"}}],"usage":%s}\n\n' % USAGE,
+    )
+    assert not exchange.reasons
+    assert exchange.last_token_at == 1.0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"choices":[{"delta":{"role":"assistant"},"index":0}]}',
+        b'{"choices":[{"delta":{"role":"assistant","content":""},"index":0}]}',
+        b'{"choices":[{"delta":{"content":null,"tool_calls":[]},"index":0}]}',
+        b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}]}',
+        b'{"choices":[{"delta":null}]}',
+        b'{"choices":[null]}',
+        b'{"choices":null}',
+        b'{"choices":[]}',
+        b'{"choices":{}}',
+        b"{}",
+        b"[]",
+        b"null",
+        b"no json",
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_token(payload: bytes) -> None:
+    nothing = read_stream(b"data: %s\n\n" % payload)
+    assert stamps(nothing) == (None,) * 4
+    assert nothing.last_body_at == 0.0
+    after = read_stream(event(b'"content":"a"'), b"data: %s\n\n" % payload)
+    assert stamps(after) == (0.0, 0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb"\"usage\":{\"prompt_tokens\":99}",
+        rb"\"error\":{\"message\":1}",
+        rb"\"time_info\":{\"queue_time\":9}",
+        rb"\"tool_calls\":[{",
+        rb"\\\"usage\\\":{}",
+    ],
+)
+def test_text_that_looks_like_fields_is_text(text: bytes) -> None:
+    exchange = read_stream(event(b'"content":"a"'), event(b'"content":"%s"' % text))
+    assert exchange.last_token_at == 1.0
+    assert (exchange.usage, exchange.time_info, exchange.stream_failed) == (None, None, False)
+
+
+@pytest.mark.parametrize("choices", [b"null", b"[]", b'[{"delta":{},"finish_reason":"stop"}]'])
+def test_usage_is_taken_from_whatever_event_has_it(choices: bytes) -> None:
+    usage = b'data: {"choices":%s,"usage":%s}\n\n' % (choices, USAGE)
+    exchange = read_stream(
+        event(b'"content":"a"'),
+        usage,
+        b'data: {"choices":[],"usage":null,"time_info":null}\n\n',
+    )
+    assert exchange.usage == Usage(3, 2, 5, 0, 0)
+    assert exchange.last_token_at == 0.0
+
+
+def test_many_events_in_one_chunk() -> None:
+    """Those behind the first answer are looked at several at a time."""
+    thought, said = event(b'"reasoning":"a"') * 20, event(b'"content":"a"') * 20
+    assert stamps(read_stream(b":\n\n", said)) == (1.0, 1.5, 1.5, 1.0)
+    assert stamps(read_stream(thought + thought, said)) == (0.0, 0.5, 1.5, 1.0)
+    empty = event(b'"content":""') * 20
+    exchange = read_stream(empty, thought + said + empty, said, empty)
+    assert stamps(exchange) == (1.0, 1.5, 1.5, 2.0)
+    assert (exchange.token_events, exchange.token_reads) == (60, 2)
+
+
+def test_a_finish_event_that_carries_content() -> None:
+    last = b'data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}],"usage":%s}\n\n'
+    exchange = read_stream(event(b'"content":"a"'), last % USAGE)
+    assert exchange.last_token_at == 1.0
+    assert exchange.usage == Usage(3, 2, 5, 0, 0)
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+def test_the_end_marker(end: bytes) -> None:
+    assert read_stream(end).ended
+    assert read_stream(event(b'"content":"a"') + end).ended
+
+
+@pytest.mark.parametrize(
+    "after", [ERROR, event(b'"content":"b"'), b'data: {"usage":%s}\n\n' % USAGE]
+)
+def test_nothing_counts_after_the_end_marker(after: bytes) -> None:
+    first, end = event(b'"content":"a"'), b"data: [DONE]\n\n"
+    for times in (1, 20):
+        assert read_stream(first, end + after * times) == read_stream(first, end)
+    assert read_stream(first, end, after) == read_stream(first, end)
+
+
+def test_an_end_marker_whose_event_does_not_end_is_none() -> None:
+    assert not read_stream(b"data: [DONE]\n").ended
+
+
+def test_an_empty_completion_has_no_token() -> None:
+    end = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":%s}\n\ndata: [DONE]\n\n'
+    exchange = read_stream(event(b'"role":"assistant"'), end % USAGE)
+    assert stamps(exchange) == (None,) * 4
+    assert exchange.ended
+
+
+THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        TOKEN,
+        event(b'"tool_calls":[{"function":{"name":"f"}}]'),
+        b'data: {"choices":[{"text":"a"}]}\n\n',
+        THOUGHT + TOKEN,
+    ],
+)
+def test_no_chunk_is_held_that_may_bring_a_first_token(answer: bytes) -> None:
+    whole = ((THOUGHT, False), (THOUGHT, True), (answer, False), (answer, True), (THOUGHT, True))
+    # Only the end of an event can complete it.
+    cut = ((THOUGHT, False), (answer[:20], True), (answer[20:], False), (answer[:20], True))
+    for chunks in (whole, cut):
+        exchange = Exchange(started_at=0.0)
+        meter = StreamMeter(exchange)
+        for chunk, held in chunks:
+            assert meter.may_hold(chunk) is held
+            meter.feed(chunk, 0.0, 0.0)
+        assert exchange.first_answer_sent_at == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "usage", "time_info", "model"),
+    [
+        (
+            "plain.json",
+            Usage(20, 2, 22, 0, 0),
+            TimeInfo(0.00012279, 0.001922189, 0.00024986),
+            "gemma-4-31b",
+        ),
+        (
+            "plain_reasoning.json",
+            Usage(79, 37, 116, 0, 25),
+            TimeInfo(0.008762771, 0.002785251, 0.017746517),
+            "gpt-oss-120b",
+        ),
+        (
+            "plain_tool_call.json",
+            Usage(70, 15, 85, 0, 0),
+            TimeInfo(0.002429379, 0.001281393, 0.019896992),
+            "gemma-4-31b",
+        ),
+    ],
+)
+def test_plain_replies(name: str, usage: Usage, time_info: TimeInfo, model: str) -> None:
+    reply = (REPLIES / name).read_bytes()
+    for chunks in ((reply,), (reply[:100], reply[100:]), (b"", reply)):
+        exchange = read_plain(*chunks)
+        assert (exchange.usage, exchange.time_info) == (usage, time_info)
+        assert exchange.answered_model == model
+        assert exchange.last_body_at == len(chunks) - 1
+        assert stamps(exchange) == (None,) * 4
+
+
+def test_a_plain_reply_is_told_by_half_a_surrogate_pair_too() -> None:
+    assert read_plain(b'{"text":"\\ud83d","usage":%s}' % USAGE).usage == Usage(3, 2, 5, 0, 0)
+
+
+@pytest.mark.parametrize("body", [b"", b"no json", b"[1]", b'{"usage":5,"model":5}', b'{"usage":'])
+def test_a_plain_reply_that_tells_nothing(body: bytes) -> None:
+    exchange = read_plain(body)
+    assert (exchange.usage, exchange.time_info, exchange.answered_model) == (None, None, None)
+
+
+def test_an_answer_that_is_not_to_be_read_is_timed_all_the_same() -> None:
+    body = b'{"usage":%s}' % USAGE
+    for exchange in (
+        read_plain(body, status=429),
+        read_plain(body, content_type=b"application/vnd.msgpack"),
+        read_plain(body, content_type=b""),
+    ):
+        assert exchange.usage is None
+        assert exchange.last_body_at == 0.0
+
+
+def test_which_meter_suits_which_answer() -> None:
+    exchange = Exchange(started_at=0.0)
+    assert isinstance(meter_for(exchange, 200, b"Text/Event-Stream"), StreamMeter)
+    assert isinstance(meter_for(exchange, 400, b"text/event-stream"), PlainMeter)
+    assert isinstance(meter_for(exchange, 200, b"application/json"), PlainMeter)
+    assert isinstance(meter_for(exchange, 200, b""), PlainMeter)

@@ -1,0 +1,316 @@
+"""The list of models, on a clock that only moves when everybody waits."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from end_to_end import Conversation, running_upstream
+from memory import MemoryStream, memory_pair
+from trio.testing import MockClock
+
+from ape_cerebras import Config
+from ape_cerebras.chat.models import ModelList
+from ape_cerebras.errors import ModelNotFound
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
+
+FIRST = b'{"object":"list", "data":[{"id":"one","owned_by":"C"},{"id":"two"}]}'
+SECOND = b'{"object":"list","data":[]}'
+CONFIG = Config.from_environment({"CEREBRAS_API_KEY": "k", "CEREBRAS_BASE_URL": "http://upstream"})
+BUILT_IN = list(CONFIG.model_prices.prices)
+
+Answer = Callable[[MemoryStream], Awaitable[None]]
+
+
+def asker() -> Exchange:
+    return Exchange(started_at=0.0)
+
+
+def answer(body: bytes, status: int = 200, after: float = 0.0) -> Answer:
+    async def send(peer: MemoryStream) -> None:
+        await anyio.sleep(after)
+        await peer.send(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+
+    return send
+
+
+async def cut_short(peer: MemoryStream) -> None:
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + FIRST)
+    peer.close()
+
+
+async def hang_up(peer: MemoryStream) -> None:
+    peer.close()
+
+
+async def say_nothing(peer: MemoryStream) -> None:
+    await anyio.sleep_forever()
+
+
+async def drip(peer: MemoryStream) -> None:
+    """A byte a second, for as long as somebody reads."""
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(1000):
+        if peer.peer_is_gone():
+            return
+        await peer.send(b" ")
+        await anyio.sleep(1)
+
+
+class Rig:
+    """A list of models over an upstream that gives these answers, one after another; then none."""
+
+    def __init__(self, tasks: trio.Nursery, answers: tuple[Answer, ...]) -> None:
+        self._tasks = tasks
+        self._answers = list(answers)
+        self.asked_at: list[float] = []
+        self.requests: list[bytes] = []
+        self.models = ModelList(CONFIG, Upstream(CONFIG, self.connect))
+
+    async def connect(self, host: str, port: int) -> StampedStream:
+        if not self._answers:
+            self.asked_at.append(anyio.current_time())
+            raise ConnectionRefusedError
+        ours, theirs = memory_pair()
+        self._tasks.start_soon(self._serve, theirs)
+        return ours
+
+    async def _serve(self, peer: MemoryStream) -> None:
+        try:
+            while True:
+                self.requests.append(await peer.receive())
+                self.asked_at.append(anyio.current_time())
+                await self._answers.pop(0)(peer)
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            pass
+
+    async def ids(self) -> list[str]:
+        return [entry["id"] for entry in json.loads(await self.models.text(asker()))["data"]]
+
+
+def run(test: Callable[[Rig], Awaitable[None]], *answers: Answer) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as tasks:
+            await test(Rig(tasks, answers))
+            tasks.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.models.text(asker()) == FIRST
+        await anyio.sleep_until(59.999)
+        assert await rig.models.text(asker()) == FIRST
+        assert rig.asked_at == [0.0]
+        await anyio.sleep_until(60.0)
+        assert await rig.models.text(asker()) == SECOND
+        assert rig.asked_at == [0.0, 60.0]
+
+    run(test, answer(FIRST), answer(SECOND))
+
+
+def test_the_minute_begins_when_the_list_has_come() -> None:
+    async def test(rig: Rig) -> None:
+        await rig.models.text(asker())
+        assert anyio.current_time() == 2.0
+        await anyio.sleep_until(61.999)
+        await rig.models.text(asker())
+        assert rig.asked_at == [0.0]
+        await anyio.sleep_until(62.0)
+        await rig.models.text(asker())
+        assert rig.asked_at == [0.0, 62.0]
+
+    run(test, answer(FIRST, after=2.0), answer(FIRST))
+
+
+def test_what_is_asked() -> None:
+    async def test(rig: Rig) -> None:
+        await rig.models.text(asker())
+        head = rig.requests[0].lower().split(b"\r\n")
+        assert head[0] == b"get /v1/models http/1.1"
+        names = {line.partition(b":")[0] for line in head[1:]} - {b""}
+        assert names == {b"host", b"authorization", b"accept-encoding"}
+
+    run(test, answer(FIRST))
+
+
+def test_many_who_ask_at_once_ask_once() -> None:
+    async def test(rig: Rig) -> None:
+        texts: list[bytes] = []
+
+        async def ask() -> None:
+            texts.append(await rig.models.text(asker()))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(ask)
+        assert texts == [FIRST] * 50
+        assert rig.asked_at == [0.0]
+
+    run(test, answer(FIRST, after=3.0))
+
+
+def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
+    async def test(rig: Rig) -> None:
+        askers = [asker() for _ in range(3)]
+        async with anyio.create_task_group() as tasks:
+            for exchange in askers:
+                tasks.start_soon(rig.models.text, exchange)
+                await anyio.sleep(1.0)
+        assert [exchange.upstream_wait_seconds for exchange in askers] == [5.0, 4.0, 3.0]
+        again = asker()
+        await rig.models.text(again)
+        assert again.upstream_wait_seconds == 0.0
+
+    run(test, answer(FIRST, after=5.0))
+
+
+@pytest.mark.anyio
+async def test_so_it_does_on_either_backend() -> None:
+    may_answer = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await may_answer.wait()
+        await peer.answer(FIRST)
+
+    async with running_upstream(script) as peer:
+        base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{peer.port}"}
+        config = Config.from_environment({"CEREBRAS_API_KEY": "k", **base})
+        upstream = Upstream(config)
+        models, second = ModelList(config, upstream), asker()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(models.text, asker())
+            while not peer.requests:
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(models.text, second)
+            await anyio.wait_all_tasks_blocked()
+            may_answer.set()
+        upstream.pool.close()
+        assert len(peer.requests) == 1
+        assert second.upstream_wait_seconds > 0.0
+
+
+def test_one_who_leaves_while_asking_leaves_the_asking_to_the_next() -> None:
+    async def test(rig: Rig) -> None:
+        with anyio.move_on_after(1.0):
+            await rig.models.text(asker())
+        assert await rig.models.text(asker()) == SECOND
+        assert rig.asked_at == [0.0, 1.0]
+
+    run(test, say_nothing, answer(SECOND))
+
+
+def test_without_an_upstream_the_list_is_that_of_the_prices() -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.ids() == BUILT_IN
+        entry = {"id": "gpt-oss-120b", "object": "model", "created": 0, "owned_by": "Cerebras"}
+        assert json.loads(await rig.models.entry(asker(), "gpt-oss-120b")) == entry
+        assert rig.asked_at == [0.0]
+
+    run(test)
+
+
+def test_upstream_is_left_in_peace_for_5_seconds_after_a_failure() -> None:
+    async def test(rig: Rig) -> None:
+        for moment in (0.0, 0.0, 4.999, 5.0, 9.999, 10.0):
+            await anyio.sleep_until(moment)
+            assert await rig.ids() == BUILT_IN
+        assert rig.asked_at == [0.0, 5.0, 10.0]
+
+    run(test)
+
+
+def test_the_last_list_is_given_while_upstream_fails() -> None:
+    async def test(rig: Rig) -> None:
+        for moment in (0.0, 60.0, 64.999):
+            await anyio.sleep_until(moment)
+            assert await rig.models.text(asker()) == FIRST
+        assert rig.asked_at == [0.0, 60.0]
+        await anyio.sleep_until(65.0)
+        assert await rig.models.text(asker()) == SECOND
+        await anyio.sleep_until(124.999)
+        await rig.models.text(asker())
+        assert rig.asked_at == [0.0, 60.0, 65.0]
+
+    run(test, answer(FIRST), answer(b"{}", status=500), answer(SECOND))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        cut_short,
+        hang_up,
+        answer(FIRST, status=401),
+        answer(FIRST, status=429),
+        answer(FIRST, status=203),
+        answer(b" " * (4 * 1024 * 1024) + FIRST),
+        *(
+            answer(text)
+            for text in (
+                b"",
+                b"no json",
+                b"null",
+                b"5",
+                b"[]",
+                b"{}",
+                b'{"data":null}',
+                b'{"data":{}}',
+                b'{"data":{"id":"x"}}',
+                b'{"data":"ab"}',
+                b'{"data":5}',
+                b'{"data":["x"]}',
+                b'{"data":[null]}',
+                b'{"data":[[]]}',
+                b'{"data":[{}]}',
+                b'{"data":[{"id":5}]}',
+                b'{"data":[{"id":"x"},{"id":null}]}',
+                b'{"data":[{"id":"\xff"}]}',
+                b"[" * 100_000,
+                b'{"data":[{"id":"x","deep":%s}]}' % (b"[" * 254 + b"]" * 254),
+            )
+        ),
+    ],
+)
+def test_what_is_no_list_changes_nothing(failure: Answer) -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.models.text(asker()) == FIRST
+        await anyio.sleep_until(60.0)
+        assert await rig.models.text(asker()) == FIRST
+        assert (await rig.models.entry(asker(), "two")) == b'{"id":"two"}'
+        await anyio.sleep_until(65.0)
+        assert await rig.models.text(asker()) == SECOND
+        assert rig.asked_at == [0.0, 60.0, 65.0]
+
+    run(test, answer(FIRST), failure, answer(SECOND))
+
+
+@pytest.mark.parametrize("failure", [say_nothing, drip])
+def test_nobody_waits_long_for_a_slow_upstream(failure: Answer) -> None:
+    async def test(rig: Rig) -> None:
+        assert await rig.ids() == BUILT_IN
+        assert anyio.current_time() == 10.0
+        await anyio.sleep_until(14.999)
+        assert await rig.ids() == BUILT_IN
+        await anyio.sleep_until(15.0)
+        assert await rig.models.text(asker()) == FIRST
+        assert rig.asked_at == [0.0, 15.0]
+
+    run(test, failure, answer(FIRST))
+
+
+def test_one_model() -> None:
+    async def test(rig: Rig) -> None:
+        wanted: dict[str, Any] = {"id": "one", "owned_by": "C"}
+        assert json.loads(await rig.models.entry(asker(), "one")) == wanted
+        for unknown in ("", "gpt-oss-120b", "one ", "ONE"):
+            with pytest.raises(ModelNotFound):
+                await rig.models.entry(asker(), unknown)
+        assert rig.asked_at == [0.0]
+
+    run(test, answer(FIRST))

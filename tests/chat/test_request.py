@@ -1,0 +1,131 @@
+"""The chat body: what is refused of it, and which media types may hold it."""
+
+import gzip
+
+import pytest
+from reading import JSON, Read, read
+
+from ape_cerebras.errors import BadRequest, UnsupportedMedia
+
+# What is refused
+
+NOT_JSON = {
+    **{f"I1 {body!r}": body for body in (b"", b" ", b"{", b'{"a":1,}', b"{'a':1}", b"nul")},
+    **{f"I1 {body!r}": body for body in (b"{} x", b"{}{}", b'{"a":1}\0', b'{"a"}', b"{,}")},
+    "I3 deep": b"[" * 100_000,
+    "I3 balanced": b"[" * 1025 + b"]" * 1025,
+    "I3 deep in a member": b'{"a":' * 1025 + b"1" + b"}" * 1025,
+    **{
+        f"I5 {word!r}": b'{"a":%s}' % word for word in (b"NaN", b"Infinity", b"-Infinity", b"1e999")
+    },
+    "I7 not UTF-8": b'{"a":"\xff"}',
+    "I7 lone surrogate": b'{"a":"\\ud800"}',
+    "I7 UTF-8 surrogate": b'{"a":"\xed\xa0\x80"}',
+    "I7 overlong": b'{"a":"\xc0\xaf"}',
+    "I7 UTF-16": '{"a":1}'.encode("utf-16"),
+    "I7 UTF-16 without mark": '{"a":1}'.encode("utf-16-le"),
+    "I7 UTF-32": '{"a":1}'.encode("utf-32"),
+    "I7 BOM": b'\xef\xbb\xbf{"a":1}',
+    "I7 raw control byte": b'{"a":"\n"}',
+}
+NOT_A_REQUEST = {
+    **{f"I2 {body!r}": body for body in (b"[]", b'"s"', b"1", b"null", b"true", b'["model"]')},
+    **{
+        f"I12 {member!r}": b'{"messages":[],%s}' % member
+        for member in (
+            *(b'"stream":"yes"', b'"stream":1', b'"stream":0', b'"stream":[]', b'"stream":{}'),
+            *(b'"model":5', b'"model":""', b'"model":null', b'"model":["old"]', b'"model":{}'),
+            *(b'"\\u006dodel":5', b'"str\\u0065am":"yes"'),
+        )
+    },
+}
+TWICE = {
+    f"I6 {body.decode()}": body
+    for body in (
+        b'{"model":"allowed","model":"forbidden"}',
+        b'{"model":"a","model":"a"}',
+        b'{"model":"old","x":{"model":"b"},"model":"old"}',
+        b'{"model":"a","\\u006dodel":"b"}',
+        b'{"\\u006Dodel":"a","model":"b"}',
+        b'{"\\u006dodel":"a","mod\\u0065l":"b"}',
+        b'{"\\u006d\\u006F\\u0064\\u0065\\u006c":"a","model":"b"}',
+        b'{"stream":true,"stream":false}',
+        b'{"stream":false,"messages":[{"stream":1}],"strea\\u006d" : true}',
+        b'{"model":"a","stream":null,"stream":null}',
+        b'{"model":"a","m\\"model":1,"model"\r\n:"b"}',
+    )
+}
+
+
+@pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
+def test_refused_and_the_connection_kept(case: str) -> None:
+    body = {**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case]
+    with pytest.raises(BadRequest) as caught:
+        read(body)
+    assert caught.value.keeps
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("cases", "text"),
+    [(NOT_JSON, "valid JSON"), (TWICE, "more than once"), (NOT_A_REQUEST, "must be")],
+)
+def test_the_reason_is_the_right_one(cases: dict[str, bytes], text: str) -> None:
+    for body in cases.values():
+        with pytest.raises(BadRequest, match=text):
+            read(body)
+
+
+@pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
+def test_what_is_refused_is_refused_where_it_would_be_turned(case: str) -> None:
+    with pytest.raises(BadRequest):
+        read({**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case], turn=True)
+
+
+# Media types
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *(JSON, b"application/json; charset=utf-8", b"Application/JSON", b" application/json "),
+        b"application/json;charset=utf-8;x=y",
+    ],
+)
+@pytest.mark.parametrize("coding", [b"", b"identity", b"Identity", b" identity "])
+def test_i9_i10_i11_json_is_read(content_type: bytes, coding: bytes) -> None:
+    body = b'{"model":"m","stream":true}'
+    assert read(body, content_type, coding) == Read(body, "m", "m", True)
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [b"application/msgpack", b"application/vnd.msgpack", b"Application/X-MsgPack; a=b"],
+)
+@pytest.mark.parametrize("coding", [b"", b"identity", b"gzip", b"GZIP"])
+def test_i9_message_pack_is_opaque(media_type: bytes, coding: bytes) -> None:
+    body = b"\x81\xa5model\xa3old"
+    assert read(body, media_type, coding) == Read(body)
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b'{"model":"old"}'), b"no gzip at all", b""])
+def test_i11_compressed_json_is_opaque(body: bytes) -> None:
+    assert read(body, JSON, b"gzip") == Read(body, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "coding"),
+    [
+        *((media, b"") for media in (b"text/plain", b"", b"application/x-www-form-urlencoded")),
+        *((media, b"") for media in (b"application/jsonx", b"application/json, a/b", b"text/json")),
+        *((media, b"gzip") for media in (b"text/plain", b"", b"application/gzip")),
+        *(
+            (JSON, coding)
+            for coding in (b"br", b"deflate", b"zstd", b"gzip, gzip", b"x-gzip", b"x")
+        ),
+        (b"application/msgpack", b"br"),
+    ],
+)
+def test_i9_i11_anything_else_is_refused(content_type: bytes, coding: bytes) -> None:
+    with pytest.raises(UnsupportedMedia):
+        read(b'{"model":"m"}', content_type, coding)

@@ -1,0 +1,315 @@
+"""The table of settings, row by row: what each may hold, what it becomes, and what is refused."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ape_cerebras.config.buckets import BUCKETS
+from ape_cerebras.config.keys_file import read_keys_file
+from ape_cerebras.config.settings import SETTINGS, Setting
+from ape_cerebras.config.values import ClientKey, Origin, UpstreamKey, read_client_keys, read_origin
+
+ROWS = {setting.variable: setting for setting in SETTINGS}
+SECONDS = {"0.5": 0.5, "5": 5.0, "075": 75.0, "123456.789": 123456.789}
+NOT_SECONDS = (
+    *("0", "0.0", "-1", "+1", "nan", "inf", "1e3", "1_000", "5s", "5,0", ".", "1.", ".5", "٥", "x"),
+    *("9999999999", "0x10", "1 0"),
+)
+COUNT = {"1": 1, "10000000": 10_000_000, "007": 7}
+NOT_COUNT = ("0", "-1", "+1", "1.0", "1e3", "1_000", "10000001", "٥", "x", "9" * 5000, "0x1")
+BYTES = {"64": 64, "16384": 16_384, "2147483648": 2**31}
+NOT_BYTES = ("63", "0", "-64", "16k", "2147483649", "16384.0", "x")
+SWITCH = {"on": True, "TRUE": True, "1": True, "off": False, "false": False, "0": False}
+NOT_A_SWITCH = ("yes", "2", "kernel")
+KEYS_FILE = str(Path(__file__).parents[1] / "support" / "keys.toml")
+NOT_A_FILE = ("/nowhere/at/all", "/", "a\nb", "x" * 5000)
+
+
+def key(text: str, name: str | None = None) -> ClientKey:
+    return ClientKey(hashlib.sha256(text.encode()).digest(), name)
+
+
+REDIS = "redis://:word@127.0.0.1:6379/0"
+GOOD: dict[str, dict[str, Any]] = {
+    "CEREBRAS_API_KEY": {"csk-abc": "csk-abc", "!~": "!~", "k" * 500: "k" * 500},
+    "CEREBRAS_BASE_URL": {
+        "https://api.cerebras.ai": Origin("https", "api.cerebras.ai", 443),
+        "https://api.cerebras.ai/": Origin("https", "api.cerebras.ai", 443),
+        "https://api.cerebras.ai/v1": Origin("https", "api.cerebras.ai", 443),
+        "HTTPS://API.Cerebras.AI/v1/": Origin("https", "api.cerebras.ai", 443),
+        "http://127.0.0.1:9000": Origin("http", "127.0.0.1", 9000),
+        "http://simulator": Origin("http", "simulator", 80),
+        "http://[::1]:9000/v1": Origin("http", "::1", 9000),
+        "https://gate_way.example/cerebras/v1": Origin(
+            "https", "gate_way.example", 443, "/cerebras"
+        ),
+        "https://a/v10": Origin("https", "a", 443, "/v10"),
+    },
+    "APE_API_KEY": {
+        "secret": (key("secret"),),
+        "one,two": (key("one"), key("two")),
+        "agent:one, other.agent:two ,three": (
+            *(key("one", "agent"), key("two", "other.agent")),
+            key("three"),
+        ),
+        "agent:a:b": (key("a:b", "agent"),),
+        "not a name".replace(" ", "/") + ":x": (key("not/a/name:x"),),
+    },
+    "APE_API_KEYS_FILE": {KEYS_FILE: read_keys_file(KEYS_FILE)},
+    "LOG_LEVEL": {"INFO": "info", "debug": "debug", "Warning": "warning", "ERROR": "error"},
+    "HOST": {"0.0.0.0": "0.0.0.0", "::": "::", "::1": "::1", "fe80::1%eth0": "fe80::1%eth0"},
+    "PORT": {"0": 0, "8000": 8000, "65535": 65535},
+    "METRICS_PORT": {"0": 0, "8002": 8002, "65535": 65535},
+    "METRICS_ENABLED": SWITCH,
+    "METRICS_ON_MAIN_PORT": SWITCH,
+    "DEFAULT_MODEL": {"gpt-oss-120b": "gpt-oss-120b", "a/b:c": "a/b:c"},
+    "MODEL_ALIASES": {
+        "a=b": {"a": "b"},
+        "gpt-4=gpt-oss-120b, llama3.1-8b = gpt-oss-120b": {
+            "gpt-4": "gpt-oss-120b",
+            "llama3.1-8b": "gpt-oss-120b",
+        },
+        "a=b=c": {"a": "b=c"},
+    },
+    "PRICE_CATALOGUE": {"on": True, "off": False},
+    "ASYNC_WORKERS": {"1": 1, "2": 2, "1000": 1000},
+    "BACKEND": {"asyncio": "asyncio", "Trio": "trio", "UVLOOP": "uvloop"},
+    "MAX_CONCURRENT_REQUESTS": COUNT,
+    "MAX_QUEUE_SECONDS": {"0": 0.0, "2.5": 2.5, "30": 30.0},
+    "QUOTA_PACING": SWITCH,
+    "MAX_COMPLETION_TOKENS_DEFAULT": COUNT,
+    "MAX_COMPLETION_TOKENS_CAP": COUNT,
+    "MAX_QUEUE_LENGTH": {"0": 0, "1000000": 1_000_000},
+    "RATE_LIMIT_PER_MINUTE": COUNT,
+    "LIMITS_STORE": {
+        text: text
+        for text in ("redis://localhost", "rediss://me:word@a.b:6380/2", "redis://[::1]:7/", REDIS)
+    },
+    "LIMITS_STORE_TIMEOUT": SECONDS,
+    "LIMITS_STORE_OUTAGE": {"open": "open", "Closed": "closed"},
+    "CONNECTION_POOL_SIZE": COUNT,
+    "KEEP_ALIVE_CONNECTIONS": {"0": 0, "100000": 100_000},
+    "WARM_CONNECTIONS": {"0": 0, "1000": 1000},
+    "UPSTREAM_KEEP_ALIVE_TIMEOUT": SECONDS,
+    "UPSTREAM_MAX_CONNECTION_AGE": SECONDS,
+    "UPSTREAM_CONNECT_TIMEOUT": SECONDS,
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": SECONDS,
+    "UPSTREAM_IDLE_TIMEOUT": SECONDS,
+    "UPSTREAM_GZIP_MIN_BYTES": BYTES,
+    "RETRY_ATTEMPTS": {"0": 0, "10": 10},
+    "RETRY_BACKOFF": SECONDS,
+    "CIRCUIT_FAILURES": COUNT,
+    "REQUEST_TIMEOUT": SECONDS,
+    "CLIENT_HEAD_TIMEOUT": SECONDS,
+    "CLIENT_BODY_TIMEOUT": SECONDS,
+    "CLIENT_WRITE_TIMEOUT": SECONDS,
+    "KEEP_ALIVE_TIMEOUT": SECONDS,
+    "MAX_HEADER_BYTES": BYTES,
+    "MAX_HEADERS": COUNT,
+    "MAX_TARGET_BYTES": BYTES,
+    "MAX_BODY_BYTES": BYTES,
+    "MAX_CONNECTIONS": COUNT,
+    "MAX_REQUESTS_PER_CONNECTION": COUNT,
+    "GRACEFUL_SHUTDOWN_TIMEOUT": SECONDS,
+    "TTFT_TARGET_MS": SECONDS,
+    "TTFT_MODE": {"passthrough": "passthrough", "Exact": "exact"},
+    "KERNEL_STAMPS": SWITCH,
+    "HISTOGRAM_BUCKETS": {
+        "{}": {},
+        '{"ttft":[0.1,1],"speed":[100]}': {"ttft": (0.1, 1.0), "speed": (100.0,)},
+    },
+    "SSL_CERT_FILE": {__file__: __file__},
+}
+NOT_KEYS = ("two words", "a\tb", "a\nb", "a\0b", "clé", "\ufeffkey", "a\x7fb")
+BAD: dict[str, tuple[str, ...]] = {
+    "CEREBRAS_API_KEY": NOT_KEYS,
+    "CEREBRAS_BASE_URL": (
+        *("api.cerebras.ai", "//api.cerebras.ai", "ftp://a", "https://", "https:///v1", "https:a"),
+        *(
+            "https://a:0",
+            "https://a:99999",
+            "https://a:b",
+            "https://[::1",
+            "https://[zz]",
+            "http://:80",
+        ),
+        *("https://me@a", "https://me:word@a", "https://@a", "https://a/?q=1", "https://a/#f"),
+        *(
+            "https://a/?",
+            "https://a b",
+            "https://a/b c",
+            "https://é",
+            "https://a\n",
+            "https://a<b>",
+        ),
+        *('https://"a"', "https://" + "a" * 300),
+    ),
+    "APE_API_KEY": (*(*NOT_KEYS, ",", "a,", ",a", "a,,b", "agent:", "one,agent:", "agent:,one"),),
+    "APE_API_KEYS_FILE": (*NOT_A_FILE, __file__),
+    "LOG_LEVEL": ("verbose", "10", "info,debug"),
+    "HOST": ("a b", "http://a", "[::1]", "é", "a/b"),
+    "PORT": ("65536", "-1", "http", "80.0", "٨٠", "1e3"),
+    "METRICS_PORT": ("65536", "-1", "on", "80.0", "٨٠", "1e3"),
+    "METRICS_ENABLED": NOT_A_SWITCH,
+    "METRICS_ON_MAIN_PORT": NOT_A_SWITCH,
+    "DEFAULT_MODEL": ("two words", "é", "m" * 257, "a\nb"),
+    "MODEL_ALIASES": ("a", "a=", "=b", "a=b,", "a=b,a=c", "a b=c", "a=b;c=d e"),
+    "PRICE_CATALOGUE": ("yes", "2", "hourly"),
+    "ASYNC_WORKERS": ("0", "-1", "1001", "two", "1.5"),
+    "BACKEND": ("uv", "curio", "asyncio,trio"),
+    "MAX_CONCURRENT_REQUESTS": NOT_COUNT,
+    "MAX_QUEUE_SECONDS": ("-1", "a", "1e3", "inf", "nan", "1,5", "٣"),
+    "QUOTA_PACING": NOT_A_SWITCH,
+    "MAX_COMPLETION_TOKENS_DEFAULT": NOT_COUNT,
+    "MAX_COMPLETION_TOKENS_CAP": NOT_COUNT,
+    "MAX_QUEUE_LENGTH": ("-1", "1000001", "1.5", "many"),
+    "RATE_LIMIT_PER_MINUTE": NOT_COUNT,
+    "LIMITS_STORE": (
+        *(
+            "localhost",
+            "redis:",
+            "redis://",
+            "http://a",
+            "redis://a:b",
+            "redis://a:0",
+            "redis://[a",
+        ),
+        *("redis://a/b", "redis://a?db=1", "redis://a/1#f", "redis://a b", "redis://é"),
+    ),
+    "LIMITS_STORE_TIMEOUT": NOT_SECONDS,
+    "LIMITS_STORE_OUTAGE": ("shut", "open closed", "1"),
+    "CONNECTION_POOL_SIZE": NOT_COUNT,
+    "KEEP_ALIVE_CONNECTIONS": ("-1", "100001", "many"),
+    "WARM_CONNECTIONS": ("-1", "1001", "1.5"),
+    "UPSTREAM_KEEP_ALIVE_TIMEOUT": NOT_SECONDS,
+    "UPSTREAM_MAX_CONNECTION_AGE": NOT_SECONDS,
+    "UPSTREAM_CONNECT_TIMEOUT": NOT_SECONDS,
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": NOT_SECONDS,
+    "UPSTREAM_IDLE_TIMEOUT": NOT_SECONDS,
+    "UPSTREAM_GZIP_MIN_BYTES": NOT_BYTES,
+    "RETRY_ATTEMPTS": ("-1", "11", "1.5", "on"),
+    "RETRY_BACKOFF": NOT_SECONDS,
+    "CIRCUIT_FAILURES": NOT_COUNT,
+    "REQUEST_TIMEOUT": NOT_SECONDS,
+    "CLIENT_HEAD_TIMEOUT": NOT_SECONDS,
+    "CLIENT_BODY_TIMEOUT": NOT_SECONDS,
+    "CLIENT_WRITE_TIMEOUT": NOT_SECONDS,
+    "KEEP_ALIVE_TIMEOUT": NOT_SECONDS,
+    "MAX_HEADER_BYTES": NOT_BYTES,
+    "MAX_HEADERS": NOT_COUNT,
+    "MAX_TARGET_BYTES": NOT_BYTES,
+    "MAX_BODY_BYTES": NOT_BYTES,
+    "MAX_CONNECTIONS": NOT_COUNT,
+    "MAX_REQUESTS_PER_CONNECTION": NOT_COUNT,
+    "GRACEFUL_SHUTDOWN_TIMEOUT": NOT_SECONDS,
+    "TTFT_TARGET_MS": NOT_SECONDS,
+    "TTFT_MODE": ("derived", "on", "exact,passthrough"),
+    "KERNEL_STAMPS": NOT_A_SWITCH,
+    "HISTOGRAM_BUCKETS": (
+        *("[]", "{", "{'ttft':[1]}", '{"ttft":[]}', '{"ttft":1}', '{"ttft":null}', '{"other":[1]}'),
+        *(
+            '{"ttft":[2,1]}',
+            '{"ttft":[1,1]}',
+            '{"ttft":["1"]}',
+            '{"ttft":[true]}',
+            '{"ttft":[NaN]}',
+        ),
+        *('{"ttft":[1,null]}', *NOT_A_FILE),
+    ),
+    "MODEL_PRICES": ("{", "[]", '{"m":1}', '{"m":{"input":-1,"output":1}}', *NOT_A_FILE),
+    "SSL_CERT_FILE": NOT_A_FILE,
+}
+
+
+def test_there_are_examples_for_every_row() -> None:
+    assert GOOD.keys() | {"MODEL_PRICES"} == BAD.keys() == ROWS.keys()
+    assert len(ROWS) == len(SETTINGS)
+
+
+@pytest.mark.parametrize(("variable", "text"), [(row, text) for row in GOOD for text in GOOD[row]])
+def test_good(variable: str, text: str) -> None:
+    value = ROWS[variable].parse(text)
+    # A key compares as the text that it is, which is all that a str's equality looks at.
+    assert value == GOOD[variable][text]
+    if variable.endswith(("TIMEOUT", "_MS")):
+        assert type(value) is float
+
+
+@pytest.mark.parametrize(("variable", "text"), [(row, text) for row in BAD for text in BAD[row]])
+def test_bad(variable: str, text: str) -> None:
+    with pytest.raises(ValueError, match=r"^(must be|is not|names|needs|model)") as caught:
+        ROWS[variable].parse(text)
+    assert type(caught.value) is ValueError
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    if ROWS[variable].secret:
+        assert text not in str(caught.value) or text == ","
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
+def test_a_row_says_what_it_means(setting: Setting) -> None:
+    assert setting.variable == setting.variable.upper()
+    assert setting.meaning
+    assert setting.meaning[-1].isalnum()
+    holds_a_secret = setting.variable.endswith("API_KEY") or setting.variable == "LIMITS_STORE"
+    assert setting.secret == holds_a_secret
+
+
+@given(st.sampled_from(SETTINGS), st.text(min_size=1).map(str.strip).filter(bool))
+def test_any_text_is_read_or_refused_in_our_words(setting: Setting, text: str) -> None:
+    try:
+        setting.parse(text)
+    except ValueError as problem:
+        # Not of a subclass, as what libraries raise often is, and whose text can quote a secret.
+        assert type(problem) is ValueError  # noqa: PT017
+        assert str(problem).isascii() or not setting.secret  # noqa: PT017
+
+
+# What is more than a text
+
+
+def test_prices_and_buckets_may_stand_in_a_file(tmp_path: Path) -> None:
+    prices, buckets = tmp_path / "prices.json", tmp_path / "buckets.json"
+    prices.write_text('{"m":{"input":1,"output":2}}')
+    buckets.write_text('{"ttft":[1,2]}')
+    assert list(ROWS["MODEL_PRICES"].parse(str(prices)).prices) == ["m"]
+    assert ROWS["MODEL_PRICES"].parse(prices.read_text()) == ROWS["MODEL_PRICES"].parse(str(prices))
+    assert ROWS["HISTOGRAM_BUCKETS"].parse(str(buckets)) == {"ttft": (1.0, 2.0)}
+    prices.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="names a file that cannot be read"):
+        ROWS["MODEL_PRICES"].parse(str(prices))
+
+
+def test_every_family_can_have_buckets() -> None:
+    table = json.dumps({family: [1] for family in BUCKETS})
+    assert ROWS["HISTOGRAM_BUCKETS"].parse(table) == dict.fromkeys(BUCKETS, (1.0,))
+
+
+def test_an_origin_as_text_reads_back_as_itself() -> None:
+    for text, origin in GOOD["CEREBRAS_BASE_URL"].items():
+        assert read_origin(str(origin)) == read_origin(text) == origin
+
+
+def test_the_upstream_key_shows_itself_to_nothing_that_prints() -> None:
+    secret = ROWS["CEREBRAS_API_KEY"].parse("csk-abc")
+    assert type(secret) is UpstreamKey
+    shown = (
+        str(secret),
+        repr(secret),
+        f"{secret}",
+        f"{secret!r:>20}",
+        f"{secret!s:>9}",
+        str([secret]),
+    )
+    assert not any("csk" in text for text in shown)
+    assert secret.encode() == b"csk-abc"
+    assert type(pickle.loads(pickle.dumps(secret))) is UpstreamKey
+
+
+def test_client_keys_are_kept_as_digests_only() -> None:
+    assert "secret" not in repr(read_client_keys("name:secret"))

@@ -1,0 +1,277 @@
+"""The client's connection by itself, over memory: requests in any pieces, responses in one."""
+
+from itertools import pairwise
+
+import anyio
+import pytest
+from end_to_end import KEY, chat
+from hypothesis import given
+from hypothesis import strategies as st
+from memory import MemoryStream, memory_pair
+
+from ape_cerebras.config.config import Config
+from ape_cerebras.downstream.connection import Downstream
+from ape_cerebras.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
+from ape_cerebras.http1.messages import Request
+from ape_cerebras.telemetry.timings import Exchange
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = (
+    b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5\r\nhello\r\n7;a=b\r\n, world\r\n0\r\nX-Trailer: 1\r\n\r\n"
+)
+
+
+def connection(**settings: str) -> tuple[MemoryStream, Downstream]:
+    config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
+    client, server = memory_pair()
+    return client, Downstream(server, config)
+
+
+def exchange() -> Exchange:
+    return Exchange(started_at=0.0)
+
+
+async def read_request(downstream: Downstream) -> tuple[Request, bytes]:
+    assert await downstream.wait_for_request() is not None
+    return await downstream.read_head(), bytes(await downstream.read_body())
+
+
+async def answer(downstream: Downstream, body: bytes = b"ok") -> None:
+    await downstream.respond(exchange(), 200, (), body)
+
+
+@given(cuts=st.sets(st.integers(1, len(GET + CHUNKED + chat()) - 1)))
+def test_requests_are_the_same_however_they_are_cut(cuts: set[int]) -> None:
+    sent = GET + CHUNKED + chat()
+    edges = [0, *sorted(cuts), len(sent)]
+    pieces = [sent[begin:end] for begin, end in pairwise(edges)]
+    found: list[tuple[str, bytes, bytes]] = []
+
+    async def run() -> None:
+        client, downstream = connection()
+        for piece in pieces:
+            await client.send(piece)
+        for _ in range(3):
+            request, body = await read_request(downstream)
+            found.append((request.method, request.target, body))
+            await answer(downstream)
+            assert downstream.reusable
+
+    anyio.run(run)
+    assert found == [
+        ("GET", b"/health", b""),
+        ("POST", b"/x", b"hello, world"),
+        ("POST", b"/v1/chat/completions", chat().partition(b"\r\n\r\n")[2]),
+    ]
+
+
+async def test_a_response_leaves_in_one_write() -> None:
+    client, downstream = connection()
+    await client.send(GET)
+    await read_request(downstream)
+    downstream.common_headers = ((b"x-request-id", b"abc"),)
+    await answer(downstream)
+    sent = await client.receive()
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-request-id: abc\r\ndate: ")
+    assert body == b"ok"
+
+
+async def test_held_chunks_leave_together_when_flushed() -> None:
+    client, downstream = connection()
+    await client.send(GET)
+    await read_request(downstream)
+    downstream.send_head(exchange(), 200, ())
+    for part in (b"a", b"b"):
+        await downstream.send_chunk(part, hold=True)
+    await downstream.send_chunk(b"c")
+    first = await client.receive()
+    await downstream.send_chunk(b"d", hold=True)
+    await downstream.send_end()
+    await downstream.send_end()
+    assert first.endswith(b"\r\n\r\n1\r\na\r\n1\r\nb\r\n1\r\nc\r\n")
+    assert await client.receive() == b"1\r\nd\r\n0\r\n\r\n"
+
+
+async def test_holding_has_a_limit() -> None:
+    client, downstream = connection()
+    await client.send(GET)
+    await read_request(downstream)
+    downstream.send_head(exchange(), 200, ())
+    for _ in range(5):
+        await downstream.send_chunk(b"x" * 16 * 1024, hold=True)
+    assert len(await client.receive()) == 64 * 1024  # of more than that
+
+
+async def test_one_empty_line_before_a_request_is_read_over() -> None:
+    client, downstream = connection()
+    await client.send(b"\r\n" + GET)
+    request, _ = await read_request(downstream)
+    assert request.path == b"/health"
+    client, downstream = connection()
+    await client.send(b"\r\n\r\n" + GET)
+    with pytest.raises(BadRequest):
+        await read_request(downstream)
+
+
+async def test_a_client_that_leaves_in_the_middle_is_gone() -> None:
+    for begun in (GET[:-3], chat()[:-1]):
+        client, downstream = connection()
+        await client.send(begun)
+        await client.send_eof()
+        with pytest.raises(ClientGone):
+            await read_request(downstream)
+    client, downstream = connection()
+    await client.send_eof()
+    assert await downstream.wait_for_request() is None
+
+
+async def test_deadlines_of_head_and_body() -> None:
+    for begun in (GET[:-3], chat()[:-1]):
+        client, downstream = connection(CLIENT_HEAD_TIMEOUT="0.02", CLIENT_BODY_TIMEOUT="0.02")
+        await client.send(begun)
+        with pytest.raises(RequestTimeout):
+            await read_request(downstream)
+
+
+async def test_a_body_that_grows_too_large_is_refused_when_it_does() -> None:
+    client, downstream = connection(MAX_BODY_BYTES="64")
+    await client.send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await client.send(b"41\r\n" + b"x" * 65)
+    with pytest.raises(BodyTooLarge):
+        await read_request(downstream)
+
+
+async def test_a_connection_is_done_with_when_it_should_be() -> None:
+    closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    old = GET.replace(b"1.1", b"1.0")
+    for request, reusable in ((GET, True), (closing, False), (old, False)):
+        client, downstream = connection()
+        await client.send(request)
+        await read_request(downstream)
+        await answer(downstream)
+        assert downstream.reusable is reusable
+        assert (b"connection: close" in (await client.receive()).lower()) is not reusable
+
+
+async def test_an_answer_without_reading_the_body_ends_the_connection() -> None:
+    client, downstream = connection()
+    await client.send(chat())
+    await downstream.wait_for_request()
+    await downstream.read_head()
+    await answer(downstream)
+    assert not downstream.reusable
+
+
+async def test_after_an_early_answer_what_still_comes_is_read_before_closing() -> None:
+    client, downstream = connection()
+    await client.send(chat()[:-1])
+    await downstream.wait_for_request()
+    await downstream.read_head()
+    async with anyio.create_task_group() as tasks:
+
+        async def finish() -> None:
+            await answer(downstream)
+            await downstream.aclose()
+
+        tasks.start_soon(finish)
+        assert b"200 OK" in await client.receive()
+        with pytest.raises(anyio.EndOfStream):
+            await client.receive()  # its side is shut, and it still takes what we send
+        await client.send(b"}")
+        await client.send_eof()
+    assert client.peer_is_gone()
+
+
+async def test_hanging_up_is_noticed_and_what_comes_meanwhile_is_kept() -> None:
+    client, downstream = connection()
+    await client.send(GET)
+    await read_request(downstream)
+
+    async with downstream.while_connected():
+        await client.send(GET)
+        await anyio.wait_all_tasks_blocked()
+    assert not downstream.hang_up.has_left
+    await answer(downstream)
+    request, _ = await read_request(downstream)
+    assert request.path == b"/health"
+
+    with anyio.CancelScope() as downstream.hang_up.scope:
+        async with downstream.while_connected():
+            client.close()
+            await anyio.sleep_forever()
+    assert downstream.hang_up.has_left
+    client, downstream = connection()
+    with pytest.raises(RequestTimeout):
+        async with downstream.while_connected():
+            raise RequestTimeout
+
+
+async def test_a_cut_response_is_not_a_complete_one() -> None:
+    client, downstream = connection()
+    await client.send(GET)
+    await read_request(downstream)
+    downstream.send_head(exchange(), 200, ())
+    await downstream.send_chunk(b"a", hold=True)
+    await downstream.abort()
+    assert (await client.receive()).endswith(b"\r\n\r\n1\r\na\r\n")
+    with pytest.raises(anyio.EndOfStream):
+        await client.receive()
+
+
+async def test_nothing_is_served_after_a_failed_write_or_a_cut() -> None:
+    client, downstream = connection()
+    await client.send(GET + GET)
+    await read_request(downstream)
+    client.close()
+    with pytest.raises(ClientGone):
+        await answer(downstream)
+    assert not downstream.reusable
+    client, downstream = connection()
+    await client.send(GET + GET)
+    await read_request(downstream)
+    await answer(downstream)
+    await downstream.abort()
+    assert not downstream.reusable
+
+
+async def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
+    client, downstream = connection()
+    began_at = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            assert await downstream.wait_for_request() is None
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        downstream.drain()
+    assert anyio.current_time() - began_at < 1
+    client, downstream = connection()
+    downstream.drain()
+    await client.send(GET)
+    assert await downstream.wait_for_request() is not None
+
+
+async def test_a_connection_whose_client_was_not_told_of_its_end_has_a_last_chance() -> None:
+    for pipelined in (True, False):
+        client, downstream = connection()
+        await client.send(GET)
+        await read_request(downstream)
+        downstream.send_head(exchange(), 200, ())
+        if pipelined:
+            await client.send(GET)
+        downstream.drain()
+        await downstream.send_end()
+        assert downstream.reusable
+        if not pipelined:
+            await client.send(GET)
+        await read_request(downstream)
+        await answer(downstream)
+        assert not downstream.reusable
+        first, second = await client.receive(), await client.receive()
+        assert b"connection: close" not in first.lower()
+        assert b"connection: close" in second.lower()

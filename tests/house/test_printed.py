@@ -1,0 +1,64 @@
+"""That a key would be noticed that was shown, wherever that was."""
+
+import base64
+from pathlib import Path
+
+import pytest
+from printed import KEYS
+
+KEY = KEYS[0].decode()
+ENCODED = base64.b64encode(KEYS[1]).decode()
+SUPPORT = str(Path(__file__).parents[1] / "support")
+
+PLUGIN = f"""
+import sys
+sys.path.insert(0, {SUPPORT!r})
+import printed
+
+def pytest_configure(config):
+    config.pluginmanager.register(printed)
+"""
+TALKATIVE = f"""
+import logging, subprocess, sys
+import pytest
+from served import environment, run
+from end_to_end import Lines
+
+@pytest.fixture
+def prints_it():
+    print({KEY!r})
+
+def test_harmless():
+    print("nothing of it")
+
+def test_prints_it():
+    print("the key is", {KEY!r})
+
+def test_prints_a_part_of_it():
+    print("the key is", {KEY[:8]!r}, file=sys.stderr)
+
+def test_prints_it_encoded():
+    print({ENCODED!r})
+
+def test_prints_it_before(prints_it):
+    pass
+
+def test_logs_it():
+    logging.warning({KEY!r})
+
+def test_has_a_process_print_it():
+    subprocess.run((sys.executable, "-c", "print({KEY!r})"))
+
+def test_reads_it_from_a_process():
+    subprocess.run((sys.executable, "-c", "print({KEY!r})"), capture_output=True)
+
+def test_has_it_in_the_log():
+    Lines().write(b'{{"a":"{KEY}"}}')
+"""
+
+
+def test_each_way_to_show_a_key_fails(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TALKATIVE)
+    pytester.makeconftest(PLUGIN)
+    result = pytester.runpytest_subprocess("-q", "--tb=no", "--no-summary")
+    result.assert_outcomes(passed=1, failed=7, errors=1)

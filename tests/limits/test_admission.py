@@ -1,0 +1,345 @@
+"""Waiting for a turn: exact times on a clock that only moves when everybody waits; and that nothing
+is left of whoever goes."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import pytest
+import trio
+from end_to_end import KEY
+from exchanges import chat_exchange
+from trio.testing import MockClock
+
+from ape_cerebras.config.config import Config
+from ape_cerebras.errors import BadRequest, ModelNotFound
+from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
+from ape_cerebras.limits.admission import Admission
+from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.telemetry.timings import Exchange
+
+
+class Wall:
+    """A clock on the wall, which can be set."""
+
+    now = 0.0
+
+
+WALL = Wall()
+
+
+def admission(**settings: str) -> Admission:
+    config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
+    return Admission(config, Keyring(config), wall_clock=lambda: WALL.now)
+
+
+def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+def test_without_a_limit_there_is_nothing_to_ask() -> None:
+    async def test() -> None:
+        assert not admission().is_limited
+        assert not admission(MAX_QUEUE_SECONDS="5").is_limited
+        assert admission(MAX_CONCURRENT_REQUESTS="1").is_limited
+        assert admission(RATE_LIMIT_PER_MINUTE="1").is_limited
+
+    on_mock_clock(test)
+
+
+class Visits:
+    """Requests that come at their times and stay for so long; when each was let in."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.began_at = anyio.current_time()
+        self.admitted: dict[str, float] = {}
+        self.refused: dict[str, tuple[float, type[Exception], dict[bytes, bytes]]] = {}
+        self.exchanges: dict[str, Exchange] = {}
+
+    @property
+    def now(self) -> float:
+        return anyio.current_time() - self.began_at
+
+    async def visit(self, name: str, comes: float, stays: float, leaves: float = 1e9) -> None:
+        """A name's first letter is the client's."""
+        await anyio.sleep(comes)
+        self.exchanges[name] = exchange = chat_exchange(client=name[0])
+        with anyio.move_on_after(leaves - comes):
+            try:
+                async with self.admission.turn(exchange):
+                    self.admitted[name] = self.now
+                    await anyio.sleep(stays)
+            except (NoTurn, RateLimited) as error:
+                self.refused[name] = self.now, type(error), dict(error.headers)
+
+
+async def visits(
+    admission: Admission, *plan: tuple[str, float, float] | tuple[str, float, float, float]
+) -> Visits:
+    made = Visits(admission)
+    async with anyio.create_task_group() as tasks:
+        for each in plan:
+            tasks.start_soon(made.visit, *each)
+    assert admission.waiting == 0
+    return made
+
+
+def test_turns_come_when_slots_are_given_back() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
+        made = await visits(
+            limited, ("a1", 0, 10), ("a2", 1, 10), ("a3", 2, 10), ("b1", 3, 5), ("b2", 36, 1)
+        )
+        assert made.admitted == {"a1": 0, "a2": 10, "b1": 20, "a3": 25, "b2": 36}
+        waits = {name: each.admission_wait_seconds for name, each in made.exchanges.items()}
+        assert waits == {"a1": None, "a2": 9, "a3": 23, "b1": 17, "b2": None}
+
+    on_mock_clock(test)
+
+
+def test_nobody_waits_for_longer_than_the_setting_says() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="7")
+        made = await visits(limited, ("a1", 0, 20), ("a2", 1, 1), ("b1", 15, 1))
+        assert made.admitted == {"a1": 0, "b1": 20}
+        at, kind, headers = made.refused["a2"]
+        assert (at, kind, headers) == (8, NoTurn, {b"retry-after": b"8"})
+        assert made.exchanges["a2"].admission_wait_seconds == 7
+
+    on_mock_clock(test)
+
+
+def test_with_no_time_to_wait_nobody_waits_and_is_told_the_pace() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="2")
+        made = await visits(limited, ("a1", 0, 90), ("a2", 1, 90), ("b1", 2, 1), ("b2", 80, 1))
+        assert made.admitted == {"a1": 0, "a2": 1}
+        assert made.refused == {
+            "b1": (2, NoTurn, {b"retry-after": b"1"}),
+            "b2": (80, NoTurn, {b"retry-after": b"60"}),
+        }
+
+    on_mock_clock(test)
+
+
+def test_past_the_lines_length_the_refusal_is_at_once() -> None:
+    async def test() -> None:
+        limited = admission(
+            MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="2"
+        )
+        made = await visits(
+            limited, ("a1", 0, 10), ("a2", 1, 1), ("a3", 2, 1), ("a4", 4, 1), ("b1", 5, 1)
+        )
+        assert made.admitted == {"a1": 0, "a2": 10, "b1": 11}
+        refused = {name: each[:2] for name, each in made.refused.items()}
+        assert refused == {"a4": (4, NoTurn), "a3": (5, NoTurn)}
+        assert made.refused["a4"][2] == {b"retry-after": b"12"}  # 4 s without one back, 3 to come
+
+    on_mock_clock(test)
+
+
+def test_who_leaves_while_it_waits_is_out_of_the_line_at_once() -> None:
+    async def test() -> None:
+        limited = admission(
+            MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="1"
+        )
+        made = await visits(limited, ("a1", 0, 10), ("a2", 1, 1, 3), ("b1", 3.5, 5), ("c1", 12, 1))
+        assert made.admitted == {"a1": 0, "b1": 10, "c1": 15}
+        assert made.exchanges["a2"].admission_wait_seconds == 2
+
+    on_mock_clock(test)
+
+
+def test_who_leaves_in_the_middle_gives_its_slot_back() -> None:
+    async def test() -> None:
+        limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
+        made = await visits(limited, ("a1", 0, 50, 4), ("b1", 1, 1), ("c1", 2, 1))
+        assert made.admitted == {"a1": 0, "b1": 4, "c1": 5}
+
+    on_mock_clock(test)
+
+
+def test_requests_per_minute_in_all() -> None:
+    async def test() -> None:
+        limited = admission(RATE_LIMIT_PER_MINUTE="3")
+        made = await visits(
+            limited,
+            *(("a1", 0, 1), ("b1", 0, 1), ("a2", 1, 1), ("b2", 5, 1), ("a3", 20, 1), ("b3", 21, 1)),
+        )
+        assert made.admitted == {"a1": 0, "b1": 0, "a2": 1, "a3": 20}
+        assert made.refused["b2"] == (
+            5,
+            RateLimited,
+            {
+                b"retry-after": b"15",
+                b"x-ratelimit-limit-requests-minute": b"3",
+                b"x-ratelimit-remaining-requests-minute": b"0",
+                b"x-ratelimit-reset-requests-minute": b"15.000",
+            },
+        )
+        assert made.refused["b3"][2][b"retry-after"] == b"19"
+
+    on_mock_clock(test)
+
+
+@pytest.mark.anyio
+async def test_slots_survive_any_leaving() -> None:
+    """Many who leave at any turn of the loop; then all slots are there."""
+    limited = admission(MAX_CONCURRENT_REQUESTS="3", MAX_QUEUE_SECONDS="10")
+    most = inside = 0
+
+    async def visit(number: int) -> None:
+        nonlocal most, inside
+        with anyio.CancelScope() as scope:
+            if number % 3:
+                tasks.start_soon(cancel_after, number % 11, scope)
+            async with limited.turn(chat_exchange(client=f"c{number % 4}")):
+                inside += 1
+                most = max(most, inside)
+                try:
+                    for _ in range(number % 7):
+                        await anyio.lowlevel.checkpoint()
+                finally:
+                    inside -= 1
+
+    async def cancel_after(turns: int, scope: anyio.CancelScope) -> None:
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(300):
+            tasks.start_soon(visit, number)
+    assert most == 3
+    assert limited.waiting == 0
+    with anyio.fail_after(5):
+        async with (
+            limited.turn(chat_exchange()),
+            limited.turn(chat_exchange()),
+            limited.turn(chat_exchange()),
+        ):
+            limited_now = admission(MAX_CONCURRENT_REQUESTS="3")
+            assert limited_now.waiting == limited.waiting == 0
+
+
+def limited_keys(path: Path, **limits: object) -> dict[str, str]:
+    """A keys file in which alice, whose name is "a", has limits, and bob has none."""
+    lines = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    (path / "keys.toml").write_text(
+        f'[[keys]]\nname = "a"\nkey = "key-a"\n{lines}[[keys]]\nname = "b"\nkey = "key-b"\n'
+    )
+    return {"APE_API_KEYS_FILE": str(path / "keys.toml")}
+
+
+def test_a_keys_own_requests_per_minute(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = limited_keys(tmp_path, requests_per_minute=2)
+        made = await visits(
+            admission(**file, RATE_LIMIT_PER_MINUTE="5"),
+            *(("a1", 0, 1), ("a2", 1, 1), ("a3", 2, 1), ("b1", 2, 1), ("b2", 2, 1), ("b3", 2, 1)),
+            ("b4", 3, 1),
+        )
+        assert made.admitted == {"a1": 0, "a2": 1, "b1": 2, "b2": 2, "b3": 2}
+        at, kind, headers = made.refused["a3"]
+        assert (at, kind, headers[b"retry-after"]) == (2, RateLimited, b"28")
+        assert headers[b"x-ratelimit-limit-requests-minute"] == b"2"
+        assert made.refused["b4"][2][b"x-ratelimit-limit-requests-minute"] == b"5"
+
+    on_mock_clock(test)
+
+
+def test_a_keys_own_concurrent_requests(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = limited_keys(tmp_path, concurrent_requests=1)
+        made = await visits(
+            admission(**file, MAX_QUEUE_SECONDS="7"),
+            *(("a1", 0, 5), ("a2", 1, 10), ("a3", 2, 1), ("b1", 2, 10), ("b2", 3, 10)),
+        )
+        assert made.admitted == {"a1": 0, "b1": 2, "b2": 3, "a2": 5}
+        assert made.refused == {"a3": (9, NoTurn, {b"retry-after": b"9"})}
+
+    on_mock_clock(test)
+
+
+def test_a_key_without_limits_waits_for_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        assert not admission(**limited_keys(tmp_path)).is_limited
+        assert admission(**limited_keys(tmp_path, models=["x"])).is_limited
+
+    on_mock_clock(test)
+
+
+def test_a_key_has_its_models_only(tmp_path: Path) -> None:
+    async def test() -> None:
+        limited = admission(**limited_keys(tmp_path, models=["gpt-oss-120b"]))
+        for model, client, refusal in (
+            ("gpt-oss-120b", "a", None),
+            ("llama3.1-8b", "a", ModelNotFound),
+            (None, "a", BadRequest),
+            ("llama3.1-8b", "b", None),
+            (None, None, None),
+        ):
+            expected = pytest.raises(refusal) if refusal else nullcontext()
+            with expected:
+                async with limited.turn(chat_exchange(client=client, model=model)):
+                    pass
+
+    on_mock_clock(test)
+
+
+DAY = 24 * 60 * 60
+
+
+async def spends(limited: Admission, dollars: str | None, client: str = "a") -> None:
+    exchange = chat_exchange(client=client)
+    async with limited.turn(exchange):
+        exchange.cost = None if dollars is None else Decimal(dollars)
+
+
+@pytest.mark.anyio
+async def test_a_budget_holds_until_midnight_whatever_is_done_to_the_clock(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
+    WALL.now = 20_000 * DAY + 100
+    for dollars in ("0.1", "0.1", None, "0.0999999"):
+        await spends(limited, dollars)
+    await spends(limited, "5")  # the last cent was not spent yet
+    await spends(limited, "5", client="b")
+    for now, seconds in (
+        (20_000 * DAY + 100, b"60"),
+        (20_000 * DAY, b"60"),
+        (20_001 * DAY - 7.5, b"8"),
+    ):
+        WALL.now = now
+        with pytest.raises(BudgetSpent) as caught:
+            await spends(limited, "1")
+        assert caught.value.headers == ((b"retry-after", seconds), (b"x-should-retry", b"false"))
+    WALL.now = 20_001 * DAY + 1
+    await spends(limited, "0.3")
+    for _ in range(3):  # set back and forth over midnight: neither day begins anew
+        for day in (20_000, 20_001):
+            WALL.now = day * DAY + DAY / 2
+            with pytest.raises(BudgetSpent):
+                await spends(limited, "1")
+    WALL.now = 30_000 * DAY
+    await spends(limited, "0.1")
+    WALL.now = 20_001 * DAY
+    with pytest.raises(BudgetSpent):
+        await spends(limited, "1")
+    WALL.now = 20_002 * DAY
+    await spends(limited, "0.1")
+
+
+@pytest.mark.anyio
+async def test_what_ends_badly_has_cost_what_it_has_cost(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
+    exchange = chat_exchange(client="a")
+    with anyio.CancelScope() as scope:
+        async with limited.turn(exchange):
+            exchange.cost = Decimal(1)
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    with pytest.raises(BudgetSpent):
+        await spends(limited, None)

@@ -1,0 +1,298 @@
+"""Limits in a Redis: decided as those of one process are, together with all who ask, and by others
+where the Redis does not answer. What it is told of the time is its own affair: buckets here refill
+so slowly that a test's duration is nothing."""
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, suppress
+from decimal import Decimal
+from pathlib import Path
+
+import anyio
+import pytest
+from end_to_end import serve_each
+from redis import Redis
+from redis_server import RedisServer, redis_server
+
+from ape_cerebras.limit_errors import LimitsUnknown
+from ape_cerebras.limits.redis_store import ClosedLimits, SharedLimits
+from ape_cerebras.limits.token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
+from ape_cerebras.net.socket_stream import SocketStream
+
+DAY = 86_400.0
+REQUESTS = Bucket("requests", 6, DAY)
+TOKENS = Bucket("tokens:anna", 1000, DAY)
+NOTHING = Verdict()
+SLACK = 60  # seconds; of a test, and of what a loaded machine adds
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def emptied(server: RedisServer) -> Iterator[Redis]:
+    """Its contents, of which there are none at first."""
+    with Redis.from_url(server.url, decode_responses=True) as contents:
+        contents.flushall()
+        yield contents
+
+
+class Store:
+    """Shared limits, and what they have told of their store."""
+
+    def __init__(self, url: str, fallback: Limits | None = None, timeout: float = 5.0) -> None:
+        self.told: list[bool] = []
+        self.now = 0.0
+        self.limits = SharedLimits(
+            url, timeout, fallback or ClosedLimits(), self.told.append, lambda: self.now
+        )
+
+    async def take(self, charges: list[Charge], now: float) -> Verdict:
+        self.now = now
+        return await self.limits.take(charges, now)
+
+
+@asynccontextmanager
+async def store(
+    url: str, fallback: Limits | None = None, timeout: float = 5.0
+) -> AsyncIterator[Store]:
+    made = Store(url, fallback, timeout)
+    try:
+        yield made
+    finally:
+        made.limits.close()
+
+
+async def test_all_who_ask_have_one_bucket(server: RedisServer, emptied: Redis) -> None:
+    async with store(server.url) as one, store(server.url) as other:
+        for number in range(6):
+            asked = (one, other)[number % 2]
+            assert await asked.limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
+        verdicts = [await each.limits.take([Charge(REQUESTS, 1)], 0.0) for each in (one, other)]
+    for wait, lacking, left in verdicts:
+        assert DAY / 6 - SLACK < wait <= DAY / 6
+        assert lacking is REQUESTS
+        assert left == pytest.approx(0, abs=0.01)
+    assert one.told == other.told == []
+
+
+async def test_of_several_charges_all_are_taken_or_none(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with store(server.url) as made:
+        limits = made.limits
+        both = [Charge(REQUESTS, 1), Charge(TOKENS, 700)]
+        assert await limits.take(both, 0.0) == NOTHING
+        lacking = await limits.take(both, 0.0)
+        assert lacking.lacking is TOKENS
+        assert lacking.left == pytest.approx(300, abs=1)
+        assert lacking.wait == pytest.approx(0.4 * DAY, abs=SLACK)
+        for _ in range(5):
+            assert await limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
+        assert await limits.take([Charge(TOKENS, 300)], 0.0) == NOTHING
+
+
+async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with store(server.url) as made:
+        limits = made.limits
+        await limits.take([Charge(TOKENS, 1000)], 0.0)
+        await limits.settle([Charge(TOKENS, -600)], 0.0)
+        assert await limits.take([Charge(TOKENS, 600)], 0.0) == NOTHING
+        await limits.settle([Charge(TOKENS, 100)], 0.0)
+        owed = await limits.take([Charge(TOKENS, 100)], 0.0)
+        assert owed.wait == pytest.approx(0.2 * DAY, abs=SLACK)
+        await limits.settle([Charge(TOKENS, -5000)], 0.0)
+        assert await limits.take([Charge(TOKENS, 1000)], 0.0) == NOTHING
+        assert (await limits.take([Charge(TOKENS, 100)], 0.0)).lacking is TOKENS
+
+
+async def test_it_decides_as_one_process_by_itself_does(
+    server: RedisServer, emptied: Redis
+) -> None:
+    dice, local = random.Random(7), LocalLimits()
+    async with store(server.url) as made:
+        for _ in range(300):
+            charges = [
+                Charge(bucket, dice.choice((1, 2, 5, 900, 2000)))
+                for bucket in dice.sample((REQUESTS, TOKENS), dice.randint(1, 2))
+            ]
+            if dice.random() < 0.4:
+                back = [Charge(bucket, -amount) for bucket, amount in charges]
+                await made.limits.settle(back, 0.0)
+                await local.settle(back, 0.0)
+            shared, own = await made.limits.take(charges, 0.0), await local.take(charges, 0.0)
+            assert shared.lacking == own.lacking
+            assert shared.wait == pytest.approx(own.wait, abs=SLACK)
+            assert shared.left == pytest.approx(own.left, abs=1)
+
+
+async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, emptied: Redis) -> None:
+    verdicts: list[Verdict] = []
+    bucket = Bucket("requests", 100, DAY)
+
+    async def ask(limits: SharedLimits) -> None:
+        verdicts.extend([await limits.take([Charge(bucket, 1)], 0.0) for _ in range(25)])
+
+    async def ask_from_everywhere(*several: Store) -> None:
+        async with anyio.create_task_group() as tasks:
+            for each in several * 4:
+                tasks.start_soon(ask, each.limits)
+
+    async with store(server.url) as one, store(server.url) as other:
+        await ask_from_everywhere(one, other)
+    assert verdicts.count(NOTHING) == 100
+    assert len(verdicts) == 200
+
+
+async def test_what_is_kept_is_a_moment_under_a_name_until_then(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with store(server.url) as made:
+        await made.limits.take([Charge(TOKENS, 500)], 0.0)
+        assert emptied.keys() == ["{ape-cerebras}:tokens:anna"]
+        assert DAY / 2 - SLACK < emptied.ttl("{ape-cerebras}:tokens:anna") <= DAY / 2
+        await made.limits.settle([Charge(TOKENS, -500)], 0.0)
+        assert emptied.keys() == []
+        await made.limits.take([], 0.0)
+        assert emptied.keys() == []
+
+
+async def test_what_is_spent_on_a_day_is_added_up_exactly(
+    server: RedisServer, emptied: Redis
+) -> None:
+    cent = Decimal("0.010000000001")
+    async with store(server.url) as one, store(server.url) as other:
+        assert await one.limits.spent("anna", 7) == 0
+        async with anyio.create_task_group() as tasks:
+            for each in (one, other) * 30:
+                tasks.start_soon(each.limits.spend, "anna", 7, cent)
+        assert await one.limits.spent("anna", 7) == await other.limits.spent("anna", 7) == 60 * cent
+        assert await one.limits.spent("anna", 8) == await one.limits.spent("ben", 7) == 0
+    assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
+    assert DAY < int(emptied.ttl("{ape-cerebras}:spent:anna:7")) <= 8 * DAY
+
+
+async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Path) -> None:
+    dollar = Decimal(1)
+    with redis_server(tmp_path) as server:
+        async with store(server.url, LocalLimits()) as made, store(server.url) as closed:
+            await made.limits.spend("anna", 7, dollar)
+            server.kill()
+            assert await made.limits.spent("anna", 7) == 0
+            await made.limits.spend("anna", 7, 3 * dollar)
+            assert await made.limits.spent("anna", 7) == 3 * dollar
+            await closed.limits.spend("anna", 7, dollar)
+            with pytest.raises(LimitsUnknown):
+                await closed.limits.spent("anna", 7)
+            server.start()
+            made.now = closed.now = 2.0
+            assert await made.limits.spent("anna", 7) == await closed.limits.spent("anna", 7) == 1
+
+
+async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, emptied: Redis) -> None:
+    key = "{ape-cerebras}:requests"
+    async with store(server.url) as made:
+        await made.limits.take([Charge(REQUESTS, 4)], 0.0)
+        an_hour = 3_600_000_000
+        later = [int(number) + an_hour for number in str(emptied.get(key)).split()]
+        emptied.set(key, "{} {}".format(*later))
+        assert await made.limits.take([Charge(REQUESTS, 2)], 0.0) == NOTHING
+        lacking = await made.limits.take([Charge(REQUESTS, 1)], 0.0)
+    assert lacking.wait == pytest.approx(DAY / 6, abs=SLACK)
+
+
+async def test_scripts_that_were_forgotten_are_told_again(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with store(server.url) as made:
+        assert await made.limits.take([Charge(REQUESTS, 6)], 0.0) == NOTHING
+        emptied.script_flush()
+        assert (await made.limits.take([Charge(REQUESTS, 6)], 0.0)).lacking is REQUESTS
+    assert made.told == []
+
+
+# Without an answer
+
+
+async def test_while_it_is_gone_others_are_asked_and_then_it_again(tmp_path: Path) -> None:
+    one, three = [Charge(REQUESTS, 1)], [Charge(REQUESTS, 3)]
+    with redis_server(tmp_path) as server:
+        async with store(server.url, LocalLimits()) as made:
+            assert await made.take([Charge(REQUESTS, 5)], 0.0) == NOTHING
+            server.kill()
+            # Who is asked instead knows what was left.
+            assert (await made.take(three, 10.0)).left == pytest.approx(1, abs=0.01)
+            await made.limits.settle([Charge(REQUESTS, -2)], 10.5)
+            assert await made.take(three, 12.0) == NOTHING
+            server.start()
+            assert (await made.take(one, 12.9)).left == pytest.approx(0, abs=0.01)
+            assert await made.take(one, 13.1) == NOTHING  # it had been left alone for a second
+            assert (await made.take(one, 13.1)).left == pytest.approx(0, abs=0.01)
+        assert made.told == [False, True]
+
+
+async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        async with store(server.url, ClosedLimits()) as made:
+            server.kill()
+            for now in (0.0, 0.5, 2.0):
+                with pytest.raises(LimitsUnknown):
+                    await made.take([Charge(REQUESTS, 1)], now)
+                await made.limits.settle([Charge(REQUESTS, -1)], now)
+            assert await made.take([], 2.0) == NOTHING
+        assert made.told == [False]
+
+
+async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
+    asked = 0
+
+    async def say_nothing(stream: SocketStream) -> None:
+        nonlocal asked
+        asked += 1
+        with closing(stream), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                await stream.receive()
+
+    async with anyio.create_task_group() as tasks:
+        port = await tasks.start(serve_each, say_nothing)
+        async with store(f"redis://127.0.0.1:{port}", LocalLimits(), 0.05) as made:
+            for _ in range(20):
+                await made.take([Charge(REQUESTS, 1)], 7.0)
+            assert asked == 1
+            async with anyio.create_task_group() as many:
+                for _ in range(20):
+                    many.start_soon(made.take, [Charge(REQUESTS, 1)], 8.5)
+            assert asked == 2
+        tasks.cancel_scope.cancel()
+    assert made.told == [False]
+
+
+async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with store(server.url) as made:
+        await made.limits.take([Charge(TOKENS, 1000)], 0.0)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await made.limits.settle([Charge(TOKENS, -1000)], 0.0)
+            await made.limits.spend("anna", 7, Decimal(1))
+        assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await made.limits.take([Charge(TOKENS, 1000)], 0.0)
+            pytest.fail("who has left is not asked for")
+    assert made.told == []
+
+
+async def test_what_makes_no_sense_to_it_is_no_answer(server: RedisServer, emptied: Redis) -> None:
+    emptied.lpush("{ape-cerebras}:requests", "nonsense")
+    async with store(server.url, LocalLimits()) as made:
+        assert await made.limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
+    assert made.told == [False]

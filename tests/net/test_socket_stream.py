@@ -1,0 +1,475 @@
+"""The byte streams: what they carry, when they say it came, and how they end."""
+
+import select
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
+
+import anyio
+import pytest
+import trustme
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+from end_to_end import hold_the_loop
+
+from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.net.outbox import Outbox
+from ape_cerebras.net.socket_stream import (
+    PeerStalled,
+    SocketStream,
+    StampedStream,
+)
+from ape_cerebras.net.timestamps import loop_clock
+from ape_cerebras.net.wrapped import WrappedStream, stamped
+from ape_cerebras.upstream.connect import connect_tcp
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
+
+stamped_by_kernel = pytest.mark.usefixtures("kernel_stamps")
+
+
+@asynccontextmanager
+async def sockets() -> AsyncIterator[tuple[SocketStream, SocketStream]]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    ends = SocketStream(ours), SocketStream(theirs)
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
+
+
+async def test_bytes_arrive_as_they_were_sent_however_many() -> None:
+    payload = bytes(range(256)) * 20_000  # more than the kernel takes at once
+    received = bytearray()
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+        tasks.start_soon(ours.send, payload)
+        while len(received) < len(payload):
+            received += await theirs.receive()
+    assert received == payload
+    assert ours.write_wait_seconds > 0
+
+
+async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() -> None:
+    async with sockets() as (ours, theirs):
+        before = loop_clock()()
+        await ours.send(b"a")
+        assert before <= ours.left_at <= ours.written_at
+        assert await theirs.receive() == b"a"
+        assert before <= theirs.arrived_at <= loop_clock()()
+        with anyio.move_on_after(0.02):
+            await theirs.receive()
+        theirs.read_timeout = 0.02
+        waited = theirs.read_wait_seconds
+        assert waited >= 0.019  # in vain is waited too; uvloop's timers are of whole milliseconds
+        with pytest.raises(PeerStalled):
+            await theirs.receive()
+        assert theirs.read_wait_seconds >= waited + 0.019
+
+
+@stamped_by_kernel
+async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_them() -> None:
+    async with sockets() as (ours, theirs):
+        for number in range(3):
+            await ours.send(b"a")
+            left_at, held_until = ours.left_at, hold_the_loop()
+            await theirs.receive()
+            assert left_at - 0.0001 <= theirs.arrived_at < held_until, number
+    assert theirs.unstamped_reads == 0
+
+
+@stamped_by_kernel
+@pytest.mark.parametrize("attentive", [True, False])
+async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bool) -> None:
+    read: list[tuple[bytes, float]] = []
+
+    async def receive(stream: SocketStream) -> None:
+        while sum(len(data) for data, _ in read) < 3:
+            read.append((await stream.receive(), stream.arrived_at))
+
+    async with sockets() as (ours, theirs), sockets() as (others, _):
+        await ours.send(b"an answer before")
+        await theirs.receive()
+        theirs.be_attentive(attentive)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive, theirs)
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"aa")
+            await others.send(b"whatever happens on any other socket")
+            first_held_until = hold_the_loop()
+            await ours.send(b"b")
+    if attentive:
+        (first, first_at), (second, second_at) = read
+        assert (first, second) == (b"aa", b"b")
+        assert first_at < first_held_until <= second_at
+    else:
+        [(both, at)] = read
+        assert both == b"aab"
+        assert at >= first_held_until
+    assert theirs.unstamped_reads == 0
+
+
+@stamped_by_kernel
+async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> None:
+    async with sockets() as (ours, theirs), sockets() as (others, _):
+        theirs.be_attentive(True)
+        for _ in range(2):
+            with anyio.move_on_after(0):
+                await theirs.receive()
+            await ours.send(b"abc")
+            await others.send(b"x")
+            assert [await theirs.receive(2), await theirs.receive(2)] == [b"ab", b"c"]
+        with anyio.move_on_after(0):
+            await theirs.receive()
+        theirs.close()
+        await ours.send(b"d")
+        await others.send(b"x")  # finds nothing of what is closed
+        with pytest.raises(ClosedResourceError):
+            await theirs.receive()
+
+
+@stamped_by_kernel
+async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0)
+    accepted: list[SocketStream] = []
+    read = anyio.Event()
+
+    def take(stream: SocketStream) -> None:
+        accepted.append(stream)
+        read.set()
+
+    with listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(accept_connections, listener, take, anyio.lowlevel.checkpoint, print)
+            await anyio.wait_all_tasks_blocked()  # the backlog has been found empty
+            with socket.create_connection(listener.getsockname()) as client:
+                client.send(b"a")
+                held_until = hold_the_loop()
+                await read.wait()
+                await accepted[0].receive()
+            tasks.cancel_scope.cancel()
+        assert accepted[0].arrived_at < held_until
+        assert accepted[0].unstamped_reads == 0
+        accepted[0].close()
+
+
+@stamped_by_kernel
+async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_peer() -> None:
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+
+        async def send_and_hold() -> None:
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"a")
+            hold_the_loop()
+
+        tasks.start_soon(send_and_hold)
+        began_at = loop_clock()()
+        await theirs.receive()
+        assert 0 < theirs.read_wait_seconds <= theirs.arrived_at - began_at
+
+
+async def test_without_a_stamp_the_moment_of_the_read_counts_and_is_counted() -> None:
+    async with sockets() as (ours, theirs):
+        theirs.stamp_by_read()
+        await ours.send(b"a")
+        held_until = hold_the_loop()
+        await theirs.receive()
+        assert theirs.arrived_at >= held_until
+        assert theirs.unstamped_reads == 1
+
+
+async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:
+    calls: list[int] = []
+    async with sockets() as (ours, theirs):
+
+        async def hook() -> None:
+            calls.append(1)
+            await ours.send(b"b")
+
+        await ours.send(b"a")
+        theirs.before_wait = hook
+        assert await theirs.receive() == b"a"
+        assert calls == []
+        assert await theirs.receive() == b"b"
+        assert calls == [1]
+
+
+async def test_a_hook_that_raises_takes_the_place_of_the_wait() -> None:
+    async with sockets() as (_, theirs):
+
+        async def refuse() -> None:
+            raise WouldBlock
+
+        theirs.before_wait = refuse
+        with pytest.raises(WouldBlock):
+            await theirs.receive()
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    """The turn that the loop gets now and then is taken before the bytes are, not after."""
+    async with sockets() as (ours, theirs):
+        got = b""
+        for number in range(200):
+            await ours.send(b"%d," % number)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                got += await theirs.receive()
+        while not got.endswith(b"199,"):
+            got += await theirs.receive()
+    assert got == b"".join(b"%d," % number for number in range(200))
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_what_was_told_to_one_who_is_cancelled_is_read_by_the_next(turns: int) -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        got = b""
+
+        async def receive() -> None:
+            nonlocal got
+            with scope:
+                got += await theirs.receive()
+
+        scope = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await anyio.wait_all_tasks_blocked()
+            await ours.send(b"b")
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+        with anyio.fail_after(5):
+            got = got or await theirs.receive()
+    assert got == b"b"
+
+
+async def test_what_was_told_to_a_watcher_is_read_by_the_next() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        told = anyio.Event()
+        if not theirs.watch(told.set):
+            return
+        await ours.send(b"b")
+        with anyio.fail_after(5):
+            await told.wait()
+            theirs.watch(None)
+            assert await theirs.receive() == b"b"
+
+
+async def test_an_end_that_came_with_the_last_bytes_is_read_too() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        got: list[bytes] = []
+
+        async def receive() -> None:
+            with suppress(EndOfStream):
+                while True:
+                    got.append(await theirs.receive())
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                ours.send_nowait(b"b")
+                await ours.send_eof()
+    assert got == [b"b"]
+
+
+async def test_others_get_their_turn_beside_a_stream_that_never_waits() -> None:
+    turns = 0
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await anyio.lowlevel.checkpoint()
+
+        tasks.start_soon(count)
+        for _ in range(500):
+            await ours.send(b"x")
+            await theirs.receive(1)
+        tasks.cancel_scope.cancel()
+    assert turns > 10
+
+
+async def test_ends() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send_eof()
+        with pytest.raises(EndOfStream):
+            await theirs.receive()
+        assert not theirs.peer_is_gone()  # it can still be written to
+        await theirs.send(b"still")
+        assert await ours.receive() == b"still"
+        theirs.reset()
+        assert theirs.peer_is_gone()
+        with pytest.raises(BrokenResourceError):
+            await ours.receive()
+        assert ours.peer_is_gone()
+        with pytest.raises(ClosedResourceError):
+            await theirs.receive()
+
+
+async def test_closing_wakes_who_waits() -> None:
+    async with sockets() as (ours, _), anyio.create_task_group() as tasks:
+
+        async def wait() -> None:
+            with pytest.raises((ClosedResourceError, BrokenResourceError)):
+                await ours.receive()
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        ours.close()
+        ours.close()  # once is enough, twice does no harm
+
+
+async def test_a_peer_that_takes_nothing_stalls_a_write() -> None:
+    async with sockets() as (ours, _):
+        ours.write_timeout = 0.02
+        with pytest.raises(PeerStalled):
+            await ours.send(b"x" * 50_000_000)
+
+
+async def test_sending_without_waiting_sends_what_there_is_room_for() -> None:
+    async with sockets() as (ours, theirs):
+        ours.send_nowait(b"0")
+        assert await theirs.receive() == b"0"
+        theirs.close()
+        for _ in range(3):
+            ours.send_nowait(b"0")  # nobody is there: no matter
+
+
+@asynccontextmanager
+async def foreign() -> AsyncIterator[tuple[ByteStream, ByteStream]]:
+    """A connection made and accepted by anyio, as a host program would bring it."""
+    accepted: list[ByteStream] = []
+    arrived = anyio.Event()
+
+    async def keep(stream: ByteStream) -> None:
+        accepted.append(stream)
+        arrived.set()
+        await anyio.sleep_forever()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, keep)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        async with await anyio.connect_tcp("127.0.0.1", port) as ours:
+            await arrived.wait()
+            async with accepted[0]:
+                yield ours, accepted[0]
+        tasks.cancel_scope.cancel()
+
+
+async def test_any_anyio_stream_gets_the_same_face() -> None:
+    async with foreign() as (ours, theirs):
+        wrapped = stamped(theirs)
+        assert isinstance(wrapped, WrappedStream)
+        assert stamped(wrapped) is wrapped
+        await ours.send(b"a")
+        assert await wrapped.receive() == b"a"
+        await wrapped.send(b"b")
+        assert await ours.receive() == b"b"
+        assert wrapped.left_at <= wrapped.written_at
+        wrapped.read_timeout = 0.02
+        with pytest.raises(PeerStalled):
+            await wrapped.receive()
+        assert not wrapped.peer_is_gone()
+        await ours.aclose()
+        with pytest.raises((EndOfStream, BrokenResourceError)):
+            await wrapped.receive()
+
+
+class Sink(StampedStream):
+    """Takes writes, and can be made to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.broken = False
+
+    async def send(self, item: bytes) -> None:
+        if self.broken:
+            raise BrokenResourceError
+        self.writes.append(item)
+
+    async def receive(self, max_bytes: int = 1) -> bytes:
+        raise EndOfStream
+
+    async def send_eof(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.broken = True
+
+    def peer_is_gone(self) -> bool:
+        return self.broken
+
+
+async def test_an_end_found_while_sending_is_a_broken_connection(authority: trustme.CA) -> None:
+    """That is what anyio's TLS stream says where it takes a cut for an end."""
+    served, asking = (ssl.SSLContext(way) for way in (PROTOCOL_TLS_SERVER, PROTOCOL_TLS_CLIENT))
+    authority.issue_cert("a").configure_cert(served)
+    authority.configure_trust(asking)
+    secured: list[TLSStream] = []
+
+    async def wrap(stream: SocketStream, context: ssl.SSLContext, name: str | None) -> None:
+        secured.append(
+            await TLSStream.wrap(
+                stream, hostname=name, ssl_context=context, standard_compatible=False
+            )
+        )
+
+    async with sockets() as (ours, theirs):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wrap, theirs, served, None)
+            await wrap(ours, asking, "a")
+        theirs.close()
+        wrapped = stamped(next(each for each in secured if each.transport_stream is ours))
+        with pytest.raises(EndOfStream):
+            await wrapped.receive()
+        with pytest.raises(BrokenResourceError):
+            await wrapped.send(b"a")
+        assert wrapped.peer_is_gone()
+
+
+async def test_what_is_held_leaves_in_one_write() -> None:
+    sink = Sink()
+    outbox = Outbox(sink)
+    for part in (b"a", None, b"", b"bc"):
+        outbox.hold(part)
+    assert (outbox.size, sink.writes) == (3, [])
+    await outbox.flush()
+    await outbox.flush()
+    assert (outbox.size, sink.writes, outbox.busy) == (0, [b"abc"], False)
+    sink.broken = True
+    outbox.hold(b"d")
+    with pytest.raises(BrokenResourceError):
+        await outbox.flush()
+    assert not outbox.busy
+
+
+async def test_nagles_algorithm_is_off_on_both_legs() -> None:
+    """It costs tens of milliseconds of TTFT together with delayed acknowledgements."""
+    [listener] = await open_listeners("127.0.0.1", 0)
+    accepted: list[SocketStream] = []
+    with listener:
+        upstream_leg = await connect_tcp(*listener.getsockname())
+        select.select([listener], [], [], 5)
+        accept_waiting(listener, accepted.append)
+    for stream in (upstream_leg, *accepted):
+        sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        stream.close()
+    assert len(accepted) == 1

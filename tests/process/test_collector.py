@@ -1,0 +1,123 @@
+"""What is left to the garbage collector: nothing that an exchange makes, so that what has survived
+a look need not be looked at again."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+from end_to_end import (
+    FINISH,
+    TOKEN,
+    Conversation,
+    Script,
+    chat,
+    events,
+    running_proxy,
+    running_upstream,
+)
+from scripts import answers, closes, resets, silent, streams
+
+pytestmark = pytest.mark.anyio
+
+STREAM = b'{"model":"gpt-oss-120b","messages":[],"stream":true}'
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(STREAM), STREAM)
+)
+WHOLE = streams(events(TOKEN, FINISH, b"[DONE]"))
+
+
+async def short(peer: Conversation) -> None:
+    await peer.request()
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}")
+
+
+# Upstream's script, the request, and whether the client leaves without waiting for its end.
+KINDS = {
+    "plain": (answers, chat(), False),
+    "stream": (WHOLE, chat(STREAM), False),
+    "chunked": (WHOLE, CHUNKED, False),
+    "put together": (WHOLE, chat(), False),
+    "refused": (answers, chat(b"{"), False),
+    "malformed": (answers, b"GET / HTTP/9\r\n\r\n", False),
+    "unanswered": (closes, chat(), False),
+    "reset": (resets, chat(), False),
+    "cut": (streams(events(TOKEN), then="leave"), chat(STREAM), False),
+    "short": (short, chat(), False),
+    "late": (silent, chat(), False),
+    "left": (silent, chat(STREAM), True),
+    "left in the middle": (streams(events(TOKEN), then="stay"), chat(STREAM), True),
+}
+
+
+@contextmanager
+def garbage_kept() -> Iterator[list[str]]:
+    """The names of our own types in what the collector finds when the block has ended."""
+    names: list[str] = []
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield names
+        gc.collect()
+        kinds = (type(each) for each in gc.garbage)
+        ours = (kind for kind in kinds if kind.__module__.startswith("ape_cerebras"))
+        names += sorted({kind.__qualname__ for kind in ours})
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def ask(script: Script, request: bytes, leaves: bool, mode: str) -> None:
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.2", TTFT_MODE=mode) as running,
+    ):
+        client = await running.client()
+        with garbage_kept() as names:
+            await client.send(request)
+            if leaves:
+                while not upstream.requests:
+                    await anyio.lowlevel.checkpoint()
+            else:
+                await client.response("POST")
+            client.stream.close()
+            await running.lines.exchange()
+            while await running.metric("cerebras_proxy_client_connections") > 1:
+                await anyio.lowlevel.checkpoint()
+        assert names == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_exchange_and_its_connection_leave_no_cycle(kind: str) -> None:
+    script, request, leaves = KINDS[kind]
+    await ask(script, request, leaves, "exact" if kind == "put together" else "passthrough")
+
+
+SCRIPT = """
+import gc
+from ape_cerebras.process.collector import look_at_what_is_new
+look_at_what_is_new()
+look_at_what_is_new()
+before = gc.get_freeze_count()
+kept = [[] for _ in range(1000)]
+gc.collect(1)
+young = gc.get_freeze_count() - before
+gc.collect()
+print(before > 1000, young, gc.get_freeze_count() - before >= 1000, len(gc.callbacks))
+print(gc.get_threshold()[0] > 700)
+kept.clear()
+print(gc.get_freeze_count() - before < 100)
+"""
+
+
+def test_what_survived_a_look_is_not_looked_at_again_and_still_goes() -> None:
+    told = subprocess.run(
+        (sys.executable, "-c", SCRIPT), capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["True", "0", "True", "1", "True", "True"]

@@ -1,0 +1,59 @@
+"""A process that has keys leaves no core file; one that embeds a proxy is left as it was."""
+
+import ctypes
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from end_to_end import running_proxy
+from served import Served, environment, serving
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how a process ended")
+
+NO_CORE = (0, 0)
+PR_GET_DUMPABLE = 3
+
+
+UNLIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+resource.setrlimit = lambda *_: None
+from ape_cerebras.__main__ import main
+main(["serve", "--demo"])
+"""
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_CORE)[1] != resource.RLIM_INFINITY,
+    reason="core files cannot be allowed here",
+)
+def test_nor_where_the_limit_was_raised_again(tmp_path: Path) -> None:
+    settings = environment(HOST="127.0.0.1", PORT="0")
+    command = (sys.executable, "-c", UNLIMITED)
+    served = Served(subprocess.Popen(command, env=settings, cwd=tmp_path, stdout=subprocess.PIPE))
+    try:
+        served.line("address")
+        assert resource.prlimit(served.process.pid, resource.RLIMIT_CORE) != NO_CORE
+        assert not served.dumps_core(signal.SIGSEGV)
+        assert not list(tmp_path.iterdir())
+    finally:
+        served.end()
+
+
+def test_nor_of_workers() -> None:
+    with serving("serve", "--demo", "--workers", "2") as served:
+        workers = [served.line("process")["process"] for _ in range(2)]
+        assert [resource.prlimit(each, resource.RLIMIT_CORE) for each in workers] == [NO_CORE] * 2
+
+
+@pytest.mark.anyio
+async def test_who_embeds_a_proxy_decides_for_himself() -> None:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    hooks = sys.excepthook, sys.unraisablehook
+    async with running_proxy(1):
+        assert resource.getrlimit(resource.RLIMIT_CORE) == before
+        assert ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
+        assert (sys.excepthook, sys.unraisablehook) == hooks

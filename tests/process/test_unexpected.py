@@ -1,0 +1,155 @@
+"""Whatever goes wrong, wherever in a process, what is told of it holds none of its texts."""
+
+import subprocess
+import sys
+from typing import Any
+
+import orjson
+import pytest
+from end_to_end import KEY
+from served import PATIENCE, environment
+
+from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.process.unexpected import told_of
+
+
+def caught(work: Any) -> Exception:
+    try:
+        work()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def fails() -> None:
+    raise ValueError(KEY)
+
+
+def fails_over_it() -> None:
+    try:
+        fails()
+    except ValueError as error:
+        raise RuntimeError(KEY) from error
+
+
+def fails_beside_it() -> None:
+    try:
+        fails()
+    except ValueError:
+        raise OSError(KEY)  # noqa: B904 - left to be the context
+
+
+def fails_instead() -> None:
+    try:
+        fails()
+    except ValueError:
+        raise LookupError(KEY) from None
+
+
+def types(told: list[str]) -> list[str]:
+    return [text.partition(" ")[0] for text in told]
+
+
+def test_type_and_places_innermost_first() -> None:
+    [told] = told_of(caught(fails))
+    first = fails.__code__.co_firstlineno
+    assert told.startswith(f"ValueError < test_unexpected.py:{first + 1} fails < ")
+    assert told.endswith(" caught")
+
+
+def test_what_is_behind_an_exception_is_told_too_and_once() -> None:
+    assert types(told_of(caught(fails_over_it))) == ["RuntimeError", "ValueError"]
+    assert types(told_of(caught(fails_beside_it))) == ["OSError", "ValueError"]
+    assert types(told_of(caught(fails_instead))) == ["LookupError"]
+    group = ExceptionGroup(KEY, [caught(fails_over_it), caught(fails_instead)])
+    group.__cause__ = group.exceptions[0]
+    assert types(told_of(group)) == ["ExceptionGroup", "RuntimeError", "LookupError", "ValueError"]
+
+
+def test_no_tree_and_no_depth_makes_a_long_line() -> None:
+    def deep(left: int) -> None:
+        deep(left - 1) if left else fails()
+
+    group = ExceptionGroup(KEY, [caught(lambda: deep(100)) for _ in range(100)])
+    told = told_of(group)
+    assert len(told) == 8
+    assert max(map(len, told)) < 400
+    assert KEY not in "".join(told)
+
+
+EVERYWHERE = f"""
+import gc, logging, threading
+from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.process.unexpected import take_over
+key = {KEY!r}
+
+class Finalized:
+    def __del__(self):
+        raise ValueError(key)
+
+def fail():
+    raise KeyError(key)
+
+take_over()
+thread = threading.Thread(target=fail, name=key)
+thread.start()
+thread.join()
+Finalized()
+gc.collect()
+try:
+    fail()
+except KeyError:
+    logging.getLogger(key).exception("%s", key)
+logging.getLogger(key).warning(key)
+raise ExceptionGroup(key, [RuntimeError(key)])
+"""
+
+
+def run(script: str, **settings: str) -> tuple[list[dict[str, Any]], str]:
+    """Its lines, and what it wrote where nothing should be."""
+    done = subprocess.run(
+        (sys.executable, "-c", script),
+        env=environment(**settings),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert KEY.encode() not in done.stdout
+    return [orjson.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+def test_what_a_process_itself_tells() -> None:
+    lines, rest = run(EVERYWHERE)
+    assert rest == ""
+    told = [(line["message"], types(line["exceptions"])) for line in lines]
+    assert told == [
+        ("A thread failed", ["KeyError"]),
+        ("A finalizer failed", ["ValueError"]),
+        ("A library complains", ["KeyError"]),
+        ("A library complains", []),
+        ("Failed", ["ExceptionGroup", "RuntimeError"]),
+    ]
+
+
+BROKEN = """
+import sys
+import ape_cerebras.__main__ as program
+async def fail(*_, **__):
+    raise ValueError(program.os.environ["CEREBRAS_API_KEY"])
+program.serve = fail
+raise SystemExit(program.main(["serve"]))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_proxy_that_fails(backend: str, workers: str) -> None:
+    settings = {"HOST": "127.0.0.1", "PORT": "0", "BACKEND": backend, "ASYNC_WORKERS": workers}
+    lines, rest = run(BROKEN, CEREBRAS_API_KEY=KEY, **settings)
+    assert rest == ""
+    told = [line for line in lines if "exceptions" in line]
+    assert told
+    assert {line["message"] for line in told} == {"Failed" if workers == "1" else "Worker failed"}
+    assert {line.get("worker") for line in told} <= ({None} if workers == "1" else {1, 2})
+    assert all("ValueError" in types(line["exceptions"]) for line in told)

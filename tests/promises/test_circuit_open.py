@@ -1,0 +1,282 @@
+"""A circuit in a proxy: what clients, upstream, log, metrics and /health see of it."""
+
+from typing import Any
+
+import anyio
+import pytest
+from end_to_end import (
+    Conversation,
+    Response,
+    Running,
+    chat,
+    error_shape,
+    free_port,
+    running_proxy,
+    running_upstream,
+)
+from memory import MemoryStream
+from mock_clock import Rig, on_mock_clock, rig
+from scripts import answers, closes, one_after_another, says
+
+pytestmark = pytest.mark.anyio
+
+THREE = {"CIRCUIT_FAILURES": "3"}
+FAILS = one_after_another(says(500))
+
+
+async def state(running: Running) -> str:
+    """As /health has it; the gauge says the same."""
+    response = await (await running.client()).get("/health")
+    assert response.status == 200
+    name = "cerebras_proxy_upstream_circuit"
+    states = {
+        each: await running.sample(f'{name}{{state="{each}"}}')
+        for each in ("closed", "open", "half_open")
+    }
+    told: str = response.json()["upstream_circuit"]
+    assert states == {each: float(each == told) for each in states}
+    return told
+
+
+async def asked(running: Running, times: int) -> list[Response]:
+    """The answers to requests that came all at once: the second for which the circuit is open
+    would be over by chance, if the client took part in it."""
+    client = await running.client()
+    await client.send(chat() * times)
+    return [await client.response() for _ in range(times)]
+
+
+def messages(running: Running) -> list[tuple[str, str]]:
+    told = [(line["level"], line["message"]) for line in running.lines.all()]
+    return [each for each in told if each[1].startswith("Circuit")]
+
+
+async def test_after_a_run_of_failures_upstream_is_asked_no_more() -> None:
+    async with (
+        running_upstream(FAILS) as upstream,
+        running_proxy(upstream.port, **THREE) as running,
+    ):
+        assert await state(running) == "closed"
+        *failed, response = await asked(running, 4)
+        assert await state(running) == "open"
+        count = await running.metric("cerebras_proxy_errors_total")
+        outcome = "upstream_unavailable"
+        line = next(line for line in running.lines.exchanges() if line["outcome"] == outcome)
+    assert [each.status for each in failed] == [500] * 3
+    assert (response.status, response.headers["retry-after"]) == (503, "1")
+    assert error_shape(response.json()) == ("upstream_error", "upstream_unavailable")
+    assert len(upstream.requests) == 3
+    assert count == 4
+    assert (line["error"], line["level"]) == ("upstream_unavailable", "error")
+    assert not {"connection", "upstream_status", "ttfb_seconds"} & line.keys()
+    assert messages(running) == [("warning", "Circuit opened")]
+
+
+@pytest.mark.parametrize("port", ["refuses", "closes"])
+async def test_without_a_connection_or_an_answer_too(port: str) -> None:
+    async with running_upstream(closes) as upstream:
+        where = free_port() if port == "refuses" else upstream.port
+        async with running_proxy(where, **THREE) as running:
+            codes = [error_shape(each.json())[1] for each in await asked(running, 4)]
+    failure = "connect_error" if port == "refuses" else "invalid_response"
+    assert codes == [failure] * 3 + ["upstream_unavailable"]
+
+
+async def test_by_default_it_always_is_asked() -> None:
+    async with running_upstream(FAILS) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        statuses = {(await client.ask(chat())).status for _ in range(50)}
+        health = (await client.get("/health")).json()
+        assert await running.metric("cerebras_proxy_upstream_circuit") == 0
+    assert statuses == {500}
+    assert len(upstream.requests) == 50
+    assert "upstream_circuit" not in health
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429])
+async def test_what_is_the_clients_or_the_accounts_to_mend_is_no_failure(status: int) -> None:
+    script = one_after_another(says(status))
+    async with running_upstream(script) as upstream, running_proxy(upstream.port, **THREE) as it:
+        client = await it.client()
+        for _ in range(5):
+            await client.ask(chat())
+        assert await state(it) == "closed"
+    assert len(upstream.requests) == 5
+
+
+async def test_the_list_of_models_is_asked_for_all_the_same() -> None:
+    """It is no chat, and has its own pause after a failure."""
+    script = one_after_another(says(500), says(500), says(500), says(200, b'{"data":[]}'))
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, **THREE) as running,
+    ):
+        client = await running.client()
+        for _ in range(3):
+            await client.ask(chat())
+        response = await client.get("/v1/models")
+    assert response.body == b'{"data":[]}'
+    assert len(upstream.requests) == 4
+
+
+async def test_retries_end_where_it_opens() -> None:
+    """Nobody waits for what will be refused: the client gets what upstream said."""
+    settings = {"RETRY_ATTEMPTS": "9", "RETRY_BACKOFF": "0.001", **THREE}
+    async with (
+        running_upstream(FAILS) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.sample('cerebras_proxy_retries_forgone_total{why="circuit"}') == 1
+    assert (response.status, response.body) == (500, b"{}")
+    assert (len(upstream.requests), line["tries"], line["upstream_status"]) == (3, 3, 500)
+
+
+async def test_an_answer_that_stays_away_is_a_failure() -> None:
+    async def silent(peer: Conversation) -> None:
+        await peer.request()
+        await peer.until_left()
+
+    settings = {"UPSTREAM_FIRST_BYTE_TIMEOUT": "0.02", "CIRCUIT_FAILURES": "2"}
+    async with (
+        running_upstream(silent) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        statuses = [each.status for each in await asked(running, 3)]
+    assert statuses == [504, 504, 503]
+
+
+async def test_a_run_is_ended_by_any_answer() -> None:
+    script = one_after_another(says(500), says(500), says(429), says(500), says(500), says(200))
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, **THREE) as running,
+    ):
+        client = await running.client()
+        statuses = [(await client.ask(chat())).status for _ in range(6)]
+        assert await state(running) == "closed"
+    assert statuses == [500, 500, 429, 500, 500, 200]
+
+
+async def test_an_upstream_that_answers_leaves_it_closed() -> None:
+    async with (
+        running_upstream(answers) as upstream,
+        running_proxy(upstream.port, **THREE) as running,
+    ):
+        client = await running.client()
+        for _ in range(5):
+            await client.ask(chat())
+        assert await state(running) == "closed"
+        assert messages(running) == []
+    assert len(upstream.requests) == 5
+
+
+# At exact times
+
+
+class Played:
+    """An upstream that fails until ``well_at``, and takes ``takes`` seconds for each answer."""
+
+    def __init__(self, well_at: float, takes: float = 0.0) -> None:
+        self.well_at = well_at
+        self.takes = takes
+        self.began_at = anyio.current_time()
+        self.asked_at: list[float] = []
+
+    @property
+    def now(self) -> float:
+        return anyio.current_time() - self.began_at
+
+    async def script(self, stream: MemoryStream) -> None:
+        self.asked_at.append(self.now)
+        await anyio.sleep(self.takes)
+        status = b"200 OK" if self.now >= self.well_at else b"500 X"
+        await stream.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+        stream.close()
+
+
+async def ask(running: Rig) -> bytes:
+    """The status of an answer."""
+    client = running.another_client()
+    await client.send(chat())
+    head = await client.receive()
+    client.close()
+    return head[9:12]
+
+
+def events_of(running: Rig) -> list[str]:
+    return [line["message"] for line in running.lines.all() if "outcome" not in line]
+
+
+async def probes_come_after_one_two_and_four_seconds() -> None:
+    played = Played(well_at=6.5)
+    async with rig(played.script, **THREE) as running:
+        statuses: dict[float, bytes] = {}
+        for _ in range(3):
+            await ask(running)
+        while played.now < 9:
+            statuses[played.now] = await ask(running)
+            await anyio.sleep(0.25)
+    assert played.asked_at[:3] == [0.0] * 3
+    # Open for 1 s, 2 s, 4 s; then it is well.
+    assert played.asked_at[3:6] == [1.0, 3.0, 7.0]
+    assert {at for at, status in statuses.items() if status == b"500"} == {1.0, 3.0}
+    assert {status for at, status in statuses.items() if at >= 7} == {b"200"}
+    assert {statuses[at] for at in (0.0, 0.75, 1.25, 2.75, 3.25, 6.75)} == {b"503"}
+    assert events_of(running) == ["Circuit opened", "Circuit closed"]
+
+
+async def many_that_come_at_once_are_one_probe() -> None:
+    played = Played(well_at=1.0, takes=0.5)
+    async with rig(played.script, **THREE) as running:
+        for _ in range(3):
+            await ask(running)  # till 1.5, of which the last is well
+        played.well_at = 100
+        for _ in range(3):
+            await ask(running)  # till 3, when it opens
+        played.well_at = 4
+        await anyio.sleep(1)
+        statuses: list[bytes] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def note() -> None:
+                statuses.append(await ask(running))
+
+            for _ in range(20):
+                tasks.start_soon(note)
+    assert played.asked_at == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 4.0]
+    assert sorted(statuses) == [b"200"] + [b"503"] * 19
+
+
+async def a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
+    played = Played(well_at=1.0, takes=0.0)
+    async with rig(played.script, **THREE) as running:
+        for _ in range(3):
+            await ask(running)
+        played.takes = 10
+        await anyio.sleep(1)
+        leaving = running.another_client()
+        await leaving.send(chat())
+        await anyio.sleep(2)
+        refused = await ask(running)
+        leaving.close()
+        await anyio.sleep(1)
+        played.takes = 0
+        answered: list[Any] = [await ask(running), await ask(running)]
+    assert refused == b"503"
+    assert answered == [b"200", b"200"]
+    assert played.asked_at[3:] == [1.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        probes_come_after_one_two_and_four_seconds,
+        many_that_come_at_once_are_one_probe,
+        a_probe_whose_client_leaves_makes_room_for_the_next,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_at_exact_times(test: Any) -> None:
+    on_mock_clock(test)

@@ -1,0 +1,243 @@
+"""How an exchange fails: the client's answer, the outcome, and what becomes of the connections."""
+
+from collections.abc import Callable
+
+import anyio
+import pytest
+from end_to_end import (
+    TOKEN,
+    Conversation,
+    chat,
+    error_shape,
+    events,
+    free_port,
+    running_proxy,
+    running_upstream,
+)
+from scripts import answers_once, closes, one_token_and_no_more, resets, silent, streams
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_nobody_listens() -> None:
+    async with running_proxy(free_port()) as running:
+        client = await running.client()
+        response = await client.ask(chat())
+        line = await running.lines.exchange()
+        again = await client.ask(chat())
+    assert response.status == again.status == 502
+    assert error_shape(response.json()) == ("upstream_error", "connect_error")
+    assert "x-should-retry" not in response.headers
+    assert (line["outcome"], line["error"]) == ("upstream_connect_failed", "connect_error")
+    assert line["level"] == "error"
+
+
+async def speaks_another_protocol(peer: Conversation) -> None:
+    await peer.request()
+    await peer.send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+async def switches_protocols(peer: Conversation) -> None:
+    await peer.request()
+    await peer.send(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "script",
+    [closes, resets, speaks_another_protocol, switches_protocols],
+    ids=lambda f: f.__name__,
+)
+async def test_no_valid_answer(script: Callable[..., object]) -> None:
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:  # type: ignore[arg-type]
+        client = await running.client()
+        response = await client.ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_upstream_connections") == 0
+    assert response.status == 502
+    assert error_shape(response.json()) == ("upstream_error", "invalid_response")
+    assert response.headers["x-should-retry"] == "false"
+    assert line["outcome"] == "upstream_invalid"
+    assert len(upstream.requests) == 1
+
+
+async def test_no_answer_in_time() -> None:
+    async with (
+        running_upstream(silent) as upstream,
+        running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        await upstream.left.wait()
+    assert response.status == 504
+    assert error_shape(response.json()) == ("upstream_error", "first_byte_timeout")
+    assert line["outcome"] == "upstream_timeout"
+
+
+async def test_a_head_that_never_ends_is_cut_by_the_total() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n")
+        while True:  # each read makes progress, but the head never comes, nor becomes too large
+            await peer.send(b"X-A: b\r\n")
+            await anyio.sleep(0.005)
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.1") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert response.status == 504
+
+
+@pytest.mark.parametrize("boundary", [True, False])
+async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> None:
+    sent = events(TOKEN) if boundary else events(TOKEN) + b"data: {"
+
+    async with (
+        running_upstream(streams(sent, then="leave")) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert response.status == 200
+    assert not response.complete
+    assert b"[DONE]" not in response.body
+    assert response.body.startswith(sent)
+    told = response.body[len(sent) :]
+    if boundary:
+        assert told.startswith(b'data: {"status_code":502,"error":{"message":')
+        assert told.endswith(b'"code":"stream_truncated"}\n\n')
+    else:
+        assert told == b""
+    assert (line["status_code"], line["outcome"]) == (200, "upstream_truncated")
+
+
+async def test_a_clean_end_without_the_marker_is_a_cut_too() -> None:
+    async with (
+        running_upstream(streams(events(TOKEN))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert not response.complete
+    assert b"stream_truncated" in response.body
+    assert line["outcome"] == "upstream_truncated"
+
+
+async def test_a_stream_that_stalls() -> None:
+    async with (
+        running_upstream(one_token_and_no_more) as upstream,
+        running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        await upstream.left.wait()
+    assert not response.complete
+    assert b'"code":"stream_timeout"' in response.body
+    assert line["outcome"] == "upstream_stalled"
+
+
+async def test_a_plain_answer_that_is_cut() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+        await peer.send(b"Content-Length: 100\r\n\r\n{")
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.complete, response.headers["content-length"]) == (False, "100")
+    assert line["outcome"] == "upstream_truncated"
+
+
+async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
+    event = b'{"status_code":500,"error":{"message":"x","type":"server_error"}}'
+
+    async with (
+        running_upstream(streams(events(TOKEN, event))) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_errors_total") == 1
+    assert response.complete
+    assert response.body == events(TOKEN, event)
+    assert (line["outcome"], line["level"]) == ("upstream_stream_error", "error")
+
+
+async def test_an_error_event_behind_the_end_marker_passes_and_counts_for_nothing() -> None:
+    """The SDKs read no further than that."""
+    sent = events(TOKEN, b"[DONE]", b'{"error":{"message":"x"}}')
+    async with running_upstream(streams(sent)) as upstream, running_proxy(upstream.port) as running:
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        assert await running.metric("cerebras_proxy_errors_total") == 0
+    assert (response.body, response.complete) == (sent, True)
+    assert line["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) -> None:
+    sent = events(TOKEN, b'{"status_code":500,"error":{"message":"x","type":"server_error"}}')
+
+    async with (
+        running_upstream(streams(sent, then="stay" if stalls else "leave")) as upstream,
+        running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.body, response.complete) == (sent, False)
+    assert line["outcome"] == "upstream_stream_error"
+
+
+async def test_an_upstream_connection_closed_while_idle_is_found_before_use() -> None:
+    async with running_upstream(answers_once) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        statuses = [(await client.ask(chat())).status for _ in range(5)]
+    assert statuses == [200] * 5
+    assert len(upstream.requests) == 5
+
+
+async def test_bytes_behind_an_answer_never_reach_the_next_request() -> None:
+    poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + poison)
+
+    async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
+        client = await running.client()
+        bodies = [(await client.ask(chat())).body for _ in range(3)]
+    assert bodies == [b"ok"] * 3
+    assert upstream.connections == 3
+
+
+async def test_all_connections_in_use() -> None:
+    settings = {"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.05"}
+    async with (
+        running_upstream(silent) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        await (await running.client()).send(chat())
+        while not upstream.requests:
+            await anyio.lowlevel.checkpoint()
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert (response.status, response.headers["retry-after"]) == (503, "1")
+    assert error_shape(response.json()) == ("overloaded_error", "overloaded")
+    assert line["outcome"] == "overloaded"
+
+
+async def test_the_whole_exchange_has_a_deadline_where_one_is_set() -> None:
+    async with (
+        running_upstream(silent) as upstream,
+        running_proxy(upstream.port, REQUEST_TIMEOUT="0.05") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+        await upstream.left.wait()
+    assert response.status == 504
+    assert line["outcome"] == "exchange_timeout"

@@ -1,0 +1,183 @@
+"""Several proxies that name the same LIMITS_STORE keep one limit, exactly; and what they do while
+the store is gone is what was chosen, and nothing else."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from end_to_end import (
+    FINISH,
+    KEY,
+    Conversation,
+    Response,
+    Running,
+    chat,
+    error_shape,
+    running_proxy,
+    running_upstream,
+)
+from redis import Redis
+from redis_server import PASSWORD, RedisServer, redis_server
+from served import run
+
+from ape_cerebras.config.values import read_store
+
+pytestmark = pytest.mark.anyio
+
+
+async def answer_all(conversation: Conversation) -> None:
+    while True:
+        await conversation.request()
+        await conversation.answer(FINISH)
+
+
+@asynccontextmanager
+async def three_proxies(
+    server: RedisServer, per_minute: int, **settings: str
+) -> AsyncIterator[Sequence[Running]]:
+    limit = {
+        "RATE_LIMIT_PER_MINUTE": str(per_minute),
+        "LIMITS_STORE": server.url,
+        "LIMITS_STORE_TIMEOUT": "5",  # it writes to a disk that others use
+    }
+    async with running_upstream(answer_all) as upstream, AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(running_proxy(upstream.port, **limit, **settings))
+            for _ in range(3)
+        ]
+
+
+async def ask_all(proxies: Sequence[Running], times: int) -> list[Response]:
+    """So many requests to each, at the same time."""
+    answers: list[Response] = []
+
+    async def ask(running: Running) -> None:
+        client = await running.client()
+        answers.extend([await client.ask(chat()) for _ in range(times)])
+
+    async with anyio.create_task_group() as tasks:
+        for running in proxies:
+            tasks.start_soon(ask, running)
+    return answers
+
+
+def told(running: Running) -> list[str]:
+    """What it has said of the store."""
+    messages = [line["message"] for line in running.lines.all()]
+    return [message for message in messages if message.startswith("The store")]
+
+
+async def until_told(proxies: Sequence[Running], message: str) -> None:
+    """Ask until each has said so, as they only notice when they are asked."""
+    with anyio.fail_after(10):
+        while any(message not in told(running) for running in proxies):
+            await ask_all(proxies, 1)
+
+
+GONE, BACK = "The store of limits does not answer", "The store of limits answers again"
+
+
+async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        async with three_proxies(server, 300) as proxies:
+            began_at = anyio.current_time()
+            answers = await ask_all(proxies, 150)
+            seconds = anyio.current_time() - began_at
+            assert [told(running) for running in proxies] == [[], [], []]
+    statuses = Counter(answer.status for answer in answers)
+    assert statuses.keys() == {200, 429}
+    # A full bucket, and five a second that come back meanwhile; they were asked for to the end.
+    assert statuses[200] == pytest.approx(300 + 5 * seconds, rel=0.01)
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["x-ratelimit-limit-requests-minute"] == "300"
+    assert refused.headers["x-ratelimit-remaining-requests-minute"] == "0"
+
+
+async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
+    tmp_path: Path,
+) -> None:
+    with redis_server(tmp_path) as server:
+        async with three_proxies(server, 30) as proxies:
+            began_at = anyio.current_time()
+            assert {answer.status for answer in await ask_all(proxies, 5)} == {200}
+            server.kill()
+            alone = Counter(answer.status for answer in await ask_all(proxies, 35))
+            seconds = anyio.current_time() - began_at
+            assert alone.keys() == {200, 429}
+            # Each had been told of 15 that were left, or of a few more that others took afterwards.
+            assert 45 <= alone[200] <= 3 * (25 + seconds / 2)
+            server.start()
+            await until_told(proxies, BACK)
+            again = Counter(answer.status for answer in await ask_all(proxies, 20))
+            seconds = anyio.current_time() - began_at
+            # What was spent before is still known: no more than was left then and came back since.
+            assert again[200] <= 16 + seconds / 2
+            assert again.keys() <= {200, 429}
+            assert [told(running) for running in proxies] == [[GONE, BACK]] * 3
+            raw = b"".join(line for running in proxies for line in running.lines.raw)
+    assert PASSWORD.encode() not in raw
+
+
+async def test_closed_nothing_is_served_until_the_store_is_back(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        async with three_proxies(server, 3000, LIMITS_STORE_OUTAGE="closed") as proxies:
+            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            server.kill()
+            refused = await ask_all(proxies, 5)
+            assert {answer.status for answer in refused} == {503}
+            assert error_shape(refused[0].json()) == ("overloaded_error", "overloaded")
+            assert refused[0].headers["retry-after"] == "1"
+            health = await (await proxies[0].client()).get("/health")
+            assert health.status == 200
+            server.start()
+            await until_told(proxies, BACK)
+            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            assert [told(running) for running in proxies] == [[GONE, BACK]] * 3
+
+
+async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        server.kill()
+        async with three_proxies(server, 3000) as proxies:
+            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            server.start()
+            await until_told(proxies, BACK)
+
+
+async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 0.00001\n')
+    question = chat(b'{"model":"gpt-oss-120b","messages":[]}', b"Authorization: Bearer key-of-anna")
+    with redis_server(tmp_path) as server:
+        settings = {"APE_API_KEYS_FILE": str(file)}
+        async with three_proxies(server, 3000, **settings) as proxies:
+            # An answer costs 0.0000065.
+            answers = [await (await running.client()).ask(question) for running in proxies]
+        with Redis.from_url(server.url, decode_responses=True) as contents:
+            keys = contents.keys()
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert error_shape(answers[2].json())[1] == "budget_exceeded"
+    assert not [key for key in keys if "key-of-anna" in key]
+
+
+def test_check_says_whose_a_limit_is() -> None:
+    check = partial(
+        run, "check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="2", RATE_LIMIT_PER_MINUTE="7"
+    )
+    assert "RATE_LIMIT_PER_MINUTE=7  # in each of 2 workers" in check().stdout.splitlines()
+    shared = check(LIMITS_STORE=f"redis://:{PASSWORD}@localhost").stdout
+    assert "RATE_LIMIT_PER_MINUTE=7  # of all that name the same LIMITS_STORE" in shared
+    assert "MAX_CONNECTIONS" in shared
+    assert "LIMITS_STORE=(set)" in shared
+    assert PASSWORD not in shared
+
+
+def test_without_the_package_a_store_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ape_cerebras.config.values.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a package: pip install 'ape-cerebras\[redis\]'"):
+        read_store("redis://localhost")

@@ -1,0 +1,244 @@
+"""Nothing that comes from a client or from upstream holds the event loop: everybody else is served
+on meanwhile.
+
+The proxy has a loop to itself, with its client and its upstream in threads, and what each step of
+the loop does is counted. The bounds are less than what takes 10 ms on a slow machine.
+"""
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from end_to_end import TOKEN, Running, chat, events, running_proxy
+from exchanges import chat_exchange, plain_exchange, stream_exchange
+from steps import Steps, watched_steps
+from threaded import ThreadedUpstream, ask, in_chunks, plain
+
+from ape_cerebras import errors, upstream_errors
+from ape_cerebras.config.buckets import BUCKETS
+from ape_cerebras.config.prices import PriceTable, TimeInfo
+from ape_cerebras.errors import ProxyError
+from ape_cerebras.telemetry.timings import Exchange
+
+pytestmark = [
+    pytest.mark.anyio,
+    # uvloop's steps cannot be watched; what is done in them is the same as on asyncio.
+    pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True),
+]
+
+MIB = 2**20
+MOST_CALLS = 40_000
+MOST_BYTES = 6 * MIB
+GAPS = len(BUCKETS["gap"]) + 1
+STATUSES = (400, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)
+ROUTES = (
+    *("/v1/chat/completions", "/v1/models", "/v1/models/{id}", "/v1/tcp_warming"),
+    *("/health", "/metrics", "*", "unknown"),
+)
+EXACT = {"TTFT_MODE": "exact"}
+
+FINISH = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":3,"total_tokens":4}}'
+REPLY = plain(b'{"choices":[{"message":{"content":"a"}}],"usage":{"total_tokens":4}}')
+NAMED = b'{"model":"old",'
+MESSAGE = b'{"role":"user","content":"%s"}' % (b'word, \\"x\\" \\n' * 600)
+MESSAGES = b'"messages":[' + b",".join([MESSAGE] * 1000) + b"]}"
+ASKED = chat(b'{"stream":true}')
+
+
+def many(start: bytes, item: bytes, end: bytes, size: int = 10 * MIB - 100) -> bytes:
+    return start + item * ((size - len(start) - len(end)) // len(item)) + end
+
+
+def members(start: bytes, count: int) -> bytes:
+    return start + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
+
+
+def chat_in_chunks(body: bytes, size: int) -> bytes:
+    head = chat(body).partition(b"Content-Length")[0]
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + in_chunks(body, size)
+
+
+def streamed(body: bytes, size: int = MIB) -> bytes:
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    return head + in_chunks(body + events(FINISH, b"[DONE]"), size)
+
+
+def text_event(size: int) -> bytes:
+    return events(TOKEN.replace(b'"a"', b'"%s"' % (b"a" * size)))
+
+
+def dense_event(size: int) -> bytes:
+    return events(many(TOKEN[:-1] + b',"x":[', b"[],", b"1]}", size))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a client sends, or what upstream answers, is made only when it is played."""
+
+    request: Callable[[], bytes] = lambda: chat(b"{}")
+    answer: Callable[[], bytes] = lambda: REPLY
+    statuses: tuple[int, ...] = (200,)
+    settings: dict[str, str] = field(default_factory=dict)
+    write_bytes: int = 100 * MIB
+    most_bytes: int = MOST_BYTES
+
+
+def body(make: Callable[[], bytes], **options: object) -> Case:
+    return Case(lambda: chat(make()), **options)  # type: ignore[arg-type]
+
+
+def stream(make: Callable[[], bytes], **options: object) -> Case:
+    return Case(lambda: ASKED, lambda: streamed(make()), **options)  # type: ignore[arg-type]
+
+
+def put_together(make: Callable[[], bytes], status: int = 200) -> Case:
+    """The same for a client that wants no stream, so that the proxy makes one reply of it."""
+    # The parser asks for twelve times an event's size, of which it uses what it needs.
+    most = MOST_BYTES + 12 * MIB
+    return Case(
+        answer=lambda: streamed(make()), statuses=(status,), settings=EXACT, most_bytes=most
+    )
+
+
+REQUESTS = {
+    "one string": body(lambda: many(NAMED + b'"x":"', b"x", b'"}')),
+    "1,000 messages and no model": body(lambda: b"{" + MESSAGES),
+    "90,000 members": body(lambda: members(NAMED + b'"x":{"model":1},', 90_000)),
+    "a prompt in numbers": body(lambda: NAMED + b'"prompt":[' + b"50256," * 131_072 + b"1]}"),
+    "packed": Case(lambda: chat(os.urandom(10 * MIB - 100), b"Content-Encoding: gzip")),
+    "small chunks": Case(lambda: chat_in_chunks(many(NAMED + b'"x":"', b"x", b'"}', MIB), 16)),
+    "500 at once": Case(
+        lambda: b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 500, statuses=(200,) * 500
+    ),
+}
+ANSWERS = {
+    "one string": Case(
+        answer=lambda: plain(many(b'{"choices":[{"message":{"content":"', b"x", b'"}}]}'))
+    ),
+    "small values": Case(answer=lambda: plain(many(b'{"choices":[', b"[],", b"1]}"))),
+    "as many models as are read": Case(
+        lambda: b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",
+        lambda: plain(many(b'{"data":[', b'{"id":"a"},', b'{"id":"b"}]}', MIB // 16)),
+    ),
+}
+STREAMS = {
+    "10,000 events": lambda: events(*[TOKEN] * 10_000),
+    "10,000 tiny events": lambda: events(TOKEN) + b"data:{}\n\n" * 10_000,
+    "10,000 events that tell usage": lambda: events(TOKEN, *[FINISH] * 10_000),
+    "a text of 1 MB first": lambda: text_event(MIB),
+}
+CASES = {
+    **{f"a request: {name}": case for name, case in REQUESTS.items()},
+    **{f"an answer: {name}": case for name, case in ANSWERS.items()},
+    **{f"a stream: {name}": stream(make) for name, make in STREAMS.items()},
+    **{f"put together: {name}": put_together(make) for name, make in STREAMS.items()},
+    "a stream: 1 MB of small values": stream(lambda: dense_event(MIB)),
+    # More than anybody means to send.
+    "put together: 1 MB of small values": put_together(lambda: dense_event(MIB), 502),
+    "put together: 10 MB": put_together(lambda: text_event(MIB // 16) * 160),
+}
+
+
+@asynccontextmanager
+async def proxy_before(upstream: ThreadedUpstream, **settings: str) -> AsyncIterator[Running]:
+    with upstream.serving():
+        async with running_proxy(upstream.port, MODEL_ALIASES="old=new", **settings) as running:
+            await play(Case(), upstream, running)
+            yield running
+
+
+async def play(case: Case, upstream: ThreadedUpstream, running: Running) -> Steps:
+    """What the largest steps did."""
+    upstream.answer = case.answer()
+    request = case.request()
+    asking = partial(ask, running.port, request, len(case.statuses), case.write_bytes)
+    with watched_steps() as steps:
+        statuses = await anyio.to_thread.run_sync(asking)
+    assert tuple(statuses) == case.statuses
+    return steps
+
+
+def check(steps: Steps, case: Case) -> None:
+    assert steps.most_calls <= MOST_CALLS
+    assert steps.most_bytes <= case.most_bytes
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_the_loop_is_free(name: str) -> None:
+    case, upstream = CASES[name], ThreadedUpstream()
+    async with proxy_before(upstream, **case.settings) as running:
+        check(await play(case, upstream, running), case)
+
+
+async def test_the_loop_is_free_while_upstream_speaks_tls(
+    authority: trustme.CA, bundle: str
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    upstream = ThreadedUpstream(context)
+    url = f"https://localhost:{upstream.port}"
+    answer = ANSWERS["one string"].answer
+    case = body(lambda: NAMED + MESSAGES, answer=answer)
+    async with proxy_before(upstream, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
+        check(await play(case, upstream, running), case)
+
+
+def every_outcome() -> list[Exchange]:
+    """One exchange for each way in which one can end on each route, and for each model."""
+    known = (vars(errors) | vars(upstream_errors)).values()
+    kinds = [kind for kind in known if isinstance(kind, type) and issubclass(kind, ProxyError)]
+    failures = [kind.__new__(kind) for kind in kinds]
+    ended = [
+        chat_exchange(route=route, error=failure, status=failure.status)
+        for route in ROUTES
+        for failure in failures
+    ]
+    ended += [chat_exchange(upstream_status=status, status=status) for status in STATUSES]
+    waits = ("admission_wait_seconds", "pool_wait_seconds", "retry_seconds")
+    parts = dict.fromkeys((*waits, "connect_seconds", "tls_seconds"), 0.1)
+    for model in (*PriceTable.built_in().prices, "unknown"):
+        ended.append(stream_exchange(model=model, gap_counts=[1] * GAPS, **parts))
+        ended.append(plain_exchange(model=model, time_info=TimeInfo(0.1, 0.1, 0.1)))
+    return ended
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text"])
+async def test_the_loop_is_free_while_metrics_are_scraped(accept: str) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: %s\r\n\r\n" % accept.encode()
+    upstream, case = ThreadedUpstream(), Case(lambda: request)
+    async with proxy_before(upstream) as running:
+        for exchange in every_outcome():
+            running.proxy._metrics.observe(exchange)
+        check(await play(case, upstream, running), case)
+
+
+HEALTH = Case(lambda: b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+def report_at_length() -> tuple[int, dict[str, object]]:
+    for number in range(MOST_CALLS):
+        abs(number)
+    return 200, {}
+
+
+def report_much() -> tuple[int, dict[str, object]]:
+    return 200, {"x": "x" * MOST_BYTES}
+
+
+@pytest.mark.parametrize("report", [report_at_length, report_much])
+async def test_a_handler_that_holds_the_loop_is_found(report: Callable[[], Any]) -> None:
+    upstream = ThreadedUpstream()
+    async with proxy_before(upstream) as running:
+        check(await play(HEALTH, upstream, running), HEALTH)
+        running.proxy._routes._read_health = report
+        with pytest.raises(AssertionError):
+            check(await play(HEALTH, upstream, running), HEALTH)

@@ -1,0 +1,260 @@
+"""How long retries are waited for, and what their times come to, on a clock that only moves when
+everybody waits."""
+
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from end_to_end import KEY
+from exchanges import ended_exchanges, stream_exchange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import MemoryStream, memory_pair
+from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
+
+from ape_cerebras import Config
+from ape_cerebras.errors import ProxyError
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.circuit_breaker import Circuit
+from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.tries import Tries
+from ape_cerebras.upstream_errors import ConnectFailed, UpstreamUnavailable
+
+# What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
+Try = tuple[float, bytes | None]
+
+
+def answer(status: int, *lines: bytes, body: bytes = b"{}") -> bytes:
+    fields = b"".join(line + b"\r\n" for line in lines)
+    return b"HTTP/1.1 %d X\r\n%sContent-Length: %d\r\n\r\n%s" % (status, fields, len(body), body)
+
+
+FULL = b'{"code":"queue_exceeded"}'
+OK = answer(200)
+
+
+class Played:
+    """Tries at an upstream with which they go so, one after another."""
+
+    def __init__(
+        self,
+        tasks: trio.Nursery,
+        tries: tuple[Try, ...],
+        circuit: Circuit | None = None,
+        **settings: str,
+    ) -> None:
+        self._tasks = tasks
+        self._left = list(tries)
+        config = Config.from_environment(
+            {
+                "CEREBRAS_API_KEY": KEY,
+                "CEREBRAS_BASE_URL": "http://upstream",
+                "RETRY_ATTEMPTS": "3",
+                "RETRY_BACKOFF": "2",
+                **settings,
+            }
+        )
+        self.began_at: list[float] = []
+        logs = Logs("debug", print)
+        self.tries = Tries(config, Upstream(config, self.connect), circuit, logs, lambda: 0.5)
+        self.exchange = Exchange(started_at=0.0)
+
+    async def connect(self, host: str, port: int) -> StampedStream:
+        self.began_at.append(trio.current_time())
+        takes, said = self._left.pop(0)
+        if said is None:
+            await anyio.sleep(takes)
+            raise ConnectionRefusedError
+        ours, theirs = memory_pair()
+        self._tasks.start_soon(self._serve, theirs, takes, said)
+        return ours
+
+    async def _serve(self, peer: MemoryStream, takes: float, said: bytes) -> None:
+        await peer.receive()
+        await anyio.sleep(takes)
+        await peer.send(said)
+        peer.close()
+
+    async def play(self) -> int:
+        """The status that the client would get."""
+        body = Body([b"{}"])
+        response = await self.tries.send(self.exchange, "POST", "/x", (), body, awaits_token=False)
+        with response:
+            return response.status
+
+
+def play(tries: tuple[Try, ...], seconds: float = float("inf"), /, **settings: str) -> Played:
+    """What became of these tries, with so much time for all of them."""
+    played: list[Played] = []
+
+    async def test() -> None:
+        async with trio.open_nursery() as tasks:
+            played.append(Played(tasks, tries, None, **settings))
+            with trio.move_on_after(seconds):
+                await played[0].play()
+
+    on_mock_clock(test)
+    return played[0]
+
+
+def test_pauses_double_up_to_eight_seconds() -> None:
+    """Half of what is allowed, which is what is drawn here."""
+    played = play((*[(0.0, None)] * 5, (0.0, OK)), RETRY_ATTEMPTS="5", RETRY_BACKOFF="2")
+    assert played.began_at == [0.0, 1.0, 3.0, 7.0, 11.0, 15.0]
+    assert (played.exchange.tries, played.exchange.retry_seconds) == (6, 15.0)
+    assert played.exchange.upstream_wait_seconds == 15.0
+    assert played.exchange.retry_reasons == ("connect",) * 5
+
+
+def test_what_upstream_asks_for_is_waited_for_and_up_to_a_quarter_more() -> None:
+    asks = answer(429, b"Retry-After: 16", body=FULL)
+    played = play(((3.0, asks), (2.0, OK)))
+    assert played.began_at == [0.0, 3.0 + 18.0]
+    assert (played.exchange.tries, played.exchange.retry_seconds) == (2, 21.0)
+    assert played.exchange.sent_at == 21.0
+    assert played.exchange.head_at == 23.0
+    assert played.exchange.upstream_wait_seconds == 23.0
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(21.1, 2), (21.0, None)])
+def test_a_wait_that_would_end_after_the_deadline_is_not_begun(
+    seconds: float, tries: int | None
+) -> None:
+    asks = answer(429, b"Retry-After: 16", body=FULL)
+    played = play(((3.0, asks), (0.0, OK)), seconds)
+    assert played.exchange.tries == tries
+    assert played.exchange.retry_forgone == ("deadline" if tries is None else None)
+    assert len(played.began_at) == (tries or 1)
+
+
+def test_a_wait_that_is_cut_short_is_told() -> None:
+    """As where the client leaves, or the process ends."""
+
+    async def test() -> None:
+        async with trio.open_nursery() as tasks:
+            played = Played(tasks, ((0.0, answer(503, b"Retry-After: 40")), (0.0, OK)))
+            with trio.CancelScope() as scope:
+
+                async def leave() -> None:
+                    await trio.sleep(7)
+                    scope.cancel()
+
+                tasks.start_soon(leave)
+                await played.play()
+            assert (played.exchange.tries, played.exchange.retry_seconds) == (1, 7.0)
+            assert played.exchange.upstream_wait_seconds == 7.0
+
+    on_mock_clock(test)
+
+
+def test_a_failure_that_is_not_tried_again_is_raised_as_it_is() -> None:
+    async def test() -> None:
+        async with trio.open_nursery() as tasks:
+            played = Played(tasks, ((1.0, None),) * 3, RETRY_ATTEMPTS="2")
+            raised: list[ProxyError] = []
+            try:
+                await played.play()
+            except ProxyError as error:
+                raised.append(error)
+            assert type(raised[0]) is ConnectFailed
+            assert played.began_at == [0.0, 1.0 + 1.0, 3.0 + 2.0]
+            assert (played.exchange.tries, played.exchange.retry_seconds) == (3, 5.0)
+            assert played.exchange.retry_forgone == "attempts"
+
+    on_mock_clock(test)
+
+
+def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
+    async def test() -> None:
+        circuit = Circuit(2)
+        async with trio.open_nursery() as tasks:
+            played = Played(tasks, ((0.0, answer(500)), (0.0, OK)), circuit, RETRY_BACKOFF="1")
+            raised: list[ProxyError] = []
+
+            async def play_it() -> None:
+                try:
+                    await played.play()
+                except ProxyError as error:
+                    raised.append(error)
+
+            tasks.start_soon(play_it)
+            await trio.sleep(0.2)
+            circuit.leave(circuit.enter(0.2), True, 0.2)  # by another request
+        assert type(raised[0]) is UpstreamUnavailable
+        assert played.began_at == [0.0]
+        assert (played.exchange.tries, played.exchange.retry_seconds) == (2, 0.5)
+        assert played.exchange.upstream_status is None
+
+    on_mock_clock(test)
+
+
+# What they come to in a line
+
+
+def refuses_first(script: Callable[[MemoryStream], Awaitable[None]]) -> Callable[..., Any]:
+    tries = 0
+
+    async def answers(stream: MemoryStream) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await anyio.sleep(4)
+            await stream.send(answer(429, b"Retry-After: 40", body=FULL))
+            stream.close()
+        else:
+            await script(stream)
+
+    return answers
+
+
+async def what_retrying_took_is_part_of_ttft() -> None:
+    """Connections take 3 s each; the second try's stream has its first token after 20."""
+    settings = {"RETRY_ATTEMPTS": "1", "WARM_CONNECTIONS": "0"}
+    async with rig(refuses_first(slow_stream), 3, **settings) as running:
+        await running.client.send(STREAMED)
+        line = await running.line()
+    # 3 to connect, 4 for the answer, 40 to 50 of waiting
+    assert 47 <= line["retry_seconds"] <= 57
+    assert (line["tries"], line["connect_seconds"]) == (2, 3.0)
+    assert line["upstream_ttft_seconds"] == 20.0
+    assert line["ttfb_seconds"] == 2.0
+    assert line["proxy_ttft_seconds"] == pytest.approx(line["retry_seconds"] + 3.0)
+    assert line["ttft_seconds"] == pytest.approx(line["retry_seconds"] + 23.0)
+    assert line["proxy_own_seconds"] == 0.0
+    assert line["overhead_seconds"] == 0.0
+    parts = ("retry", "connect", "proxy_own", "queue", "prompt", "network")
+    told = sum(Decimal(repr(line[f"{part}_seconds"])) for part in parts)
+    assert told == Decimal(repr(line["ttft_seconds"]))
+
+
+def test_what_retrying_took_is_part_of_ttft() -> None:
+    on_mock_clock(what_retrying_took_is_part_of_ttft)
+
+
+_seconds = st.floats(0, 1000).map(lambda seconds: round(seconds, 6))
+
+
+@settings(max_examples=400, deadline=None)
+@given(ended_exchanges(), st.none() | _seconds)
+def test_all_parts_of_ttft_add_up_with_what_retrying_took(
+    exchange: Exchange, retried: float | None
+) -> None:
+    exchange.retry_seconds = retried
+    waits = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds, retried)
+    ours = [exchange.proxy_own_seconds, *(each for each in waits if each is not None)]
+    theirs = [exchange.queue_seconds, exchange.prompt_seconds, exchange.network_seconds]
+    parts = [Decimal(repr(part)) for part in (*ours, *theirs) if part is not None]
+    if len(parts) == len(ours) + len(theirs):
+        assert sum(parts) == Decimal(repr(exchange.ttft_seconds))
+
+
+def test_what_is_the_proxys_own_is_less_what_retrying_took() -> None:
+    exchange = stream_exchange(retry_seconds=0.001, connect_seconds=0.0005)
+    assert exchange.proxy_ttft_seconds == 0.004
+    assert exchange.proxy_own_seconds == 0.0025

@@ -1,0 +1,48 @@
+"""Proxies that name the same LIMITS_STORE pace one account together."""
+
+from pathlib import Path
+
+import anyio
+import orjson
+import pytest
+from end_to_end import Response, Running, chat, running_proxy
+from redis_server import redis_server
+from simulating import rig
+
+from ape_cerebras.simulator.server import Limits
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = {
+    "model": "gemma-4-31b",
+    "messages": [{"role": "user", "content": "hi"}],
+    "max_completion_tokens": 400,
+}
+
+
+async def ask(running: Running, answers: list[Response]) -> None:
+    client = await running.client()
+    answers.append(await client.ask(chat(orjson.dumps(QUESTION))))
+
+
+async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        settings = {
+            "QUOTA_PACING": "true",
+            "LIMITS_STORE": server.url,
+            "LIMITS_STORE_TIMEOUT": "10",
+        }
+        async with (
+            rig(Limits(tokens_per_hour=900), ttft=0.3) as upstream,
+            running_proxy(upstream.port, **settings) as one,
+            running_proxy(upstream.port, **settings) as other,
+        ):
+            answers: list[Response] = []
+            for running in (one, other):  # each hears of the quota
+                await ask(running, answers)
+            async with anyio.create_task_group() as tasks:  # more at once than there is left
+                tasks.start_soon(ask, one, answers)
+                tasks.start_soon(ask, other, answers)
+            statuses = [truth.status for truth in upstream.simulator.truth]
+    assert [answer.status for answer in answers] == [200] * 4
+    assert statuses == [200] * 4

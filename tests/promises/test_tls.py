@@ -1,0 +1,151 @@
+"""TLS to upstream, for real: a local authority, and certificates good and bad."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import trustme
+from end_to_end import (
+    KEY,
+    Conversation,
+    Running,
+    Script,
+    ScriptedUpstream,
+    chat,
+    running_proxy,
+    running_upstream,
+)
+from scripts import answers
+from secured import over_tls
+
+pytestmark = pytest.mark.anyio
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+
+
+@asynccontextmanager
+async def exchange_with(
+    script: Script, leaf: trustme.LeafCert, bundle: str
+) -> AsyncIterator[tuple[ScriptedUpstream, Running]]:
+    async with (
+        running_upstream(over_tls(script, leaf)) as upstream,
+        running_proxy(
+            0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}", SSL_CERT_FILE=bundle
+        ) as running,
+    ):
+        yield upstream, running
+
+
+async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(answers, leaf, bundle) as (upstream, running):
+        client = await running.client()
+        for _ in range(3):
+            response = await client.ask(chat())
+            assert (response.status, response.body) == (200, b"{}")
+        assert upstream.connections == 1
+        assert KEY.encode() in upstream.requests[0]
+
+
+DAY = timedelta(days=1)
+BAD: dict[str, Callable[[trustme.CA, datetime], trustme.LeafCert]] = {
+    "wrong name": lambda authority, now: authority.issue_cert("elsewhere.example"),
+    "expired": lambda authority, now: authority.issue_cert("localhost", not_after=now - DAY),
+    "not yet valid": lambda authority, now: authority.issue_cert("localhost", not_before=now + DAY),
+    "untrusted": lambda authority, now: trustme.CA().issue_cert("localhost"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
+    leaf = BAD[kind](authority, datetime.now(UTC))
+    async with exchange_with(answers, leaf, bundle) as (upstream, running):
+        client = await running.client()
+        response = await client.ask(chat())
+        again = await client.ask(chat())
+        line = await running.lines.exchange()
+    assert response.status == again.status == 502
+    assert response.json()["code"] == "tls_error"
+    assert line["outcome"] == "upstream_tls_failed"
+    assert upstream.requests == []
+
+
+async def test_plain_http_on_the_tls_port(bundle: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(
+            0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}", SSL_CERT_FILE=bundle
+        ) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert (response.status, response.json()["code"]) == (502, "tls_error")
+
+
+async def test_a_handshake_that_is_never_answered(bundle: str) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.until_left()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(
+            0,
+            CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}",
+            SSL_CERT_FILE=bundle,
+            UPSTREAM_CONNECT_TIMEOUT="0.1",
+        ) as running,
+    ):
+        response = await (await running.client()).ask(chat())
+        await upstream.left.wait()  # and its socket is not kept
+    assert (response.status, response.json()["code"]) == (504, "connect_timeout")
+
+
+async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(
+    authority: trustme.CA, bundle: str
+) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}")
+
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(script, leaf, bundle) as (_, running):
+        response = await (await running.client()).ask(chat())
+        line = await running.lines.exchange()
+    assert not response.complete
+    assert line["outcome"] == "upstream_truncated"
+
+
+@pytest.mark.parametrize("one_record", [True, False])
+async def test_bytes_behind_an_answer_never_reach_the_next_request(
+    one_record: bool, authority: trustme.CA, bundle: str
+) -> None:
+    """In a record of their own they lie below h11, where only reading on can find them."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            records = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", POISON]
+            for record in [b"".join(records)] if one_record else records:
+                await peer.send(record)
+
+    leaf = authority.issue_cert("localhost")
+    async with exchange_with(script, leaf, bundle) as (upstream, running):
+        client = await running.client()
+        bodies = [(await client.ask(chat())).body for _ in range(10)]
+        assert bodies == [b"ok"] * 10
+        assert upstream.connections == 10
+
+
+async def test_the_public_bundle_is_used_where_none_is_named(
+    authority: trustme.CA,
+) -> None:
+    leaf = authority.issue_cert("localhost")
+    async with (
+        running_upstream(over_tls(answers, leaf)) as upstream,
+        running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
+    ):
+        response = await (await running.client()).ask(chat())
+    assert response.json()["code"] == "tls_error"

@@ -1,0 +1,104 @@
+"""What only the OpenAI SDK has: an answer as the README asks for it, its own putting together of
+streams, and errors with attributes."""
+
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
+from sdks import OPENAI, QUESTION, TOOL, Asker
+from served import CLIENT_KEY, Served
+
+pytestmark = pytest.mark.every_loop
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
+TOOLS: list[ChatCompletionFunctionToolParam] = [TOOL]  # type: ignore[list-item]
+
+
+def client_of(served: Served, api_key: str = "any") -> openai.OpenAI:
+    url = f"http://127.0.0.1:{served.port}/v1"
+    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+
+
+def test_an_answer(demo: Served) -> None:
+    with client_of(demo) as client:
+        reply = client.chat.completions.create(model="llama3.1-8b", messages=MESSAGES)
+    assert (reply.choices[0].message.content or "").startswith("the wafer holds")
+
+
+def test_a_stream_put_together_by_the_sdk(demo: Served) -> None:
+    plain = Asker(OPENAI, demo.port).whole(model="llama3.1-8b")
+    with (
+        client_of(demo) as client,
+        client.chat.completions.stream(model="llama3.1-8b", messages=MESSAGES) as stream,
+    ):
+        completion = stream.get_final_completion()
+    assert completion.choices[0].message.content == plain.choices[0].message.content
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage == plain.usage
+
+
+def test_a_tool_call_put_together_by_the_sdk(demo: Served) -> None:
+    with (
+        client_of(demo) as client,
+        client.chat.completions.stream(
+            model="gpt-oss-120b",
+            messages=MESSAGES,
+            tools=TOOLS,
+            extra_headers={"x-simulate": "tokens_per_chunk=1"},
+        ) as stream,
+    ):
+        [call] = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert call.function.name == "get_weather"
+    assert call.function.arguments == '{"city":"test","days":1}'
+
+
+def test_the_head_of_an_answer(demo: Served) -> None:
+    with client_of(demo) as client:
+        raw = client.chat.completions.with_raw_response.create(
+            model="llama3.1-8b", messages=MESSAGES, extra_headers={"x-trace-id": "mine"}
+        )
+    completion = raw.parse()
+    assert raw.headers["inference-id"] == completion.id
+    assert raw.headers["x-trace-id"] == "mine"
+    assert raw.request_id == raw.headers["x-request-id"]
+    assert completion._request_id == raw.request_id
+
+
+ATTRIBUTES = [
+    ({"model": "nobody"}, ("model_not_found", "not_found_error", "model")),
+    ({"extra_body": {"model": 5}}, ("bad_request", "invalid_request_error", "")),
+]
+
+
+@pytest.mark.parametrize(("question", "expected"), ATTRIBUTES)
+def test_the_attributes_of_an_error(
+    demo: Served, question: dict[str, Any], expected: tuple[str | None, ...]
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        Asker(OPENAI, demo.port).whole(**question)
+    error = caught.value
+    assert (error.code, error.type, error.param) == expected
+    assert error.request_id
+
+
+def test_the_attributes_of_a_refused_key(guarded: Served) -> None:
+    with client_of(guarded, "a-wrong-key") as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.chat.completions.create(**QUESTION)
+        right = client.with_options(api_key=CLIENT_KEY)
+        assert right.chat.completions.create(**QUESTION).usage
+    error = caught.value
+    assert (error.code, error.type) == ("invalid_api_key", "authentication_error")
+    assert error.response.headers["www-authenticate"] == "Bearer"
+
+
+def test_the_attributes_of_a_502(unreachable: Served) -> None:
+    with client_of(unreachable) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**QUESTION)
+        models = [model.id for model in client.models.list().data]
+    error = caught.value
+    assert (error.code, error.type) == ("connect_error", "upstream_error")
+    assert error.message == "Error code: 502 - Could not connect to the upstream API."
+    assert "gpt-oss-120b" in models  # those of the price table

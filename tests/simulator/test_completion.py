@@ -1,0 +1,255 @@
+"""Completions against recordings of the real API: the same members, in the same order."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from recorded import ANSWER, TOOL_CALL
+
+from ape_cerebras.simulator.completion import Completion, Event, Timing
+from ape_cerebras.simulator.request import Asked
+
+TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
+GPT = Asked("gpt-oss-120b", 69)
+REASONING = GPT._replace(effort="high")
+PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
+TOOL = {"name": "weather", "parameters": {"type": "object", "properties": PROPERTIES}}
+RECORDED = {
+    "plain": Asked("gemma-4-31b"),
+    "plain_reasoning": GPT,
+    "plain_tool_call": Asked("gemma-4-31b", tool=TOOL),
+}
+
+
+def answer(asked: Asked = GPT, *, tokens: int = 30, **more: int) -> Completion:
+    return Completion(
+        asked, tokens=tokens, **{"reasoning_tokens": 10, "tokens_per_event": 8, **more}
+    )
+
+
+def payloads(stream: bytes) -> list[Any]:
+    """The JSON of a stream's events, whose end mark must be the last."""
+    *events, last, nothing = stream.split(b"\n\n")
+    assert last == b"data: [DONE]"
+    assert nothing == b""
+    return [orjson.loads(event.removeprefix(b"data: ")) for event in events]
+
+
+def streamed(completion: Completion) -> list[Any]:
+    return payloads(b"".join(event.data for event in completion.events(TIMING)))
+
+
+def plain(completion: Completion) -> Any:
+    return orjson.loads(completion.plain(TIMING).data)
+
+
+def shape(value: Any) -> Any:
+    """Names in their order, and kinds of values in place of values."""
+    if isinstance(value, dict):
+        return [(name, shape(each)) for name, each in value.items()]
+    if isinstance(value, list):
+        return [shape(each) for each in value]
+    return "number" if isinstance(value, int | float) else type(value).__name__
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_plain_reply_has_the_shape_of_a_recorded_one(name: str) -> None:
+    recorded = (Path(__file__).parents[1] / "support" / "replies" / f"{name}.json").read_bytes()
+    made = answer(RECORDED[name]).plain(TIMING).data
+    assert shape(orjson.loads(made)) == shape(orjson.loads(recorded))
+    assert orjson.dumps(orjson.loads(made)) == made  # compact
+
+
+def distinct(stream: list[Any]) -> list[Any]:
+    """The shapes that events have, each once, in the order they come up first."""
+    shapes: list[Any] = []
+    for each in map(shape, stream):
+        if each not in shapes:
+            shapes.append(each)
+    return shapes
+
+
+def test_a_stream_has_the_shapes_of_a_recorded_one() -> None:
+    assert distinct(streamed(answer())) == distinct(payloads(ANSWER))
+
+
+def test_a_tool_call_has_the_shapes_of_a_recorded_one() -> None:
+    asked = GPT._replace(tool=TOOL, effort="none")
+    recorded = distinct(payloads(TOOL_CALL))  # of which only the end was kept
+    assert distinct(streamed(answer(asked)))[1:] == recorded
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_which_details_usage_has(sees: bool) -> None:
+    usage = answer(Asked("qwen-3.8-27b" if sees else "zai-glm-4.7")).usage()
+    assert ("image_tokens" in usage["prompt_tokens_details"]) is sees
+    assert ("accepted_prediction_tokens" in usage["completion_tokens_details"]) is not sees
+
+
+# Counts
+
+
+def merged(stream: list[Any], choice: int = 0) -> dict[str, Any]:
+    """The message that a stream's deltas add up to, and its finish reason."""
+    message: dict[str, Any] = {"finish_reason": None, "name": "", "arguments": ""}
+    for event in stream:
+        for each in event["choices"]:
+            if each["index"] != choice:
+                continue
+            message["finish_reason"] = each.get("finish_reason", message["finish_reason"])
+            for kind in ("reasoning", "content"):
+                if kind in each["delta"]:
+                    message[kind] = message.get(kind, "") + each["delta"][kind]
+            for call in each["delta"].get("tool_calls", ()):
+                message["name"] += call["function"].get("name", "")
+                message["arguments"] += call["function"]["arguments"]
+    return message
+
+
+ASKED = {
+    "words": Asked("gemma-4-31b", 9),
+    "reasoning": REASONING,
+    "cut in the answer": GPT._replace(limit=20),
+    "cut in the reasoning": GPT._replace(limit=5),
+    "three choices": GPT._replace(choices=3),
+    "a call": GPT._replace(tool=TOOL),
+    "a call cut": GPT._replace(tool=TOOL, limit=13),
+    "nothing": GPT._replace(limit=0),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_plain_and_streamed_say_the_same(name: str) -> None:
+    asked = ASKED[name]
+    stream, whole = streamed(answer(asked)), plain(answer(asked))
+    assert stream[-1]["usage"] == whole["usage"]
+    for choice in whole["choices"]:
+        made, message = merged(stream, choice["index"]), choice["message"]
+        assert made["finish_reason"] == choice["finish_reason"]
+        assert made.get("reasoning") == message.get("reasoning")
+        assert made.get("content", "") == message.get("content", "")
+        for call in message.get("tool_calls", ()):
+            expected = {"name": made["name"], "arguments": made["arguments"]}
+            assert call["function"] == expected
+
+
+def test_the_counts_are_those_of_the_words() -> None:
+    whole = plain(answer(tokens=30, reasoning_tokens=10))
+    message = whole["choices"][0]["message"]
+    assert len(message["reasoning"].split()) == 10
+    assert len(message["content"].split()) == 20
+    usage = whole["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (
+        69,
+        30,
+        99,
+    )
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason", "reasoning", "content"),
+    [(None, "stop", 10, 20), (30, "stop", 10, 20), (29, "length", 10, 19), (4, "length", 4, 0)],
+)
+def test_a_limit_cuts(limit: int | None, reason: str, reasoning: int, content: int) -> None:
+    choice = plain(answer(GPT._replace(limit=limit)))["choices"][0]
+    assert choice["finish_reason"] == reason
+    assert len(choice["message"]["reasoning"].split()) == reasoning
+    assert len(choice["message"]["content"].split()) == content
+
+
+def test_only_a_message_with_a_call_has_no_content() -> None:
+    """A stream that is cut before its call cannot tell that there was to be one."""
+    for limit, content in ((None, None), (11, None), (10, ""), (5, ""), (0, "")):
+        [choice] = plain(answer(GPT._replace(tool=TOOL, limit=limit)))["choices"]
+        assert choice["message"].get("content") == content
+        assert ("tool_calls" in choice["message"]) is (content is None)
+
+
+def test_choices_differ_and_add_up() -> None:
+    whole = plain(answer(GPT._replace(choices=3)))
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert len({choice["message"]["content"] for choice in whole["choices"]}) == 3
+    assert whole["usage"]["completion_tokens"] == 90
+    finishes = [
+        each
+        for each in streamed(answer(GPT._replace(choices=3)))
+        if "finish_reason" in each["choices"][0]
+    ]
+    assert ["usage" in each for each in finishes] == [False, False, True]
+
+
+def test_cached_tokens_are_at_most_the_prompt() -> None:
+    for cached, told in ((5, 5), (500, 69)):
+        usage = answer(cached_tokens=cached).usage()
+        assert usage["prompt_tokens_details"]["cached_tokens"] == told
+
+
+def test_usage_comes_once_more_on_request() -> None:
+    *_, finish, extra = streamed(answer(GPT._replace(include_usage=True)))
+    assert finish["choices"][0]["finish_reason"] == "stop"
+    assert extra["choices"] == []
+    assert extra["usage"] == finish["usage"]
+
+
+def test_a_tool_call_fits_the_schema() -> None:
+    properties = {
+        "text": {"type": "string"},
+        "whole": {"type": "integer"},
+        "part": {"type": ["number", "null"]},
+        "flag": {"type": "boolean"},
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "list": {"type": "array", "items": {"type": "string"}},
+        "inner": {"type": "object", "properties": {"a": {"type": "null"}}},
+        "any": {},
+    }
+    tool = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    choice = plain(answer(GPT._replace(tool=tool)))["choices"][0]
+    [call] = choice["message"]["tool_calls"]
+    assert "content" not in choice["message"]
+    assert len(call["id"]) == 9
+    assert int(call["id"], 16) >= 0
+    assert orjson.loads(call["function"]["arguments"]) == {
+        "text": "test",
+        "whole": 1,
+        "part": 1.5,
+        "flag": True,
+        "unit": "C",
+        "list": ["test"],
+        "inner": {"a": None},
+        "any": "test",
+    }
+
+
+def test_a_tool_without_parameters_is_called_without_arguments() -> None:
+    message = merged(streamed(answer(GPT._replace(tool={"name": "now"}))))
+    assert (message["name"], message["arguments"]) == ("now", "{}")
+
+
+# Events
+
+
+def test_the_first_event_with_tokens_has_one() -> None:
+    events = answer(Asked("gemma-4-31b"), tokens=20, tokens_per_event=8).events(TIMING)
+    assert [event.made for event in events] == [0, 1, 9, 17, 20, 20, 20]
+    assert [event.has_tokens for event in events] == [False, True, True, True, True, False, False]
+
+
+def test_a_plain_body_needs_all_tokens() -> None:
+    assert answer(tokens=20).plain(TIMING)[1:] == Event(b"", 20, has_tokens=True)[1:]
+
+
+def test_times_and_id_are_those_of_the_answer() -> None:
+    completion = answer()
+    for told in (streamed(completion)[-1], plain(completion)):
+        assert told["id"] == completion.id
+        assert told["created"] == 1787427094
+        assert told["time_info"] == {
+            "created": 1787427094.337268,
+            "queue_time": 0.002,
+            "prompt_time": 0.048,
+            "completion_time": 0.5,
+            "total_time": 0.55,
+        }
+    assert completion.id != answer().id

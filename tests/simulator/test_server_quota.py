@@ -1,0 +1,131 @@
+"""The stand-in API keeps an account to its limits: over sockets, and to the instant on a clock that
+only moves when everybody waits."""
+
+import anyio
+import pytest
+from memory import memory_pair
+from simulating import KEY, STREAM, chat, on_mock_clock, rig
+
+from ape_cerebras.simulator.server import Limits, Simulation, Simulator
+
+QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
+
+
+# Over sockets
+
+
+@pytest.mark.anyio
+async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None:
+    limits = Limits(requests_per_day=3, reservations="kept")
+    async with rig(limits) as running:
+        answers = [await running.ask(chat(fields)) for fields in (None, STREAM, QUESTION)]
+        refused = await running.ask(chat())
+        models = await running.get("/v1/models", KEY)
+    assert [answer.status for answer in answers] == [200] * 3
+    told = [answer.headers["x-ratelimit-remaining-requests-day"] for answer in answers]
+    assert told == ["2", "1", "0"]
+    assert refused.status == 429
+    assert refused.json()["code"] == "request_quota_exceeded"
+    assert refused.headers["retry-after"] == "28800"
+    assert refused.headers["x-ratelimit-remaining-requests-day"] == "0"
+    assert models.status == 200
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
+    async with rig(Limits(requests_per_day=1)) as running:
+        wrong = await running.ask(chat({"store": True}))
+        first = await running.ask(chat())
+    assert (wrong.status, first.status) == (400, 200)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("fault", "left"),
+    [("", 86_400 - 73), ("cut", 86_400 - 73), ("503", 86_400), ("close", 86_400)],
+)
+async def test_of_what_was_reserved_only_what_was_answered_is_kept(fault: str, left: int) -> None:
+    async with rig(Limits(tokens_per_day=86_400)) as running:
+        client = await running.client()
+        await client.send(chat({**QUESTION, **STREAM}, f"X-Simulate: fault={fault}"))
+        await client.until_closed() if fault in ("cut", "close") else await client.response()
+        await running.simulator.until(lambda simulator: simulator.in_flight == 0)
+        models = await running.get("/v1/models", KEY)
+    told = int(models.headers["x-ratelimit-remaining-tokens-day"])
+    assert left <= told <= min(left + 10, 86_400)  # one a second comes back
+
+
+# On a clock
+
+
+async def status_and_time(simulator: Simulator, after: float) -> tuple[bytes, float]:
+    """Ask on a connection of its own ``after`` so many seconds: the answer's status, and when the
+    head came."""
+    await anyio.sleep(after)
+    client, server = memory_pair()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(simulator.handle, server)
+        await client.send(chat(QUESTION))
+        head = await client.receive()
+        at = anyio.current_time()
+        client.close()
+    return head.split(b" ")[1], round(at, 6)
+
+
+async def play(simulator: Simulator, *moments: float) -> list[tuple[int, float]]:
+    """Requests at these moments: the status of each, and when it came."""
+    began_at = anyio.current_time()
+    seen: dict[float, tuple[int, float]] = {}
+
+    async def one(moment: float) -> None:
+        status, at = await status_and_time(simulator, moment)
+        seen[moment] = int(status), round(at - began_at, 6)
+
+    async with anyio.create_task_group() as tasks:
+        for moment in moments:
+            tasks.start_soon(one, moment)
+    return [seen[moment] for moment in moments]
+
+
+@on_mock_clock
+async def test_tokens_come_back_as_time_goes_by() -> None:
+    limits = Limits(tokens_per_minute=1000, reservations="kept")
+    simulator = Simulator(Simulation(ttft=1.0, rate=0.0), limits=limits)
+    answers = await play(simulator, 0.0, 0.5, 29.9, 30.0, 59.9, 60.0, 60.4)
+    assert answers == [
+        (200, 1.0),
+        (200, 1.5),
+        (429, 29.9),
+        (200, 31.0),
+        (429, 59.9),
+        (200, 61.0),
+        (429, 60.4),
+    ]
+
+
+@on_mock_clock
+async def test_a_reservation_is_settled_when_the_answer_ends() -> None:
+    limits = Limits(tokens_per_minute=600)
+    simulator = Simulator(Simulation(ttft=5.0, rate=0.0, tokens=41), limits=limits)
+    # At 4.9 s there are 100 and 49 more; at 5 s the 450 that were not used are back.
+    assert await play(simulator, 0.0, 4.9, 5.001) == [(200, 5.0), (429, 4.9), (200, 10.001)]
+
+
+@on_mock_clock
+async def test_the_queue_has_room_again_when_an_answer_has_ended() -> None:
+    simulator = Simulator(Simulation(ttft=2.0, rate=0.0), limits=Limits(queue_length=2))
+    answers = await play(simulator, 0.0, 1.0, 1.5, 2.001, 2.5)
+    assert answers == [(200, 2.0), (200, 3.0), (429, 1.5), (200, 4.001), (429, 2.5)]
+
+
+@on_mock_clock
+async def test_who_leaves_makes_room_at_once() -> None:
+    simulator = Simulator(Simulation(ttft=100.0), limits=Limits(queue_length=1))
+    client, server = memory_pair()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(simulator.handle, server)
+        await client.send(chat())
+        await simulator.until(lambda simulator: simulator.in_flight == 1)
+        client.close()
+        await simulator.until(lambda simulator: simulator.in_flight == 0)
+    assert [status for status, _ in await play(simulator, 0.0)] == [200]

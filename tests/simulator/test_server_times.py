@@ -1,0 +1,177 @@
+"""The stand-in API on a clock that only moves when everybody waits: what is due at 3 s comes at
+3.0."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import orjson
+from memory import MemoryStream, memory_pair
+from simulating import STREAM, chat, on_mock_clock
+
+from ape_cerebras.simulator.server import Simulation, Simulator
+
+
+@asynccontextmanager
+async def simulated(
+    capacity: float = float("inf"), **options: Any
+) -> AsyncIterator[tuple[Simulator, MemoryStream]]:
+    """A simulator, and a client's end of a connection to it."""
+    client, server = memory_pair(capacity)
+    simulator = Simulator(Simulation(**options))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(simulator.handle, server)
+        yield simulator, client
+        client.close()
+        await simulator.until(lambda simulator: simulator.in_flight == 0)
+        tasks.cancel_scope.cancel()
+
+
+async def writes(
+    client: MemoryStream, request: bytes, *, wait: float = 0.0
+) -> list[tuple[float, bytes]]:
+    """What came, write by write, with the seconds since the request; up to the body's end.
+    ``wait``: for how long nothing is read at first."""
+    began_at = anyio.current_time()
+    await client.send(request)
+    await anyio.sleep(wait)
+    seen: list[tuple[float, bytes]] = []
+    while not (seen and seen[-1][1].endswith(b"0\r\n\r\n")):
+        data = await client.receive()
+        seen.append((round(anyio.current_time() - began_at, 6), data))
+    return seen
+
+
+PACED = {"ttft": 1.0, "rate": 10.0, "tokens": 20, "tokens_per_chunk": 5, "queue_time": 0.25}
+
+
+@on_mock_clock
+async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
+    async with simulated(**PACED) as (simulator, client):
+        seen = await writes(client, chat(STREAM))
+        [truth] = simulator.truth
+    assert [at for at, _ in seen] == [1.0, 1.6, 2.1, 2.6, 3.0]
+    first, *middle, last = [data for _, data in seen]
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert first.count(b"data: ") == 2  # the role, and a token
+    assert [data.count(b"data: ") for data in middle] == [1, 1, 1]
+    assert last.count(b"data: ") == 3  # tokens, the finish, the end mark
+    told = orjson.loads(last.split(b"data: ")[2].partition(b"\n")[0])["time_info"]
+    assert (told["queue_time"], told["prompt_time"]) == (0.25, 0.75)
+    assert (told["completion_time"], told["total_time"]) == (2.0, 3.0)
+    assert (truth.ttfb_seconds, truth.ttft_seconds, truth.last_token_seconds) == (1.0, 1.0, 3.0)
+    assert truth.uncertain_seconds == 0.0
+    assert truth.events_written == 8
+
+
+@on_mock_clock
+async def test_a_plain_reply_comes_when_its_last_token_is_made() -> None:
+    async with simulated(**PACED) as (simulator, client):
+        [(at, data)] = await writes(client, chat())
+        [truth] = simulator.truth
+    assert at == 3.0
+    assert b'"completion_time":2.0' in data
+    assert truth.last_token_seconds == 3.0
+
+
+@on_mock_clock
+async def test_without_a_rate_all_comes_at_once() -> None:
+    async with simulated(ttft=1.0, rate=0.0, tokens=500) as (_, client):
+        [(at, data)] = await writes(client, chat(STREAM))
+    assert at == 1.0
+    assert b'"completion_time":0.0' in data
+
+
+@on_mock_clock
+async def test_a_request_can_have_its_own_times() -> None:
+    async with simulated(**PACED) as (_, client):
+        seen = await writes(client, chat(STREAM, "X-Simulate: ttft=7, tokens=1"))
+        again = await writes(client, chat(STREAM, "X-Simulate: ttft=2, tokens=1"))
+    assert [at for at, _ in seen] == [7.0]
+    assert [at for at, _ in again] == [2.0]
+
+
+@on_mock_clock
+async def test_a_client_that_waits_shifts_nothing_that_comes_after() -> None:
+    async with simulated(capacity=1, **PACED) as (_, client):
+        seen = await writes(client, chat(STREAM), wait=2.7)
+    # Two writes had been made, of which one waited. What was due meanwhile leaves in one more.
+    assert [(at, data.count(b"data: ")) for at, data in seen] == [
+        (2.7, 2),
+        (2.7, 1),
+        (2.7, 2),
+        (3.0, 3),
+    ]
+
+
+@on_mock_clock
+async def test_a_slow_head() -> None:
+    async with simulated(fault="slow_head", byte_time=2.0) as (_, client):
+        await client.send(chat())
+        began_at = anyio.current_time()
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += await client.receive()
+            assert anyio.current_time() - began_at == 2.0 * (len(head) - 1)
+        assert await client.receive() == b"{}"
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@on_mock_clock
+async def test_a_stall_ends_when_the_client_leaves() -> None:
+    async with simulated(**PACED, fault="stall", at=3) as (simulator, client):
+        await client.send(chat(STREAM))
+        read = await client.receive() + await client.receive()
+        assert read.count(b"data: ") == 3
+        with anyio.move_on_after(1000) as patience:
+            await client.receive()
+        assert patience.cancelled_caught
+        assert simulator.in_flight == 1
+        left_at = anyio.current_time()
+        client.close()
+        await simulator.until(lambda simulator: simulator.in_flight == 0)
+        assert anyio.current_time() == left_at
+    assert simulator.cancelled == 1
+    assert simulator.truth[0].left
+    assert simulator.truth[0].events_written == 3
+
+
+@on_mock_clock
+async def test_silence_ends_when_the_client_leaves() -> None:
+    async with simulated(fault="silence") as (simulator, client):
+        await client.send(chat())
+        with anyio.move_on_after(1000) as patience:
+            await client.receive()
+        assert patience.cancelled_caught
+    assert simulator.cancelled == 1
+    assert simulator.truth[0].status == 0
+
+
+@on_mock_clock
+async def test_a_client_that_leaves_before_the_first_token_is_noticed() -> None:
+    async with simulated(ttft=100.0) as (simulator, client):
+        began_at = anyio.current_time()
+        await client.send(chat(STREAM))
+        await simulator.until(lambda simulator: simulator.in_flight == 1)
+        client.close()
+        await simulator.until(lambda simulator: simulator.in_flight == 0)
+        assert anyio.current_time() == began_at
+    assert simulator.cancelled == 1
+    assert simulator.truth[0].told() == {
+        "status_code": 0,
+        "id": simulator.truth[0].id,
+        "events_written": 0,
+        "left": True,
+    }
+
+
+@on_mock_clock
+async def test_head_and_role_may_come_before_the_first_token() -> None:
+    async with simulated(**PACED, head_lead=0.75) as (simulator, client):
+        seen = await writes(client, chat(STREAM))
+        [truth] = simulator.truth
+    assert [at for at, _ in seen] == [0.25, 1.0, 1.6, 2.1, 2.6, 3.0]
+    assert b'"role"' in seen[0][1]
+    assert b'"content"' not in seen[0][1]
+    assert (truth.ttfb_seconds, truth.ttft_seconds) == (0.25, 1.0)

@@ -1,0 +1,164 @@
+"""Several proxies behind HAProxy and nginx, the real ones, with the configurations of ``contrib``:
+what goes in comes out at once, the least busy proxy gets it, and a proxy can end under load."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+from balancing import BALANCERS, HOSTS, Fleet, balanced
+from end_to_end import (
+    PATIENCE,
+    TOKEN,
+    Client,
+    Conversation,
+    Response,
+    Script,
+    body_of,
+    chat,
+    events,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", list(BALANCERS))]
+
+KEY = b"Authorization: Bearer a-key"
+QUESTION = chat(b'{"model":"gpt-oss-120b","messages":[]}', KEY)
+STREAM = chat(b'{"model":"gpt-oss-120b","messages":[],"stream":true}', KEY)
+FIRST, LAST = events(TOKEN), events(TOKEN, b"[DONE]")
+
+
+def streams_until(may_end: anyio.Event) -> Script:
+    """Answers, and holds streams after their first event."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            if b'"stream":true' not in await peer.request():
+                await peer.answer(b"{}")
+                continue
+            await peer.stream_head()
+            await peer.chunk(FIRST)
+            await may_end.wait()
+            await peer.chunk(LAST)
+            await peer.end()
+
+    return script
+
+
+async def stream_of(fleet: Fleet) -> Client:
+    """A client that has got the first event of a stream, which upstream goes no further with."""
+    client = await fleet.client()
+    await client.send(STREAM)
+    await client.see(FIRST)
+    return client
+
+
+def assert_whole(response: Response) -> None:
+    assert (response.status, response.complete) == (200, True)
+    assert response.body == FIRST + LAST
+
+
+async def test_streams_come_event_by_event_from_the_least_busy(kind: str, tmp_path: Path) -> None:
+    may_end = anyio.Event()
+    async with balanced(kind, streams_until(may_end), tmp_path) as fleet:
+        clients = [await stream_of(fleet) for _ in HOSTS]
+        assert await fleet.in_flight() == [1, 1, 1]
+        clients.pop(1).stream.close()
+        with anyio.fail_after(PATIENCE):
+            while sum(await fleet.in_flight()) > 2:
+                pass  # until its proxy has noticed that it left
+        clients.append(await stream_of(fleet))
+        assert await fleet.in_flight() == [1, 1, 1]
+        may_end.set()
+        for client in clients:
+            assert_whole(await client.response())
+
+
+async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_path: Path) -> None:
+    """Nor is one asked twice. A stream that it has is finished, and the others take the rest."""
+    may_end, enough = anyio.Event(), anyio.Event()
+    responses: list[Response] = []
+
+    async def ask_on(fleet: Fleet) -> None:
+        client = await fleet.client()
+        while not enough.is_set():
+            responses.append(await client.ask(QUESTION))
+
+    async def until_answered(more: int) -> None:
+        wanted = len(responses) + more
+        with anyio.fail_after(30):
+            while len(responses) < wanted:
+                await anyio.lowlevel.checkpoint()
+
+    async with balanced(kind, streams_until(may_end), tmp_path) as fleet:
+        streaming = await stream_of(fleet)
+        ending = fleet.proxies[(await fleet.in_flight()).index(1)]
+        async with anyio.create_task_group() as tasks:
+            for _ in range(16):
+                tasks.start_soon(ask_on, fleet)
+            await until_answered(100)
+            ending.proxy.begin_drain()
+            await until_answered(100)
+            assert not ending.ended.is_set()
+            may_end.set()
+            assert_whole(await streaming.response())
+            with anyio.fail_after(5):
+                await ending.ended.wait()
+            await until_answered(100)
+            enough.set()
+    assert {(response.status, response.complete) for response in responses} == {(200, True)}
+    assert len(fleet.upstream.requests) == len(responses) + 1
+    counts = [len(proxy.lines.exchanges()) for proxy in fleet.proxies]
+    assert min(counts) > 10
+    assert {line["outcome"] for line in ending.lines.exchanges()} == {"completed"}
+
+
+async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Path) -> None:
+    """Large prompts, trace ids, keys, errors; the metrics are not for clients."""
+    prompt = b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"%s"}]}' % (
+        b"a" * 2_000_000
+    )
+
+    async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
+        client = await fleet.client()
+        response = await client.ask(chat(prompt, KEY, b"X-Trace-ID: trace-1"))
+        refused = await client.ask(chat())
+        metrics = await client.get("/metrics")
+        models = await client.get("/v1/models", KEY.decode())
+    assert (response.status, response.headers["x-trace-id"]) == (200, "trace-1")
+    assert body_of(fleet.upstream.requests[0]) == prompt
+    assert (refused.status, refused.json()["code"]) == (401, "invalid_api_key")
+    assert (metrics.status, models.status) == (404, 200)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_client_that_leaves_takes_its_request_along(
+    kind: str, tmp_path: Path, answered: bool
+) -> None:
+    asked = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if answered:
+            await peer.stream_head()
+            await peer.chunk(FIRST)
+        asked.set()
+        await peer.until_left()
+
+    async with balanced(kind, script, tmp_path) as fleet:
+        client = await fleet.client()
+        await client.send(STREAM)
+        await (client.see(FIRST) if answered else asked.wait())
+        client.stream.close()
+        with anyio.fail_after(PATIENCE):
+            await fleet.upstream.left.wait()
+
+
+async def test_where_no_proxy_is_left_clients_are_told_so(kind: str, tmp_path: Path) -> None:
+    async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
+        for proxy in fleet.proxies:
+            proxy.proxy.begin_drain()
+        for proxy in fleet.proxies:
+            await proxy.ended.wait()
+        response = await (await fleet.client()).ask(QUESTION)
+    assert response.status in (502, 503)
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["code"] == "overloaded"

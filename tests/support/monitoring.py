@@ -1,0 +1,226 @@
+"""A real Prometheus that watches a proxy under load, and the files in ``contrib`` that it is set up
+with."""
+
+import http.client
+import math
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import orjson
+import yaml
+from end_to_end import free_port
+from scraping import rendered, settled, watching
+from served import PATIENCE, Served, serving
+from tools import tool
+
+from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.place import Board, Place, Ports
+
+__all__ = (
+    "CONTRIB",
+    "Load",
+    "Prometheus",
+    "known_names",
+    "names_in",
+    "under_load",
+    "until",
+    "watching_prometheus",
+)
+
+CONTRIB = Path(__file__).parents[2] / "contrib"
+PATIENCE_WITH_IT = 4 * PATIENCE  # seconds; it has to start, and to see everything twice
+SCRAPE_EVERY = "1s"  # a scrape may not take longer either
+_QUESTIONS = (
+    {"model": "llama3.1-8b", "stream": True},
+    {"model": "gpt-oss-120b", "stream": True},
+    {"model": "gpt-oss-120b", "stream": False},
+    {"model": "gemma-4-31b", "stream": True},
+)
+_PRICES = '{"llama3.1-8b":{"input":1,"output":2},"gpt-oss-120b":{"input":3,"output":4}}'
+_FAULTS = ("", "", "", "", "fault=cut, at=4", "fault=429", "fault=503", "fault=error_event, at=4")
+
+
+# What there is to ask for
+
+
+def known_names(directory: Path) -> set[str]:
+    """The names of all series that a proxy, or one of several workers, can have."""
+    found: set[str] = set()
+    for place in (None, Place(1, Board(2), Ports(), str(directory))):
+        metrics = watching(Metrics(settled(), "asyncio", place))
+        text = rendered(metrics)[0].decode()
+        for name, kind in re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE):
+            parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+            found |= {name + part for part in parts}
+    return found
+
+
+def names_in(expression: str) -> set[str]:
+    """The names of the series that an expression asks for."""
+    return set(re.findall(r"[\w:]*cerebras_proxy_[\w:]+", expression))
+
+
+# A load
+
+
+class Load:
+    """Asks a proxy for this and that, on several connections, until it is stopped."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stopped = threading.Event()
+        self._asked = [0] * 4
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(len(self._asked))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> int:
+        """End it; how many requests were asked."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        return sum(self._asked)
+
+    def _run(self, number: int) -> None:
+        faults = cycle(_FAULTS[number:] + _FAULTS[:number])
+        for question, fault in zip(cycle(_QUESTIONS), faults, strict=False):
+            if self._stopped.is_set():
+                return
+            body = orjson.dumps({**question, "messages": [{"role": "user", "content": "Hello!"}]})
+            headers = {"Content-Type": "application/json"}
+            if fault:
+                headers["X-Simulate"] = fault
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            with suppress(http.client.IncompleteRead):
+                connection.getresponse().read()
+            connection.close()
+            self._asked[number] += 1
+
+
+# Prometheus
+
+
+class Sample(NamedTuple):
+    labels: dict[str, str]
+    value: float
+
+
+class Prometheus:
+    """One that runs, by its API."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def get(self, path: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            return orjson.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        try:
+            return bool(self.get("/api/v1/targets")["data"]["activeTargets"])
+        except (OSError, http.client.HTTPException, orjson.JSONDecodeError):
+            return False
+
+    def query(self, expression: str) -> list[Sample]:
+        """What an expression gives now, without what is no number."""
+        told = self.get(f"/api/v1/query?query={quote(expression)}")
+        assert told["status"] == "success", f"{expression}: {told.get('error')}"
+        result = told["data"]["result"]
+        samples = [Sample(each["metric"], float(each["value"][1])) for each in result]
+        return [sample for sample in samples if math.isfinite(sample.value)]
+
+    def silent(self, expressions: set[str]) -> set[str]:
+        """Those expressions that give nothing."""
+        return {each for each in expressions if not self.query(each)}
+
+
+def until(is_so: Callable[[], object], what: str) -> None:
+    """Ask until it is so."""
+    end = time.monotonic() + PATIENCE_WITH_IT
+    while not is_so():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)  # between two questions, as all that is asked has one processor to share
+
+
+def _settings(target: str, directory: Path) -> Path:
+    """Those of ``contrib``, with another target, in less time, and nobody to send alerts to."""
+    source = CONTRIB / "prometheus" / "prometheus.yml"
+    told = yaml.safe_load(source.read_text("utf-8"))
+    told["global"] = {"scrape_interval": SCRAPE_EVERY, "evaluation_interval": SCRAPE_EVERY}
+    told["rule_files"] = [str(source.parent / name) for name in told["rule_files"]]
+    [job] = told["scrape_configs"]
+    assert job["job_name"] == "cerebras-proxy"
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": [target]}]
+    del told["alerting"]
+    path = directory / "prometheus.yml"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+@contextmanager
+def watching_prometheus(served: Served, directory: Path) -> Iterator[Prometheus]:
+    """One that watches the port for scrapers of a process."""
+    line = served.line_where(lambda line: line["message"] == "Listening for scrapers")
+    target = line["address"].removeprefix("http://")
+    port = free_port()
+    command = (
+        tool("prometheus", "prometheus"),
+        f"--config.file={_settings(target, directory)}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
+    )
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            server = Prometheus(port)
+            until(server.is_ready, "Prometheus does not start")
+            assert process.poll() is None, (directory / "log").read_text("utf-8")
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def under_load(backend: str, directory: Path) -> Iterator[tuple[Prometheus, Load]]:
+    """A demo of two workers that is asked a lot, and a Prometheus that watches it. TTFT is above
+    its target, one model has no price, requests wait for their turn and are tried again."""
+    tool("prometheus", "prometheus")
+    settings = {
+        "METRICS_PORT": "0",
+        "METRICS_ON_MAIN_PORT": "off",
+        "TTFT_TARGET_MS": "10",
+        "MODEL_PRICES": _PRICES,
+        "RETRY_ATTEMPTS": "1",
+        "RETRY_BACKOFF": "0.01",
+        "CIRCUIT_FAILURES": "1000",
+        "MAX_CONCURRENT_REQUESTS": "1",
+        "MAX_QUEUE_SECONDS": "30",
+    }
+    command = ("serve", "--demo", "--workers", "2", "--backend", backend)
+    with (
+        serving(*command, TMPDIR=str(directory), **settings) as served,
+        watching_prometheus(served, directory) as server,
+    ):
+        load = Load(served.port)
+        try:
+            yield server, load
+        finally:
+            load.stop()

@@ -1,0 +1,90 @@
+"""What upstreams do, as scripts."""
+
+from typing import Literal
+
+from end_to_end import TOKEN, Conversation, Script, events
+
+__all__ = (
+    "answers",
+    "answers_once",
+    "closes",
+    "one_after_another",
+    "one_token_and_no_more",
+    "pieces_of",
+    "resets",
+    "says",
+    "silent",
+    "streams",
+)
+
+
+async def answers(peer: Conversation) -> None:
+    """Something, to every request."""
+    while True:
+        await peer.request()
+        await peer.answer(b"{}")
+
+
+async def answers_once(peer: Conversation) -> None:
+    await peer.request()
+    await peer.answer(b"{}")
+
+
+async def closes(peer: Conversation) -> None:
+    await peer.request()
+
+
+async def resets(peer: Conversation) -> None:
+    await peer.request()
+    peer.stream.reset()
+
+
+async def silent(peer: Conversation) -> None:
+    """Takes a request, and waits until the other side has left."""
+    await peer.request()
+    await peer.until_left()
+
+
+def streams(*pieces: bytes, then: Literal["end", "stay", "leave"] = "end") -> Script:
+    """A stream of these pieces, to every request. ``then`` the body ends, or upstream stays and
+    sends no more, or leaves."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            await peer.stream_head()
+            for piece in pieces:
+                await peer.chunk(piece)
+            if then == "stay":
+                await peer.until_left()
+            if then != "end":
+                return
+            await peer.end()
+
+    return script
+
+
+def pieces_of(data: bytes, size: int) -> list[bytes]:
+    return [data[begin : begin + size] for begin in range(0, len(data), size)]
+
+
+one_token_and_no_more = streams(events(TOKEN), then="stay")
+
+
+def says(status: int, body: bytes = b"{}", headers: bytes = b"") -> Script:
+    async def answer(peer: Conversation) -> None:
+        await peer.answer(body, status=f"{status} X", headers=headers)
+
+    return answer
+
+
+def one_after_another(*answers: Script) -> Script:
+    """An answer for each request, whichever connection it comes over; the last for all others."""
+
+    async def script(peer: Conversation) -> None:
+        while True:
+            await peer.request()
+            number = len(peer.upstream.requests)
+            await answers[min(number, len(answers)) - 1](peer)
+
+    return script

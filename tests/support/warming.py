@@ -1,0 +1,132 @@
+"""A pool that is kept warm, over socket pairs, and the upstream that it is connected to."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import trio
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from end_to_end import KEY
+from trio.testing import MockClock
+
+from ape_cerebras.config.config import Config
+from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.upstream.connection import Connection
+from ape_cerebras.upstream.pool import Lease, Pool
+from ape_cerebras.upstream.warmup import Warmth
+
+__all__ = ("Rig", "Upstream", "kept_warm", "leased", "on_mock_clock", "use")
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Upstream:
+    """Answers over socket pairs, of whose ends the kernel tells as of any connection's.
+
+    ``asked_at``: when a connection was asked for. One takes ``takes`` seconds to be made, is
+    refused while ``refuses``, and closed when it has been idle for ``idles``.
+    """
+
+    def __init__(
+        self, tasks: anyio.abc.TaskGroup, takes: float, refuses: bool, idles: float | None
+    ) -> None:
+        self._tasks = tasks
+        self.takes, self.refuses, self.idles = takes, refuses, idles
+        self.began_at = anyio.current_time()
+        self.asked_at: list[float] = []
+        self._open: set[SocketStream] = set()
+        self._more = anyio.Event()
+
+    async def connect(self, host: str, port: int) -> StampedStream:
+        self.asked_at.append(anyio.current_time() - self.began_at)
+        await anyio.sleep(self.takes)
+        if self.refuses:
+            raise ConnectionRefusedError
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self._tasks.start_soon(self._answer, SocketStream(theirs))
+        self._more.set()
+        return SocketStream(ours)
+
+    async def until_made(self, count: int) -> None:
+        """Wait until so many have been made, and are where they belong."""
+        while len(self.asked_at) < count:
+            self._more = anyio.Event()
+            await self._more.wait()
+        await anyio.wait_all_tasks_blocked()
+
+    def close_all(self) -> None:
+        while self._open:
+            self._open.pop().close()
+
+    async def _answer(self, stream: SocketStream) -> None:
+        self._open.add(stream)
+        try:
+            while True:
+                with anyio.fail_after(self.idles):
+                    await stream.receive()
+                await stream.send(ANSWER)
+        except (EndOfStream, BrokenResourceError, ClosedResourceError, TimeoutError):
+            pass
+        finally:
+            self._open.discard(stream)
+            stream.close()
+
+
+class Rig:
+    """A pool that is kept warm."""
+
+    def __init__(self, pool: Pool, upstream: Upstream, warmth: Warmth) -> None:
+        self.pool = pool
+        self.upstream = upstream
+        self.warmth = warmth
+
+    async def until(self, moment: float) -> None:
+        """Wait for that many seconds after the beginning, and for what happens then."""
+        await anyio.sleep_until(self.upstream.began_at + moment)
+        await anyio.wait_all_tasks_blocked()
+
+    async def fewest_idle(self, moment: float) -> int:
+        """The fewest idle connections at any time until then, looked at every 0.1 s."""
+        fewest = self.pool.idle
+        while anyio.current_time() - self.upstream.began_at < moment:
+            await anyio.sleep(0.1)
+            fewest = min(fewest, self.pool.idle)
+        return fewest
+
+
+@asynccontextmanager
+async def kept_warm(
+    *, takes: float = 0.0, refuses: bool = False, idles: float | None = None, **settings: str
+) -> AsyncIterator[Rig]:
+    config = Config.from_environment(
+        {"CEREBRAS_API_KEY": KEY, "CEREBRAS_BASE_URL": "http://upstream", **settings}
+    )
+    async with anyio.create_task_group() as tasks:
+        upstream = Upstream(tasks, takes, refuses, idles)
+        pool = Pool(config, upstream.connect, None)
+        warmth = Warmth(config, pool)
+        tasks.start_soon(warmth.keep)
+        try:
+            yield Rig(pool, upstream, warmth)
+        finally:
+            tasks.cancel_scope.cancel()
+            pool.close()
+
+
+def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
+    trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+async def use(connection: Connection) -> None:
+    await connection.ask("GET", b"/", b"upstream")
+    while await connection.next_chunk() is not None:
+        pass
+
+
+@asynccontextmanager
+async def leased(pool: Pool) -> AsyncIterator[Lease]:
+    with await pool.lease() as lease:
+        yield lease

@@ -1,0 +1,191 @@
+"""One request to the API by itself: what it says, and what its failures become."""
+
+import anyio
+import pytest
+from end_to_end import KEY, Conversation, Script, running_upstream
+from scripts import silent
+
+from ape_cerebras.config.config import Config
+from ape_cerebras.errors import ProxyError
+from ape_cerebras.http1.body_parts import Body
+from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream_errors import FirstByteTimeout, InvalidAnswer, Truncated
+
+pytestmark = pytest.mark.anyio
+
+
+def upstream_at(port: int, path: str = "", **settings: str) -> Upstream:
+    url = f"http://127.0.0.1:{port}{path}"
+    return Upstream(
+        Config.from_environment({"CEREBRAS_API_KEY": KEY, "CEREBRAS_BASE_URL": url, **settings})
+    )
+
+
+async def ask(upstream: Upstream, exchange: Exchange, body: bytes = b"{}") -> bytes:
+    answer = b""
+    try:
+        with await upstream.send(
+            exchange, "POST", "/v1/x", ((b"a", b"b"),), Body([body])
+        ) as response:
+            while (chunk := await response.next_chunk()) is not None:
+                answer += chunk
+    finally:
+        upstream.pool.close()
+    return answer
+
+
+async def answer(peer: Conversation) -> None:
+    await peer.request()
+    await peer.answer(b"hello", headers=b"X-RateLimit-Limit-Tokens-Minute: 5\r\n")
+
+
+async def test_what_is_sent_and_what_is_written_down() -> None:
+    exchange = Exchange(started_at=anyio.current_time())
+    async with running_upstream(answer) as scripted:
+        assert await ask(upstream_at(scripted.port, "/prefix/v1/"), exchange) == b"hello"
+    head, _, body = scripted.requests[0].partition(b"\r\n\r\n")
+    assert body == b"{}"
+    assert head.decode().split("\r\n") == [
+        "POST /prefix/v1/x HTTP/1.1",
+        f"host: 127.0.0.1:{scripted.port}",
+        "content-length: 2",
+        f"authorization: Bearer {KEY}",
+        "accept-encoding: identity",
+        "a: b",
+    ]
+    assert exchange.upstream_status == 200
+    assert exchange.upstream_headers == ((b"x-ratelimit-limit-tokens-minute", b"5"),)
+    assert exchange.sent_at is not None
+    assert exchange.head_at is not None
+    assert exchange.started_at <= exchange.sent_at <= exchange.head_at
+    assert 0 < exchange.upstream_wait_seconds < 5
+
+
+async def redirects(peer: Conversation) -> None:
+    await peer.request()
+    await peer.answer(b"", status="302 Found", headers=b"Location: http://127.0.0.1:1/\r\n")
+
+
+async def says_a_status_nobody_knows(peer: Conversation) -> None:
+    await peer.request()
+    await peer.answer(b"", status="999 Strange")
+
+
+async def breaks_off(peer: Conversation) -> None:
+    await peer.request()
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhell")
+
+
+async def sends_a_chunk_of_no_size(peer: Conversation) -> None:
+    await peer.request()
+    await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"5 \r\nhello\r\n",
+        b"5;\r\nhello\r\n",
+        b"5\nhello\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"0\r\n:\r\n",
+    ],
+)
+async def test_chunks_that_others_may_read_differently_are_no_answer(body: bytes) -> None:
+    """h11 takes the first two."""
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await peer.send(body)
+        await peer.until_left()
+
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port)
+        with pytest.raises(Truncated):
+            await ask(upstream, Exchange(started_at=anyio.current_time()))
+        assert (upstream.pool.active, upstream.pool.idle) == (0, 0)
+
+
+async def test_chunks_come_together_and_their_connection_is_used_again() -> None:
+    parts = [b"%x\r\n%b\r\n" % (size, b"x" * size) for size in (1, 70_000, 3, 100)]
+
+    async def script(peer: Conversation) -> None:
+        for ends in (b"0\r\n\r\n", b"0;a=b\r\nX: y\r\n\r\n"):
+            await peer.request()
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await peer.send(head + b"".join(parts) + ends)
+
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port)
+        for use in ("new", "reused"):
+            exchange = Exchange(started_at=anyio.current_time())
+            answer = b""
+            with await upstream.send(exchange, "GET", "/v1/x", ()) as response:
+                while (chunk := await response.next_chunk()) is not None:
+                    answer += chunk
+            assert answer == b"x" * 70_104
+            assert exchange.connection == use
+        upstream.pool.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (redirects, InvalidAnswer),
+        (says_a_status_nobody_knows, InvalidAnswer),
+        (breaks_off, Truncated),
+        (sends_a_chunk_of_no_size, Truncated),
+        (silent, FirstByteTimeout),
+    ],
+)
+async def test_failures(script: Script, error: type[ProxyError]) -> None:
+    exchange = Exchange(started_at=anyio.current_time())
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.1")
+        with pytest.raises(error) as caught:
+            await ask(upstream, exchange)
+        assert caught.value.__cause__ is None
+        assert caught.value.__context__ is None or caught.value.__suppress_context__
+        assert (upstream.pool.active, upstream.pool.idle) == (0, 0)
+        assert exchange.sent_at is not None
+        assert exchange.upstream_wait_seconds > 0
+
+
+async def test_waiting_in_vain_for_a_connection_was_waiting_for_upstream() -> None:
+    async def never(host: str, port: int) -> None:
+        await anyio.sleep_forever()
+
+    config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "UPSTREAM_CONNECT_TIMEOUT": "0.05"})
+    exchange = Exchange(started_at=anyio.current_time())
+    with pytest.raises(ProxyError):
+        await ask(Upstream(config, never), exchange)  # type: ignore[arg-type]
+    assert exchange.upstream_wait_seconds >= 0.05
+    assert exchange.sent_at is None
+
+
+async def test_a_large_body_is_sent_whole() -> None:
+    async with running_upstream(answer) as scripted:
+        body = b"x" * 5_000_000
+        exchange = Exchange(started_at=anyio.current_time())
+        assert await ask(upstream_at(scripted.port), exchange, body) == b"hello"
+        assert scripted.requests[0].endswith(b"\r\n\r\n" + body)
+
+
+async def answers_before_all_is_said(peer: Conversation) -> None:
+    await peer.stream.receive(1)
+    await peer.answer(b"hello")
+    await peer.until_left()
+
+
+async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> None:
+    async with running_upstream(answers_before_all_is_said) as scripted:
+        upstream = upstream_at(scripted.port)
+        exchange = Exchange(started_at=anyio.current_time())
+        body = Body([b"x" * 8_000_000])  # more than fits in between
+        with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
+            assert await response.next_chunk() == b"hello"
+            assert exchange.ttfb_seconds == 0
+            assert response.arrived_at == exchange.sent_at
+        upstream.pool.close()
