@@ -123,7 +123,7 @@ class Routes:
             raise MethodNotAllowed(*route.methods)
         exchange.body = await downstream.read_body()
         exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
-        exchange.request_stamped = downstream.request_stamped
+        exchange.request_timestamped = downstream.request_timestamped
         await route.handler(exchange, downstream)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:

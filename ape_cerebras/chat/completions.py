@@ -59,7 +59,7 @@ def error_event(error: ProxyError) -> bytes:
 def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
     """An error event where one fits in: the SDKs raise on it, and take a stream without the end
     marker for complete."""
-    fits = meter.at_boundary and not exchange.stream_failed and not exchange.ended
+    fits = meter.at_boundary and not exchange.stream_failed and not exchange.done_seen
     return error_event(error) if fits and error.status else b""
 
 
@@ -180,17 +180,17 @@ class Relay:
     ) -> None:
         try:
             while (chunk := await response.next_chunk()) is not None:
-                if exchange.ended and downstream.response_complete:
+                if exchange.done_seen and downstream.response_complete:
                     break  # more came after the end than was worth waiting for
                 await self._pass_chunk(chunk, response.arrived_at, downstream, meter)
-                if exchange.ended:
+                if exchange.done_seen:
                     # What is here already still goes through. As soon as there is nothing more to
                     # read the client gets its end, and upstream a moment to end its body.
                     response.before_wait(downstream.send_end)
                     response.wind_down(_END_TIMEOUT)
             await self._end(downstream, meter)
         except (IdleTimeout, Truncated):
-            if not exchange.ended:
+            if not exchange.done_seen:
                 raise
             await downstream.send_end()
 
@@ -245,7 +245,7 @@ class Relay:
         await answer()
 
     def _account(self, exchange: Exchange) -> None:
-        exchange.model = exchange.model or exchange.answered_model
+        exchange.model = exchange.model or exchange.response_model
         if exchange.usage is not None and exchange.model is not None:
             exchange.cost = self._catalogue.prices.cost(exchange.model, exchange.usage)
         if exchange.upstream_code == "model_not_found":

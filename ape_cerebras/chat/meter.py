@@ -124,7 +124,7 @@ class StreamMeter:
         self._gap_bounds = gap_bounds
 
     def may_hold(self, chunk: bytes) -> bool:
-        if self._exchange.first_answer_at is not None:
+        if self._exchange.first_output_at is not None:
             return True
         if self._exchange.first_token_at is None or not self._events.at_boundary:
             return False
@@ -137,17 +137,17 @@ class StreamMeter:
     @property
     def complete(self) -> bool:
         """An error event may end a stream without the marker; nothing else may."""
-        return self._exchange.ended or self._exchange.stream_failed
+        return self._exchange.done_seen or self._exchange.stream_failed
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
-        if exchange.ended:
+        if exchange.done_seen:
             return
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
         events = self._events.feed(chunk)
         for at in range(0, len(events), _TOGETHER):
-            if exchange.ended:
+            if exchange.done_seen:
                 break
             several = events[at : at + _TOGETHER]
             if self._need_no_parsing(several):
@@ -159,17 +159,17 @@ class StreamMeter:
 
     def _need_no_parsing(self, events: list[bytes]) -> bool:
         """Whether several events need no look at each: a hundred take two thirds of the time so."""
-        if len(events) < _TOGETHER or self._exchange.first_answer_at is None:
+        if len(events) < _TOGETHER or self._exchange.first_output_at is None:
             return False
         text = b"\n".join(events)
         return not (_is_notable(text) or _END in text or len(text) > _PARSED_AT_MOST)
 
     def _take_each(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         for event in events:
-            if self._exchange.ended:
+            if self._exchange.done_seen:
                 break
             if event.startswith(_END):
-                self._exchange.ended = True
+                self._exchange.done_seen = True
             elif len(event) > _PARSED_AT_MOST:
                 self._look_at_ends_of(event, arrived_at, sent_at)
             elif self._must_be_parsed(event):
@@ -194,7 +194,7 @@ class StreamMeter:
         exchange = self._exchange
         if exchange.first_token_at is None:
             return True
-        if exchange.first_answer_at is None and _may_answer(payload):
+        if exchange.first_output_at is None and _may_answer(payload):
             return True
         return _is_notable(payload)
 
@@ -225,12 +225,12 @@ class StreamMeter:
         exchange = self._exchange
         exchange.last_token_at = arrived_at
         exchange.token_events += 1
-        if reasons and exchange.first_answer_at is None:
-            exchange.reasons = True
+        if reasons and exchange.first_output_at is None:
+            exchange.has_reasoning = True
         if exchange.first_token_at is None:
             exchange.first_token_at, exchange.first_token_sent_at = arrived_at, sent_at
-        if answers and exchange.first_answer_at is None:
-            exchange.first_answer_at, exchange.first_answer_sent_at = arrived_at, sent_at
+        if answers and exchange.first_output_at is None:
+            exchange.first_output_at, exchange.first_output_sent_at = arrived_at, sent_at
 
 
 def _is_notable(text: bytes) -> bool:
@@ -270,7 +270,7 @@ def _read_totals(exchange: Exchange, answer: Any) -> None:
         exchange.time_info = read_time_info(answer.get("time_info")) or exchange.time_info
         model = answer.get("model")
         if isinstance(model, str):
-            exchange.answered_model = model
+            exchange.response_model = model
 
 
 def read_error_code(body: bytes) -> str | None:

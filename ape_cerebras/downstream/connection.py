@@ -123,7 +123,7 @@ class Downstream:
             body.add(reader.take(self._inbound.bytes))
 
     @property
-    def request_stamped(self) -> bool:
+    def request_timestamped(self) -> bool:
         """Whether the kernel has said of everything read since the last request when it came."""
         # It may have come with the one before, and need no read of its own.
         return self.stream.stamped and self.stream.unstamped_reads == self._unstamped_before

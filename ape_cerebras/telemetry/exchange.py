@@ -40,7 +40,7 @@ class Record:
 
     # routes
     received_at: float | None = None  # the request was complete
-    request_stamped: bool = False  # the kernel said when all of it came
+    request_timestamped: bool = False  # the kernel said when all of it came
     body: Body = field(default_factory=Body)
 
     # downstream/connection
@@ -69,33 +69,33 @@ class Record:
     upstream_status: int | None = None
     upstream_code: str | None = None  # the code in the body of an error
     upstream_headers: Headers = ()  # the x-ratelimit-* of the answer
-    answer_stamped: bool | None = None  # the kernel said when all of it came
-    answer_piled_up: bool = False  # more of it waited to be read than the kernel holds
+    response_timestamped: bool | None = None  # the kernel said when all of it came
+    response_backlogged: bool = False  # more of it waited to be read than the kernel holds
     upstream_wait_seconds: float = 0.0  # for a connection, head, body, another's answer
 
     # upstream/tries
-    tries: int | None = None  # begun, where there was, or was to be, more than one
+    attempts: int | None = None  # begun, where there was, or was to be, more than one
     retry_seconds: float | None = None  # from the first to the last, or the wait for it
     retry_reasons: tuple[str, ...] = ()  # why each after the first was to be made
-    retry_forgone: str | None = None  # why one more was not, though there was a reason
+    retry_suppressed: str | None = None  # why one more was not, though there was a reason
     malformed_retry_after: int = 0
 
     # chat/meter
     first_token_at: float | None = None  # arrived
     first_token_sent_at: float | None = None  # written to the client
-    first_answer_at: float | None = None  # the same for the first that is not reasoning
-    first_answer_sent_at: float | None = None
+    first_output_at: float | None = None  # the same for the first that is not reasoning
+    first_output_sent_at: float | None = None
     last_token_at: float | None = None
     last_body_at: float | None = None  # the last bytes of the answer arrived
     token_events: int = 0  # events that brought tokens
     token_reads: int = 0  # reads that brought such events
     gap_counts: list[int] = field(default_factory=list)  # gaps between those, by bucket
-    reasons: bool = False  # reasoning came first, or with the first of the answer
-    ended: bool = False  # the stream's [DONE] was seen
+    has_reasoning: bool = False  # reasoning came first, or with the first of the answer
+    done_seen: bool = False  # the stream's [DONE] was seen
     stream_failed: bool = False  # an error event inside a stream
     usage: Usage | None = None
     time_info: TimeInfo | None = None
-    answered_model: str | None = None  # the model named in the answer
+    response_model: str | None = None  # the model named in the answer
 
     # chat/completions
     cost: Decimal | None = None

@@ -75,7 +75,7 @@ _times = _reader(
     "overhead_seconds",
     "intended_start_lag_seconds",
 )
-_timed_how = _reader("stamp", "connection", "tries")
+_timed_how = _reader("stamp", "connection", "tries", tries="attempts")
 _usage = _reader(
     "total_tokens", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"
 )

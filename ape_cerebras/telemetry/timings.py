@@ -169,23 +169,27 @@ class Exchange(Record):
         where one or more were only known by their reading."""
         if self.received_at is None:
             return None
-        return "kernel" if self.request_stamped and self.answer_stamped is not False else "read"
+        return (
+            "kernel"
+            if self.request_timestamped and self.response_timestamped is not False
+            else "read"
+        )
 
     @once
     def ttfo_seconds(self) -> float | None:
         """Like TTFT, for the first token that is not reasoning; of models that reason."""
-        if not self.reasons:
+        if not self.has_reasoning:
             return None
-        passed_at = self.first_answer_sent_at
+        passed_at = self.first_output_sent_at
         if passed_at is None:
-            passed_at = self._as_if_passed_on(self.first_answer_at)
+            passed_at = self._as_if_passed_on(self.first_output_at)
         return _span(self.received_at, passed_at)
 
     @once
     def generation_seconds(self) -> float | None:
         """First token → last token. None where it may have been a slow client that upstream had to
         wait for."""
-        if self.client_blocked_seconds and self.answer_piled_up:
+        if self.client_blocked_seconds and self.response_backlogged:
             return None
         return _span(self.first_token_at, self.last_token_at)
 

@@ -45,8 +45,8 @@ class TryCounts:
             self._by_clients.labels(model).inc()
         if exchange.malformed_retry_after:
             self._malformed.inc(exchange.malformed_retry_after)
-        if exchange.retry_forgone is not None:
-            self._forgone.labels(exchange.retry_forgone).inc()
+        if exchange.retry_suppressed is not None:
+            self._forgone.labels(exchange.retry_suppressed).inc()
         for reason in exchange.retry_reasons:
             self._retries.labels(reason).inc()
 

@@ -198,8 +198,10 @@ class _WaitAccount:
             self._open = False
             waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
             self._exchange.upstream_wait_seconds += waited
-            self._exchange.answer_stamped = self._raw.unstamped_reads == self._unstamped_before
-            self._exchange.answer_piled_up = self._raw.most_at_once >= RECEIVE_BUFFER
+            self._exchange.response_timestamped = (
+                self._raw.unstamped_reads == self._unstamped_before
+            )
+            self._exchange.response_backlogged = self._raw.most_at_once >= RECEIVE_BUFFER
 
 
 class Upstream:
@@ -260,7 +262,7 @@ def forget_try(exchange: Exchange) -> None:
     exchange.sent_at = exchange.head_at = None
     exchange.upstream_status = exchange.upstream_code = None
     exchange.upstream_headers = ()
-    exchange.answer_stamped, exchange.answer_piled_up = None, False
+    exchange.response_timestamped, exchange.response_backlogged = None, False
 
 
 def _note(lease: Lease, exchange: Exchange) -> None:

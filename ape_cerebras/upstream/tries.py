@@ -128,7 +128,7 @@ class Tries:
         retry_after = 0.0 if response is None else _asked_for(response, exchange)
         pause = pause_before(retry, self._backoff, retry_after, self._chance())
         now = self._clock()
-        exchange.retry_forgone = objection(
+        exchange.retry_suppressed = objection(
             refused=response is not None and response.header(b"x-should-retry").lower() == b"false",
             circuit_open=self._circuit is not None and self._circuit.state != "closed",
             last=retry > self._attempts,
@@ -137,20 +137,20 @@ class Tries:
             time_left=anyio.current_effective_deadline() - anyio.current_time(),
             within_budget=self._budget.allows_one(now),
         )
-        if exchange.retry_forgone is not None:
+        if exchange.retry_suppressed is not None:
             return None
         self._budget.note_retry(now)
         exchange.retry_reasons = (*exchange.retry_reasons, reason)
         return pause
 
     async def _wait(self, pause: float, retry: int, exchange: Exchange, began_at: float) -> None:
-        exchange.tries = retry
+        exchange.attempts = retry
         try:
             with WaitingForUpstream(exchange, self._clock):
                 await anyio.sleep(pause)
         finally:  # also if the client has left meanwhile
             exchange.retry_seconds = round(self._clock() - began_at, 6)
-        exchange.tries = retry + 1
+        exchange.attempts = retry + 1
 
 
 def _asked_for(response: UpstreamResponse, exchange: Exchange) -> float:

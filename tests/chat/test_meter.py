@@ -50,7 +50,7 @@ def stamps(exchange: Exchange) -> tuple[float | None, ...]:
     return (
         exchange.first_token_at,
         exchange.first_token_sent_at,
-        exchange.first_answer_sent_at,
+        exchange.first_output_sent_at,
         exchange.last_token_at,
     )
 
@@ -59,19 +59,19 @@ def test_a_stream_of_a_reasoning_model() -> None:
     exchange = one_by_one(ANSWER)
     assert stamps(exchange) == (1.0, 1.5, 3.5, 5.0)  # the event that names the role is no token
     assert exchange.last_body_at == 7.0
-    assert exchange.reasons
-    assert exchange.ended
+    assert exchange.has_reasoning
+    assert exchange.done_seen
     assert not exchange.stream_failed
     assert exchange.usage == Usage(69, 35, 104, 0, 6)
     assert exchange.time_info == TimeInfo(0.003022741, 0.002242227, 0.018884338)
-    assert exchange.answered_model == "gpt-oss-120b"
+    assert exchange.response_model == "gpt-oss-120b"
 
 
 def test_a_stream_of_a_tool_call() -> None:
     exchange = one_by_one(TOOL_CALL)
     assert stamps(exchange) == (0.0, 0.5, 0.5, 2.0)
-    assert not exchange.reasons
-    assert exchange.ended
+    assert not exchange.has_reasoning
+    assert exchange.done_seen
     assert exchange.usage == Usage(136, 120, 256, 128, 89)
     assert exchange.time_info == TimeInfo(0.003457493, 0.004399205, 0.065016835)
 
@@ -84,7 +84,7 @@ def test_an_error_event() -> None:
     meter.feed(ERROR, 1.0, 1.5)
     assert exchange.stream_failed
     assert meter.complete  # the marker does not have to follow
-    assert not exchange.ended
+    assert not exchange.done_seen
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
     assert stamps(first) == (1.0, 1.5, 1.5, 1.0)
     later = read_stream(event(b'"content":"a"'), event(inside), event(b""))
     assert stamps(later) == (0.0, 0.5, 0.5, 1.0)
-    assert not first.ended
-    assert not later.ended
+    assert not first.done_seen
+    assert not later.done_seen
 
 
 @pytest.mark.parametrize("name", [b"reasoning", b"reasoning_content"])
 def test_what_is_a_token_of_reasoning(name: bytes) -> None:
     exchange = read_stream(event(b'"%s":"hm"' % name), event(b'"%s":"hm"' % name))
     assert stamps(exchange) == (0.0, 0.5, None, 1.0)
-    assert exchange.reasons
+    assert exchange.has_reasoning
 
 
 def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
@@ -122,7 +122,7 @@ def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
         event(b'"content":"a"'),
         b'data: {"choices":[{"delta":{"reasoning":"hm"}}],"usage":%s}\n\n' % USAGE,
     )
-    assert not exchange.reasons
+    assert not exchange.has_reasoning
     assert exchange.last_token_at == 1.0
 
 
@@ -201,8 +201,8 @@ def test_a_finish_event_that_carries_content() -> None:
 
 @pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
 def test_the_end_marker(end: bytes) -> None:
-    assert read_stream(end).ended
-    assert read_stream(event(b'"content":"a"') + end).ended
+    assert read_stream(end).done_seen
+    assert read_stream(event(b'"content":"a"') + end).done_seen
 
 
 @pytest.mark.parametrize(
@@ -216,14 +216,14 @@ def test_nothing_counts_after_the_end_marker(after: bytes) -> None:
 
 
 def test_an_end_marker_whose_event_does_not_end_is_none() -> None:
-    assert not read_stream(b"data: [DONE]\n").ended
+    assert not read_stream(b"data: [DONE]\n").done_seen
 
 
 def test_an_empty_completion_has_no_token() -> None:
     end = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":%s}\n\ndata: [DONE]\n\n'
     exchange = read_stream(event(b'"role":"assistant"'), end % USAGE)
     assert stamps(exchange) == (None,) * 4
-    assert exchange.ended
+    assert exchange.done_seen
 
 
 THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
@@ -248,7 +248,7 @@ def test_no_chunk_is_held_that_may_bring_a_first_token(answer: bytes) -> None:
         for chunk, held in chunks:
             assert meter.may_hold(chunk) is held
             meter.feed(chunk, 0.0, 0.0)
-        assert exchange.first_answer_sent_at == 0.0
+        assert exchange.first_output_sent_at == 0.0
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_plain_replies(name: str, usage: Usage, time_info: TimeInfo, model: str)
     for chunks in ((reply,), (reply[:100], reply[100:]), (b"", reply)):
         exchange = read_plain(*chunks)
         assert (exchange.usage, exchange.time_info) == (usage, time_info)
-        assert exchange.answered_model == model
+        assert exchange.response_model == model
         assert exchange.last_body_at == len(chunks) - 1
         assert stamps(exchange) == (None,) * 4
 
@@ -291,7 +291,7 @@ def test_a_plain_reply_is_told_by_half_a_surrogate_pair_too() -> None:
 @pytest.mark.parametrize("body", [b"", b"no json", b"[1]", b'{"usage":5,"model":5}', b'{"usage":'])
 def test_a_plain_reply_that_tells_nothing(body: bytes) -> None:
     exchange = read_plain(body)
-    assert (exchange.usage, exchange.time_info, exchange.answered_model) == (None, None, None)
+    assert (exchange.usage, exchange.time_info, exchange.response_model) == (None, None, None)
 
 
 def test_an_answer_that_is_not_to_be_read_is_timed_all_the_same() -> None:

@@ -107,7 +107,7 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
     for (says, _, _), number in zip(stream, chunk_of, strict=True):
         arrived_at, sent_at = float(number), number + 0.5
         if says is None:
-            found.ended, found.last_body_at = True, arrived_at
+            found.done_seen, found.last_body_at = True, arrived_at
             break
         found.usage = read_usage(says.get("usage")) or found.usage
         found.time_info = read_time_info(says.get("time_info")) or found.time_info
@@ -120,10 +120,10 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
             reads.add(number)
             if found.first_token_at is None:
                 found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
-        if found.first_answer_at is None:
-            found.reasons = found.reasons or reasons
+        if found.first_output_at is None:
+            found.has_reasoning = found.has_reasoning or reasons
             if answers:
-                found.first_answer_at, found.first_answer_sent_at = arrived_at, sent_at
+                found.first_output_at, found.first_output_sent_at = arrived_at, sent_at
     found.token_reads = len(reads)
     found.gap_counts = gaps(sorted(reads))
     return found
@@ -146,9 +146,9 @@ def gaps(moments: list[int]) -> list[int]:
 def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
     for number, chunk in enumerate(chunks):
         held = meter.may_hold(chunk)
-        before = (exchange.first_token_at, exchange.first_answer_sent_at)
+        before = (exchange.first_token_at, exchange.first_output_sent_at)
         meter.feed(chunk, float(number), number + 0.5)
-        if before != (exchange.first_token_at, exchange.first_answer_sent_at):
+        if before != (exchange.first_token_at, exchange.first_output_sent_at):
             assert not held, "a moment was noted at which the chunk was not written"
     meter.end()
 

@@ -45,7 +45,7 @@ def check_totals(exchange: Exchange) -> None:
     assert exchange.usage.total_tokens == 4
     assert exchange.time_info is not None
     assert exchange.time_info.queue == 0.5
-    assert exchange.answered_model == "m"
+    assert exchange.response_model == "m"
 
 
 @pytest.mark.parametrize("size", [7, 1000, 65_536, 300_000])
@@ -67,14 +67,14 @@ def test_totals_that_are_no_members_of_the_answer_itself() -> None:
 def test_a_large_event_brings_its_tokens_and_totals() -> None:
     exchange = stream({"choices": choices(LARGE), **TOTALS})
     check_totals(exchange)
-    assert (exchange.first_token_at, exchange.first_answer_at) == (1.0, 1.0)
+    assert (exchange.first_token_at, exchange.first_output_at) == (1.0, 1.0)
     assert (exchange.last_token_at, exchange.token_events) == (1.0, 1)
 
 
 def test_a_large_event_of_reasoning_is_no_answer() -> None:
     exchange = stream({"choices": choices(LARGE, "reasoning")}, {"choices": choices("a")})
-    assert exchange.reasons
-    assert (exchange.first_token_at, exchange.first_answer_at) == (1.0, 2.0)
+    assert exchange.has_reasoning
+    assert (exchange.first_token_at, exchange.first_output_at) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize(("error", "failed"), [({"message": LARGE}, True), (None, False)])

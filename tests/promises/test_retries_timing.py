@@ -107,7 +107,7 @@ def test_pauses_double_up_to_eight_seconds() -> None:
     """Half of what is allowed, which is what is drawn here."""
     played = play((*[(0.0, None)] * 5, (0.0, OK)), RETRY_ATTEMPTS="5", RETRY_BACKOFF="2")
     assert played.began_at == [0.0, 1.0, 3.0, 7.0, 11.0, 15.0]
-    assert (played.exchange.tries, played.exchange.retry_seconds) == (6, 15.0)
+    assert (played.exchange.attempts, played.exchange.retry_seconds) == (6, 15.0)
     assert played.exchange.upstream_wait_seconds == 15.0
     assert played.exchange.retry_reasons == ("connect",) * 5
 
@@ -116,7 +116,7 @@ def test_what_upstream_asks_for_is_waited_for_and_up_to_a_quarter_more() -> None
     asks = answer(429, b"Retry-After: 16", body=FULL)
     played = play(((3.0, asks), (2.0, OK)))
     assert played.began_at == [0.0, 3.0 + 18.0]
-    assert (played.exchange.tries, played.exchange.retry_seconds) == (2, 21.0)
+    assert (played.exchange.attempts, played.exchange.retry_seconds) == (2, 21.0)
     assert played.exchange.sent_at == 21.0
     assert played.exchange.head_at == 23.0
     assert played.exchange.upstream_wait_seconds == 23.0
@@ -128,8 +128,8 @@ def test_a_wait_that_would_end_after_the_deadline_is_not_begun(
 ) -> None:
     asks = answer(429, b"Retry-After: 16", body=FULL)
     played = play(((3.0, asks), (0.0, OK)), seconds)
-    assert played.exchange.tries == tries
-    assert played.exchange.retry_forgone == ("deadline" if tries is None else None)
+    assert played.exchange.attempts == tries
+    assert played.exchange.retry_suppressed == ("deadline" if tries is None else None)
     assert len(played.began_at) == (tries or 1)
 
 
@@ -147,7 +147,7 @@ def test_a_wait_that_is_cut_short_is_told() -> None:
 
                 tasks.start_soon(leave)
                 await played.play()
-            assert (played.exchange.tries, played.exchange.retry_seconds) == (1, 7.0)
+            assert (played.exchange.attempts, played.exchange.retry_seconds) == (1, 7.0)
             assert played.exchange.upstream_wait_seconds == 7.0
 
     on_mock_clock(test)
@@ -164,8 +164,8 @@ def test_a_failure_that_is_not_tried_again_is_raised_as_it_is() -> None:
                 raised.append(error)
             assert type(raised[0]) is ConnectFailed
             assert played.began_at == [0.0, 1.0 + 1.0, 3.0 + 2.0]
-            assert (played.exchange.tries, played.exchange.retry_seconds) == (3, 5.0)
-            assert played.exchange.retry_forgone == "attempts"
+            assert (played.exchange.attempts, played.exchange.retry_seconds) == (3, 5.0)
+            assert played.exchange.retry_suppressed == "attempts"
 
     on_mock_clock(test)
 
@@ -188,7 +188,7 @@ def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
             circuit.leave(circuit.enter(0.2), True, 0.2)  # by another request
         assert type(raised[0]) is UpstreamUnavailable
         assert played.began_at == [0.0]
-        assert (played.exchange.tries, played.exchange.retry_seconds) == (2, 0.5)
+        assert (played.exchange.attempts, played.exchange.retry_seconds) == (2, 0.5)
         assert played.exchange.upstream_status is None
 
     on_mock_clock(test)

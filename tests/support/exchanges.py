@@ -26,19 +26,19 @@ _PRICES = PriceTable.built_in()
 _REQUEST = Request("POST", b"/v1/chat/completions", b"1.1", ((b"host", b"a"),))
 RETRIED: dict[str, Any] = {
     "request": Request("POST", b"/", b"1.1", ((b"x-stainless-retry-count", b"1"),)),
-    "tries": 2,
+    "attempts": 2,
     "retry_seconds": 0.001,
     "retry_reasons": ("connect",),
-    "retry_forgone": "attempts",
+    "retry_suppressed": "attempts",
     "malformed_retry_after": 1,
 }
 """Fields of an exchange that its client had made before, and that was made again here."""
 _MOMENTS = (
     *("started_at", "received_at", "sent_at", "head_at", "first_token_at", "first_token_sent_at"),
-    *("first_answer_at", "first_answer_sent_at", "last_token_at", "last_body_at", "finished_at"),
+    *("first_output_at", "first_output_sent_at", "last_token_at", "last_body_at", "finished_at"),
 )
-_SENT = ("first_token_sent_at", "first_answer_sent_at")
-_TOKENS = (*_SENT, "first_token_at", "first_answer_at", "last_token_at")
+_SENT = ("first_token_sent_at", "first_output_sent_at")
+_TOKENS = (*_SENT, "first_token_at", "first_output_at", "last_token_at")
 _ERRORS = (ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized)
 
 
@@ -70,15 +70,15 @@ def stream_exchange(**fields: Any) -> Exchange:
         "stream": True,
         "first_token_at": 100.2,
         "first_token_sent_at": 100.203,
-        "first_answer_at": 100.3,
-        "first_answer_sent_at": 100.303,
+        "first_output_at": 100.3,
+        "first_output_sent_at": 100.303,
         "last_token_at": 100.6,
         "token_events": 4,
         "token_reads": 2,
         "gap_counts": [0] * 9 + [1] + [0] * 6,
         "last_body_at": 100.7,
-        "reasons": True,
-        "ended": True,
+        "has_reasoning": True,
+        "done_seen": True,
         "usage": Usage(10, 5, 15, 4, 1),
         "time_info": TimeInfo(0.05, 0.06, 0.4),
         "cost": Decimal("0.00000725"),
@@ -146,14 +146,14 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         client=draw(st.sampled_from((None, "alice", "bob"))),
         model=model,
         stream=stream,
-        reasons=draw(st.booleans()),
+        has_reasoning=draw(st.booleans()),
         usage=usage,
         time_info=draw(st.none() | _time_infos),
         cost=_PRICES.cost(model, usage) if model and usage else None,
         client_blocked_seconds=draw(_steps),
         **draw(_ways_to_a_connection),
-        answer_stamped=draw(st.none() | st.booleans()),
-        answer_piled_up=draw(st.booleans()),
-        request_stamped=draw(st.booleans()),
+        response_timestamped=draw(st.none() | st.booleans()),
+        response_backlogged=draw(st.booleans()),
+        request_timestamped=draw(st.booleans()),
         upstream_wait_seconds=draw(_steps),
     )

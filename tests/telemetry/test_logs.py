@@ -67,8 +67,8 @@ def test_all_keys_in_their_order() -> None:
             connect_seconds=0.0003,
             tls_seconds=0.0004,
             connection="new",
-            request_stamped=True,
-            answer_stamped=True,
+            request_timestamped=True,
+            response_timestamped=True,
         )
     )
     assert list(line) == KEYS

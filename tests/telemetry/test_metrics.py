@@ -215,7 +215,7 @@ def test_no_client_makes_a_series() -> None:
             stream_exchange(
                 model=text,
                 requested_model=text,
-                answered_model=text,
+                response_model=text,
                 client=text,
                 trace_id=text,
                 request_id=text,

@@ -107,7 +107,7 @@ def test_the_earliest_ttft_that_can_be_derived() -> None:
 
 def test_a_first_token_that_the_client_was_not_there_for_has_no_ttft() -> None:
     exchange = stream_exchange(
-        first_token_sent_at=None, first_answer_sent_at=None, error=ClientGone()
+        first_token_sent_at=None, first_output_sent_at=None, error=ClientGone()
     )
     assert exchange.ttft_source is None
     names = ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "ttfo_seconds")
@@ -145,7 +145,7 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
 
 
 @pytest.mark.parametrize(
-    ("request_stamped", "answer_stamped", "stamp"),
+    ("request_timestamped", "response_timestamped", "stamp"),
     [
         (True, True, "kernel"),
         (True, None, "kernel"),  # nothing was asked upstream
@@ -154,9 +154,9 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
     ],
 )
 def test_whose_word_the_times_rest_on(
-    request_stamped: bool, answer_stamped: bool | None, stamp: str
+    request_timestamped: bool, response_timestamped: bool | None, stamp: str
 ) -> None:
-    how = {"request_stamped": request_stamped, "answer_stamped": answer_stamped}
+    how = {"request_timestamped": request_timestamped, "response_timestamped": response_timestamped}
     assert stream_exchange(**how).stamp == stamp
     assert stream_exchange(**how, received_at=None).stamp is None
 
@@ -165,7 +165,7 @@ def test_whose_word_the_times_rest_on(
 def test_a_client_that_made_upstream_wait_makes_no_cerebras_look_slow(
     blocked: float, piled_up: bool
 ) -> None:
-    exchange = stream_exchange(client_blocked_seconds=blocked, answer_piled_up=piled_up)
+    exchange = stream_exchange(client_blocked_seconds=blocked, response_backlogged=piled_up)
     told = (exchange.generation_seconds, exchange.tpot_seconds, exchange.tokens_per_second)
     assert told == ((None, None, None) if blocked and piled_up else (0.4, 0.1, 12.5))
     assert exchange.upstream_ttft_seconds == 0.199
@@ -213,8 +213,8 @@ def test_no_rates_without_usage() -> None:
 
 
 def test_time_to_the_first_answer_is_told_of_reasoning_only() -> None:
-    assert stream_exchange(reasons=False).ttfo_seconds is None
-    assert stream_exchange(first_answer_sent_at=None).ttfo_seconds is None
+    assert stream_exchange(has_reasoning=False).ttfo_seconds is None
+    assert stream_exchange(first_output_sent_at=None).ttfo_seconds is None
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_no_ttft_is_told_of_a_token_that_the_client_never_had(exchange: Exchange
 @pytest.mark.parametrize(
     "exchange",
     [
-        assembled_exchange(reasons=False),
-        assembled_exchange(first_answer_at=None),
+        assembled_exchange(has_reasoning=False),
+        assembled_exchange(first_output_at=None),
         assembled_exchange(error=Truncated()),
         assembled_exchange(stream_failed=True),
     ],
