@@ -1,13 +1,13 @@
-"""Every way an exchange can fail, as a class.
+"""Every way in which an exchange can fail: one class each.
 
-A failure carries all that anyone is told about it: the status and error code for the client, the
-outcome for log and metrics, and a constant text. Nothing here ever holds a foreign exception's
-message, which can quote a header and with it a key.
+A failure carries the status and error code for the client, the outcome for log and metrics, and a
+constant text. It never holds the message of a foreign exception, which may quote a header and with
+it a key.
 
 ::
 
     ProxyError
-    ├── RequestRefused            the client's fault; nothing went upstream
+    ├── RequestRefused            the client's fault; nothing was sent upstream
     │   ├── BadRequest            400  malformed head, framing or body
     │   ├── Unauthorized          401  no key, or a wrong one
     │   ├── NotFound              404  ├── DoubledPrefix  └── ModelNotFound
@@ -21,68 +21,91 @@ message, which can quote a header and with it a key.
     │   ├── CodingUnknown         501
     │   └── VersionUnsupported    505
     ├── Overloaded                503  no upstream connection came free in time
-    │   ├── NoTurn                503  too many are under way, too many wait, or for too long
-    │   └── LimitsUnknown         503  their store does not answer, and was to be asked
-    ├── RateLimited               429  more requests per minute than are allowed
-    ├── BudgetSpent               429  the key's US dollars of the day
+    │   ├── NotAdmitted           503  too many in flight; the queue was full, or the wait too long
+    │   └── LimitStoreUnavailable 503  LIMITS_STORE_OUTAGE is closed, and the store is down
+    ├── RateLimited               429  this proxy's own limit of requests per minute
+    ├── BudgetSpent               429  the key's US dollars per day
     ├── Draining                  503  shutting down
-    │   └── ShutDown              503  cut short by that
+    │   └── ShutDown              503  cut short by the shutdown
     ├── UpstreamUnavailable       503  the circuit is open
-    ├── UpstreamFailed            the API's fault, or that of the way to it
+    ├── UpstreamFailed            the fault of the API, or of the network between
     │   ├── ConnectFailed         502  refused, unreachable, name not found
     │   ├── TlsFailed             502  certificate or handshake
-    │   ├── InvalidAnswer         502  not HTTP, closed without an answer, or not what was asked
-    │   ├── AnswerWithheld        502  it quotes the account's key
+    │   ├── InvalidResponse       502  not HTTP, closed without a response, or not as requested
+    │   ├── ResponseWithheld      502  it quotes the account's key
     │   ├── KeyRefused            502  upstream's own 401
-    │   ├── Truncated             502  the answer ended before its end
+    │   ├── Truncated             502  the response ended before its end
     │   ├── ConnectTimeout        504
     │   ├── FirstByteTimeout      504
-    │   └── IdleTimeout           504  stalled inside the answer
+    │   └── IdleTimeout           504  stalled inside the response
     ├── ExchangeTimeout           504  the whole exchange took longer than allowed
-    ├── ClientGone                no answer possible: the client left
-    ├── ClientStalled             no answer possible: the client takes no bytes
-    └── InternalError             500  a defect of ours
+    ├── ClientGone                no response possible: the client has disconnected
+    ├── ClientStalled             no response possible: the client does not read
+    └── InternalError             500  a defect of this proxy
 
-A failure's status is used while no byte of the response has gone out; after that the client's
-connection is cut, because a clean end would read as success (RFC 9112 section 8).
+A failure's status is sent while no byte of the response has gone out. After that the proxy cuts
+the client's connection, because a clean end would read as success (RFC 9112 section 8).
 """
 
+import math
 from typing import ClassVar
 
 __all__ = (
     "BadRequest",
     "BodyTooLarge",
+    "BudgetSpent",
     "ClientGone",
     "ClientStalled",
     "CodingUnknown",
+    "ConnectFailed",
+    "ConnectTimeout",
     "DoubledPrefix",
     "Draining",
     "ExchangeTimeout",
+    "FirstByteTimeout",
     "HeadersTooLarge",
+    "IdleTimeout",
     "InternalError",
+    "InvalidResponse",
+    "KeyRefused",
+    "LimitStoreUnavailable",
     "MethodNotAllowed",
     "MethodUnknown",
     "ModelNotFound",
+    "NotAdmitted",
     "NotFound",
     "Overloaded",
     "ProxyError",
+    "RateLimited",
     "RequestRefused",
     "RequestTimeout",
+    "ResponseWithheld",
     "ShutDown",
     "TargetTooLong",
+    "TlsFailed",
+    "Truncated",
     "Unauthorized",
     "UnsupportedMedia",
+    "UpstreamFailed",
+    "UpstreamUnavailable",
     "VersionUnsupported",
 )
 
+_RETRY_AFTER_AT_MOST = 60  # seconds; SDKs ignore a longer Retry-After, and retry at once
+_Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def _retry_after(seconds: float) -> tuple[bytes, bytes]:
+    return b"retry-after", b"%d" % min(_RETRY_AFTER_AT_MOST, max(1, math.ceil(seconds)))
+
 
 class ProxyError(Exception):
-    """A failure, with everything that is told of it.
+    """A failure, with everything that client, log and metrics get of it.
 
-    ``status``: what the client is told while that is possible; 0 where it never is.
+    ``status``: the response's status; 0 where no response is possible.
     ``type`` and ``code``: as in the OpenAI error object; ``code`` is also the log's ``error``.
-    ``outcome``: a key of ``outcomes.OUTCOMES``.
-    ``keeps``: whether the client's connection may serve another request after this one.
+    ``outcome``: a key of ``OUTCOMES``, the table of outcomes.
+    ``keeps``: whether the client's connection may serve another request.
     """
 
     status: ClassVar[int] = 0
@@ -91,7 +114,7 @@ class ProxyError(Exception):
     outcome: ClassVar[str] = "internal_error"
     keeps: bool = True
     message: str = ""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: _Headers = ()
 
     def __init_subclass__(
         cls,
@@ -101,7 +124,7 @@ class ProxyError(Exception):
         outcome: str | None = None,
         keeps: bool | None = None,
     ) -> None:
-        """Let a class say its row of the table in its first line; the rest is inherited."""
+        """Take a class's row of the table from its first line; inherit the rest."""
         super().__init_subclass__()
         cls.status = cls.status if status is None else status
         cls.type = type or cls.type
@@ -115,7 +138,7 @@ class RequestRefused(ProxyError, type="invalid_request_error", outcome="refused"
 
 
 class BadRequest(RequestRefused, status=400, code="bad_request"):
-    """``reason`` is one of our own constant texts; ``keeps`` is false where framing is unsure."""
+    """``reason``: one of our own constant texts. ``keeps``: false where framing is uncertain."""
 
     def __init__(self, reason: str, *, keeps: bool = True) -> None:
         super().__init__(reason)
@@ -198,6 +221,58 @@ class Overloaded(
     headers = ((b"retry-after", b"1"),)
 
 
+class NotAdmitted(Overloaded):
+    """``seconds``: the time that a request of the same client arriving now would wait."""
+
+    message = "This proxy handles as many requests as it may, and its queue is full."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.headers = (_retry_after(seconds),)
+
+
+class LimitStoreUnavailable(Overloaded):
+    message = "The store of the limits does not respond at the moment."
+
+
+class RateLimited(
+    ProxyError,
+    status=429,
+    type="too_many_requests_error",
+    code="rate_limit_exceeded",
+    outcome="rate_limited",
+):
+    """``capacity`` and ``left``: requests of the limit that was hit; ``wait``: seconds until there
+    is one left. The headers are named as those of the API's own limits, window included."""
+
+    message = "Requests per minute limit of this proxy exceeded."
+
+    def __init__(self, capacity: float, left: float, wait: float) -> None:
+        super().__init__()
+        self.headers = (
+            _retry_after(wait),
+            (b"x-ratelimit-limit-requests-minute", b"%d" % math.floor(capacity)),
+            (b"x-ratelimit-remaining-requests-minute", b"%d" % math.floor(left)),
+            (b"x-ratelimit-reset-requests-minute", b"%.3f" % wait),
+        )
+
+
+class BudgetSpent(
+    ProxyError,
+    status=429,
+    type="too_many_requests_error",
+    code="budget_exceeded",
+    outcome="budget_exceeded",
+):
+    """``seconds``: until midnight UTC, which is too long for an SDK to retry."""
+
+    message = "This key's budget for the day is spent; the next day begins at midnight UTC."
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.headers = (_retry_after(seconds), (b"x-should-retry", b"false"))
+
+
 class Draining(
     ProxyError,
     status=503,
@@ -208,6 +283,80 @@ class Draining(
 ):
     message = "This proxy is shutting down."
     headers = ((b"retry-after", b"1"),)
+
+
+class ShutDown(Draining, code="shut_down", outcome="shut_down"):
+    message = "This proxy was shut down before the response was complete."
+    headers = ((b"x-should-retry", b"false"),)  # the API may have carried it out
+
+
+class UpstreamUnavailable(
+    ProxyError,
+    status=503,
+    type="upstream_error",
+    code="upstream_unavailable",
+    outcome="upstream_unavailable",
+):
+    """Nothing was sent. ``retry_after``: seconds."""
+
+    message = "The upstream API failed several times in a row, so no request is sent for a moment."
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__()
+        self.headers = ((b"retry-after", b"%d" % retry_after),)
+
+
+class UpstreamFailed(ProxyError, status=502, type="upstream_error", outcome="upstream_failed"):
+    """The API may have carried out the request, so that a client must not repeat it blindly.
+
+    The OpenAI and Cerebras SDKs obey ``x-should-retry`` before their own rules.
+    """
+
+    headers: _Headers = ((b"x-should-retry", b"false"),)
+
+
+class ConnectFailed(UpstreamFailed, code="connect_error", outcome="upstream_connect_failed"):
+    message = "Could not connect to the upstream API."
+    headers = ()
+
+
+class TlsFailed(UpstreamFailed, code="tls_error", outcome="upstream_tls_failed"):
+    message = "Could not establish a trusted TLS connection to the upstream API."
+    headers = ()
+
+
+class InvalidResponse(UpstreamFailed, code="invalid_response", outcome="upstream_invalid"):
+    message = "The upstream API gave no valid response."
+
+
+class ResponseWithheld(UpstreamFailed, code="answer_withheld", outcome="upstream_invalid"):
+    message = "The upstream API's response holds text that this proxy does not pass on."
+
+
+class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_rejected"):
+    # Passed on, the 401 would blame the client, and its text often quotes the key in part.
+    message = "The upstream API did not accept this proxy's own API key."
+
+
+class Truncated(UpstreamFailed, code="stream_truncated", outcome="upstream_truncated"):
+    message = "The upstream API's response ended before it was complete."
+
+
+class ConnectTimeout(
+    UpstreamFailed, status=504, code="connect_timeout", outcome="upstream_connect_timeout"
+):
+    message = "Connecting to the upstream API took too long."
+    headers = ()
+
+
+class FirstByteTimeout(
+    UpstreamFailed, status=504, code="first_byte_timeout", outcome="upstream_timeout"
+):
+    message = "The upstream API did not respond in time."
+
+
+class IdleTimeout(UpstreamFailed, status=504, code="stream_timeout", outcome="upstream_stalled"):
+    message = "The upstream API stopped in the middle of its response."
 
 
 class ExchangeTimeout(
@@ -229,11 +378,6 @@ class ClientGone(
 
 class ClientStalled(ProxyError, code="client_stalled", outcome="client_stalled", keeps=False):
     pass
-
-
-class ShutDown(Draining, code="shut_down", outcome="shut_down"):
-    message = "This proxy was shut down before the answer was complete."
-    headers = ((b"x-should-retry", b"false"),)  # it may have been carried out
 
 
 class InternalError(ProxyError, status=500, keeps=False):

@@ -8,20 +8,23 @@ import orjson
 import pytest
 from failures import FAILURES, example
 
-from ape_cerebras import errors, limit_errors, upstream_errors
+from ape_cerebras import errors
 from ape_cerebras.errors import (
     BadRequest,
+    ConnectFailed,
+    ConnectTimeout,
     ExchangeTimeout,
     MethodNotAllowed,
     NotFound,
     ProxyError,
     ShutDown,
+    TlsFailed,
+    UpstreamFailed,
 )
 from ape_cerebras.telemetry.outcomes import OUTCOMES
-from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed, UpstreamFailed
 
-ANSWERED = [each for each in FAILURES if each.status]
-UNANSWERED = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled"}
+WITH_STATUS = [each for each in FAILURES if each.status]
+WITHOUT_STATUS = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled"}
 
 
 def drawn_tree() -> Iterator[tuple[str, str, str | None]]:
@@ -43,7 +46,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
     drawn = {name: (parent, status) for name, parent, status in drawn_tree()}
     real = {each.__name__: each.__bases__[0].__name__ for each in FAILURES}
     assert {name: parent for name, (parent, _) in drawn.items()} == real
-    for failure in ANSWERED:
+    for failure in WITH_STATUS:
         _, status = drawn[failure.__name__]
         # A group's heading shows no status: its members do.
         assert status in (str(failure.status), None)
@@ -51,8 +54,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_all_failures_are_public() -> None:
-    public = [*errors.__all__, *limit_errors.__all__, *upstream_errors.__all__]
-    assert sorted(public) == sorted(each.__name__ for each in FAILURES)
+    assert sorted(errors.__all__) == sorted(each.__name__ for each in FAILURES)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -62,52 +64,52 @@ def test_the_outcome_is_a_known_one(failure: type[ProxyError]) -> None:
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
-    if failure.__name__ in UNANSWERED:
+    if failure.__name__ in WITHOUT_STATUS:
         assert failure.status == 0
     else:
         assert 400 <= failure.status <= 599
 
 
-@pytest.mark.parametrize("failure", ANSWERED)
-def test_what_is_told_is_text_that_any_reader_takes(failure: type[ProxyError]) -> None:
+@pytest.mark.parametrize("failure", WITH_STATUS)
+def test_its_body_is_text_that_any_reader_takes(failure: type[ProxyError]) -> None:
     error = example(failure)
     if failure is not UpstreamFailed:
         assert error.message
         assert error.message.isascii()
         assert error.message.isprintable()
-    told = {"message": error.message, "type": error.type, "code": error.code}
-    assert orjson.loads(orjson.dumps(told)) == told
+    body = {"message": error.message, "type": error.type, "code": error.code}
+    assert orjson.loads(orjson.dumps(body)) == body
     assert re.fullmatch(r"[a-z_]+", error.type)
     assert re.fullmatch(r"[a-z_]+", error.code)
 
 
-@pytest.mark.parametrize("failure", ANSWERED)
+@pytest.mark.parametrize("failure", WITH_STATUS)
 def test_its_headers_are_valid_and_in_lower_case(failure: type[ProxyError]) -> None:
     headers = example(failure).headers
     assert all(name == name.lower() for name, _ in headers)
     h11.Response(status_code=failure.status, headers=list(headers))
 
 
-@pytest.mark.parametrize("failure", [each for each in ANSWERED if each.status >= 500])
-def test_a_request_that_may_have_been_carried_out_says_do_not_repeat(
+@pytest.mark.parametrize("failure", [each for each in WITH_STATUS if each.status >= 500])
+def test_a_request_that_may_have_been_carried_out_must_not_be_retried(
     failure: type[ProxyError],
 ) -> None:
     """It may have, once its first byte went upstream: not while connecting or queueing."""
     sent = issubclass(failure, UpstreamFailed | ExchangeTimeout | ShutDown)
     connecting = (ConnectFailed, TlsFailed, ConnectTimeout)
-    says_so = (b"x-should-retry", b"false") in example(failure).headers
-    assert says_so == (sent and not issubclass(failure, connecting))
+    final = (b"x-should-retry", b"false") in example(failure).headers
+    assert final == (sent and not issubclass(failure, connecting))
 
 
-def test_framing_that_is_unsure_ends_the_connection() -> None:
-    ends = {each.__name__ for each in ANSWERED if not each.keeps}
+def test_uncertain_framing_ends_the_connection() -> None:
+    ends = {each.__name__ for each in WITH_STATUS if not each.keeps}
     assert ends == {
         *("RequestTimeout", "BodyTooLarge", "TargetTooLong", "HeadersTooLarge", "CodingUnknown"),
         *("VersionUnsupported", "Draining", "ShutDown", "InternalError"),
     }
 
 
-def test_a_bad_request_says_for_itself_whether_it_keeps_the_connection() -> None:
+def test_a_bad_request_decides_whether_it_keeps_the_connection() -> None:
     assert BadRequest("Reason.").keeps
     assert not BadRequest("Reason.", keeps=False).keeps
     assert BadRequest.keeps
@@ -119,7 +121,7 @@ def test_method_not_allowed_lists_what_is() -> None:
     assert MethodNotAllowed.headers == ()
 
 
-def test_a_class_inherits_what_it_does_not_say() -> None:
+def test_a_class_inherits_the_rest_of_its_row() -> None:
     assert (NotFound.type, NotFound.outcome) == ("invalid_request_error", "refused")
     assert errors.ModelNotFound.type == "not_found_error"
     assert NotFound.type == "invalid_request_error"

@@ -16,8 +16,8 @@ from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from ..config.prices import read_json
+from ..errors import InvalidResponse, UpstreamFailed
 from ..http1.body_parts import Body
-from ..upstream_errors import InvalidAnswer, UpstreamFailed
 from .json_steps import Text, dump, is_light
 from .pieces import AT_ONCE
 from .sse import EventReader, parts
@@ -64,7 +64,7 @@ class Assembly:
         self._ended = False
 
     def feed(self, chunk: bytes) -> Generator[None, None, None]:
-        """Take in the next piece. Raises InvalidAnswer where that is no stream of completions, or
+        """Take in the next piece. Raises InvalidResponse where that is no stream of completions, or
         one too large to be held."""
         for number, part in enumerate(parts(chunk)):
             if number:
@@ -77,7 +77,7 @@ class Assembly:
         # Too large an event is read over by the reader, and would be missing without a word.
         self._unfinished += len(chunk)
         if self._unfinished > _MAX_EVENT_BYTES:
-            raise InvalidAnswer
+            raise InvalidResponse
         payloads = self._events.feed(chunk)
         if payloads or self._events.at_boundary:
             self._unfinished = len(chunk)
@@ -93,7 +93,7 @@ class Assembly:
         if len(payload) > AT_ONCE:
             yield
         if not isinstance(event, dict):
-            raise InvalidAnswer
+            raise InvalidResponse
         if event.get("error"):
             self._failure = Reply(_status_of(event), Body([payload]))
             self._ended = True
@@ -101,9 +101,9 @@ class Assembly:
         try:
             self._add(event)
         except RecursionError:
-            raise InvalidAnswer from None
+            raise InvalidResponse from None
         if self._weight > _MAX_WEIGHT:
-            raise InvalidAnswer
+            raise InvalidResponse
 
     def _add(self, event: _Fields) -> None:
         for name, value in event.items():
@@ -125,16 +125,16 @@ class Assembly:
     def reply(self) -> Generator[None, None, Reply]:
         """What it adds up to: the completion, or the error that ended it, in the API's own words.
 
-        Raises InvalidAnswer where there is neither.
+        Raises InvalidResponse where there is neither.
         """
         if self._failure is not None:
             return self._failure
         if not self._choices:
-            raise InvalidAnswer
+            raise InvalidResponse
         try:
             return Reply(200, (yield from dump(self._whole(), self._weight)))
         except (ValueError, RecursionError):
-            raise InvalidAnswer from None
+            raise InvalidResponse from None
 
     def _whole(self) -> _Fields:
         choices = tuple(choice.whole() for _, choice in sorted(self._choices.items()))
@@ -223,18 +223,18 @@ def _index_of(part: _Fields, otherwise: int) -> int:
 
 
 def _object(value: Any) -> _Fields:
-    """For null an empty one. Raises InvalidAnswer where it is something else."""
+    """For null an empty one. Raises InvalidResponse where it is something else."""
     if value is not None and not isinstance(value, dict):
-        raise InvalidAnswer
+        raise InvalidResponse
     return value or {}
 
 
 def _list(value: Any) -> list[Any]:
     """The same for a list, which must not be too long either."""
     if value is not None and not isinstance(value, list):
-        raise InvalidAnswer
+        raise InvalidResponse
     if value and len(value) > _MAX_ITEMS:
-        raise InvalidAnswer
+        raise InvalidResponse
     return value or []
 
 

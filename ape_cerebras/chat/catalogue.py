@@ -11,12 +11,11 @@ from typing import Any
 import anyio
 
 from ..config.config import Config
-from ..errors import ProxyError
+from ..errors import InvalidResponse, ProxyError
 from ..telemetry.logs import Logs
 from ..telemetry.model_metrics import ModelMetrics
 from ..telemetry.timings import Exchange
 from ..upstream.client import Upstream
-from ..upstream_errors import InvalidAnswer
 from .listing import Drift, Model, closest, drift, merged, read_listing
 from .models import ModelList
 
@@ -77,7 +76,7 @@ class Catalogue:
         with await self._upstream.send(exchange, "GET", _PATH, (), with_key=False) as response:
             body = await response.whole(_MAX_BYTES)
         if response.status != 200:
-            raise InvalidAnswer
+            raise InvalidResponse
         return body
 
     def _tell(self, found: Drift) -> None:

@@ -15,7 +15,7 @@ import orjson
 
 from ..config.config import Config
 from ..downstream.connection import Downstream
-from ..errors import ClientGone, ProxyError
+from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
 from ..http1.body_parts import Body
 from ..http1.messages import Request
 from ..limits.admission import Admission
@@ -23,7 +23,6 @@ from ..net.steps import in_steps, turn_before_the_end
 from ..telemetry.timings import Exchange
 from ..upstream.client import Upstream, UpstreamResponse
 from ..upstream.tries import Tries
-from ..upstream_errors import IdleTimeout, Truncated
 from .assembly import Assembly
 from .catalogue import Catalogue
 from .compression import Compression

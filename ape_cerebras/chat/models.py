@@ -8,11 +8,10 @@ import anyio
 import orjson
 
 from ..config.config import Config
-from ..errors import ModelNotFound, ProxyError
+from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from ..upstream.client import Upstream, WaitingForUpstream
-from ..upstream_errors import InvalidAnswer
 
 __all__ = ("ModelList",)
 
@@ -79,17 +78,17 @@ class ModelList:
         with await self._upstream.send(exchange, "GET", _PATH, ()) as response:
             body = await response.whole(_MAX_BYTES)
         if response.status != 200:
-            raise InvalidAnswer
+            raise InvalidResponse
         return body, _read_list(body)
 
 
 def _read_list(text: bytes) -> dict[str, bytes]:
-    """The entries of a list of models, each as JSON by its id. Raises InvalidAnswer where it is
+    """The entries of a list of models, each as JSON by its id. Raises InvalidResponse where it is
     none."""
     try:
         entries = orjson.loads(text)["data"]
         if not isinstance(entries, list) or not all(isinstance(e["id"], str) for e in entries):
-            raise InvalidAnswer
+            raise InvalidResponse
         return {entry["id"]: orjson.dumps(entry) for entry in entries}
     except (orjson.JSONDecodeError, KeyError, TypeError):  # the last also where it nests too deep
-        raise InvalidAnswer from None
+        raise InvalidResponse from None

@@ -9,7 +9,7 @@ has been made to quote what somebody else wrote; and where the answer ends, the 
 import math
 import re
 
-from ..upstream_errors import InvalidAnswer
+from ..errors import InvalidResponse
 from .bodies import BodyReader, SizedReader, reader_for
 from .body import ChunkedReader
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT
@@ -58,7 +58,7 @@ class ResponseHead:
     def feed(self, data: bytes) -> int:
         """How many bytes at the end of ``data`` come behind the head.
 
-        Raises InvalidAnswer as soon as no bytes to come could mend what has arrived.
+        Raises InvalidResponse as soon as no bytes to come could mend what has arrived.
         """
         self._part += data
         while (end := self._part.find(HEAD_END, max(0, self._checked - 3))) >= 0:
@@ -70,34 +70,34 @@ class ResponseHead:
                 return len(self._part)
             self._interim += 1
             if self._interim > _INTERIM_AT_MOST:
-                raise InvalidAnswer
+                raise InvalidResponse
         self._check_part()
         return 0
 
     def _check_part(self) -> None:
         self._check_size(len(self._part))
         if NEVER_RIGHT.search(self._part, max(0, self._checked - 1)):
-            raise InvalidAnswer
+            raise InvalidResponse
         if not _BEGINNING.startswith(self._part[: len(_BEGINNING)]):
-            raise InvalidAnswer
+            raise InvalidResponse
         self._checked = len(self._part)
 
     def _check_size(self, size: int) -> None:
         if size > _BYTES_AT_MOST:
-            raise InvalidAnswer
+            raise InvalidResponse
 
     def _read(self, head: bytes) -> bool:
         """Check and read a whole head; whether it is the response's, and not an interim one's."""
         if NEVER_RIGHT.search(head):
-            raise InvalidAnswer
+            raise InvalidResponse
         first, *lines = head.split(b"\r\n")
         match = _STATUS_LINE.fullmatch(first)
         if match is None or len(lines) > _LINES_AT_MOST:
-            raise InvalidAnswer
+            raise InvalidResponse
         headers = tuple(map(_field, lines))
         status = int(match[2])
         if status == 101:  # nobody asked for another protocol
-            raise InvalidAnswer
+            raise InvalidResponse
         _check_framing(headers, is_http_11=match[1] == b"1")
         if status >= 200:
             told = [
@@ -117,7 +117,7 @@ def _in_chunks() -> ChunkedReader:
 def _field(line: bytes) -> tuple[bytes, bytes]:
     match = FIELD_LINE.fullmatch(line)
     if match is None:
-        raise InvalidAnswer
+        raise InvalidResponse
     return match[1].lower(), match[2].rstrip(b" \t")
 
 
@@ -126,6 +126,6 @@ def _check_framing(headers: Headers, *, is_http_11: bool) -> None:
     lengths = [value for name, value in headers if name == b"content-length"]
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if len(lengths) + len(codings) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
-        raise InvalidAnswer
+        raise InvalidResponse
     if codings and (codings[0].lower() != b"chunked" or not is_http_11):
-        raise InvalidAnswer
+        raise InvalidResponse

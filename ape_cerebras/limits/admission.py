@@ -17,8 +17,7 @@ import anyio
 
 from ..config.config import Config
 from ..config.values import ClientKey
-from ..errors import BadRequest, ModelNotFound
-from ..limit_errors import BudgetSpent, NoTurn, RateLimited
+from ..errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from .api_keys import Keyring
@@ -87,7 +86,7 @@ class Admission:
     async def turn(self, exchange: Exchange) -> AsyncIterator[None]:
         """Hold a slot for as long as the block takes, and charge what that has cost.
 
-        Raises ModelNotFound, BadRequest, BudgetSpent, RateLimited, NoTurn.
+        Raises ModelNotFound, BadRequest, BudgetSpent, RateLimited, NotAdmitted.
         """
         key = self._keyring.of(exchange.client)
         _check_model(key, exchange.model)
@@ -102,7 +101,7 @@ class Admission:
             await self._charge_cost(key, exchange)
 
     async def _wait(self, held: AsyncExitStack, exchange: Exchange, most: float) -> None:
-        """Have what the exchange needs held, as soon as it is its turn. Raises NoTurn."""
+        """Have what the exchange needs held, as soon as it is its turn. Raises NotAdmitted."""
         with anyio.move_on_after(self._patience) as scope:
             if self._pacing is not None:
                 await held.enter_async_context(self._pacing.reserved(exchange))
@@ -111,7 +110,7 @@ class Admission:
             seconds = self._queue.seconds_to_a_turn(exchange.client)
             if self._pacing is not None:
                 seconds = max(seconds, self._pacing.seconds_to_a_turn(exchange))
-            raise NoTurn(seconds)
+            raise NotAdmitted(seconds)
 
     async def learn(self, exchange: Exchange) -> None:
         """Take in what the head of an answer tells of the account's quota."""
@@ -126,7 +125,8 @@ class Admission:
         if charges:
             verdict = await self._limits.take(charges, self._clock())
             if verdict.wait:
-                raise RateLimited(verdict)
+                capacity = 0.0 if verdict.lacking is None else verdict.lacking.capacity
+                raise RateLimited(capacity, verdict.left, verdict.wait)
 
     async def _check_budget(self, key: ClientKey, name: str) -> None:
         if key.usd_per_day is None:

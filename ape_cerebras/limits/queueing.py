@@ -7,7 +7,7 @@ from math import inf
 
 import anyio
 
-from ..limit_errors import NoTurn
+from ..errors import NotAdmitted
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from .fair_queue import Stage, Turns
@@ -44,7 +44,7 @@ class Queue:
     @asynccontextmanager
     async def slot(self, exchange: Exchange, most: float = inf) -> AsyncIterator[None]:
         """Wait for a slot, and hold it for as long as the block takes. ``most``: how many its
-        client may have. Raises NoTurn."""
+        client may have. Raises NotAdmitted."""
         ticket = self._turns.join(exchange.client, self._clock(), most)
         try:
             if ticket.stage is Stage.WAITING:
@@ -53,7 +53,7 @@ class Queue:
                 with waiting_for_turn(exchange, self._clock):
                     await turn.wait()
             if ticket.stage is not Stage.ADMITTED:
-                raise NoTurn(self.seconds_to_a_turn(exchange.client))
+                raise NotAdmitted(self.seconds_to_a_turn(exchange.client))
             yield
         finally:
             self._turns.leave(ticket, self._clock())

@@ -121,7 +121,7 @@ class Pacing:
     @asynccontextmanager
     async def reserved(self, exchange: Exchange) -> AsyncIterator[None]:
         """Wait until the exchange's reservation fits, and have it made for as long as the block
-        takes; then settle. Raises NoTurn."""
+        takes; then settle. Raises NotAdmitted."""
         model = self._model_of(exchange)
         amounts = {"requests": 1, "tokens": _tokens_of(exchange)}
         async with model.head.slot(exchange):

@@ -25,7 +25,7 @@ import anyio
 from anyio import to_thread
 
 from ..config.config import Config
-from ..limit_errors import LimitsUnknown
+from ..errors import LimitStoreUnavailable
 from ..net.timestamps import loop_clock
 from .token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
 
@@ -219,8 +219,8 @@ class ClosedLimits:
     look_again = _LOOK_AGAIN
 
     async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
-        """Raises LimitsUnknown."""
-        raise LimitsUnknown
+        """Raises LimitStoreUnavailable."""
+        raise LimitStoreUnavailable
 
     async def settle(self, charges: Sequence[Charge], now: float) -> None:
         """What is owed is not written down by anybody."""
@@ -229,8 +229,8 @@ class ClosedLimits:
         """Nor what is left."""
 
     async def spent(self, name: str, day: int) -> Decimal:
-        """Raises LimitsUnknown."""
-        raise LimitsUnknown
+        """Raises LimitStoreUnavailable."""
+        raise LimitStoreUnavailable
 
     async def spend(self, name: str, day: int, dollars: Decimal) -> None:
         """As with ``settle``."""

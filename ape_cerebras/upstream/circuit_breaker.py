@@ -17,8 +17,7 @@ What was sent before the circuit opened, or closed, says nothing any more about 
 
 import math
 
-from ..errors import ProxyError
-from ..upstream_errors import AnswerWithheld, KeyRefused, UpstreamFailed, UpstreamUnavailable
+from ..errors import KeyRefused, ProxyError, ResponseWithheld, UpstreamFailed, UpstreamUnavailable
 
 __all__ = ("STATES", "Circuit", "says_it_is_down")
 
@@ -30,7 +29,7 @@ _LONGEST_TIME = 30.0  # seconds
 
 def says_it_is_down(error: ProxyError) -> bool | None:
     """Whether a request that failed so tells that upstream is down; None where it does not tell."""
-    if isinstance(error, KeyRefused | AnswerWithheld):  # which were answers
+    if isinstance(error, KeyRefused | ResponseWithheld):  # which were answers
         return False
     return True if isinstance(error, UpstreamFailed) else None
 

@@ -7,19 +7,19 @@ import httpcore
 
 from ..chat.meter import read_error_code
 from ..config.config import Config
+from ..errors import (
+    FirstByteTimeout,
+    IdleTimeout,
+    InvalidResponse,
+    KeyRefused,
+    ResponseWithheld,
+    Truncated,
+)
 from ..http1.body_parts import Body
 from ..http1.messages import Headers
 from ..net.socket_stream import StampedStream
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
-from ..upstream_errors import (
-    AnswerWithheld,
-    FirstByteTimeout,
-    IdleTimeout,
-    InvalidAnswer,
-    KeyRefused,
-    Truncated,
-)
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp
 from .pool import Lease, Pool, ssl_context_for
 from .quotes import Quotes
@@ -87,7 +87,7 @@ class UpstreamResponse:
         """Send the request; return when the head of its answer has arrived, and the body too if it
         is an error's.
 
-        Raises FirstByteTimeout, InvalidAnswer, KeyRefused, and what ``next_chunk`` raises.
+        Raises FirstByteTimeout, InvalidResponse, KeyRefused, and what ``next_chunk`` raises.
         """
         transport = self._connection.transport
         transport.sent_at = None
@@ -98,7 +98,7 @@ class UpstreamResponse:
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
             raise FirstByteTimeout from None
         except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
-            raise InvalidAnswer from None
+            raise InvalidResponse from None
         finally:
             self._exchange.sent_at = transport.sent_at
             self._raw.allow(None)
@@ -107,7 +107,7 @@ class UpstreamResponse:
 
     async def _look_into(self, status: int, headers: Headers) -> None:
         if status in _REDIRECTS:
-            raise InvalidAnswer
+            raise InvalidResponse
         self.status = self._exchange.upstream_status = status
         self.headers = headers
         self._exchange.head_at = self._connection.transport.arrived_at
@@ -116,7 +116,7 @@ class UpstreamResponse:
         )
         self._quotes = Quotes(self._config.cerebras_api_key.encode(), status)
         if self._quotes.are_in(b"\n".join([value for _, value in headers])):
-            raise AnswerWithheld
+            raise ResponseWithheld
         if status == 401:
             raise KeyRefused
         if status >= 400:
@@ -128,17 +128,17 @@ class UpstreamResponse:
 
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body; None at its end. Raises Truncated, IdleTimeout,
-        AnswerWithheld."""
+        ResponseWithheld."""
         return self._ahead.popleft() if self._ahead else await self._receive()
 
     async def whole(self, at_most: int) -> bytes:
-        """The body, of no more bytes than that. Raises InvalidAnswer, and what ``next_chunk``
+        """The body, of no more bytes than that. Raises InvalidResponse, and what ``next_chunk``
         raises."""
         body = bytearray()
         while (chunk := await self.next_chunk()) is not None:
             body += chunk
             if len(body) > at_most:
-                raise InvalidAnswer
+                raise InvalidResponse
         return bytes(body)
 
     async def _read_ahead(self) -> None:
@@ -161,7 +161,7 @@ class UpstreamResponse:
         except (httpcore.RemoteProtocolError, httpcore.ReadError):
             raise Truncated from None
         if chunk is not None and self._quotes.end_in(chunk):
-            raise AnswerWithheld
+            raise ResponseWithheld
         return chunk
 
     @property

@@ -16,10 +16,10 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBl
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
+from ..errors import InvalidResponse
 from ..http1.response_head import ResponseHead
 from ..net.outbox import Outbox
 from ..net.socket_stream import READ_BYTES, PeerStalled, SocketStream, StampedStream
-from ..upstream_errors import InvalidAnswer
 
 __all__ = ("RECEIVE_BUFFER", "Connect", "UpstreamStream", "connect_tcp")
 
@@ -151,7 +151,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     async def read_head(self) -> ResponseHead:
         """Write what is held, and read the head of the answer. Interim responses are passed over.
 
-        Raises httpcore's ReadError, timeouts and RemoteProtocolError, and InvalidAnswer.
+        Raises httpcore's ReadError, timeouts and RemoteProtocolError, and InvalidResponse.
         """
         self.head = ResponseHead()
         await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
@@ -193,7 +193,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         async def listen() -> None:
             try:
                 await self._read_head()
-            except InvalidAnswer as error:
+            except InvalidResponse as error:
                 failures.append(error)
             except (httpcore.ReadError, httpcore.ReadTimeout):  # of which the write tells
                 return

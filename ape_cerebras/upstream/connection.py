@@ -61,7 +61,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         """Send a request; the head of its answer.
 
         ``headers`` are those beside Host and Content-Length; they must have been checked. Raises
-        httpcore's ReadError, WriteError, timeouts and RemoteProtocolError, and InvalidAnswer.
+        httpcore's ReadError, WriteError, timeouts and RemoteProtocolError, and InvalidResponse.
         """
         self._nothing_left_over = False
         say, hold = self._h11_state.send, self.transport.hold

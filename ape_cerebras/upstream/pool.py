@@ -29,9 +29,8 @@ import httpcore
 from anyio import BrokenResourceError, EndOfStream
 
 from ..config.config import Config
-from ..errors import Overloaded
+from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
 from ..net.timestamps import loop_clock
-from ..upstream_errors import ConnectFailed, ConnectTimeout, TlsFailed
 from .connect import Connect, UpstreamStream
 from .connection import Connection
 

@@ -15,8 +15,7 @@ import re
 from collections import deque
 from email.utils import parsedate_to_datetime
 
-from ..errors import ProxyError
-from ..upstream_errors import ConnectFailed, ConnectTimeout
+from ..errors import ConnectFailed, ConnectTimeout, ProxyError
 
 __all__ = ("RetryBudget", "objection", "pause_before", "read_retry_after", "reason_to_retry")
 

@@ -7,7 +7,7 @@ import pytest
 from assembling import Whole, feed, reply_of
 
 from ape_cerebras.chat.assembly import Assembly
-from ape_cerebras.upstream_errors import InvalidAnswer
+from ape_cerebras.errors import InvalidResponse
 
 DONE = b"data: [DONE]\n\n"
 MIB = 1024 * 1024
@@ -223,7 +223,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("case", NONSENSE)
 def test_what_is_no_stream_of_completions_is_refused(case: str) -> None:
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         assembled(NONSENSE[case] + DONE)
 
 
@@ -232,14 +232,14 @@ def test_depth_is_answered_or_refused(depth: int) -> None:
     nested = b'{"a":' * depth + b"1" + b"}" * depth
     try:
         reply = assembled(b'data: {"choices":[{"delta":%s}]}\n\n' % nested, DONE)
-    except InvalidAnswer:
+    except InvalidResponse:
         return
     assert reply.body.count(b'"a":') == depth
 
 
 @pytest.mark.parametrize("stream", [b"", DONE, events({}), events({"choices": []}), b": hm\n\n"])
 def test_a_stream_without_a_choice_is_no_answer(stream: bytes) -> None:
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         assembled(stream)
 
 
@@ -263,7 +263,7 @@ def test_an_answer_is_held_up_to_32_mib(said: Any) -> None:
     assembly, event = Assembly(), events(said)
     for number in range(63):
         feed(assembly, event.replace(b"%d", b"%d" % number))
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         feed(assembly, event)
 
 
@@ -279,7 +279,7 @@ def test_an_event_too_large_to_be_read_is_not_left_out() -> None:
     feed(assembly, events({"choices": [{"delta": {"content": "a"}}]}) + b"data: ")
     for _ in range(63):
         feed(assembly, b"a" * (MIB // 16))
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         feed(assembly, b"a" * (MIB // 8) + b"\n\n" + events({"choices": [{}]}) + DONE)
 
 

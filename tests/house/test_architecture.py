@@ -19,9 +19,6 @@ NOT_YET = {
     ("config.config", "http1.request_head"),
     ("config.settings", "net.event_loop"),
     ("http1.verdict", "process.collector"),
-    ("limit_errors", "errors"),
-    ("limit_errors", "limits.token_buckets"),
-    ("upstream_errors", "errors"),
     ("limits.quota_pacing", "chat.reservations"),
     ("limits.quota_pacing", "upstream.quota"),
     ("process.workers", "server"),
@@ -60,7 +57,7 @@ def ranks() -> dict[str, int]:
     return {name: -line for line, names in enumerate(lines) for name in names}
 
 
-RANKS = {**ranks(), "upstream_errors": ranks()["version"], "limit_errors": ranks()["version"]}
+RANKS = ranks()
 
 
 def imports_of(module: str) -> Iterator[str]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_answers_end_alike
 
+from ape_cerebras.errors import InvalidResponse
 from ape_cerebras.http1.response_head import ResponseHead
-from ape_cerebras.upstream_errors import InvalidAnswer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -92,14 +92,14 @@ def feed(raw: bytes, step: int) -> bool:
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("step", [1, 1000, 10**6])
 def test_refused_however_it_arrives(case: str, step: int) -> None:
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         feed(REFUSED[case], step)
 
 
 @pytest.mark.parametrize("case", REFUSED_AT_ONCE)
 @pytest.mark.parametrize("step", [1, 10**6])
 def test_refused_while_it_is_still_arriving(case: str, step: int) -> None:
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         feed(REFUSED_AT_ONCE[case], step)
 
 
@@ -132,7 +132,7 @@ def test_whatever_passes_is_what_h11_reads_and_ends_where_h11_ends_it(
     raw: bytes, step: int
 ) -> None:
     head, end = ResponseHead(), 0
-    with suppress(InvalidAnswer):
+    with suppress(InvalidResponse):
         while end < len(raw) and not head.complete:
             behind = head.feed(raw[end : end + step])
             end = min(end + step, len(raw)) - behind

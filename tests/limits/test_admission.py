@@ -14,8 +14,7 @@ from exchanges import chat_exchange
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.errors import BadRequest, ModelNotFound
-from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
+from ape_cerebras.errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import Keyring
 from ape_cerebras.telemetry.timings import Exchange
@@ -72,7 +71,7 @@ class Visits:
                 async with self.admission.turn(exchange):
                     self.admitted[name] = self.now
                     await anyio.sleep(stays)
-            except (NoTurn, RateLimited) as error:
+            except (NotAdmitted, RateLimited) as error:
                 self.refused[name] = self.now, type(error), dict(error.headers)
 
 
@@ -106,7 +105,7 @@ def test_nobody_waits_for_longer_than_the_setting_says() -> None:
         made = await visits(limited, ("a1", 0, 20), ("a2", 1, 1), ("b1", 15, 1))
         assert made.admitted == {"a1": 0, "b1": 20}
         at, kind, headers = made.refused["a2"]
-        assert (at, kind, headers) == (8, NoTurn, {b"retry-after": b"8"})
+        assert (at, kind, headers) == (8, NotAdmitted, {b"retry-after": b"8"})
         assert made.exchanges["a2"].admission_wait_seconds == 7
 
     on_mock_clock(test)
@@ -118,8 +117,8 @@ def test_with_no_time_to_wait_nobody_waits_and_is_told_the_pace() -> None:
         made = await visits(limited, ("a1", 0, 90), ("a2", 1, 90), ("b1", 2, 1), ("b2", 80, 1))
         assert made.admitted == {"a1": 0, "a2": 1}
         assert made.refused == {
-            "b1": (2, NoTurn, {b"retry-after": b"1"}),
-            "b2": (80, NoTurn, {b"retry-after": b"60"}),
+            "b1": (2, NotAdmitted, {b"retry-after": b"1"}),
+            "b2": (80, NotAdmitted, {b"retry-after": b"60"}),
         }
 
     on_mock_clock(test)
@@ -135,7 +134,7 @@ def test_past_the_lines_length_the_refusal_is_at_once() -> None:
         )
         assert made.admitted == {"a1": 0, "a2": 10, "b1": 11}
         refused = {name: each[:2] for name, each in made.refused.items()}
-        assert refused == {"a4": (4, NoTurn), "a3": (5, NoTurn)}
+        assert refused == {"a4": (4, NotAdmitted), "a3": (5, NotAdmitted)}
         assert made.refused["a4"][2] == {b"retry-after": b"12"}  # 4 s without one back, 3 to come
 
     on_mock_clock(test)
@@ -259,7 +258,7 @@ def test_a_keys_own_concurrent_requests(tmp_path: Path) -> None:
             *(("a1", 0, 5), ("a2", 1, 10), ("a3", 2, 1), ("b1", 2, 10), ("b2", 3, 10)),
         )
         assert made.admitted == {"a1": 0, "b1": 2, "b2": 3, "a2": 5}
-        assert made.refused == {"a3": (9, NoTurn, {b"retry-after": b"9"})}
+        assert made.refused == {"a3": (9, NotAdmitted, {b"retry-after": b"9"})}
 
     on_mock_clock(test)
 

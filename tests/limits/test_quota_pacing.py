@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.config.prices import Usage
-from ape_cerebras.limit_errors import NoTurn
+from ape_cerebras.errors import NotAdmitted
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import Keyring
 from ape_cerebras.simulator.options import Simulation
@@ -59,7 +59,7 @@ class Fleet:
                     self.sent_at[name] = self.now
                     exchange.sent_at = anyio.current_time()
                     await self._exchange(name, exchange, limit, used)
-            except NoTurn as refusal:
+            except NotAdmitted as refusal:
                 self.given_up[name] = dict(refusal.headers)[b"retry-after"]
 
     async def _exchange(self, name: str, exchange: object, limit: int, used: int) -> None:

@@ -14,7 +14,7 @@ from end_to_end import serve_each
 from redis import Redis
 from redis_server import RedisServer, redis_server
 
-from ape_cerebras.limit_errors import LimitsUnknown
+from ape_cerebras.errors import LimitStoreUnavailable
 from ape_cerebras.limits.redis_store import ClosedLimits, SharedLimits
 from ape_cerebras.limits.token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
 from ape_cerebras.net.socket_stream import SocketStream
@@ -189,7 +189,7 @@ async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Pat
             await made.limits.spend("anna", 7, 3 * dollar)
             assert await made.limits.spent("anna", 7) == 3 * dollar
             await closed.limits.spend("anna", 7, dollar)
-            with pytest.raises(LimitsUnknown):
+            with pytest.raises(LimitStoreUnavailable):
                 await closed.limits.spent("anna", 7)
             server.start()
             made.now = closed.now = 2.0
@@ -243,7 +243,7 @@ async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
         async with store(server.url, ClosedLimits()) as made:
             server.kill()
             for now in (0.0, 0.5, 2.0):
-                with pytest.raises(LimitsUnknown):
+                with pytest.raises(LimitStoreUnavailable):
                     await made.take([Charge(REQUESTS, 1)], now)
                 await made.limits.settle([Charge(REQUESTS, -1)], now)
             assert await made.take([], 2.0) == NOTHING

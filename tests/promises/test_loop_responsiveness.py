@@ -21,7 +21,7 @@ from exchanges import chat_exchange, plain_exchange, stream_exchange
 from steps import Steps, watched_steps
 from threaded import ThreadedUpstream, ask, in_chunks, plain
 
-from ape_cerebras import errors, upstream_errors
+from ape_cerebras import errors
 from ape_cerebras.config.buckets import BUCKETS
 from ape_cerebras.config.prices import PriceTable, TimeInfo
 from ape_cerebras.errors import ProxyError
@@ -194,7 +194,7 @@ async def test_the_loop_is_free_while_upstream_speaks_tls(
 
 def every_outcome() -> list[Exchange]:
     """One exchange for each way in which one can end on each route, and for each model."""
-    known = (vars(errors) | vars(upstream_errors)).values()
+    known = vars(errors).values()
     kinds = [kind for kind in known if isinstance(kind, type) and issubclass(kind, ProxyError)]
     failures = [kind.__new__(kind) for kind in kinds]
     ended = [

@@ -16,7 +16,7 @@ from memory import MemoryStream, memory_pair
 from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
-from ape_cerebras.errors import ProxyError
+from ape_cerebras.errors import ConnectFailed, ProxyError, UpstreamUnavailable
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.telemetry.logs import Logs
@@ -24,7 +24,6 @@ from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.circuit_breaker import Circuit
 from ape_cerebras.upstream.client import Upstream
 from ape_cerebras.upstream.tries import Tries
-from ape_cerebras.upstream_errors import ConnectFailed, UpstreamUnavailable
 
 # What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
 Try = tuple[float, bytes | None]

@@ -6,10 +6,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ape_cerebras.config.prices import PriceTable, TimeInfo, Usage
-from ape_cerebras.errors import ClientGone, InternalError, Overloaded, Unauthorized
+from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream_errors import IdleTimeout
 
 __all__ = (
     "CHAT",

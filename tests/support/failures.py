@@ -2,23 +2,18 @@
 
 import inspect
 
-from ape_cerebras import errors, limit_errors, upstream_errors
-from ape_cerebras.errors import BadRequest, ProxyError
-from ape_cerebras.limit_errors import BudgetSpent, NoTurn, RateLimited
-from ape_cerebras.limits.token_buckets import Bucket, Verdict
+from ape_cerebras import errors
+from ape_cerebras.errors import BadRequest, BudgetSpent, NotAdmitted, ProxyError, RateLimited
 
 FAILURES: list[type[ProxyError]] = [
-    each
-    for module in (errors, limit_errors, upstream_errors)
-    for each in vars(module).values()
-    if inspect.isclass(each) and issubclass(each, ProxyError) and each.__module__ == module.__name__
+    each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, ProxyError)
 ]
 
 _MADE: dict[type[ProxyError], ProxyError] = {
     BadRequest: BadRequest("A reason."),
     BudgetSpent: BudgetSpent(3600.0),
-    NoTurn: NoTurn(2.5),
-    RateLimited: RateLimited(Verdict(0.75, Bucket("requests", 80, 60.0), 0.0)),
+    NotAdmitted: NotAdmitted(2.5),
+    RateLimited: RateLimited(80, 0.0, 0.75),
 }
 
 

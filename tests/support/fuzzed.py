@@ -18,13 +18,12 @@ from steps import result_of
 
 from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.chat.sse import EventReader
-from ape_cerebras.errors import BadRequest, ProxyError
+from ape_cerebras.errors import BadRequest, InvalidResponse, ProxyError
 from ape_cerebras.http1.body import ChunkedReader
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.http1.grammar import HEAD_END
 from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
 from ape_cerebras.http1.response_head import ResponseHead
-from ape_cerebras.upstream_errors import InvalidAnswer
 
 __all__ = ("CHECKS", "SEEDS")
 
@@ -165,7 +164,7 @@ def _read_response(data: bytes, step: int) -> tuple[ResponseHead, int] | None:
     for end in _ends(len(data), step):
         try:
             behind = head.feed(data[begin:end])
-        except InvalidAnswer:
+        except InvalidResponse:
             return None
         begin = end
         if head.complete:

@@ -8,10 +8,9 @@ from exchanges import chat_exchange
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.errors import BadRequest, ClientGone, Overloaded
+from ape_cerebras.errors import BadRequest, ClientGone, Overloaded, Truncated
 from ape_cerebras.telemetry.degradation import REASONS, Degradation
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream_errors import Truncated
 
 TARGET = 0.2
 OFFSETS = (0.0, -0.5, -1000.25, 0.75, 1e6, 123456.999)

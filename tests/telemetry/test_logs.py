@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ape_cerebras.config.prices import TimeInfo, Usage
-from ape_cerebras.errors import BadRequest, ClientGone, ProxyError
+from ape_cerebras.errors import BadRequest, ClientGone, ProxyError, Truncated
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.outcomes import OUTCOMES
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream_errors import Truncated
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
 KEYS = [

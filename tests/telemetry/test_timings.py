@@ -8,11 +8,18 @@ from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exc
 from hypothesis import given, settings
 
 from ape_cerebras.config.prices import TimeInfo, Usage
-from ape_cerebras.errors import ClientGone, ClientStalled, InternalError, ProxyError, Unauthorized
+from ape_cerebras.errors import (
+    ClientGone,
+    ClientStalled,
+    IdleTimeout,
+    InternalError,
+    ProxyError,
+    Truncated,
+    Unauthorized,
+)
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.telemetry.outcomes import OUTCOMES
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream_errors import IdleTimeout, Truncated
 
 DURATIONS = (
     "ttft_seconds",

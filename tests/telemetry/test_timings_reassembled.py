@@ -3,9 +3,8 @@
 import pytest
 from exchanges import assembled_exchange, stream_exchange
 
-from ape_cerebras.errors import ClientGone
+from ape_cerebras.errors import ClientGone, Truncated
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream_errors import Truncated
 
 TIMES = {
     "ttft_seconds": 0.202,  # 100.2 - 100.0, and 2 ms to pass the reply on

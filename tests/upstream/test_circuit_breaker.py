@@ -7,15 +7,14 @@ from failures import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.errors import ProxyError
+from ape_cerebras.errors import ProxyError, UpstreamUnavailable
 from ape_cerebras.upstream.circuit_breaker import STATES, Circuit, says_it_is_down
-from ape_cerebras.upstream_errors import UpstreamUnavailable
 
 DOWN = {
     *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
-    *("InvalidAnswer", "Truncated", "IdleTimeout"),
+    *("InvalidResponse", "Truncated", "IdleTimeout"),
 }
-ANSWERED = {"KeyRefused", "AnswerWithheld"}
+ANSWERED = {"KeyRefused", "ResponseWithheld"}
 
 
 @pytest.mark.parametrize("failure", FAILURES)

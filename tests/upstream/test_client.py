@@ -6,11 +6,10 @@ from end_to_end import KEY, Conversation, Script, running_upstream
 from scripts import silent
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.errors import ProxyError
+from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.client import Upstream
-from ape_cerebras.upstream_errors import FirstByteTimeout, InvalidAnswer, Truncated
 
 pytestmark = pytest.mark.anyio
 
@@ -133,8 +132,8 @@ async def test_chunks_come_together_and_their_connection_is_used_again() -> None
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (redirects, InvalidAnswer),
-        (says_a_status_nobody_knows, InvalidAnswer),
+        (redirects, InvalidResponse),
+        (says_a_status_nobody_knows, InvalidResponse),
         (breaks_off, Truncated),
         (sends_a_chunk_of_no_size, Truncated),
         (silent, FirstByteTimeout),

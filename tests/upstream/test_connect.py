@@ -11,9 +11,9 @@ from end_to_end import free_port
 from memory import MemoryStream, memory_pair
 
 from ape_cerebras.downstream.listener import open_listeners
+from ape_cerebras.errors import InvalidResponse
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import UpstreamStream, connect_tcp
-from ape_cerebras.upstream_errors import InvalidAnswer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -113,7 +113,7 @@ async def test_each_request_gets_a_head_that_is_checked_and_a_body_that_is_not()
         assert await stream.read(100) == b"\0\n"
     stream.hold(b"request")
     await peer.send(b"\0")
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidResponse):
         await stream.read_head()
 
 

@@ -10,12 +10,11 @@ from end_to_end import KEY
 from memory import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.errors import Overloaded
+from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Pool
 from ape_cerebras.upstream.warmup import Warmth
-from ape_cerebras.upstream_errors import ConnectFailed, ConnectTimeout
 
 pytestmark = pytest.mark.anyio
 

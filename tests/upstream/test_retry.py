@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.chat.meter import read_error_code
-from ape_cerebras.errors import ClientGone, Overloaded, ProxyError
+from ape_cerebras.errors import (
+    ClientGone,
+    ConnectFailed,
+    ConnectTimeout,
+    FirstByteTimeout,
+    IdleTimeout,
+    InvalidResponse,
+    KeyRefused,
+    Overloaded,
+    ProxyError,
+    ResponseWithheld,
+    TlsFailed,
+    Truncated,
+)
 from ape_cerebras.upstream.retry import (
     RetryBudget,
     objection,
@@ -16,20 +29,9 @@ from ape_cerebras.upstream.retry import (
     read_retry_after,
     reason_to_retry,
 )
-from ape_cerebras.upstream_errors import (
-    AnswerWithheld,
-    ConnectFailed,
-    ConnectTimeout,
-    FirstByteTimeout,
-    IdleTimeout,
-    InvalidAnswer,
-    KeyRefused,
-    TlsFailed,
-    Truncated,
-)
 
 FINAL = (
-    *(TlsFailed, InvalidAnswer, AnswerWithheld, KeyRefused, Truncated, FirstByteTimeout),
+    *(TlsFailed, InvalidResponse, ResponseWithheld, KeyRefused, Truncated, FirstByteTimeout),
     *(IdleTimeout, Overloaded, ClientGone),
 )
 
