@@ -21,8 +21,10 @@ pytest_plugins = "pytester"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what is in its background with SIGINT ignored, and programs inherit that.
+    # A shell starts background jobs with SIGINT ignored, nohup starts its command with SIGHUP
+    # ignored, and every process that a test starts would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(printed)
 
 

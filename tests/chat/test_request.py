@@ -108,7 +108,9 @@ def test_i9_message_pack_is_opaque(media_type: bytes, coding: bytes) -> None:
     assert read(body, media_type, coding) == Read(body)
 
 
-@pytest.mark.parametrize("body", [gzip.compress(b'{"model":"old"}'), b"no gzip at all", b""])
+@pytest.mark.parametrize(
+    "body", [gzip.compress(b'{"model":"old"}', mtime=0), b"no gzip at all", b""]
+)
 def test_i11_compressed_json_is_opaque(body: bytes) -> None:
     assert read(body, JSON, b"gzip") == Read(body, None, None, None)
 

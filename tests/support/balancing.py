@@ -71,7 +71,7 @@ class Fleet:
 async def balanced(kind: str, script: Script, folder: Path) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(running_upstream(script))
-        port = _port_of_all()
+        port = free_port("0.0.0.0")  # on each of the proxies' addresses
         proxies = [
             await stack.enter_async_context(
                 running_proxy(upstream.port, HOST=host, PORT=str(port), APE_API_KEY="a-key")
@@ -83,12 +83,6 @@ async def balanced(kind: str, script: Script, folder: Path) -> AsyncIterator[Fle
         await _until(listens_on, "/health", b'"status":"healthy"')
         async with AsyncExitStack() as clients:
             yield Fleet(listens_on, proxies, upstream, clients)
-
-
-def _port_of_all() -> int:
-    """A port that is free on each of the proxies' addresses."""
-    with socket.create_server(("0.0.0.0", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def _replaced(text: str, replacements: dict[str, str]) -> str:

@@ -1,10 +1,11 @@
 """What the end-to-end tests are made of: a proxy that runs, an upstream that does as it is told,
 and a client that sees every byte. All over real sockets on loopback."""
 
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -379,8 +380,12 @@ def hold_the_loop() -> float:
     return anyio.current_time()
 
 
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody uses, and that nobody gets who lets the system choose: it lies below the
+    range of ephemeral ports."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as sock, suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            return port
