@@ -41,11 +41,11 @@ from .telemetry.metrics import Metrics
 from .telemetry.place import Place
 from .telemetry.settlement import settlement_with
 from .telemetry.timings import Exchange
-from .upstream.circuit_breaker import Circuit
-from .upstream.client import Upstream
+from .upstream.circuit_breaker import CircuitBreaker
+from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_tcp
 from .upstream.tries import tries_at
-from .upstream.warmup import Warmth
+from .upstream.warmup import Warmup
 
 __all__ = ("Entrance", "Proxy")
 
@@ -84,9 +84,9 @@ class Proxy:
         self.addresses: tuple[tuple[str, int], ...] = ()
         """Host and port of each address that is listened on, where somebody listens."""
         self.scrapers_addresses: tuple[tuple[str, int], ...] = ()
-        self._upstream = Upstream(config, connect)
-        circuit = Circuit(config.circuit_failures) if config.circuit_failures else None
-        self._warmth = Warmth(config, self._upstream.pool)
+        self._upstream = UpstreamClient(config, connect)
+        circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
+        self._warmth = Warmup(config, self._upstream.pool)
         self._metrics = Metrics(config, current_backend(), place)
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
@@ -107,7 +107,7 @@ class Proxy:
         self._drained = False
         self._tell_metrics(lines_dropped)
 
-    def _make_routes(self, circuit: Circuit | None) -> Routes:
+    def _make_routes(self, circuit: CircuitBreaker | None) -> Routes:
         config, upstream = self.config, self._upstream
         models = ModelList(config, upstream)
         self._catalogue = Catalogue(config, upstream, models, self._metrics.models, self.logs)

@@ -29,7 +29,7 @@ from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.routes import Routes, check_key
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.client import UpstreamClient
 
 CHAT = "/v1/chat/completions"
 KEYS = read_client_keys("first-key,agent:second-key,other:third-key")
@@ -142,7 +142,7 @@ class Asked:
             self.config,
             Keyring(self.config),
             self.answer_chat,
-            ModelList(self.config, Upstream(self.config, self.unreachable)),
+            ModelList(self.config, UpstreamClient(self.config, self.unreachable)),
             Metrics(self.config, "trio"),
             lambda: (503, {"status": "draining"}),
             self.warm_up,

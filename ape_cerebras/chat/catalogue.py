@@ -15,7 +15,7 @@ from ..errors import InvalidResponse, ProxyError
 from ..telemetry.logs import Logs
 from ..telemetry.model_metrics import ModelMetrics
 from ..telemetry.timings import Exchange
-from ..upstream.client import Upstream
+from ..upstream.client import UpstreamClient
 from .listing import Drift, Model, closest, drift, merged, read_listing
 from .models import ModelList
 
@@ -38,7 +38,7 @@ class Catalogue:
     def __init__(
         self,
         config: Config,
-        upstream: Upstream,
+        upstream: UpstreamClient,
         models: ModelList,
         metrics: ModelMetrics,
         logs: Logs,

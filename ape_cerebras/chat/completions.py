@@ -21,8 +21,8 @@ from ..http1.messages import Request
 from ..limits.admission import Admission
 from ..net.steps import in_steps, turn_before_the_end
 from ..telemetry.timings import Exchange
-from ..upstream.client import Upstream, UpstreamResponse
-from ..upstream.tries import Tries
+from ..upstream.client import UpstreamClient, UpstreamResponse
+from ..upstream.tries import RetryingClient
 from .assembly import Assembly
 from .catalogue import Catalogue
 from .compression import Compression
@@ -76,7 +76,7 @@ class Relay:
     def __init__(
         self,
         config: Config,
-        upstream: Upstream | Tries,
+        upstream: UpstreamClient | RetryingClient,
         admission: Admission,
         catalogue: Catalogue,
     ) -> None:

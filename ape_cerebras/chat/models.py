@@ -11,7 +11,7 @@ from ..config.config import Config
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
-from ..upstream.client import Upstream, WaitingForUpstream
+from ..upstream.client import UpstreamClient, WaitingForUpstream
 
 __all__ = ("ModelList",)
 
@@ -25,7 +25,7 @@ _MAX_BYTES = 64 * 1024  # many times what there is; to read more would hold the 
 class ModelList:
     """Asks upstream when somebody asks here, one question at a time, never by itself."""
 
-    def __init__(self, config: Config, upstream: Upstream) -> None:
+    def __init__(self, config: Config, upstream: UpstreamClient) -> None:
         self._upstream = upstream
         self._clock = loop_clock()
         self._asking = anyio.Lock()

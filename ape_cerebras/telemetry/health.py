@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..config.config import Config
 from ..net.timestamps import loop_clock
-from ..upstream.circuit_breaker import Circuit
+from ..upstream.circuit_breaker import CircuitBreaker
 from ..version import VERSION
 from .degradation import Degradation
 from .logs import Logs
@@ -26,7 +26,7 @@ class Health:
         logs: Logs,
         place: Place | None,
         is_draining: Callable[[], bool],
-        circuit: Circuit | None,
+        circuit: CircuitBreaker | None,
     ) -> None:
         self._metrics = metrics
         self._logs = logs

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..config.config import Config
-from ..upstream.circuit_breaker import Circuit
+from ..upstream.circuit_breaker import CircuitBreaker
 from ..upstream.quota import read_quota
 from ..version import VERSION
 from .client_metrics import ClientMetrics
@@ -202,7 +202,7 @@ class Metrics:
             (self._gauge("queue_length", "Requests waiting for their turn").set, waiting),
         )
 
-    def watch_circuit(self, circuit: Circuit) -> None:
+    def watch_circuit(self, circuit: CircuitBreaker) -> None:
         self._watched += self._tries.watching(circuit)
 
     def refresh(self) -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge
 
-from ..upstream.circuit_breaker import STATES, Circuit
+from ..upstream.circuit_breaker import STATES, CircuitBreaker
 from .timings import Exchange
 
 __all__ = ("TryCounts",)
@@ -32,7 +32,7 @@ class TryCounts:
         self._circuit = gauge("upstream_circuit", "1 for the state it is in", "state")
 
     def watching(
-        self, circuit: Circuit
+        self, circuit: CircuitBreaker
     ) -> tuple[tuple[Callable[[float], object], Callable[[], float]], ...]:
         """What tells the gauge, and what it is told."""
         return tuple(
@@ -51,5 +51,5 @@ class TryCounts:
             self._retries.labels(reason).inc()
 
 
-def _is_in(circuit: Circuit, state: str) -> float:
+def _is_in(circuit: CircuitBreaker, state: str) -> float:
     return float(circuit.state == state)

@@ -19,7 +19,7 @@ import math
 
 from ..errors import KeyRefused, ProxyError, ResponseWithheld, UpstreamFailed, UpstreamUnavailable
 
-__all__ = ("STATES", "Circuit", "says_it_is_down")
+__all__ = ("STATES", "CircuitBreaker", "says_it_is_down")
 
 STATES = ("closed", "open", "half_open")
 
@@ -34,7 +34,7 @@ def says_it_is_down(error: ProxyError) -> bool | None:
     return True if isinstance(error, UpstreamFailed) else None
 
 
-class Circuit:
+class CircuitBreaker:
     """Opens after ``failures`` in a row. ``enter`` and ``leave`` stand around each request."""
 
     def __init__(self, failures: int) -> None:

@@ -22,9 +22,9 @@ from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp
 from .pool import Lease, Pool, ssl_context_for
-from .quotes import Quotes
+from .quotes import KeyLeakDetector
 
-__all__ = ("Upstream", "UpstreamResponse", "WaitingForUpstream", "forget_try")
+__all__ = ("UpstreamClient", "UpstreamResponse", "WaitingForUpstream", "forget_try")
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -65,7 +65,7 @@ class UpstreamResponse:
         self._awaits_token = awaits_token
         self._raw.be_attentive(awaits_token)
         self._waiting = _WaitAccount(exchange, self._raw)
-        self._quotes = Quotes(b"", 0)
+        self._quotes = KeyLeakDetector(b"", 0)
         self._ahead: deque[bytes | None] = deque()
         self.status = 0
         self.headers: Headers = ()
@@ -114,7 +114,7 @@ class UpstreamResponse:
         self._exchange.upstream_headers = tuple(
             field for field in headers if field[0].startswith(b"x-ratelimit-")
         )
-        self._quotes = Quotes(self._config.cerebras_api_key.encode(), status)
+        self._quotes = KeyLeakDetector(self._config.cerebras_api_key.encode(), status)
         if self._quotes.are_in(b"\n".join([value for _, value in headers])):
             raise ResponseWithheld
         if status == 401:
@@ -204,7 +204,7 @@ class _WaitAccount:
             self._exchange.response_backlogged = self._raw.most_at_once >= RECEIVE_BUFFER
 
 
-class Upstream:
+class UpstreamClient:
     """The API. ``connect`` makes a stream to host and port; by default over TCP."""
 
     def __init__(self, config: Config, connect: Connect = connect_tcp) -> None:

@@ -1,9 +1,9 @@
 """Finding the account's key in an answer, which must not reach a client."""
 
-__all__ = ("Quotes",)
+__all__ = ("KeyLeakDetector",)
 
 
-class Quotes:
+class KeyLeakDetector:
     """Looks for the account's key in an answer, however it is cut into chunks.
 
     The key is told by its beginning, because APIs quote one as that with stars behind it: so much

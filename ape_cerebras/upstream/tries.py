@@ -19,30 +19,30 @@ from ..http1.messages import Headers
 from ..net.timestamps import loop_clock
 from ..telemetry.logs import Logs
 from ..telemetry.timings import Exchange
-from .circuit_breaker import Circuit, says_it_is_down
-from .client import Upstream, UpstreamResponse, WaitingForUpstream, forget_try
+from .circuit_breaker import CircuitBreaker, says_it_is_down
+from .client import UpstreamClient, UpstreamResponse, WaitingForUpstream, forget_try
 from .retry import RetryBudget, objection, pause_before, read_retry_after, reason_to_retry
 
-__all__ = ("Tries", "tries_at")
+__all__ = ("RetryingClient", "tries_at")
 
 
 def tries_at(
-    upstream: Upstream, config: Config, circuit: Circuit | None, logs: Logs
-) -> "Upstream | Tries":
+    upstream: UpstreamClient, config: Config, circuit: CircuitBreaker | None, logs: Logs
+) -> "UpstreamClient | RetryingClient":
     """What requests are sent through: nothing between where nothing is asked for."""
     wanted = config.retry_attempts or circuit is not None
-    return Tries(config, upstream, circuit, logs) if wanted else upstream
+    return RetryingClient(config, upstream, circuit, logs) if wanted else upstream
 
 
-class Tries:
-    """In ``Upstream``'s place where RETRY_ATTEMPTS or CIRCUIT_FAILURES asks for it. ``chance``
-    draws from 0 to 1."""
+class RetryingClient:
+    """Takes the place of ``UpstreamClient`` where RETRY_ATTEMPTS or CIRCUIT_FAILURES is set.
+    ``chance`` draws from 0 to 1."""
 
     def __init__(
         self,
         config: Config,
-        upstream: Upstream,
-        circuit: Circuit | None,
+        upstream: UpstreamClient,
+        circuit: CircuitBreaker | None,
         logs: Logs,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -65,7 +65,7 @@ class Tries:
         *,
         awaits_token: bool,
     ) -> UpstreamResponse:
-        """As ``Upstream.send``: the response of the last try, or what that raised; or raises
+        """As ``UpstreamClient.send``: the response of the last try, or what that raised; or raises
         UpstreamUnavailable."""
         ask = partial(
             self._upstream.send, exchange, method, path, headers, body, awaits_token=awaits_token
@@ -106,7 +106,7 @@ class Tries:
             self._leave(self._circuit, era, failed)
         return response
 
-    def _leave(self, circuit: Circuit, era: int, failed: bool | None) -> None:
+    def _leave(self, circuit: CircuitBreaker, era: int, failed: bool | None) -> None:
         before = circuit.state
         circuit.leave(era, failed, self._clock())
         if before == "closed" != circuit.state:

@@ -19,7 +19,7 @@ from ..config.config import Config
 from ..errors import ProxyError
 from .pool import Pool
 
-__all__ = ("Warmth",)
+__all__ = ("Warmup",)
 
 _AT_ONCE = 10  # connections made side by side
 _BACK_WITHIN = 1.0  # seconds that one in use is waited for
@@ -30,7 +30,7 @@ _IN_A_ROW = 5.0  # seconds from the end of a pause in which the next failure mak
 _SHORT_LIVED = 2.0  # seconds; no server closes a sound idle connection sooner
 
 
-class Warmth:
+class Warmup:
     """Keeps ``warm_connections`` idle connections in a pool."""
 
     def __init__(self, config: Config, pool: Pool) -> None:

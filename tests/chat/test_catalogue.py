@@ -22,7 +22,7 @@ from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.client import UpstreamClient
 
 pytestmark = pytest.mark.anyio
 
@@ -300,7 +300,7 @@ class Played:
         self.asked_at: list[float] = []
         self.lines = Lines()
         config = settled(CEREBRAS_BASE_URL="http://upstream")
-        upstream = Upstream(config, self.connect)
+        upstream = UpstreamClient(config, self.connect)
         models, metrics = ModelList(config, upstream), Metrics(config, "trio").models
         catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
         tasks.start_soon(catalogue.keep, lambda: Exchange(started_at=trio.current_time()))

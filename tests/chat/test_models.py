@@ -16,7 +16,7 @@ from ape_cerebras.chat.models import ModelList
 from ape_cerebras.errors import ModelNotFound
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.client import UpstreamClient
 
 FIRST = b'{"object":"list", "data":[{"id":"one","owned_by":"C"},{"id":"two"}]}'
 SECOND = b'{"object":"list","data":[]}'
@@ -69,7 +69,7 @@ class Rig:
         self._answers = list(answers)
         self.asked_at: list[float] = []
         self.requests: list[bytes] = []
-        self.models = ModelList(CONFIG, Upstream(CONFIG, self.connect))
+        self.models = ModelList(CONFIG, UpstreamClient(CONFIG, self.connect))
 
     async def connect(self, host: str, port: int) -> StampedStream:
         if not self._answers:
@@ -182,7 +182,7 @@ async def test_so_it_does_on_either_backend() -> None:
     async with running_upstream(script) as peer:
         base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{peer.port}"}
         config = Config.from_environment({"CEREBRAS_API_KEY": "k", **base})
-        upstream = Upstream(config)
+        upstream = UpstreamClient(config)
         models, second = ModelList(config, upstream), asker()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(models.text, asker())

@@ -21,9 +21,9 @@ from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.circuit_breaker import Circuit
-from ape_cerebras.upstream.client import Upstream
-from ape_cerebras.upstream.tries import Tries
+from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
+from ape_cerebras.upstream.client import UpstreamClient
+from ape_cerebras.upstream.tries import RetryingClient
 
 # What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
 Try = tuple[float, bytes | None]
@@ -45,7 +45,7 @@ class Played:
         self,
         tasks: trio.Nursery,
         tries: tuple[Try, ...],
-        circuit: Circuit | None = None,
+        circuit: CircuitBreaker | None = None,
         **settings: str,
     ) -> None:
         self._tasks = tasks
@@ -61,7 +61,9 @@ class Played:
         )
         self.began_at: list[float] = []
         logs = Logs("debug", print)
-        self.tries = Tries(config, Upstream(config, self.connect), circuit, logs, lambda: 0.5)
+        self.tries = RetryingClient(
+            config, UpstreamClient(config, self.connect), circuit, logs, lambda: 0.5
+        )
         self.exchange = Exchange(started_at=0.0)
 
     async def connect(self, host: str, port: int) -> StampedStream:
@@ -171,7 +173,7 @@ def test_a_failure_that_is_not_tried_again_is_raised_as_it_is() -> None:
 
 def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
     async def test() -> None:
-        circuit = Circuit(2)
+        circuit = CircuitBreaker(2)
         async with trio.open_nursery() as tasks:
             played = Played(tasks, ((0.0, answer(500)), (0.0, OK)), circuit, RETRY_BACKOFF="1")
             raised: list[ProxyError] = []

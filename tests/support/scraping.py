@@ -11,7 +11,7 @@ from steps import result_of
 from ape_cerebras import Config
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.circuit_breaker import Circuit
+from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
 
 __all__ = (
     "CLIENT_KEY",
@@ -51,7 +51,7 @@ def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -
         waiting=lambda: 8,
         knows_client=lambda name: name in ("alice", "bob"),
     )
-    metrics.watch_circuit(Circuit(1))
+    metrics.watch_circuit(CircuitBreaker(1))
     return metrics
 
 

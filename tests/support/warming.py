@@ -14,7 +14,7 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.net.socket_stream import SocketStream, StampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Lease, Pool
-from ape_cerebras.upstream.warmup import Warmth
+from ape_cerebras.upstream.warmup import Warmup
 
 __all__ = ("Rig", "Upstream", "kept_warm", "leased", "on_mock_clock", "use")
 
@@ -78,7 +78,7 @@ class Upstream:
 class Rig:
     """A pool that is kept warm."""
 
-    def __init__(self, pool: Pool, upstream: Upstream, warmth: Warmth) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, warmth: Warmup) -> None:
         self.pool = pool
         self.upstream = upstream
         self.warmth = warmth
@@ -107,7 +107,7 @@ async def kept_warm(
     async with anyio.create_task_group() as tasks:
         upstream = Upstream(tasks, takes, refuses, idles)
         pool = Pool(config, upstream.connect, None)
-        warmth = Warmth(config, pool)
+        warmth = Warmup(config, pool)
         tasks.start_soon(warmth.keep)
         try:
             yield Rig(pool, upstream, warmth)

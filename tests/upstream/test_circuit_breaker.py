@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import ProxyError, UpstreamUnavailable
-from ape_cerebras.upstream.circuit_breaker import STATES, Circuit, says_it_is_down
+from ape_cerebras.upstream.circuit_breaker import STATES, CircuitBreaker, says_it_is_down
 
 DOWN = {
     *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
@@ -25,18 +25,18 @@ def test_what_failures_tell_of_upstream(failure: type[ProxyError]) -> None:
     assert told is not None or failure.__name__ not in DOWN | ANSWERED
 
 
-def fail(circuit: Circuit, now: float, times: int = 1) -> None:
+def fail(circuit: CircuitBreaker, now: float, times: int = 1) -> None:
     for _ in range(times):
         circuit.leave(circuit.enter(now), True, now)
 
 
-def opened(now: float = 0.0) -> Circuit:
-    circuit = Circuit(3)
+def opened(now: float = 0.0) -> CircuitBreaker:
+    circuit = CircuitBreaker(3)
     fail(circuit, now, 3)
     return circuit
 
 
-def refusal(circuit: Circuit, now: float) -> bytes:
+def refusal(circuit: CircuitBreaker, now: float) -> bytes:
     """The seconds after which one who is refused may come again."""
     with pytest.raises(UpstreamUnavailable) as refused:
         circuit.enter(now)
@@ -46,7 +46,7 @@ def refusal(circuit: Circuit, now: float) -> bytes:
 
 
 def test_it_opens_after_so_many_failures_in_a_row() -> None:
-    circuit = Circuit(3)
+    circuit = CircuitBreaker(3)
     fail(circuit, 0.0, 2)
     circuit.leave(circuit.enter(0.0), False, 0.0)
     fail(circuit, 0.0, 2)
@@ -95,7 +95,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another() -> None:
 
 @pytest.mark.parametrize("failed", [True, False, None])
 def test_what_was_sent_before_it_opened_says_nothing_any_more(failed: bool | None) -> None:
-    circuit = Circuit(3)
+    circuit = CircuitBreaker(3)
     late = circuit.enter(0.0)
     fail(circuit, 0.0, 3)
     circuit.leave(late, failed, 0.5)
@@ -114,7 +114,7 @@ class Played:
     """Requests at random, with account of those that went out while it was not closed."""
 
     def __init__(self, failures: int) -> None:
-        self.circuit = Circuit(failures)
+        self.circuit = CircuitBreaker(failures)
         self.now = 0.0
         self.out: list[tuple[int, bool]] = []  # era, whether it is a probe
         self.asked: list[int] = []  # the seconds that those were told that were refused

@@ -9,19 +9,19 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.telemetry.timings import Exchange
-from ape_cerebras.upstream.client import Upstream
+from ape_cerebras.upstream.client import UpstreamClient
 
 pytestmark = pytest.mark.anyio
 
 
-def upstream_at(port: int, path: str = "", **settings: str) -> Upstream:
+def upstream_at(port: int, path: str = "", **settings: str) -> UpstreamClient:
     url = f"http://127.0.0.1:{port}{path}"
-    return Upstream(
+    return UpstreamClient(
         Config.from_environment({"CEREBRAS_API_KEY": KEY, "CEREBRAS_BASE_URL": url, **settings})
     )
 
 
-async def ask(upstream: Upstream, exchange: Exchange, body: bytes = b"{}") -> bytes:
+async def ask(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"{}") -> bytes:
     answer = b""
     try:
         with await upstream.send(
@@ -159,7 +159,7 @@ async def test_waiting_in_vain_for_a_connection_was_waiting_for_upstream() -> No
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "UPSTREAM_CONNECT_TIMEOUT": "0.05"})
     exchange = Exchange(started_at=anyio.current_time())
     with pytest.raises(ProxyError):
-        await ask(Upstream(config, never), exchange)  # type: ignore[arg-type]
+        await ask(UpstreamClient(config, never), exchange)  # type: ignore[arg-type]
     assert exchange.upstream_wait_seconds >= 0.05
     assert exchange.sent_at is None
 

@@ -14,7 +14,7 @@ from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Pool
-from ape_cerebras.upstream.warmup import Warmth
+from ape_cerebras.upstream.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
 
@@ -183,7 +183,7 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
 
 async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced() -> None:
     async with pool_of(WARM_CONNECTIONS="2") as (pool, peers):
-        warmth = Warmth(config(WARM_CONNECTIONS="2"), pool)
+        warmth = Warmup(config(WARM_CONNECTIONS="2"), pool)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()
@@ -201,7 +201,7 @@ async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced()
 
 async def test_warming_leaves_room_for_those_who_ask() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
-        warmth = Warmth(config(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2"), pool)
+        warmth = Warmup(config(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2"), pool)
         async with anyio.create_task_group() as tasks, leased(pool):
             tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()
@@ -263,7 +263,7 @@ async def test_a_lease_says_what_connection_it_got() -> None:
             told = (lease.use, lease.waited, lease.connect, lease.tls)
             assert told == ("reused", None, None, None)
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
-        warmth = Warmth(config(WARM_CONNECTIONS="1"), pool)
+        warmth = Warmup(config(WARM_CONNECTIONS="1"), pool)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmth.keep)
             await anyio.wait_all_tasks_blocked()

@@ -10,7 +10,7 @@ from warming import kept_warm, leased, on_mock_clock, use
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.upstream.pool import Pool
-from ape_cerebras.upstream.warmup import Warmth
+from ape_cerebras.upstream.warmup import Warmup
 
 # Ahead of the requests
 
@@ -205,7 +205,7 @@ def test_where_the_kernel_tells_nothing_a_look_every_few_seconds_does() -> None:
         )
         pool = Pool(config, connect, None)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Warmth(config, pool).keep)
+            tasks.start_soon(Warmup(config, pool).keep)
             await anyio.sleep(7)
             peers[0].close()
             await anyio.sleep(2.9)
