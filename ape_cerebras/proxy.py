@@ -27,8 +27,8 @@ from .errors import (
     ShutDown,
 )
 from .limits.admission import Admission
-from .limits.api_keys import Keyring
-from .limits.redis_store import limits_of
+from .limits.api_keys import ApiKeys
+from .limits.redis_store import open_limit_store
 from .net.event_loop import current_backend
 from .net.timestamps import loop_clock
 from .net.wrapped import stamped
@@ -92,9 +92,9 @@ class Proxy:
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
         self._settlement = settlement_with(config, self._metrics, self._health, self.logs)
-        self._limits = limits_of(config, self.logs.event)
-        self._keyring = Keyring(config)
-        self._admission = Admission(config, self._keyring, self._limits)
+        self._limits = open_limit_store(config, self.logs.event)
+        self._api_keys = ApiKeys(config)
+        self._admission = Admission(config, self._api_keys, self._limits)
         self._routes = self._make_routes(circuit)
         self._clock = loop_clock()
         self._connections = Clients(config.max_connections, place)
@@ -114,7 +114,7 @@ class Proxy:
         tries = tries_at(upstream, config, circuit, self.logs)
         return Routes(
             config,
-            self._keyring,
+            self._api_keys,
             Relay(config, tries, self._admission, self._catalogue).handle,
             models,
             self._metrics,
@@ -132,7 +132,7 @@ class Proxy:
             idle=lambda: pool.idle,
             lines_dropped=lines_dropped,
             waiting=lambda: self._admission.waiting,
-            knows_client=self._keyring.knows,
+            knows_client=self._api_keys.knows,
         )
 
     # Connections
@@ -269,7 +269,7 @@ class Proxy:
 
     async def reread_keys(self) -> None:
         """Have what ``APE_API_KEYS_FILE`` says now hold for the requests to come."""
-        await self._keyring.reread(self.logs)
+        await self._api_keys.reload(self.logs)
 
     # The end
 

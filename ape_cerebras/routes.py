@@ -13,7 +13,7 @@ from .config.values import ClientKey
 from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
 from .http1.messages import Request
-from .limits.api_keys import Keyring
+from .limits.api_keys import ApiKeys
 from .net.steps import in_steps
 from .telemetry.metrics import Metrics
 from .telemetry.timings import Exchange
@@ -71,14 +71,14 @@ class Routes:
     def __init__(
         self,
         config: Config,
-        keyring: Keyring,
+        api_keys: ApiKeys,
         chat: Handler,
         models: ModelList,
         metrics: Metrics,
         health: Callable[[], tuple[int, dict[str, object]]],
         warm_up: Callable[[], None],
     ) -> None:
-        self._keyring = keyring
+        self._api_keys = api_keys
         self._models = models
         self._metrics = metrics
         self._read_health = health
@@ -114,7 +114,7 @@ class Routes:
         if path.startswith(b"/v1/v1/"):
             raise DoubledPrefix
         if path.startswith(b"/v1/") and (route is None or route.needs_key):
-            exchange.client = check_key(request, self._keyring.keys)
+            exchange.client = check_key(request, self._api_keys.keys)
         if request.method not in _KNOWN_METHODS:
             raise MethodUnknown
         if route is None:

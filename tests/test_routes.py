@@ -24,7 +24,7 @@ from ape_cerebras.errors import (
     Unauthorized,
 )
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.net.socket_stream import StampedStream
 from ape_cerebras.routes import Routes, check_key
 from ape_cerebras.telemetry.metrics import Metrics
@@ -140,7 +140,7 @@ class Asked:
         """Raises the ProxyError that refuses it."""
         routes = Routes(
             self.config,
-            Keyring(self.config),
+            ApiKeys(self.config),
             self.answer_chat,
             ModelList(self.config, UpstreamClient(self.config, self.unreachable)),
             Metrics(self.config, "trio"),

@@ -98,7 +98,7 @@ class Relay:
         try:
             async with downstream.while_connected():
                 if self._admission.is_limited:
-                    async with self._admission.turn(exchange):
+                    async with self._admission.admitted(exchange):
                         await self._relay(exchange, downstream, chat)
                 else:
                     await self._relay(exchange, downstream, chat)
@@ -132,8 +132,8 @@ class Relay:
             with await self._upstream.send(
                 exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
             ) as response:
-                if self._admission.paces:
-                    await self._admission.learn(exchange)
+                if self._admission.paces_quota:
+                    await self._admission.update_quota(exchange)
                 await self._pass_down(response, downstream, exchange, turned=chat.turned)
         finally:
             self._account(exchange)

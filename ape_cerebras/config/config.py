@@ -153,7 +153,7 @@ class Config:
         return default is not None and cap is not None and default > cap
 
     @property
-    def queue_patience(self) -> float:
+    def queue_timeout(self) -> float:
         """Seconds that a chat request waits for its turn at most. Where nothing is said, as long as
         a bucket of a minute takes to refill, if quota is waited for; and else not at all."""
         if self.max_queue_seconds is not None:

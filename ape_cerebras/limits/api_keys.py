@@ -8,12 +8,12 @@ from ..config.keys_file import read_keys_file
 from ..config.values import ClientKey
 from ..telemetry.logs import Logs
 
-__all__ = ("Keyring", "report_refused")
+__all__ = ("ApiKeys", "log_refused_keys_file")
 
 _NO_LIMITS = ClientKey(b"")
 
 
-class Keyring:
+class ApiKeys:
     """Of ``APE_API_KEY`` and ``APE_API_KEYS_FILE``. Where both know a name, the file says what it
     may use."""
 
@@ -21,7 +21,7 @@ class Keyring:
         self._set = config.ape_api_key
         self.keys: tuple[ClientKey, ...] = ()
         """All of them."""
-        self.limits_any = False
+        self.any_limited = False
         """Whether there is a name that may not use as much as it likes."""
         self._by_name: dict[str | None, ClientKey] = {}
         self._names: set[str | None] = set()
@@ -32,17 +32,17 @@ class Keyring:
         self.keys = (*keys, *self._set)
         self._by_name = {key.name: key for key in keys}
         self._names |= {key.name for key in self.keys}
-        self.limits_any = any(key.is_limited for key in keys)
+        self.any_limited = any(key.is_limited for key in keys)
 
     def knows(self, name: str) -> bool:
         """Whether a key has that name, or has had it: what it asked for may be under way."""
         return name in self._names
 
-    def of(self, name: str | None) -> ClientKey:
+    def for_client(self, name: str | None) -> ClientKey:
         """The key of that name, for what it may use."""
         return self._by_name.get(name, _NO_LIMITS)
 
-    async def reread(self, logs: Logs) -> None:
+    async def reload(self, logs: Logs) -> None:
         """Read the file anew, if there is one. Where something is wrong with it, all stays as it
         was. Either is logged."""
         if self._file is None:
@@ -50,13 +50,13 @@ class Keyring:
         try:
             self._file = await to_thread.run_sync(read_keys_file, self._file.path)
         except ValueError as problem:
-            report_refused(logs, str(problem))
+            log_refused_keys_file(logs, str(problem))
             return
         self._adopt(self._file.keys)
         logs.event("info", "Keys file read", keys=len(self._file.keys))
 
 
-def report_refused(logs: Logs, problem: str) -> None:
+def log_refused_keys_file(logs: Logs, problem: str) -> None:
     """``problem`` is a text of ours, which begins behind the variable's name."""
     problem = f"APE_API_KEYS_FILE {problem}"
     logs.event("error", "Keys file refused, the keys stay as they were", problem=problem)

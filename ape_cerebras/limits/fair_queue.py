@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from math import inf
 
-__all__ = ("Stage", "Ticket", "Turns")
+__all__ = ("Stage", "Ticket", "FairQueue")
 
 _PACE_OF = 32  # slots given back, over which the pace is measured
 
@@ -78,7 +78,7 @@ class _Line:
         self.tickets: dict[Ticket, None] = {}
 
 
-class Turns:
+class FairQueue:
     """``slots`` that tickets have at a time; at most ``most_waiting`` wait."""
 
     def __init__(self, slots: float, most_waiting: int) -> None:
@@ -119,7 +119,7 @@ class Turns:
             for slots in both:
                 slots.note_given_back(now)
 
-    def seconds_to_a_turn(self, name: str | None, now: float) -> float:
+    def estimated_wait(self, name: str | None, now: float) -> float:
         """How long one of that name that came now would wait, at the pace at which slots were given
         back since all have been in use: all there are, or all that the name may have."""
         line = self._lines.get(name, _Line())

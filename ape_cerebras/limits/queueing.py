@@ -10,13 +10,13 @@ import anyio
 from ..errors import NotAdmitted
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
-from .fair_queue import Stage, Turns
+from .fair_queue import FairQueue, Stage
 
-__all__ = ("Queue", "waiting_for_turn")
+__all__ = ("SlotQueue", "recording_wait")
 
 
 @contextmanager
-def waiting_for_turn(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
+def recording_wait(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
     """Count the time that the block takes as waited for the exchange's turn."""
     began_at = clock()
     try:
@@ -26,20 +26,20 @@ def waiting_for_turn(exchange: Exchange, clock: Callable[[], float]) -> Iterator
         exchange.admission_wait_seconds = round(waited, 6)
 
 
-class Queue:
+class SlotQueue:
     """For ``slots`` that exchanges have at a time; at most ``most_waiting`` wait."""
 
     def __init__(self, slots: float, most_waiting: int) -> None:
-        self._turns = Turns(slots, most_waiting)
+        self._turns = FairQueue(slots, most_waiting)
         self._clock = loop_clock()
 
     @property
     def waiting(self) -> int:
         return self._turns.waiting
 
-    def seconds_to_a_turn(self, name: str | None) -> float:
+    def estimated_wait(self, name: str | None) -> float:
         """How long one of that name that came now would wait."""
-        return self._turns.seconds_to_a_turn(name, self._clock())
+        return self._turns.estimated_wait(name, self._clock())
 
     @asynccontextmanager
     async def slot(self, exchange: Exchange, most: float = inf) -> AsyncIterator[None]:
@@ -50,10 +50,10 @@ class Queue:
             if ticket.stage is Stage.WAITING:
                 turn = anyio.Event()
                 ticket.wake = turn.set
-                with waiting_for_turn(exchange, self._clock):
+                with recording_wait(exchange, self._clock):
                     await turn.wait()
             if ticket.stage is not Stage.ADMITTED:
-                raise NotAdmitted(self.seconds_to_a_turn(exchange.client))
+                raise NotAdmitted(self.estimated_wait(exchange.client))
             yield
         finally:
             self._turns.leave(ticket, self._clock())

@@ -26,19 +26,19 @@ from ..chat.reservations import reservation
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from ..upstream.quota import WINDOWS, read_quota
-from .queueing import Queue, waiting_for_turn
-from .token_buckets import Bucket, Charge, Limits
+from .queueing import SlotQueue, recording_wait
+from .token_buckets import Charge, LimitStore, TokenBucket
 
-__all__ = ("Pacing",)
+__all__ = ("QuotaPacing",)
 
-_CAREFUL_FOR = 60.0  # seconds
+_NO_REFUNDS_FOR = 60.0  # seconds
 _UNKNOWN_AT_MOST = 100  # models; clients can name any
 
 Amounts = dict[str, int]  # by kind: requests, tokens
 
 
 @dataclass
-class _Trip:
+class _InFlight:
     """A request's way to the API and back, as far as its answer's head."""
 
     amounts: Amounts
@@ -46,54 +46,54 @@ class _Trip:
     ended_at: float = inf
 
 
-class _Model:
+class _ModelQuota:
     """What is known of one model's quota, and who waits for it."""
 
     def __init__(self, most_waiting: int) -> None:
-        self.head = Queue(1, most_waiting)
+        self.head = SlotQueue(1, most_waiting)
         self.wait = 0.0  # seconds that who is at the head had to wait when it looked last
-        self.told = False
-        self.careful_until = -inf
-        self.buckets: dict[tuple[str, str], Bucket] = {}
+        self.is_known = False
+        self.no_refunds_until = -inf
+        self.buckets: dict[tuple[str, str], TokenBucket] = {}
         self.charged: dict[int, Amounts] = {}  # by exchange, until they are settled
-        self.on_their_way: dict[int, _Trip] = {}  # by exchange, until an answer shows it was seen
-        self.arrived: list[_Trip] = []  # while one is on its way that began before they ended
+        self.in_flight: dict[int, _InFlight] = {}  # by exchange, until an answer shows it was seen
+        self.arrived: list[_InFlight] = []  # while one is on its way that began before they ended
         self.changed = anyio.Event()
 
     def charges(self, amounts: Amounts) -> list[Charge]:
         return [Charge(bucket, amounts[kind]) for (kind, _), bucket in self.buckets.items()]
 
-    def end_trip(self, exchange: int, now: float) -> _Trip | None:
-        trip = self.on_their_way.pop(exchange, None)
+    def head_arrived(self, exchange: int, now: float) -> _InFlight | None:
+        trip = self.in_flight.pop(exchange, None)
         if trip is not None:
             trip.ended_at = now
-            open_since = min(each.began_at for each in (trip, *self.on_their_way.values()))
+            open_since = min(each.began_at for each in (trip, *self.in_flight.values()))
             self.arrived = [each for each in (*self.arrived, trip) if each.ended_at > open_since]
         return trip
 
-    def maybe_unseen(self, trip: _Trip) -> list[Amounts]:
+    def possibly_uncounted(self, trip: _InFlight) -> list[Amounts]:
         """What the API may have charged after that request, or will yet: of all that were on their
         way together with it."""
-        others = (*self.arrived, *self.on_their_way.values())
+        others = (*self.arrived, *self.in_flight.values())
         return [
             each.amounts for each in others if each is not trip and each.ended_at > trip.began_at
         ]
 
-    def change(self) -> None:
+    def wake_waiting(self) -> None:
         """Have whoever waits look again."""
         self.changed.set()
         self.changed = anyio.Event()
 
 
-class Pacing:
+class QuotaPacing:
     """``models`` are those that are known to be some."""
 
-    def __init__(self, limits: Limits, models: frozenset[str], most_waiting: int) -> None:
+    def __init__(self, limits: LimitStore, models: frozenset[str], most_waiting: int) -> None:
         self._limits = limits
         self._clock = loop_clock()
         self._known = models
         self._most_waiting = most_waiting
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, _ModelQuota] = {}
         self._at_the_head = 0
 
     @property
@@ -101,10 +101,10 @@ class Pacing:
         """How many are held back."""
         return self._at_the_head + sum(model.head.waiting for model in self._models.values())
 
-    def seconds_to_a_turn(self, exchange: Exchange) -> float:
+    def estimated_wait(self, exchange: Exchange) -> float:
         """How long one like this that came now would wait."""
         model = self._model_of(exchange)
-        return max(model.wait, model.head.seconds_to_a_turn(exchange.client))
+        return max(model.wait, model.head.estimated_wait(exchange.client))
 
     def _name_of(self, exchange: Exchange) -> str:
         """The model's; of more models than there can be, and of opaque bodies, one for all."""
@@ -112,10 +112,10 @@ class Pacing:
         has_room = len(self._models) < _UNKNOWN_AT_MOST
         return model if has_room or model in self._known or model in self._models else "other"
 
-    def _model_of(self, exchange: Exchange) -> _Model:
+    def _model_of(self, exchange: Exchange) -> _ModelQuota:
         name = self._name_of(exchange)
         if name not in self._models:
-            self._models[name] = _Model(self._most_waiting)
+            self._models[name] = _ModelQuota(self._most_waiting)
         return self._models[name]
 
     @asynccontextmanager
@@ -129,48 +129,48 @@ class Pacing:
         try:
             yield
         finally:
-            await self._settle(model, exchange)
+            await self._release(model, exchange)
 
-    async def _reserve(self, model: _Model, amounts: Amounts, exchange: Exchange) -> None:
+    async def _reserve(self, model: _ModelQuota, amounts: Amounts, exchange: Exchange) -> None:
         changed = model.changed  # whatever comes after the look counts
-        while not await self._take(model, amounts):
+        while not await self._try_reserve(model, amounts):
             self._at_the_head += 1
             try:
                 with (
-                    waiting_for_turn(exchange, self._clock),
-                    anyio.move_on_after(min(model.wait or inf, self._limits.look_again)),
+                    recording_wait(exchange, self._clock),
+                    anyio.move_on_after(min(model.wait or inf, self._limits.recheck_seconds)),
                 ):
                     await changed.wait()
             finally:
                 self._at_the_head -= 1
             changed = model.changed
         model.charged[id(exchange)] = amounts
-        model.on_their_way[id(exchange)] = _Trip(amounts, self._clock())
+        model.in_flight[id(exchange)] = _InFlight(amounts, self._clock())
 
-    async def _take(self, model: _Model, amounts: Amounts) -> bool:
+    async def _try_reserve(self, model: _ModelQuota, amounts: Amounts) -> bool:
         """Take it, if it can be."""
         model.wait = 0.0
-        if not model.told and model.on_their_way:
+        if not model.is_known and model.in_flight:
             return False
-        verdict = await self._limits.take(model.charges(amounts), self._clock())
-        model.wait = verdict.wait
-        return not verdict.wait
+        decision = await self._limits.charge(model.charges(amounts), self._clock())
+        model.wait = decision.wait
+        return not decision.wait
 
-    async def learn(self, exchange: Exchange) -> None:
+    async def update_quota(self, exchange: Exchange) -> None:
         """Take in what the exchange's answer says of the quota, as soon as its head is there."""
         model = self._model_of(exchange)
-        trip = model.end_trip(id(exchange), self._clock())
+        trip = model.head_arrived(id(exchange), self._clock())
         if trip is None:
             return
         refused = exchange.upstream_status is None or exchange.upstream_status >= 400
         if refused:  # what is left is told without the tokens that it would have had
             had = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
-            await self._give_back(model, exchange, had)
+            await self._refund(model, exchange, had)
         if exchange.upstream_status == 429:
-            model.careful_until = self._clock() + _CAREFUL_FOR
+            model.no_refunds_until = self._clock() + _NO_REFUNDS_FOR
         quota = read_quota(exchange.upstream_headers)
-        model.told = model.told or bool(quota.limit) or not refused
-        unseen = model.maybe_unseen(trip)
+        model.is_known = model.is_known or bool(quota.limit) or not refused
+        unseen = model.possibly_uncounted(trip)
         for (kind, window), limit in quota.limit.items():
             if limit and (kind, window) in quota.remaining:
                 most = quota.remaining[kind, window]
@@ -178,24 +178,24 @@ class Pacing:
                 if (kind, window) not in model.buckets:  # nothing was charged to it so far
                     most = least
                 name = f"quota:{self._name_of(exchange)}:{kind}:{window}"
-                bucket = model.buckets[kind, window] = Bucket(name, limit, WINDOWS[window])
-                await self._limits.learn(bucket, least, most, self._clock())
-        model.change()
+                bucket = model.buckets[kind, window] = TokenBucket(name, limit, WINDOWS[window])
+                await self._limits.reconcile(bucket, least, most, self._clock())
+        model.wake_waiting()
 
-    async def _settle(self, model: _Model, exchange: Exchange) -> None:
+    async def _release(self, model: _ModelQuota, exchange: Exchange) -> None:
         now = self._clock()
-        model.end_trip(id(exchange), now)
-        if exchange.sent_at is not None and now < model.careful_until:
+        model.head_arrived(id(exchange), now)
+        if exchange.sent_at is not None and now < model.no_refunds_until:
             model.charged.pop(id(exchange), None)
         else:
-            await self._give_back(model, exchange, _used_by(exchange))
-        model.change()
+            await self._refund(model, exchange, _used_by(exchange))
+        model.wake_waiting()
 
-    async def _give_back(self, model: _Model, exchange: Exchange, used: Amounts) -> None:
+    async def _refund(self, model: _ModelQuota, exchange: Exchange, used: Amounts) -> None:
         """What was charged for the exchange beyond that; once is enough."""
         charged = model.charged.pop(id(exchange), used)
         beyond = {kind: used[kind] - charged[kind] for kind in used}
-        await self._limits.settle(model.charges(beyond), self._clock())
+        await self._limits.adjust(model.charges(beyond), self._clock())
 
 
 def _tokens_of(exchange: Exchange) -> int:

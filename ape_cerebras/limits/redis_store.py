@@ -27,14 +27,14 @@ from anyio import to_thread
 from ..config.config import Config
 from ..errors import LimitStoreUnavailable
 from ..net.timestamps import loop_clock
-from .token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
+from .token_buckets import Charge, Decision, LimitStore, LocalLimitStore, TokenBucket
 
-__all__ = ("ClosedLimits", "SharedLimits", "limits_of")
+__all__ = ("ClosedLimitStore", "RedisLimitStore", "open_limit_store")
 
 _PREFIX = "{ape-cerebras}:"  # in braces, so that the nodes of a cluster keep all in one place
 _THREADS = 8
 _TRY_AGAIN = 1.0  # seconds
-_LOOK_AGAIN = 0.5  # seconds
+_RECHECK_SECONDS = 0.5  # seconds
 _MICRO = 1e-6
 _DECIMALS = 12  # of a dollar: Redis adds up whole numbers, of 64 bits, exactly
 _DAYS_KEPT = timedelta(days=8)  # the clock of who asks may be set back
@@ -84,17 +84,17 @@ return {0, 0, unpack(empty_for)}
 """
 
 
-class SharedLimits:
+class RedisLimitStore:
     """``store`` is a Redis's URL, ``timeout`` in seconds for each question to it. ``tell`` is
     called with whether the store answers, whenever that changes."""
 
-    look_again = _LOOK_AGAIN
+    recheck_seconds = _RECHECK_SECONDS
 
     def __init__(
         self,
         store: str,
         timeout: float,
-        fallback: Limits,
+        fallback: LimitStore,
         tell: Callable[[bool], object],
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -110,9 +110,9 @@ class SharedLimits:
             retry=Retry(NoBackoff(), 0),
             max_connections=_THREADS,
         )
-        self._take = self._client.register_script(_READ + _DECIDE + _WRITE)
-        self._settle = self._client.register_script(_READ + _WRITE)
-        self._learn = self._client.register_script(_READ + _RAISE + _WRITE)
+        self._charge = self._client.register_script(_READ + _DECIDE + _WRITE)
+        self._adjust = self._client.register_script(_READ + _WRITE)
+        self._reconcile = self._client.register_script(_READ + _RAISE + _WRITE)
         self._failures = (RedisError, OSError)  # TimeoutError is an OSError
         self._timeout = timeout
         self._fallback = fallback
@@ -122,47 +122,47 @@ class SharedLimits:
         self._answers = True
         self._silent_until = -inf
 
-    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
-        """See ``Limits``."""
+    async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
+        """See ``LimitStore``."""
         if not charges:
-            return Verdict()
-        answer = await self._ask(partial(self._take, *_arguments(charges)))
+            return Decision()
+        answer = await self._ask(partial(self._charge, *_arguments(charges)))
         if answer is None:
-            return await self._fallback.take(charges, now)
+            return await self._fallback.charge(charges, now)
         lacking, wait, *empty_for = answer
         left = [
             bucket.capacity * (1 - each * _MICRO / bucket.seconds)
             for (bucket, _), each in zip(charges, empty_for, strict=True)
         ]
         for (bucket, _), each in zip(charges, left, strict=True):
-            await self._fallback.learn(bucket, each, each, now)
+            await self._fallback.reconcile(bucket, each, each, now)
         if not lacking:
-            return Verdict()
-        return Verdict(wait * _MICRO, charges[lacking - 1].bucket, max(0.0, left[lacking - 1]))
+            return Decision()
+        return Decision(wait * _MICRO, charges[lacking - 1].bucket, max(0.0, left[lacking - 1]))
 
-    async def settle(self, charges: Sequence[Charge], now: float) -> None:
-        """See ``Limits``."""
-        question = partial(self._settle, *_arguments(charges))
+    async def adjust(self, charges: Sequence[Charge], now: float) -> None:
+        """See ``LimitStore``."""
+        question = partial(self._adjust, *_arguments(charges))
         if charges and await self._ask(question, shield=True) is None:
-            await self._fallback.settle(charges, now)
+            await self._fallback.adjust(charges, now)
 
-    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
-        """See ``Limits``. Who tells it does not know what others have on its way, so that ``least``
-        counts for nothing."""
+    async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
+        """See ``LimitStore``. The caller does not know what other processes have in flight, so
+        ``least`` is ignored."""
         charges = [Charge(bucket, bucket.capacity - most)]
-        if await self._ask(partial(self._learn, *_arguments(charges))) is None:
-            await self._fallback.learn(bucket, least, most, now)
+        if await self._ask(partial(self._reconcile, *_arguments(charges))) is None:
+            await self._fallback.reconcile(bucket, least, most, now)
 
-    async def spent(self, name: str, day: int) -> Decimal:
-        """See ``Limits``."""
+    async def dollars_spent(self, name: str, day: int) -> Decimal:
+        """See ``LimitStore``."""
         key = _day_key(name, day)
         answer = await self._ask(lambda: int(self._client.get(key) or 0))
         if answer is None:
-            return await self._fallback.spent(name, day)
+            return await self._fallback.dollars_spent(name, day)
         return Decimal(answer).scaleb(-_DECIMALS)
 
-    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
-        """See ``Limits``."""
+    async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
+        """See ``LimitStore``."""
         key, amount = _day_key(name, day), int(dollars.scaleb(_DECIMALS).to_integral_value())
 
         def count() -> object:
@@ -172,10 +172,10 @@ class SharedLimits:
                 return both.execute()
 
         if await self._ask(count, shield=True) is None:
-            await self._fallback.spend(name, day, dollars)
+            await self._fallback.record_dollars(name, day, dollars)
 
     def close(self) -> None:
-        """See ``Limits``."""
+        """See ``LimitStore``."""
         self._client.close()
 
     async def _ask(self, question: Callable[[], Any], *, shield: bool = False) -> Any:
@@ -213,36 +213,36 @@ def _arguments(charges: Sequence[Charge]) -> tuple[list[str], list[float]]:
     return keys, seconds
 
 
-class ClosedLimits:
+class ClosedLimitStore:
     """What is asked where nothing may pass while the store does not answer."""
 
-    look_again = _LOOK_AGAIN
+    recheck_seconds = _RECHECK_SECONDS
 
-    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
+    async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
         """Raises LimitStoreUnavailable."""
         raise LimitStoreUnavailable
 
-    async def settle(self, charges: Sequence[Charge], now: float) -> None:
+    async def adjust(self, charges: Sequence[Charge], now: float) -> None:
         """What is owed is not written down by anybody."""
 
-    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+    async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
         """Nor what is left."""
 
-    async def spent(self, name: str, day: int) -> Decimal:
+    async def dollars_spent(self, name: str, day: int) -> Decimal:
         """Raises LimitStoreUnavailable."""
         raise LimitStoreUnavailable
 
-    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+    async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
         """As with ``settle``."""
 
     def close(self) -> None:
         """There is nothing open."""
 
 
-def limits_of(config: Config, event: Callable[..., object]) -> Limits:
+def open_limit_store(config: Config, event: Callable[..., object]) -> LimitStore:
     """Where a proxy keeps its limits. ``event`` is how an event is logged: level, message, more."""
     if config.limits_store is None:
-        return LocalLimits()
+        return LocalLimitStore()
     outage = config.limits_store_outage
 
     def tell(answers: bool) -> None:
@@ -251,5 +251,5 @@ def limits_of(config: Config, event: Callable[..., object]) -> Limits:
         else:
             event("error", "The store of limits does not answer", outage=outage)
 
-    fallback = LocalLimits() if outage == "open" else ClosedLimits()
-    return SharedLimits(config.limits_store, config.limits_store_timeout, fallback, tell)
+    fallback = LocalLimitStore() if outage == "open" else ClosedLimitStore()
+    return RedisLimitStore(config.limits_store, config.limits_store_timeout, fallback, tell)

@@ -7,7 +7,7 @@ has to be counted up meanwhile, and no clock's tick is a window's edge that lets
 What is spent in US dollars counts by the day. A clock that is set does not begin a day anew: what a
 day has spent is known by its number.
 
-Buckets and days are kept in a store behind ``Limits``. That of one process is a dictionary; one
+Buckets and days are kept in a store behind ``LimitStore``. That of one process is a dictionary; one
 that several processes share has the same few questions to answer, each at once for all who ask.
 """
 
@@ -16,7 +16,7 @@ from decimal import Decimal
 from math import inf
 from typing import NamedTuple, Protocol
 
-__all__ = ("Bucket", "Charge", "Limits", "LocalLimits", "Verdict", "day_of", "decide")
+__all__ = ("TokenBucket", "Charge", "LimitStore", "LocalLimitStore", "Decision", "day_of", "decide")
 
 _DAY = 24 * 60 * 60  # seconds
 _DAYS_KEPT = 8
@@ -24,7 +24,7 @@ _NOTHING = Decimal(0)
 _TOLERANCE = 1e-6  # seconds; moments are sums of fractions
 
 
-class Bucket(NamedTuple):
+class TokenBucket(NamedTuple):
     """``name`` is what a store knows it by; ``capacity`` is refilled in ``seconds``."""
 
     name: str
@@ -39,40 +39,40 @@ class Bucket(NamedTuple):
 class Charge(NamedTuple):
     """What is to be taken out of a bucket."""
 
-    bucket: Bucket
+    bucket: TokenBucket
     amount: float
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """``wait``: seconds until everything could be taken; 0 where it has been. Else ``lacking`` is
     the bucket that has to be waited for, and ``left`` what is in that."""
 
     wait: float = 0.0
-    lacking: Bucket | None = None
+    lacking: TokenBucket | None = None
     left: float = 0.0
 
 
-class Limits(Protocol):
+class LimitStore(Protocol):
     """A store of buckets, and of what was spent on a day. ``now`` is a reading of the loop's clock;
     a store with a clock of its own goes by that. What settles and spends comes at the end of an
     exchange, cancelled or not: a store that waits for it has to shield it."""
 
-    look_again: float
+    recheck_seconds: float
     """Seconds after which others may have given something back, unseen from here."""
 
-    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
+    async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
         """Take all of the charges, or none."""
 
-    async def settle(self, charges: Sequence[Charge], now: float) -> None:
+    async def adjust(self, charges: Sequence[Charge], now: float) -> None:
         """Take what was used beyond what had been taken; give back where it is less than 0."""
 
-    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
+    async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
         """Take somebody's word for how much is left in a bucket, at least and at most."""
 
-    async def spent(self, name: str, day: int) -> Decimal:
+    async def dollars_spent(self, name: str, day: int) -> Decimal:
         """US dollars that were spent on a day."""
 
-    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
+    async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
         """Count what was."""
 
     def close(self) -> None:
@@ -85,60 +85,60 @@ def day_of(wall_time: float) -> tuple[int, float]:
     return int(day), _DAY - since_midnight
 
 
-def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> Verdict:
+def decide(charges: Sequence[Charge], full_at: Sequence[float], now: float) -> Decision:
     """Whether the charges can be taken out of buckets that will be full at those moments.
 
     More than a bucket holds can be taken once it is full, and is owed then.
     """
-    worst = Verdict()
+    worst = Decision()
     for (bucket, amount), moment in zip(charges, full_at, strict=True):
         empty_for = max(0.0, moment - now)
         wait = empty_for - max(0.0, bucket.seconds - bucket.time_of(amount))
         if wait > max(worst.wait, _TOLERANCE):
             left = bucket.capacity * (1 - empty_for / bucket.seconds)
-            worst = Verdict(wait, bucket, max(0.0, left))
+            worst = Decision(wait, bucket, max(0.0, left))
     return worst
 
 
-class LocalLimits:
+class LocalLimitStore:
     """The buckets of this process."""
 
-    look_again = inf
+    recheck_seconds = inf
 
     def __init__(self) -> None:
         self._full_at: dict[str, float] = {}
         self._spent: dict[str, dict[int, Decimal]] = {}
 
-    async def take(self, charges: Sequence[Charge], now: float) -> Verdict:
-        """See ``Limits``."""
+    async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
+        """See ``LimitStore``."""
         full_at = [self._full_at.get(bucket.name, now) for bucket, _ in charges]
-        verdict = decide(charges, full_at, now)
-        if not verdict.wait:
-            await self.settle(charges, now)
-        return verdict
+        decision = decide(charges, full_at, now)
+        if not decision.wait:
+            await self.adjust(charges, now)
+        return decision
 
-    async def settle(self, charges: Sequence[Charge], now: float) -> None:
-        """See ``Limits``."""
+    async def adjust(self, charges: Sequence[Charge], now: float) -> None:
+        """See ``LimitStore``."""
         for bucket, amount in charges:
             full_at = max(self._full_at.get(bucket.name, now), now)
             self._full_at[bucket.name] = full_at + bucket.time_of(amount)
 
-    async def learn(self, bucket: Bucket, least: float, most: float, now: float) -> None:
-        """See ``Limits``."""
+    async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
+        """See ``LimitStore``."""
         earliest, latest = (now + bucket.time_of(bucket.capacity - left) for left in (most, least))
         full_at = self._full_at.get(bucket.name, now)
         self._full_at[bucket.name] = min(max(full_at, earliest), latest)
 
-    async def spent(self, name: str, day: int) -> Decimal:
-        """See ``Limits``."""
+    async def dollars_spent(self, name: str, day: int) -> Decimal:
+        """See ``LimitStore``."""
         return self._spent.get(name, {}).get(day, _NOTHING)
 
-    async def spend(self, name: str, day: int, dollars: Decimal) -> None:
-        """See ``Limits``. Days stay known when others have begun: the clock may be set back."""
+    async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
+        """See ``LimitStore``. Days stay known when others have begun: the clock may be set back."""
         days = self._spent.setdefault(name, {})
         days[day] = days.get(day, _NOTHING) + dollars
         if len(days) > _DAYS_KEPT:
             del days[next(iter(days))]
 
     def close(self) -> None:
-        """See ``Limits``."""
+        """See ``LimitStore``."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from .replies import compact
-from .request import Asked
+from .request import CompletionRequest
 
 __all__ = ("Completion", "Event", "Timing")
 
@@ -73,7 +73,7 @@ class Completion:
 
     def __init__(
         self,
-        asked: Asked,
+        asked: CompletionRequest,
         *,
         tokens: int,
         reasoning_tokens: int,
@@ -201,7 +201,9 @@ def _digest(text: str) -> str:
     return sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _all_tokens(asked: Asked, count: int, reasoning_count: int, choice: int) -> list[_Token]:
+def _all_tokens(
+    asked: CompletionRequest, count: int, reasoning_count: int, choice: int
+) -> list[_Token]:
     """What the model would say if the request set no limit."""
     tokens = []
     if asked.reasons:

@@ -25,7 +25,7 @@ from .quota import Account
 from .replies import ERRORS, ErrorReply, Rejected, error_named, reply_headers, stream_error
 from .request import read_body
 
-__all__ = ("Answer", "Truth")
+__all__ = ("Playback", "GroundTruth")
 
 _JSON = (b"content-type", b"application/json")
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -34,7 +34,7 @@ _NOT_HTTP = b"\x16\x03\x01 this is no HTTP\r\n\r\n"
 
 
 @dataclass(slots=True, kw_only=True)
-class Truth:
+class GroundTruth:
     """What the simulator did with one request; ``…_at`` are ``anyio.current_time()`` readings.
 
     ``…_write`` are the begin and the end of the call that gave the token to the kernel, which took
@@ -78,7 +78,7 @@ class Truth:
         writes = filter(None, (self.head_write, self.first_token_write, self.last_token_write))
         return round(max(end - begin for begin, end in writes) / 2, 6)
 
-    def told(self) -> dict[str, object]:
+    def log_fields(self) -> dict[str, object]:
         """What a log line says of it, without what has no value."""
         known = {
             "status_code": self.status,
@@ -96,11 +96,11 @@ class Truth:
         return None if write is None else round(sum(write) / 2 - self.request_arrived_at, 6)
 
 
-class Answer:
+class Playback:
     """The answer to one request, on its way."""
 
     def __init__(
-        self, downstream: Downstream, exchange: Exchange, account: Account, truth: Truth
+        self, downstream: Downstream, exchange: Exchange, account: Account, truth: GroundTruth
     ) -> None:
         self._downstream = downstream
         self._exchange = exchange
@@ -139,7 +139,7 @@ class Answer:
             await self._complete(simulation, completion, used)
         finally:
             used = used if self.truth.status == 200 else 0
-            self._account.settle(reserved, used, anyio.current_time())
+            self._account.release(reserved, used, anyio.current_time())
 
     async def _complete(self, simulation: Simulation, completion: Completion, used: int) -> None:
         timing = simulation.timing(completion.token_count, time.time())

@@ -10,7 +10,7 @@ from ..process.process import first_of, run_until_stopped
 from ..process.signals import unless_stopped
 from .options import positive_count
 from .selfcheck import checked, selfcheck, table, within
-from .selfcheck_rig import Ended
+from .selfcheck_rig import ProcessEnded
 from .stand_in import add_flags, stand_in_of
 
 __all__ = ("prepare",)
@@ -68,7 +68,7 @@ def _selfcheck(options: argparse.Namespace) -> int:
     found = None
     try:
         found = run_on(options.backend, unless_stopped, check)
-    except* Ended as problems:
+    except* ProcessEnded as problems:
         print(f"it needs a process that has ended: {first_of(problems)}", file=sys.stderr)
     except* TimeoutError:
         print("it took too long: is the machine busy with something else?", file=sys.stderr)

@@ -21,9 +21,9 @@ from typing import Any
 from ..http1.messages import Headers
 from .options import count, option
 from .replies import ERRORS, Rejected, over_quota
-from .request import Asked
+from .request import CompletionRequest
 
-__all__ = ("LIMIT_FLAGS", "Account", "Bucket", "Limits")
+__all__ = ("LIMIT_FLAGS", "Account", "QuotaBucket", "AccountLimits")
 
 _UNNAMED = 16_384  # tokens; what a request without a limit reserves, and any at most
 _WINDOWS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
@@ -42,7 +42,7 @@ def reservations(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class AccountLimits:
     """What an account may have; 0 for no limit."""
 
     requests_per_minute: int = option(0, count, "requests a minute; 0: any number")
@@ -62,12 +62,12 @@ class Limits:
 
 
 LIMIT_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = tuple(
-    (each.name, each.metadata["kind"], each.metadata["help"]) for each in fields(Limits)
+    (each.name, each.metadata["kind"], each.metadata["help"]) for each in fields(AccountLimits)
 )
 """Name, parser and help of every limit."""
 
 
-class Bucket:
+class QuotaBucket:
     """``limit`` requests or tokens in ``seconds``, refilled continuously; full at first."""
 
     def __init__(self, limit: int, seconds: float) -> None:
@@ -90,7 +90,7 @@ class Bucket:
         """Seconds until ``amount`` is there; of more than it holds, until it is full."""
         return max(0.0, min(amount, self.limit) - self.remaining(now)) * self._pace
 
-    def take(self, amount: int, now: float) -> None:
+    def charge(self, amount: int, now: float) -> None:
         """Take it, whether it is there or not; an amount below nothing is given back."""
         self._full_at = max(self._full_at, now) + amount * self._pace
 
@@ -98,18 +98,18 @@ class Bucket:
 class Account:
     """Everybody who asks the stand-in API is one account."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: AccountLimits) -> None:
         self._settles = limits.reservations == "settled"
         self._queue_length = limits.queue_length or math.inf
         self._under_way = 0
         self._buckets = {
-            (what, window): Bucket(limit, seconds)
+            (what, window): QuotaBucket(limit, seconds)
             for what in _TOLD
             for window, seconds in _WINDOWS.items()
             if (limit := getattr(limits, f"{what}_per_{window}"))
         }
 
-    def admit(self, asked: Asked, now: float) -> int:
+    def admit(self, asked: CompletionRequest, now: float) -> int:
         """Charge a chat request, which is under way then until it is settled; the tokens reserved
         for it. Raises Rejected."""
         completion = _UNNAMED if asked.limit is None else min(asked.limit, _UNNAMED)
@@ -119,7 +119,7 @@ class Account:
         if self._under_way >= self._queue_length:
             raise Rejected(ERRORS["queue"])
         for (what, _), bucket in self._buckets.items():
-            bucket.take(cost[what], now)
+            bucket.charge(cost[what], now)
         self._under_way += 1
         return reserved
 
@@ -133,13 +133,13 @@ class Account:
             wait, what, window = max(waits)
             raise Rejected(over_quota(what, window, max(1, math.ceil(wait))))
 
-    def settle(self, reserved: int, used: int, now: float) -> None:
+    def release(self, reserved: int, used: int, now: float) -> None:
         """The answer to the request has ended, one way or another."""
         self._under_way -= 1
         if self._settles or used > reserved:
             for (what, _), bucket in self._buckets.items():
                 if what == "tokens":
-                    bucket.take(used - reserved, now)
+                    bucket.charge(used - reserved, now)
 
     def headers(self, now: float, used: int = 0) -> Headers:
         """``x-ratelimit-{limit,remaining}-{requests,tokens}-{minute,hour,day}``, and the resets, on
@@ -157,11 +157,11 @@ class Account:
                     yield _name("reset", what, window), b"%r" % bucket.reset(now)
 
 
-def _else_full(what: str, window: str, used: dict[str, int], now: float) -> Bucket:
+def _else_full(what: str, window: str, used: dict[str, int], now: float) -> QuotaBucket:
     """What is told where there is no limit, as nothing is remembered from request to request."""
     seconds = _WINDOWS[window]
-    bucket = Bucket(_TOLD[what] * int(seconds // 60), seconds)
-    bucket.take(min(used[what], bucket.limit), now)
+    bucket = QuotaBucket(_TOLD[what] * int(seconds // 60), seconds)
+    bucket.charge(min(used[what], bucket.limit), now)
     return bucket
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from .replies import ERRORS, MODELS, Rejected, compact, wrong_format
 
-__all__ = ("MAX_BODY_BYTES", "Asked", "read_body", "read_question")
+__all__ = ("MAX_BODY_BYTES", "CompletionRequest", "read_body", "parse_request")
 
 MAX_BODY_BYTES = 51 * 1024 * 1024  # of an inflated body; the API's documented limit
 _CHARACTERS_PER_TOKEN = 4  # of JSON; a rule of thumb for English text
@@ -59,7 +59,7 @@ _FIELDS = frozenset(
 )
 
 
-class Asked(NamedTuple):
+class CompletionRequest(NamedTuple):
     """What of a request shapes its answer. ``limit``: tokens, None for as many as there are;
     ``tool``: the function to call, None for an answer in words."""
 
@@ -84,19 +84,19 @@ class Asked(NamedTuple):
 
 def read_body(
     body: bytes, content_type: bytes, content_encoding: bytes, default_model: str
-) -> Asked:
+) -> CompletionRequest:
     """Read a request's body. MessagePack is recognised, not parsed: it is answered by
     ``default_model``, streamed if it says so. Raises Rejected."""
     if content_encoding.strip().lower() == b"gzip":
         body = _inflate(body)
     if b"msgpack" in content_type.lower():
         streams = b"\xa6stream\xc3" in body  # a string of six bytes, then true
-        return Asked(default_model, len(body) // _CHARACTERS_PER_TOKEN or 1, streams)
+        return CompletionRequest(default_model, len(body) // _CHARACTERS_PER_TOKEN or 1, streams)
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise Rejected(wrong_format("body: is not valid JSON")) from None
-    return read_question(request)
+    return parse_request(request)
 
 
 def _inflate(body: bytes) -> bytes:
@@ -110,7 +110,7 @@ def _inflate(body: bytes) -> bytes:
     return inflated
 
 
-def read_question(request: Any) -> Asked:
+def parse_request(request: Any) -> CompletionRequest:
     """Read a request that has been parsed. Raises Rejected."""
     if not isinstance(request, dict):
         raise Rejected(wrong_format("body: must be an object"))
@@ -123,7 +123,7 @@ def read_question(request: Any) -> Asked:
         raise Rejected(wrong_format("body: needs 'model', and 'messages' that are not empty"))
     if model not in MODELS:
         raise Rejected(ERRORS["model_not_found"])
-    return Asked(
+    return CompletionRequest(
         model,
         prompt_tokens=_estimate([messages, request.get("tools")]),
         stream=request.get("stream") is True,

@@ -23,9 +23,17 @@ from typing import Any, NamedTuple
 import anyio
 
 from ..upstream.connect import connect_tcp
-from .selfcheck_rig import Load, Seen, Served, certificates, pin, play, running
+from .selfcheck_rig import (
+    ClientTimings,
+    LoadGenerator,
+    ServerProcess,
+    certificates,
+    pin,
+    play,
+    running,
+)
 
-__all__ = ("PHASES", "Findings", "Phase", "checked", "selfcheck", "table", "within")
+__all__ = ("PHASES", "PhaseResult", "Phase", "checked", "selfcheck", "table", "within")
 
 _BUSY = 0.9  # of a core
 _LOAD = "ttft=0.02, rate=1600, tokens=8000, tokens_per_chunk=8"  # 200 events a second, for 5 s
@@ -48,7 +56,7 @@ class Phase(NamedTuple):
 PHASES = tuple(Phase(busy, stamps) for busy in (False, True) for stamps in (True, False))
 
 
-class Findings(NamedTuple):
+class PhaseResult(NamedTuple):
     """Of one phase: how many streams were to be compared; errors by time and TTFTs added, in
     seconds; how many streams were too uncertain for that; the share of a core that the proxy used.
     """
@@ -60,7 +68,7 @@ class Findings(NamedTuple):
     used: float
 
 
-def _errors(line: dict[str, Any], truth: dict[str, Any], seen: Seen) -> dict[str, float]:
+def _errors(line: dict[str, Any], truth: dict[str, Any], seen: ClientTimings) -> dict[str, float]:
     """How far what the proxy's line tells is from what happened, by time."""
     last_token = line["upstream_ttft_seconds"] + line["generation_seconds"]
     return {
@@ -82,13 +90,18 @@ def _simulation(chance: random.Random) -> str:
 
 
 async def _find(
-    proxy: Served, simulator: Served, streams: int, *, busy: bool, tick: Callable[[], object]
-) -> Findings:
+    proxy: ServerProcess,
+    simulator: ServerProcess,
+    streams: int,
+    *,
+    busy: bool,
+    tick: Callable[[], object],
+) -> PhaseResult:
     """Play streams until ``streams`` of them could be compared, or too many could not; ``tick`` is
     called for each of ``streams``, in the end also for those that were given up."""
     async with anyio.create_task_group() as tasks:
         if busy:
-            await _keep_busy(Load(tasks, proxy.port, _LOAD), proxy)
+            await _keep_busy(LoadGenerator(tasks, proxy.port, _LOAD), proxy)
         began_at, used = anyio.current_time(), proxy.cpu_seconds()
         findings = await _compare(proxy, simulator, streams, tick)
         share = (proxy.cpu_seconds() - used) / (anyio.current_time() - began_at)
@@ -97,9 +110,9 @@ async def _find(
 
 
 async def _compare(
-    proxy: Served, simulator: Served, streams: int, tick: Callable[[], object]
-) -> Findings:
-    findings = Findings(streams, {name: [] for name in _COMPARED}, [], 0, 0.0)
+    proxy: ServerProcess, simulator: ServerProcess, streams: int, tick: Callable[[], object]
+) -> PhaseResult:
+    findings = PhaseResult(streams, {name: [] for name in _COMPARED}, [], 0, 0.0)
     left_out = 0
     chance = random.Random(0)  # noqa: S311 - the same delays for everybody
     async with await connect_tcp("127.0.0.1", proxy.port) as stream:
@@ -119,7 +132,7 @@ async def _compare(
     return findings._replace(left_out=left_out)
 
 
-async def _keep_busy(load: Load, proxy: Served) -> None:
+async def _keep_busy(load: LoadGenerator, proxy: ServerProcess) -> None:
     """Add streams until the proxy uses as much of a core as it should, or gets no more of one."""
     streams, share, before = _FEW_STREAMS, 0.0, -1.0
     while share < _BUSY - 0.02 and share > before:
@@ -132,7 +145,7 @@ async def _keep_busy(load: Load, proxy: Served) -> None:
         streams += max(1, round(0.8 * streams * (_BUSY / max(share, 0.01) - 1)))
 
 
-async def selfcheck(backend: str, streams: int, *, tls: bool) -> dict[Phase, Findings]:
+async def selfcheck(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
     """Compare ``streams`` streams in each phase. Raises ImportError where ``tls`` needs a package
     that is not there."""
     pin(0, _OTHER_CORE)
@@ -188,12 +201,12 @@ def _percentile(values: list[float], share: float) -> float:
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else math.nan
 
 
-def checked(found: dict[Phase, Findings]) -> bool:
+def checked(found: dict[Phase, PhaseResult]) -> bool:
     """Whether in each phase at least half of the streams that were to be compared could be."""
     return all(2 * len(each.added) >= each.wanted for each in found.values())
 
 
-def within(found: dict[Phase, Findings], limit: float) -> bool:
+def within(found: dict[Phase, PhaseResult], limit: float) -> bool:
     """Whether, with the kernel's stamps, 99 of 100 errors of ``upstream_ttft`` are at most
     ``limit`` seconds, idle and busy; not where that was not checked."""
     worst = [
@@ -204,7 +217,7 @@ def within(found: dict[Phase, Findings], limit: float) -> bool:
     return checked(found) and all(error <= limit for error in worst)
 
 
-def table(found: dict[Phase, Findings]) -> str:
+def table(found: dict[Phase, PhaseResult]) -> str:
     """What was found, for people: medians and 99th percentiles in milliseconds."""
     rows = [
         ("event loop", ["busy" if phase.busy else "idle" for phase in found]),

@@ -19,7 +19,16 @@ from ..config.settings import SETTINGS
 from ..net.socket_stream import StampedStream
 from ..upstream.connect import connect_tcp
 
-__all__ = ("Ended", "Load", "Seen", "Served", "certificates", "pin", "play", "running")
+__all__ = (
+    "ProcessEnded",
+    "LoadGenerator",
+    "ClientTimings",
+    "ServerProcess",
+    "certificates",
+    "pin",
+    "play",
+    "running",
+)
 
 _PATIENCE = 60.0  # seconds
 _MAX_LINE = 64 * 1024  # bytes
@@ -33,11 +42,11 @@ _REQUEST = (
 _BODY = b'{"model":"llama3.1-8b","stream":true,"messages":[{"role":"user","content":"Hello!"}]}'
 
 
-class Ended(Exception):
+class ProcessEnded(Exception):
     """A process that was to run on has ended. Its text is the last that its log has said."""
 
 
-class Served:
+class ServerProcess:
     """A running process: its address, and what its log has said, by trace id."""
 
     def __init__(self, process: Process) -> None:
@@ -55,19 +64,19 @@ class Served:
 
     async def line(self, trace_id: str) -> dict[str, Any]:
         """The line of the exchange with that trace id, once it is there. Raises TimeoutError,
-        Ended."""
+        ProcessEnded."""
         await self._until(lambda: trace_id in self._lines)
         return self._lines.pop(trace_id)
 
     async def until_it_listens(self) -> None:
-        """Raises TimeoutError, Ended."""
+        """Raises TimeoutError, ProcessEnded."""
         await self._until(lambda: bool(self.address))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(_PATIENCE):
             while not condition():
                 if self._ended:
-                    raise Ended(self._last.decode())
+                    raise ProcessEnded(self._last.decode())
                 await self._more.wait()
 
     def cpu_seconds(self) -> float:
@@ -131,7 +140,7 @@ def certificates(folder: str) -> Certificates:
 
 
 @asynccontextmanager
-async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[Served]:
+async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[ServerProcess]:
     """``ape-cerebras`` with these arguments and settings, and none of those in the environment.
 
     ``core``: the number of the one it may use, of those that this process may; so that what is
@@ -147,7 +156,7 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
     try:
         pin(process.pid, core)
         async with anyio.create_task_group() as tasks:
-            served = Served(process)
+            served = ServerProcess(process)
             tasks.start_soon(served.read_log)
             await served.until_it_listens()
             yield served
@@ -159,7 +168,7 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
             await process.aclose()
 
 
-class Seen(NamedTuple):
+class ClientTimings(NamedTuple):
     """A stream as its client saw it: seconds from writing the request (the middle of the call that
     did, ``uncertain`` either way) to the first token's arrival, and to the end's."""
 
@@ -168,7 +177,7 @@ class Seen(NamedTuple):
     uncertain: float
 
 
-async def play(stream: StampedStream, simulation: str, trace_id: str) -> Seen:
+async def play(stream: StampedStream, simulation: str, trace_id: str) -> ClientTimings:
     """Ask for a stream that the simulator plays as it is told, and read it to its end."""
     request = _REQUEST % (trace_id.encode(), simulation.encode(), len(_BODY), _BODY)
     stream.be_attentive(True)
@@ -183,10 +192,10 @@ async def play(stream: StampedStream, simulation: str, trace_id: str) -> Seen:
         if first_at is None and _FIRST_TOKEN in tail:
             first_at = stream.arrived_at
     first_at = first_at or stream.arrived_at
-    return Seen(first_at - began_at, stream.arrived_at - began_at, uncertain)
+    return ClientTimings(first_at - began_at, stream.arrived_at - began_at, uncertain)
 
 
-class Load:
+class LoadGenerator:
     """Streams that are played over and over, to keep a process busy."""
 
     def __init__(self, tasks: TaskGroup, port: int, simulation: str) -> None:

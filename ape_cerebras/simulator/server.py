@@ -26,12 +26,19 @@ from ..net.socket_stream import READ_BYTES, SocketStream, StampedStream
 from ..net.wrapped import WrappedStream, stamped
 from ..telemetry.timings import Exchange
 from .options import SIMULATION_FLAGS, Simulation
-from .playback import Answer, Truth
-from .quota import LIMIT_FLAGS, Account, Limits
+from .playback import GroundTruth, Playback
+from .quota import LIMIT_FLAGS, Account, AccountLimits
 from .replies import ERRORS, Rejected, model_list, one_model, wrong_format
 from .request import MAX_BODY_BYTES
 
-__all__ = ("LIMIT_FLAGS", "SIMULATION_FLAGS", "Limits", "Simulation", "Simulator", "Truth")
+__all__ = (
+    "LIMIT_FLAGS",
+    "SIMULATION_FLAGS",
+    "AccountLimits",
+    "Simulation",
+    "Simulator",
+    "GroundTruth",
+)
 
 _CHAT = ("POST", "/v1/chat/completions")
 _WARMING = ("GET", "/v1/tcp_warming")
@@ -71,13 +78,13 @@ class Simulator:
         self,
         options: Simulation | None = None,
         *,
-        limits: Limits | None = None,
+        limits: AccountLimits | None = None,
         remember: int = 1000,
-        witness: Callable[[Truth], object] = lambda truth: None,
+        witness: Callable[[GroundTruth], object] = lambda truth: None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.options = options or Simulation()
-        self._account = Account(limits or Limits())
+        self._account = Account(limits or AccountLimits())
         self._witness = witness
         self._ssl_context = ssl_context
         self.connections = 0
@@ -88,7 +95,7 @@ class Simulator:
         """Requests that are being answered."""
         self.cancelled = 0
         """Requests whose answer the peer did not wait for."""
-        self.truth: deque[Truth] = deque(maxlen=remember)
+        self.truth: deque[GroundTruth] = deque(maxlen=remember)
         self._config = Config(cerebras_api_key="", max_body_bytes=MAX_BODY_BYTES)
         self._changed = anyio.Event()
 
@@ -127,7 +134,7 @@ class Simulator:
             await downstream.respond(exchange, refusal.status, reply.headers, reply.body)
             return
         arrived_at = max(exchange.started_at, downstream.stream.arrived_at)
-        truth = Truth(request=request, body=body, request_arrived_at=arrived_at)
+        truth = GroundTruth(request=request, body=body, request_arrived_at=arrived_at)
         self.truth.append(truth)
         self.requests += 1
         self.in_flight += 1
@@ -135,7 +142,7 @@ class Simulator:
         try:
             with anyio.CancelScope() as downstream.hang_up.scope:
                 async with downstream.while_connected():
-                    await self._answer(Answer(downstream, exchange, self._account, truth))
+                    await self._answer(Playback(downstream, exchange, self._account, truth))
             if downstream.hang_up.scope.cancelled_caught:
                 raise ClientGone
         except ProxyError:  # it can only be that the peer left
@@ -146,13 +153,13 @@ class Simulator:
             self._witness(truth)
             self._notify()
 
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Playback) -> None:
         try:
             await self._route(answer, answer.truth.request)
         except Rejected as rejected:
             await answer.error(rejected.reply)
 
-    async def _route(self, answer: Answer, request: Request) -> None:
+    async def _route(self, answer: Playback, request: Request) -> None:
         """Find what to answer, and send it. Raises Rejected."""
         route = request.method, request.path.decode()
         if route == _CHAT:

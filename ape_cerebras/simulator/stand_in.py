@@ -13,7 +13,7 @@ import anyio
 from ..process.process import port_of
 from ..telemetry.logs import LineWriter, Logs
 from ..telemetry.trace_context import trace_context
-from .server import LIMIT_FLAGS, SIMULATION_FLAGS, Limits, Simulation, Simulator, Truth
+from .server import LIMIT_FLAGS, SIMULATION_FLAGS, AccountLimits, GroundTruth, Simulation, Simulator
 
 __all__ = ("StandIn", "add_flags", "stand_in_of")
 
@@ -38,7 +38,7 @@ class StandIn:
     """What the flags ask for."""
 
     simulation: Simulation
-    limits: Limits
+    limits: AccountLimits
     host: str
     port: int
     ssl_context: ssl.SSLContext | None
@@ -70,7 +70,7 @@ def stand_in_of(options: argparse.Namespace) -> StandIn:
     """Raises OSError where certificate and key are not files that fit together."""
     return StandIn(
         Simulation(**_given(options, SIMULATION_FLAGS)),
-        Limits(**_given(options, LIMIT_FLAGS)),
+        AccountLimits(**_given(options, LIMIT_FLAGS)),
         options.host or "127.0.0.1",
         port_of(options, options.port or "8001"),
         _server_context(options.certificate, options.private_key),
@@ -85,7 +85,7 @@ def _server_context(certificate: str | None, private_key: str | None) -> ssl.SSL
     return context
 
 
-def _testify(logs: Logs, truth: Truth) -> None:
+def _testify(logs: Logs, truth: GroundTruth) -> None:
     request = truth.request
     trace = trace_context(request.header(b"x-trace-id"), request.header(b"traceparent"))
-    logs.event("info", "Request answered", trace_id=trace.trace_id, **truth.told())
+    logs.event("info", "Request answered", trace_id=trace.trace_id, **truth.log_fields())

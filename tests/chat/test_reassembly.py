@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ape_cerebras.chat.assembly import Assembly
 from ape_cerebras.simulator.completion import Completion, Timing
-from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.request import CompletionRequest
 
 TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
 
@@ -43,7 +43,7 @@ TOOLS = st.builds(
     SCHEMAS,
 )
 QUESTIONS = st.builds(
-    Asked,
+    CompletionRequest,
     model=st.sampled_from(("llama3.1-8b", "gpt-oss-120b", "qwen-3.8-27b", "gemma-4-31b")),
     prompt_tokens=st.integers(1, 1000),
     limit=st.none() | st.integers(0, 40),

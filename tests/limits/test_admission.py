@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
 from ape_cerebras.limits.admission import Admission
-from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.telemetry.timings import Exchange
 
 
@@ -31,7 +31,7 @@ WALL = Wall()
 
 def admission(**settings: str) -> Admission:
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
-    return Admission(config, Keyring(config), wall_clock=lambda: WALL.now)
+    return Admission(config, ApiKeys(config), wall_clock=lambda: WALL.now)
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
@@ -68,7 +68,7 @@ class Visits:
         self.exchanges[name] = exchange = chat_exchange(client=name[0])
         with anyio.move_on_after(leaves - comes):
             try:
-                async with self.admission.turn(exchange):
+                async with self.admission.admitted(exchange):
                     self.admitted[name] = self.now
                     await anyio.sleep(stays)
             except (NotAdmitted, RateLimited) as error:
@@ -195,7 +195,7 @@ async def test_slots_survive_any_leaving() -> None:
         with anyio.CancelScope() as scope:
             if number % 3:
                 tasks.start_soon(cancel_after, number % 11, scope)
-            async with limited.turn(chat_exchange(client=f"c{number % 4}")):
+            async with limited.admitted(chat_exchange(client=f"c{number % 4}")):
                 inside += 1
                 most = max(most, inside)
                 try:
@@ -216,9 +216,9 @@ async def test_slots_survive_any_leaving() -> None:
     assert limited.waiting == 0
     with anyio.fail_after(5):
         async with (
-            limited.turn(chat_exchange()),
-            limited.turn(chat_exchange()),
-            limited.turn(chat_exchange()),
+            limited.admitted(chat_exchange()),
+            limited.admitted(chat_exchange()),
+            limited.admitted(chat_exchange()),
         ):
             limited_now = admission(MAX_CONCURRENT_REQUESTS="3")
             assert limited_now.waiting == limited.waiting == 0
@@ -283,7 +283,7 @@ def test_a_key_has_its_models_only(tmp_path: Path) -> None:
         ):
             expected = pytest.raises(refusal) if refusal else nullcontext()
             with expected:
-                async with limited.turn(chat_exchange(client=client, model=model)):
+                async with limited.admitted(chat_exchange(client=client, model=model)):
                     pass
 
     on_mock_clock(test)
@@ -294,7 +294,7 @@ DAY = 24 * 60 * 60
 
 async def spends(limited: Admission, dollars: str | None, client: str = "a") -> None:
     exchange = chat_exchange(client=client)
-    async with limited.turn(exchange):
+    async with limited.admitted(exchange):
         exchange.cost = None if dollars is None else Decimal(dollars)
 
 
@@ -336,7 +336,7 @@ async def test_what_ends_badly_has_cost_what_it_has_cost(tmp_path: Path) -> None
     limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
     exchange = chat_exchange(client="a")
     with anyio.CancelScope() as scope:
-        async with limited.turn(exchange):
+        async with limited.admitted(exchange):
             exchange.cost = Decimal(1)
             scope.cancel()
             await anyio.lowlevel.checkpoint()

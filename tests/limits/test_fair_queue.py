@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ape_cerebras.limits.fair_queue import Stage, Ticket, Turns
+from ape_cerebras.limits.fair_queue import FairQueue, Stage, Ticket
 
 NAMES = ("alice", "bob", "carol", None)
 
@@ -18,7 +18,7 @@ def stages(*tickets: Ticket) -> list[Stage]:
 
 
 def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
-    turns = Turns(2, 10)
+    turns = FairQueue(2, 10)
     first, second, third = (turns.join("alice", 0.0) for _ in range(3))
     assert stages(first, second, third) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
     assert (turns.in_use, turns.waiting) == (2, 1)
@@ -28,7 +28,7 @@ def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
 
 
 def test_a_slot_is_given_back_once() -> None:
-    turns = Turns(1, 10)
+    turns = FairQueue(1, 10)
     ticket = turns.join("alice", 0.0)
     for _ in range(3):
         turns.leave(ticket, 0.0)
@@ -37,7 +37,7 @@ def test_a_slot_is_given_back_once() -> None:
 
 
 def test_names_take_turns_however_many_one_of_them_has() -> None:
-    turns = Turns(1, 100)
+    turns = FairQueue(1, 100)
     holder = turns.join("alice", 0.0)
     waiting = [turns.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
     order = []
@@ -50,7 +50,7 @@ def test_names_take_turns_however_many_one_of_them_has() -> None:
 
 
 def test_who_leaves_the_line_is_passed_over() -> None:
-    turns = Turns(1, 10)
+    turns = FairQueue(1, 10)
     holder, first, second = (turns.join("alice", 0.0) for _ in range(3))
     turns.leave(first, 0.0)
     assert turns.waiting == 1
@@ -59,7 +59,7 @@ def test_who_leaves_the_line_is_passed_over() -> None:
 
 
 def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None:
-    turns = Turns(3, 10)
+    turns = FairQueue(3, 10)
     carols = [turns.join("carol", 0.0, most=1) for _ in range(3)]
     bobs = [turns.join("bob", 0.0) for _ in range(3)]
     assert stages(*carols) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
@@ -71,7 +71,7 @@ def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None
 
 
 def test_a_names_own_limit_can_change_while_some_wait() -> None:
-    turns = Turns(float("inf"), 10)
+    turns = FairQueue(float("inf"), 10)
     first, second, third = (turns.join("carol", 0.0, most=1) for _ in range(3))
     fourth = turns.join("carol", 0.0, most=3)
     assert stages(first, second, third, fourth) == [*[Stage.ADMITTED] * 3, Stage.WAITING]
@@ -82,15 +82,15 @@ def test_a_names_own_limit_can_change_while_some_wait() -> None:
 
 
 def test_the_pace_of_a_name_with_its_own_limit_is_its_own() -> None:
-    turns = Turns(10, 10)
+    turns = FairQueue(10, 10)
     tickets = [turns.join("carol", 0.0, most=1) for _ in range(3)]
     turns.leave(tickets[0], 4.0)
-    assert turns.seconds_to_a_turn("carol", 4.0) == 8.0
-    assert turns.seconds_to_a_turn("bob", 4.0) == 0.0
+    assert turns.estimated_wait("carol", 4.0) == 8.0
+    assert turns.estimated_wait("bob", 4.0) == 0.0
 
 
 def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
-    turns = Turns(1, 3)
+    turns = FairQueue(1, 3)
     turns.join("alice", 0.0)
     woken: list[Ticket] = []
     greedy = [turns.join("alice", 0.0) for _ in range(3)]
@@ -106,39 +106,35 @@ def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
 
 
 def test_where_nobody_may_wait_nobody_does() -> None:
-    turns = Turns(1, 0)
+    turns = FairQueue(1, 0)
     assert stages(turns.join("a", 0.0), turns.join("b", 0.0)) == [Stage.ADMITTED, Stage.REFUSED]
     assert turns.waiting == 0
 
 
 def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
-    turns = Turns(1, 10)
-    assert turns.seconds_to_a_turn("alice", 0.0) == 0.0
+    turns = FairQueue(1, 10)
+    assert turns.estimated_wait("alice", 0.0) == 0.0
     tickets = [turns.join("alice", 100.0) for _ in range(5)]
-    assert turns.seconds_to_a_turn("alice", 100.0) == 0.0  # nothing is known yet
-    assert (
-        turns.seconds_to_a_turn("alice", 103.0) == 15.0
-    )  # one may be back any moment: 5 are to come
+    assert turns.estimated_wait("alice", 100.0) == 0.0  # nothing is known yet
+    assert turns.estimated_wait("alice", 103.0) == 15.0  # one may be back any moment: 5 are to come
     turns.leave(tickets[0], 104.0)
-    assert turns.seconds_to_a_turn("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
+    assert turns.estimated_wait("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
     turns.leave(tickets[1], 106.0)
-    assert turns.seconds_to_a_turn("alice", 106.0) == 9.0
-    assert turns.seconds_to_a_turn("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
+    assert turns.estimated_wait("alice", 106.0) == 9.0
+    assert turns.estimated_wait("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
     for ticket in tickets[2:]:
         turns.leave(ticket, 110.0)
-    assert turns.seconds_to_a_turn("alice", 1000.0) == 0.0
+    assert turns.estimated_wait("alice", 1000.0) == 0.0
     turns.join("alice", 2000.0)
-    assert (
-        turns.seconds_to_a_turn("alice", 2003.0) == 3.0
-    )  # what was before the pause does not count
+    assert turns.estimated_wait("alice", 2003.0) == 3.0  # what was before the pause does not count
 
 
 def test_the_pace_is_that_of_the_last_slots() -> None:
-    turns = Turns(1, 1000)
+    turns = FairQueue(1, 1000)
     tickets = [turns.join("alice", 0.0) for _ in range(200)]
     for number, ticket in enumerate(tickets[:150]):
         turns.leave(ticket, 10.0 * number if number < 100 else 990.0 + (number - 99))
-    assert turns.seconds_to_a_turn("alice", 1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
+    assert turns.estimated_wait("alice", 1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
 
 
 class Comings(RuleBasedStateMachine):
@@ -147,7 +143,7 @@ class Comings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = Turns(3, 4)
+        self.turns = FairQueue(3, 4)
         self.lines: dict[str | None, list[Ticket]] = defaultdict(list)
         self.rotation: list[str | None] = []
         self.held: list[Ticket] = []
@@ -225,7 +221,7 @@ TestComings = Comings.TestCase
 def test_while_several_names_wait_none_is_served_twice_before_another_once(
     names: list[str | None], slots: int
 ) -> None:
-    turns = Turns(slots, 100)
+    turns = FairQueue(slots, 100)
     held = [turns.join("first", 0.0) for _ in range(slots)]
     waiting = [turns.join(name, 0.0) for name in names]
     since: dict[str | None, Counter[str | None]] = {name: Counter() for name in names}

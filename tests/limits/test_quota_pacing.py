@@ -15,12 +15,11 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.config.prices import Usage
 from ape_cerebras.errors import NotAdmitted
 from ape_cerebras.limits.admission import Admission
-from ape_cerebras.limits.api_keys import Keyring
+from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.simulator.options import Simulation
-from ape_cerebras.simulator.quota import Account
-from ape_cerebras.simulator.quota import Limits as AccountLimits
+from ape_cerebras.simulator.quota import Account, AccountLimits
 from ape_cerebras.simulator.replies import Rejected
-from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.request import CompletionRequest
 from ape_cerebras.simulator.server import Simulator
 
 
@@ -55,7 +54,7 @@ class Fleet:
         )
         with anyio.move_on_after(leaves - comes):
             try:
-                async with self.admission.turn(exchange):
+                async with self.admission.admitted(exchange):
                     self.sent_at[name] = self.now
                     exchange.sent_at = anyio.current_time()
                     await self._exchange(name, exchange, limit, used)
@@ -65,7 +64,7 @@ class Fleet:
     async def _exchange(self, name: str, exchange: object, limit: int, used: int) -> None:
         assert isinstance(exchange, type(chat_exchange()))
         await anyio.sleep(0.05)
-        asked = Asked(model="gpt-oss-120b", stream=True, prompt_tokens=100, limit=limit)
+        asked = CompletionRequest(model="gpt-oss-120b", stream=True, prompt_tokens=100, limit=limit)
         now = anyio.current_time()
         try:
             reserved = self.account.admit(asked, now)
@@ -75,18 +74,18 @@ class Fleet:
             exchange.upstream_status = 429
         exchange.upstream_headers = self.account.headers(now)
         await anyio.sleep(0.05)
-        await self.admission.learn(exchange)
+        await self.admission.update_quota(exchange)
         if exchange.upstream_status == 200:
             await anyio.sleep(self.stays)
             exchange.usage = Usage(100, used, 100 + used, 0, 0)
-            self.account.settle(reserved, 100 + used, anyio.current_time())
+            self.account.release(reserved, 100 + used, anyio.current_time())
 
 
 def fleet(stays: float = 1.0, pacing: str = "on", **limits: int | str) -> Fleet:
     settings = {"QUOTA_PACING": pacing, "MAX_QUEUE_SECONDS": "600"}
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
     account = Account(AccountLimits(**limits))  # type: ignore[arg-type]
-    return Fleet(account, Admission(config, Keyring(config)), stays)
+    return Fleet(account, Admission(config, ApiKeys(config)), stays)
 
 
 def test_nothing_is_overrun_and_nobody_held_back_for_longer_than_it_takes() -> None:
@@ -198,7 +197,7 @@ def test_what_never_went_up_is_given_back() -> None:
         await anyio.sleep(60)
         for _ in range(5):
             exchange = chat_exchange(reserved_tokens=1_000, sent_at=None, upstream_status=None)
-            async with made.admission.turn(exchange):
+            async with made.admission.admitted(exchange):
                 pass
         made.began_at = anyio.current_time()
         await made.ask("a1", limit=900, used=900)
@@ -211,7 +210,7 @@ def test_who_waits_too_long_is_told_when_to_come_again() -> None:
     async def test() -> None:
         config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "QUOTA_PACING": "on"})
         account = Account(AccountLimits(tokens_per_minute=1_000, tokens_per_hour=1_000))
-        made = Fleet(account, Admission(config, Keyring(config)))
+        made = Fleet(account, Admission(config, ApiKeys(config)))
         async with anyio.create_task_group() as tasks:
             for number in range(3):
                 tasks.start_soon(made.ask, f"a{number}", float(number), 900, 900)
@@ -257,11 +256,11 @@ def test_each_model_has_its_own_quota_and_names_that_clients_invent_fill_nothing
                 sent_at=None,
                 upstream_status=None,
             )
-            async with made.admission.turn(exchange):
+            async with made.admission.admitted(exchange):
                 pass
         assert made.admission.waiting == 0
         other = chat_exchange(model="llama3.1-8b", reserved_tokens=1000, sent_at=None)
-        async with made.admission.turn(other):
+        async with made.admission.admitted(other):
             pass
         assert made.now < 2
         assert made.admission._pacing is not None

@@ -15,14 +15,20 @@ from redis import Redis
 from redis_server import RedisServer, redis_server
 
 from ape_cerebras.errors import LimitStoreUnavailable
-from ape_cerebras.limits.redis_store import ClosedLimits, SharedLimits
-from ape_cerebras.limits.token_buckets import Bucket, Charge, Limits, LocalLimits, Verdict
+from ape_cerebras.limits.redis_store import ClosedLimitStore, RedisLimitStore
+from ape_cerebras.limits.token_buckets import (
+    Charge,
+    Decision,
+    LimitStore,
+    LocalLimitStore,
+    TokenBucket,
+)
 from ape_cerebras.net.socket_stream import SocketStream
 
 DAY = 86_400.0
-REQUESTS = Bucket("requests", 6, DAY)
-TOKENS = Bucket("tokens:anna", 1000, DAY)
-NOTHING = Verdict()
+REQUESTS = TokenBucket("requests", 6, DAY)
+TOKENS = TokenBucket("tokens:anna", 1000, DAY)
+NOTHING = Decision()
 SLACK = 60  # seconds; of a test, and of what a loaded machine adds
 
 pytestmark = pytest.mark.anyio
@@ -45,21 +51,21 @@ def emptied(server: RedisServer) -> Iterator[Redis]:
 class Store:
     """Shared limits, and what they have told of their store."""
 
-    def __init__(self, url: str, fallback: Limits | None = None, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, fallback: LimitStore | None = None, timeout: float = 5.0) -> None:
         self.told: list[bool] = []
         self.now = 0.0
-        self.limits = SharedLimits(
-            url, timeout, fallback or ClosedLimits(), self.told.append, lambda: self.now
+        self.limits = RedisLimitStore(
+            url, timeout, fallback or ClosedLimitStore(), self.told.append, lambda: self.now
         )
 
-    async def take(self, charges: list[Charge], now: float) -> Verdict:
+    async def charge(self, charges: list[Charge], now: float) -> Decision:
         self.now = now
-        return await self.limits.take(charges, now)
+        return await self.limits.charge(charges, now)
 
 
 @asynccontextmanager
 async def store(
-    url: str, fallback: Limits | None = None, timeout: float = 5.0
+    url: str, fallback: LimitStore | None = None, timeout: float = 5.0
 ) -> AsyncIterator[Store]:
     made = Store(url, fallback, timeout)
     try:
@@ -72,9 +78,9 @@ async def test_all_who_ask_have_one_bucket(server: RedisServer, emptied: Redis) 
     async with store(server.url) as one, store(server.url) as other:
         for number in range(6):
             asked = (one, other)[number % 2]
-            assert await asked.limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
-        verdicts = [await each.limits.take([Charge(REQUESTS, 1)], 0.0) for each in (one, other)]
-    for wait, lacking, left in verdicts:
+            assert await asked.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
+        decisions = [await each.limits.charge([Charge(REQUESTS, 1)], 0.0) for each in (one, other)]
+    for wait, lacking, left in decisions:
         assert DAY / 6 - SLACK < wait <= DAY / 6
         assert lacking is REQUESTS
         assert left == pytest.approx(0, abs=0.01)
@@ -87,14 +93,14 @@ async def test_of_several_charges_all_are_taken_or_none(
     async with store(server.url) as made:
         limits = made.limits
         both = [Charge(REQUESTS, 1), Charge(TOKENS, 700)]
-        assert await limits.take(both, 0.0) == NOTHING
-        lacking = await limits.take(both, 0.0)
+        assert await limits.charge(both, 0.0) == NOTHING
+        lacking = await limits.charge(both, 0.0)
         assert lacking.lacking is TOKENS
         assert lacking.left == pytest.approx(300, abs=1)
         assert lacking.wait == pytest.approx(0.4 * DAY, abs=SLACK)
         for _ in range(5):
-            assert await limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
-        assert await limits.take([Charge(TOKENS, 300)], 0.0) == NOTHING
+            assert await limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
+        assert await limits.charge([Charge(TOKENS, 300)], 0.0) == NOTHING
 
 
 async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
@@ -102,21 +108,21 @@ async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
 ) -> None:
     async with store(server.url) as made:
         limits = made.limits
-        await limits.take([Charge(TOKENS, 1000)], 0.0)
-        await limits.settle([Charge(TOKENS, -600)], 0.0)
-        assert await limits.take([Charge(TOKENS, 600)], 0.0) == NOTHING
-        await limits.settle([Charge(TOKENS, 100)], 0.0)
-        owed = await limits.take([Charge(TOKENS, 100)], 0.0)
+        await limits.charge([Charge(TOKENS, 1000)], 0.0)
+        await limits.adjust([Charge(TOKENS, -600)], 0.0)
+        assert await limits.charge([Charge(TOKENS, 600)], 0.0) == NOTHING
+        await limits.adjust([Charge(TOKENS, 100)], 0.0)
+        owed = await limits.charge([Charge(TOKENS, 100)], 0.0)
         assert owed.wait == pytest.approx(0.2 * DAY, abs=SLACK)
-        await limits.settle([Charge(TOKENS, -5000)], 0.0)
-        assert await limits.take([Charge(TOKENS, 1000)], 0.0) == NOTHING
-        assert (await limits.take([Charge(TOKENS, 100)], 0.0)).lacking is TOKENS
+        await limits.adjust([Charge(TOKENS, -5000)], 0.0)
+        assert await limits.charge([Charge(TOKENS, 1000)], 0.0) == NOTHING
+        assert (await limits.charge([Charge(TOKENS, 100)], 0.0)).lacking is TOKENS
 
 
 async def test_it_decides_as_one_process_by_itself_does(
     server: RedisServer, emptied: Redis
 ) -> None:
-    dice, local = random.Random(7), LocalLimits()
+    dice, local = random.Random(7), LocalLimitStore()
     async with store(server.url) as made:
         for _ in range(300):
             charges = [
@@ -125,20 +131,20 @@ async def test_it_decides_as_one_process_by_itself_does(
             ]
             if dice.random() < 0.4:
                 back = [Charge(bucket, -amount) for bucket, amount in charges]
-                await made.limits.settle(back, 0.0)
-                await local.settle(back, 0.0)
-            shared, own = await made.limits.take(charges, 0.0), await local.take(charges, 0.0)
+                await made.limits.adjust(back, 0.0)
+                await local.adjust(back, 0.0)
+            shared, own = await made.limits.charge(charges, 0.0), await local.charge(charges, 0.0)
             assert shared.lacking == own.lacking
             assert shared.wait == pytest.approx(own.wait, abs=SLACK)
             assert shared.left == pytest.approx(own.left, abs=1)
 
 
 async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, emptied: Redis) -> None:
-    verdicts: list[Verdict] = []
-    bucket = Bucket("requests", 100, DAY)
+    decisions: list[Decision] = []
+    bucket = TokenBucket("requests", 100, DAY)
 
-    async def ask(limits: SharedLimits) -> None:
-        verdicts.extend([await limits.take([Charge(bucket, 1)], 0.0) for _ in range(25)])
+    async def ask(limits: RedisLimitStore) -> None:
+        decisions.extend([await limits.charge([Charge(bucket, 1)], 0.0) for _ in range(25)])
 
     async def ask_from_everywhere(*several: Store) -> None:
         async with anyio.create_task_group() as tasks:
@@ -147,20 +153,20 @@ async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, empti
 
     async with store(server.url) as one, store(server.url) as other:
         await ask_from_everywhere(one, other)
-    assert verdicts.count(NOTHING) == 100
-    assert len(verdicts) == 200
+    assert decisions.count(NOTHING) == 100
+    assert len(decisions) == 200
 
 
 async def test_what_is_kept_is_a_moment_under_a_name_until_then(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
-        await made.limits.take([Charge(TOKENS, 500)], 0.0)
+        await made.limits.charge([Charge(TOKENS, 500)], 0.0)
         assert emptied.keys() == ["{ape-cerebras}:tokens:anna"]
         assert DAY / 2 - SLACK < emptied.ttl("{ape-cerebras}:tokens:anna") <= DAY / 2
-        await made.limits.settle([Charge(TOKENS, -500)], 0.0)
+        await made.limits.adjust([Charge(TOKENS, -500)], 0.0)
         assert emptied.keys() == []
-        await made.limits.take([], 0.0)
+        await made.limits.charge([], 0.0)
         assert emptied.keys() == []
 
 
@@ -169,12 +175,20 @@ async def test_what_is_spent_on_a_day_is_added_up_exactly(
 ) -> None:
     cent = Decimal("0.010000000001")
     async with store(server.url) as one, store(server.url) as other:
-        assert await one.limits.spent("anna", 7) == 0
+        assert await one.limits.dollars_spent("anna", 7) == 0
         async with anyio.create_task_group() as tasks:
             for each in (one, other) * 30:
-                tasks.start_soon(each.limits.spend, "anna", 7, cent)
-        assert await one.limits.spent("anna", 7) == await other.limits.spent("anna", 7) == 60 * cent
-        assert await one.limits.spent("anna", 8) == await one.limits.spent("ben", 7) == 0
+                tasks.start_soon(each.limits.record_dollars, "anna", 7, cent)
+        assert (
+            await one.limits.dollars_spent("anna", 7)
+            == await other.limits.dollars_spent("anna", 7)
+            == 60 * cent
+        )
+        assert (
+            await one.limits.dollars_spent("anna", 8)
+            == await one.limits.dollars_spent("ben", 7)
+            == 0
+        )
     assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
     assert DAY < int(emptied.ttl("{ape-cerebras}:spent:anna:7")) <= 8 * DAY
 
@@ -182,29 +196,33 @@ async def test_what_is_spent_on_a_day_is_added_up_exactly(
 async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Path) -> None:
     dollar = Decimal(1)
     with redis_server(tmp_path) as server:
-        async with store(server.url, LocalLimits()) as made, store(server.url) as closed:
-            await made.limits.spend("anna", 7, dollar)
+        async with store(server.url, LocalLimitStore()) as made, store(server.url) as closed:
+            await made.limits.record_dollars("anna", 7, dollar)
             server.kill()
-            assert await made.limits.spent("anna", 7) == 0
-            await made.limits.spend("anna", 7, 3 * dollar)
-            assert await made.limits.spent("anna", 7) == 3 * dollar
-            await closed.limits.spend("anna", 7, dollar)
+            assert await made.limits.dollars_spent("anna", 7) == 0
+            await made.limits.record_dollars("anna", 7, 3 * dollar)
+            assert await made.limits.dollars_spent("anna", 7) == 3 * dollar
+            await closed.limits.record_dollars("anna", 7, dollar)
             with pytest.raises(LimitStoreUnavailable):
-                await closed.limits.spent("anna", 7)
+                await closed.limits.dollars_spent("anna", 7)
             server.start()
             made.now = closed.now = 2.0
-            assert await made.limits.spent("anna", 7) == await closed.limits.spent("anna", 7) == 1
+            assert (
+                await made.limits.dollars_spent("anna", 7)
+                == await closed.limits.dollars_spent("anna", 7)
+                == 1
+            )
 
 
 async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, emptied: Redis) -> None:
     key = "{ape-cerebras}:requests"
     async with store(server.url) as made:
-        await made.limits.take([Charge(REQUESTS, 4)], 0.0)
+        await made.limits.charge([Charge(REQUESTS, 4)], 0.0)
         an_hour = 3_600_000_000
         later = [int(number) + an_hour for number in str(emptied.get(key)).split()]
         emptied.set(key, "{} {}".format(*later))
-        assert await made.limits.take([Charge(REQUESTS, 2)], 0.0) == NOTHING
-        lacking = await made.limits.take([Charge(REQUESTS, 1)], 0.0)
+        assert await made.limits.charge([Charge(REQUESTS, 2)], 0.0) == NOTHING
+        lacking = await made.limits.charge([Charge(REQUESTS, 1)], 0.0)
     assert lacking.wait == pytest.approx(DAY / 6, abs=SLACK)
 
 
@@ -212,9 +230,9 @@ async def test_scripts_that_were_forgotten_are_told_again(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
-        assert await made.limits.take([Charge(REQUESTS, 6)], 0.0) == NOTHING
+        assert await made.limits.charge([Charge(REQUESTS, 6)], 0.0) == NOTHING
         emptied.script_flush()
-        assert (await made.limits.take([Charge(REQUESTS, 6)], 0.0)).lacking is REQUESTS
+        assert (await made.limits.charge([Charge(REQUESTS, 6)], 0.0)).lacking is REQUESTS
     assert made.told == []
 
 
@@ -224,29 +242,29 @@ async def test_scripts_that_were_forgotten_are_told_again(
 async def test_while_it_is_gone_others_are_asked_and_then_it_again(tmp_path: Path) -> None:
     one, three = [Charge(REQUESTS, 1)], [Charge(REQUESTS, 3)]
     with redis_server(tmp_path) as server:
-        async with store(server.url, LocalLimits()) as made:
-            assert await made.take([Charge(REQUESTS, 5)], 0.0) == NOTHING
+        async with store(server.url, LocalLimitStore()) as made:
+            assert await made.charge([Charge(REQUESTS, 5)], 0.0) == NOTHING
             server.kill()
             # Who is asked instead knows what was left.
-            assert (await made.take(three, 10.0)).left == pytest.approx(1, abs=0.01)
-            await made.limits.settle([Charge(REQUESTS, -2)], 10.5)
-            assert await made.take(three, 12.0) == NOTHING
+            assert (await made.charge(three, 10.0)).left == pytest.approx(1, abs=0.01)
+            await made.limits.adjust([Charge(REQUESTS, -2)], 10.5)
+            assert await made.charge(three, 12.0) == NOTHING
             server.start()
-            assert (await made.take(one, 12.9)).left == pytest.approx(0, abs=0.01)
-            assert await made.take(one, 13.1) == NOTHING  # it had been left alone for a second
-            assert (await made.take(one, 13.1)).left == pytest.approx(0, abs=0.01)
+            assert (await made.charge(one, 12.9)).left == pytest.approx(0, abs=0.01)
+            assert await made.charge(one, 13.1) == NOTHING  # it had been left alone for a second
+            assert (await made.charge(one, 13.1)).left == pytest.approx(0, abs=0.01)
         assert made.told == [False, True]
 
 
 async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
-        async with store(server.url, ClosedLimits()) as made:
+        async with store(server.url, ClosedLimitStore()) as made:
             server.kill()
             for now in (0.0, 0.5, 2.0):
                 with pytest.raises(LimitStoreUnavailable):
-                    await made.take([Charge(REQUESTS, 1)], now)
-                await made.limits.settle([Charge(REQUESTS, -1)], now)
-            assert await made.take([], 2.0) == NOTHING
+                    await made.charge([Charge(REQUESTS, 1)], now)
+                await made.limits.adjust([Charge(REQUESTS, -1)], now)
+            assert await made.charge([], 2.0) == NOTHING
         assert made.told == [False]
 
 
@@ -262,13 +280,13 @@ async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
 
     async with anyio.create_task_group() as tasks:
         port = await tasks.start(serve_each, say_nothing)
-        async with store(f"redis://127.0.0.1:{port}", LocalLimits(), 0.05) as made:
+        async with store(f"redis://127.0.0.1:{port}", LocalLimitStore(), 0.05) as made:
             for _ in range(20):
-                await made.take([Charge(REQUESTS, 1)], 7.0)
+                await made.charge([Charge(REQUESTS, 1)], 7.0)
             assert asked == 1
             async with anyio.create_task_group() as many:
                 for _ in range(20):
-                    many.start_soon(made.take, [Charge(REQUESTS, 1)], 8.5)
+                    many.start_soon(made.charge, [Charge(REQUESTS, 1)], 8.5)
             assert asked == 2
         tasks.cancel_scope.cancel()
     assert made.told == [False]
@@ -278,21 +296,21 @@ async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
-        await made.limits.take([Charge(TOKENS, 1000)], 0.0)
+        await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await made.limits.settle([Charge(TOKENS, -1000)], 0.0)
-            await made.limits.spend("anna", 7, Decimal(1))
+            await made.limits.adjust([Charge(TOKENS, -1000)], 0.0)
+            await made.limits.record_dollars("anna", 7, Decimal(1))
         assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await made.limits.take([Charge(TOKENS, 1000)], 0.0)
+            await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
             pytest.fail("who has left is not asked for")
     assert made.told == []
 
 
 async def test_what_makes_no_sense_to_it_is_no_answer(server: RedisServer, emptied: Redis) -> None:
     emptied.lpush("{ape-cerebras}:requests", "nonsense")
-    async with store(server.url, LocalLimits()) as made:
-        assert await made.limits.take([Charge(REQUESTS, 1)], 0.0) == NOTHING
+    async with store(server.url, LocalLimitStore()) as made:
+        assert await made.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
     assert made.told == [False]

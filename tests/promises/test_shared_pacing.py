@@ -9,7 +9,7 @@ from end_to_end import Response, Running, chat, running_proxy
 from redis_server import redis_server
 from simulating import rig
 
-from ape_cerebras.simulator.server import Limits
+from ape_cerebras.simulator.server import AccountLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Pa
             "LIMITS_STORE_TIMEOUT": "10",
         }
         async with (
-            rig(Limits(tokens_per_hour=900), ttft=0.3) as upstream,
+            rig(AccountLimits(tokens_per_hour=900), ttft=0.3) as upstream,
             running_proxy(upstream.port, **settings) as one,
             running_proxy(upstream.port, **settings) as other,
         ):

@@ -8,11 +8,13 @@ from sdks import CEREBRAS, OPENAI, Asker, Sdk
 from ape_cerebras.net.event_loop import current_backend
 from ape_cerebras.simulator.completion import Completion, Timing
 from ape_cerebras.simulator.replies import ERRORS
-from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.request import CompletionRequest
 
 pytestmark = pytest.mark.anyio
 
-ANSWER = Completion(Asked("gpt-oss-120b"), tokens=3, reasoning_tokens=1, tokens_per_event=1)
+ANSWER = Completion(
+    CompletionRequest("gpt-oss-120b"), tokens=3, reasoning_tokens=1, tokens_per_event=1
+)
 BODY = ANSWER.plain(Timing(0.0, 0.0, 0.0, 0.0, 0.0)).data
 
 

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from ape_cerebras.simulator.server import Limits, Simulation
+from ape_cerebras.simulator.server import AccountLimits, Simulation
 from ape_cerebras.simulator.stand_in import StandIn, add_flags, stand_in_of
 
 
@@ -18,7 +18,7 @@ def parsed(*arguments: str) -> StandIn:
 
 def test_without_flags_everything_is_as_by_default() -> None:
     stand_in = parsed()
-    assert (stand_in.simulation, stand_in.limits) == (Simulation(), Limits())
+    assert (stand_in.simulation, stand_in.limits) == (Simulation(), AccountLimits())
     assert stand_in.address == "127.0.0.1:8001"
     assert stand_in.ssl_context is None
 
@@ -30,7 +30,7 @@ def test_options_of_answers_and_limits_of_the_account_are_flags_alike() -> None:
         *("--host", "::1", "--port", "7"),
     )
     assert stand_in.simulation == Simulation(ttft=0.5, tokens=9)
-    assert stand_in.limits == Limits(
+    assert stand_in.limits == AccountLimits(
         tokens_per_minute=30_000, requests_per_hour=150, queue_length=4, reservations="kept"
     )
     assert stand_in.address == "::1:7"

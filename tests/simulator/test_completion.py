@@ -8,21 +8,21 @@ import pytest
 from recorded import ANSWER, TOOL_CALL
 
 from ape_cerebras.simulator.completion import Completion, Event, Timing
-from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.request import CompletionRequest
 
 TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
-GPT = Asked("gpt-oss-120b", 69)
+GPT = CompletionRequest("gpt-oss-120b", 69)
 REASONING = GPT._replace(effort="high")
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": PROPERTIES}}
 RECORDED = {
-    "plain": Asked("gemma-4-31b"),
+    "plain": CompletionRequest("gemma-4-31b"),
     "plain_reasoning": GPT,
-    "plain_tool_call": Asked("gemma-4-31b", tool=TOOL),
+    "plain_tool_call": CompletionRequest("gemma-4-31b", tool=TOOL),
 }
 
 
-def answer(asked: Asked = GPT, *, tokens: int = 30, **more: int) -> Completion:
+def answer(asked: CompletionRequest = GPT, *, tokens: int = 30, **more: int) -> Completion:
     return Completion(
         asked, tokens=tokens, **{"reasoning_tokens": 10, "tokens_per_event": 8, **more}
     )
@@ -82,7 +82,7 @@ def test_a_tool_call_has_the_shapes_of_a_recorded_one() -> None:
 
 @pytest.mark.parametrize("sees", [True, False])
 def test_which_details_usage_has(sees: bool) -> None:
-    usage = answer(Asked("qwen-3.8-27b" if sees else "zai-glm-4.7")).usage()
+    usage = answer(CompletionRequest("qwen-3.8-27b" if sees else "zai-glm-4.7")).usage()
     assert ("image_tokens" in usage["prompt_tokens_details"]) is sees
     assert ("accepted_prediction_tokens" in usage["completion_tokens_details"]) is not sees
 
@@ -108,7 +108,7 @@ def merged(stream: list[Any], choice: int = 0) -> dict[str, Any]:
 
 
 ASKED = {
-    "words": Asked("gemma-4-31b", 9),
+    "words": CompletionRequest("gemma-4-31b", 9),
     "reasoning": REASONING,
     "cut in the answer": GPT._replace(limit=20),
     "cut in the reasoning": GPT._replace(limit=5),
@@ -231,7 +231,7 @@ def test_a_tool_without_parameters_is_called_without_arguments() -> None:
 
 
 def test_the_first_event_with_tokens_has_one() -> None:
-    events = answer(Asked("gemma-4-31b"), tokens=20, tokens_per_event=8).events(TIMING)
+    events = answer(CompletionRequest("gemma-4-31b"), tokens=20, tokens_per_event=8).events(TIMING)
     assert [event.made for event in events] == [0, 1, 9, 17, 20, 20, 20]
     assert [event.has_tokens for event in events] == [False, True, True, True, True, False, False]
 

@@ -5,16 +5,16 @@ import math
 import orjson
 import pytest
 
-from ape_cerebras.simulator.quota import LIMIT_FLAGS, Account, Bucket, Limits
+from ape_cerebras.simulator.quota import LIMIT_FLAGS, Account, AccountLimits, QuotaBucket
 from ape_cerebras.simulator.replies import ERRORS, Rejected
-from ape_cerebras.simulator.request import Asked
+from ape_cerebras.simulator.request import CompletionRequest
 
 
-def asked(limit: int | None = 100, prompt: int = 20) -> Asked:
-    return Asked("gpt-oss-120b", prompt_tokens=prompt, limit=limit)
+def asked(limit: int | None = 100, prompt: int = 20) -> CompletionRequest:
+    return CompletionRequest("gpt-oss-120b", prompt_tokens=prompt, limit=limit)
 
 
-def refusal(account: Account, question: Asked, now: float) -> tuple[str, int]:
+def refusal(account: Account, question: CompletionRequest, now: float) -> tuple[str, int]:
     """The code of the 429, and the seconds after which to ask again."""
     with pytest.raises(Rejected) as caught:
         account.admit(question, now)
@@ -32,9 +32,9 @@ def told(account: Account, now: float, used: int = 0) -> dict[str, str]:
 
 
 def test_a_bucket_is_full_at_first_and_refills_all_the_time() -> None:
-    bucket = Bucket(600, 60.0)
+    bucket = QuotaBucket(600, 60.0)
     assert bucket.remaining(7.0) == 600
-    bucket.take(600, 7.0)
+    bucket.charge(600, 7.0)
     assert bucket.remaining(7.0) == 0
     assert bucket.remaining(7.5) == pytest.approx(5)
     assert bucket.reset(7.5) == pytest.approx(59.5)
@@ -43,8 +43,8 @@ def test_a_bucket_is_full_at_first_and_refills_all_the_time() -> None:
 
 
 def test_a_bucket_has_what_is_there_to_the_instant() -> None:
-    bucket = Bucket(30_000, 60.0)
-    bucket.take(30_000, 0.0)
+    bucket = QuotaBucket(30_000, 60.0)
+    bucket.charge(30_000, 0.0)
     assert bucket.wait(700, 0.0) == pytest.approx(1.4)
     assert not bucket.has(700, 1.399)
     assert bucket.has(700, 1.4)
@@ -52,16 +52,16 @@ def test_a_bucket_has_what_is_there_to_the_instant() -> None:
 
 
 def test_for_what_a_bucket_cannot_hold_the_wait_is_until_it_is_full() -> None:
-    bucket = Bucket(60, 60.0)
-    bucket.take(30, 0.0)
+    bucket = QuotaBucket(60, 60.0)
+    bucket.charge(30, 0.0)
     assert bucket.wait(1000, 0.0) == 30.0
     assert not bucket.has(1000, 10_000.0)
 
 
 def test_what_is_given_back_never_makes_it_more_than_full() -> None:
-    bucket = Bucket(60, 60.0)
-    bucket.take(50, 0.0)
-    bucket.take(-40, 30.0)
+    bucket = QuotaBucket(60, 60.0)
+    bucket.charge(50, 0.0)
+    bucket.charge(-40, 30.0)
     assert bucket.remaining(30.0) == 60
 
 
@@ -69,7 +69,7 @@ def test_what_is_given_back_never_makes_it_more_than_full() -> None:
 
 
 def test_a_request_reserves_its_prompt_and_its_limit() -> None:
-    account = Account(Limits(tokens_per_minute=300))
+    account = Account(AccountLimits(tokens_per_minute=300))
     assert account.admit(asked(), 0.0) == 120
     assert account.admit(asked(), 0.0) == 120
     assert refusal(account, asked(), 0.0) == ("token_quota_exceeded", 12)
@@ -78,13 +78,13 @@ def test_a_request_reserves_its_prompt_and_its_limit() -> None:
 
 @pytest.mark.parametrize("limit", [None, 16_384, 40_000])
 def test_without_a_limit_or_with_a_high_one_it_is_the_same_amount(limit: int | None) -> None:
-    account = Account(Limits(tokens_per_minute=30_000))
+    account = Account(AccountLimits(tokens_per_minute=30_000))
     assert account.admit(asked(limit), 0.0) == 16_404
     assert refusal(account, asked(limit), 0.0) == ("token_quota_exceeded", 6)
 
 
 def test_requests_are_counted_as_well() -> None:
-    account = Account(Limits(requests_per_minute=5, tokens_per_minute=30_000))
+    account = Account(AccountLimits(requests_per_minute=5, tokens_per_minute=30_000))
     for _ in range(5):
         account.admit(asked(), 0.0)
     assert refusal(account, asked(), 0.0) == ("request_quota_exceeded", 12)
@@ -95,23 +95,25 @@ def test_requests_are_counted_as_well() -> None:
 @pytest.mark.parametrize(
     ("limits", "code", "retry_after"),
     [
-        (Limits(requests_per_hour=1), "request_quota_exceeded", 3600),
-        (Limits(requests_per_day=1), "request_quota_exceeded", 86400),
-        (Limits(tokens_per_hour=120), "token_quota_exceeded", 3600),
-        (Limits(tokens_per_day=120), "token_quota_exceeded", 86400),
-        (Limits(requests_per_minute=1, tokens_per_day=120), "token_quota_exceeded", 86400),
-        (Limits(requests_per_minute=1, queue_length=1), "request_quota_exceeded", 60),
-        (Limits(queue_length=1), "queue_exceeded", 1),
+        (AccountLimits(requests_per_hour=1), "request_quota_exceeded", 3600),
+        (AccountLimits(requests_per_day=1), "request_quota_exceeded", 86400),
+        (AccountLimits(tokens_per_hour=120), "token_quota_exceeded", 3600),
+        (AccountLimits(tokens_per_day=120), "token_quota_exceeded", 86400),
+        (AccountLimits(requests_per_minute=1, tokens_per_day=120), "token_quota_exceeded", 86400),
+        (AccountLimits(requests_per_minute=1, queue_length=1), "request_quota_exceeded", 60),
+        (AccountLimits(queue_length=1), "queue_exceeded", 1),
     ],
 )
-def test_each_limit_refuses_in_its_own_words(limits: Limits, code: str, retry_after: int) -> None:
+def test_each_limit_refuses_in_its_own_words(
+    limits: AccountLimits, code: str, retry_after: int
+) -> None:
     account = Account(limits)
     account.admit(asked(), 0.0)
     assert refusal(account, asked(), 0.0) == (code, retry_after)
 
 
 def test_a_request_that_is_refused_takes_nothing() -> None:
-    account = Account(Limits(requests_per_minute=3, tokens_per_minute=200, queue_length=2))
+    account = Account(AccountLimits(requests_per_minute=3, tokens_per_minute=200, queue_length=2))
     account.admit(asked(), 0.0)
     for _ in range(5):
         refusal(account, asked(), 0.0)
@@ -123,7 +125,7 @@ def test_a_request_that_is_refused_takes_nothing() -> None:
 
 
 def test_without_limits_nothing_is_refused() -> None:
-    account = Account(Limits())
+    account = Account(AccountLimits())
     for _ in range(10_000):
         account.admit(asked(None), 0.0)
 
@@ -132,35 +134,37 @@ def test_without_limits_nothing_is_refused() -> None:
 
 
 def test_what_was_not_used_comes_back() -> None:
-    account = Account(Limits(tokens_per_minute=600, tokens_per_day=1000, requests_per_minute=9))
+    account = Account(
+        AccountLimits(tokens_per_minute=600, tokens_per_day=1000, requests_per_minute=9)
+    )
     reserved = account.admit(asked(limit=500), 0.0)
-    account.settle(reserved, 30, 1.0)
+    account.release(reserved, 30, 1.0)
     assert told(account, 1.0)["remaining-tokens-minute"] == "580"  # 10 were refilled
     assert told(account, 1.0)["remaining-tokens-day"] == "970"
     assert told(account, 1.0)["remaining-requests-minute"] == "8"
 
 
 def test_or_it_does_not() -> None:
-    account = Account(Limits(tokens_per_minute=600, reservations="kept"))
+    account = Account(AccountLimits(tokens_per_minute=600, reservations="kept"))
     reserved = account.admit(asked(limit=500), 0.0)
-    account.settle(reserved, 30, 1.0)
+    account.release(reserved, 30, 1.0)
     assert told(account, 1.0)["remaining-tokens-minute"] == "90"
 
 
 @pytest.mark.parametrize("reservations", ["settled", "kept"])
 def test_what_was_used_beyond_the_reservation_is_owed(reservations: str) -> None:
-    account = Account(Limits(tokens_per_minute=600, reservations=reservations))
+    account = Account(AccountLimits(tokens_per_minute=600, reservations=reservations))
     reserved = account.admit(asked(limit=500), 0.0)
-    account.settle(reserved, 720, 0.0)
+    account.release(reserved, 720, 0.0)
     assert told(account, 0.0)["remaining-tokens-minute"] == "0"
     assert refusal(account, asked(limit=0, prompt=10), 0.0) == ("token_quota_exceeded", 13)
 
 
 def test_who_is_answered_leaves_the_queue() -> None:
-    account = Account(Limits(queue_length=1))
+    account = Account(AccountLimits(queue_length=1))
     reserved = account.admit(asked(), 0.0)
     assert refusal(account, asked(), 0.0)[0] == "queue_exceeded"
-    account.settle(reserved, 0, 0.0)
+    account.release(reserved, 0, 0.0)
     account.admit(asked(), 0.0)
 
 
@@ -168,7 +172,7 @@ def test_who_is_answered_leaves_the_queue() -> None:
 
 
 def test_the_grid_of_rate_limits() -> None:
-    headers = told(Account(Limits()), 0.0, used=300)
+    headers = told(Account(AccountLimits()), 0.0, used=300)
     grid = {
         f"{kind}-{what}-{window}"
         for kind in ("limit", "remaining")
@@ -181,7 +185,7 @@ def test_the_grid_of_rate_limits() -> None:
 
 
 def test_the_grid_tells_what_is_there() -> None:
-    account = Account(Limits(requests_per_day=2400, tokens_per_minute=30_000))
+    account = Account(AccountLimits(requests_per_day=2400, tokens_per_minute=30_000))
     account.admit(asked(limit=1480), 0.0)
     headers = told(account, 1.0, used=99)
     assert (headers["limit-tokens-minute"], headers["remaining-tokens-minute"]) == (
@@ -201,7 +205,7 @@ def test_the_grid_tells_what_is_there() -> None:
 def test_a_flag_reads_its_own_default(flag: tuple[str, object, str]) -> None:
     name, kind, text = flag
     assert callable(kind)
-    assert kind(str(getattr(Limits(), name))) == getattr(Limits(), name)
+    assert kind(str(getattr(AccountLimits(), name))) == getattr(AccountLimits(), name)
     assert text
     assert "%" not in text  # argparse would take it for a format
     with pytest.raises(ValueError, match="must be"):
@@ -209,7 +213,7 @@ def test_a_flag_reads_its_own_default(flag: tuple[str, object, str]) -> None:
 
 
 def test_the_error_of_the_queue_is_the_one_there_is() -> None:
-    account = Account(Limits(queue_length=1))
+    account = Account(AccountLimits(queue_length=1))
     account.admit(asked(), 0.0)
     with pytest.raises(Rejected) as caught:
         account.admit(asked(), math.inf)

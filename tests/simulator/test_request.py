@@ -7,26 +7,26 @@ import orjson
 import pytest
 
 from ape_cerebras.simulator.replies import ERRORS, Rejected
-from ape_cerebras.simulator.request import Asked, read_body, read_question
+from ape_cerebras.simulator.request import CompletionRequest, parse_request, read_body
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 FUNCTION = TOOL["function"]
 
 
-def ask(**fields: Any) -> Asked:
-    return read_question({"model": "gpt-oss-120b", "messages": HI, **fields})
+def ask(**fields: Any) -> CompletionRequest:
+    return parse_request({"model": "gpt-oss-120b", "messages": HI, **fields})
 
 
 def refusal(request: Any) -> tuple[int, str]:
     with pytest.raises(Rejected) as caught:
-        read_question(request)
+        parse_request(request)
     return caught.value.reply.status, orjson.loads(caught.value.reply.body)["message"]
 
 
 def test_the_least_that_can_be_asked() -> None:
     asked = ask()
-    assert asked == Asked("gpt-oss-120b", asked.prompt_tokens)
+    assert asked == CompletionRequest("gpt-oss-120b", asked.prompt_tokens)
     assert asked.prompt_tokens > 1
 
 
@@ -132,7 +132,9 @@ PLAIN = orjson.dumps({"model": "gemma-4-31b", "messages": HI, "stream": True})
 PACKED = b"\x82\xa8messages\x90\xa6stream"
 
 
-def read(body: bytes, media_type: bytes = b"application/json", coding: bytes = b"") -> Asked:
+def read(
+    body: bytes, media_type: bytes = b"application/json", coding: bytes = b""
+) -> CompletionRequest:
     return read_body(body, media_type, coding, "llama3.1-8b")
 
 

@@ -19,24 +19,24 @@ from ape_cerebras.simulator import practice
 from ape_cerebras.simulator import selfcheck_rig as rehearsal
 from ape_cerebras.simulator.selfcheck import (
     PHASES,
-    Findings,
     Phase,
+    PhaseResult,
     _errors,
     _simulation,
     checked,
     table,
     within,
 )
-from ape_cerebras.simulator.selfcheck_rig import Ended, Load, Seen, running
+from ape_cerebras.simulator.selfcheck_rig import ClientTimings, LoadGenerator, ProcessEnded, running
 
 NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 SLOW = 120.0  # seconds until a run is given up
 
 
-def findings(upstream_ttft: list[float], wanted: int = 0) -> Findings:
+def findings(upstream_ttft: list[float], wanted: int = 0) -> PhaseResult:
     errors = dict.fromkeys(NAMES, upstream_ttft)
     added = [abs(error) for error in upstream_ttft]
-    return Findings(wanted or len(added), errors, added, 3, 0.5)
+    return PhaseResult(wanted or len(added), errors, added, 3, 0.5)
 
 
 def test_each_time_is_compared_with_what_happened() -> None:
@@ -48,7 +48,7 @@ def test_each_time_is_compared_with_what_happened() -> None:
         "total_time_seconds": 3.0,
     }
     truth = {"ttfb_seconds": 0.125, "ttft_seconds": 0.25, "last_token_seconds": 2.0}
-    assert _errors(line, truth, Seen(0.5, 3.25, 0.0)) == {
+    assert _errors(line, truth, ClientTimings(0.5, 3.25, 0.0)) == {
         "upstream_ttft": 0.25,
         "ttfb": pytest.approx(0.275),
         "last_token": 0.5,
@@ -86,7 +86,7 @@ def test_a_phase_of_which_too_few_streams_could_be_compared_was_not_checked(phas
 def test_where_too_little_could_be_compared_the_command_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, Findings]:
+    async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
         return dict.fromkeys(PHASES, findings([0.0], streams))
 
     monkeypatch.setattr(practice, "selfcheck", few)
@@ -139,7 +139,7 @@ async def test_a_load_is_as_many_streams_as_it_is_told() -> None:
     ):
         [listener] = listening.listeners
         assert isinstance(listener, SocketListener)
-        load = Load(tasks, listener.extra(SocketAttribute.local_port), "")
+        load = LoadGenerator(tasks, listener.extra(SocketAttribute.local_port), "")
         load.set(2)
         streams = [await listener.accept() for _ in range(2)]
         for stream in streams:
@@ -155,7 +155,7 @@ async def test_a_load_is_as_many_streams_as_it_is_told() -> None:
 async def test_a_process_that_has_ended_is_not_waited_for() -> None:
     began_at = anyio.current_time()
     with pytest.RaisesGroup(
-        pytest.RaisesExc(Ended, match="no such address"), flatten_subgroups=True
+        pytest.RaisesExc(ProcessEnded, match="no such address"), flatten_subgroups=True
     ):
         async with running("simulate", "--host", "no-such-host.invalid", core=0):
             pytest.fail("it cannot listen")

@@ -6,7 +6,7 @@ import pytest
 from memory import memory_pair
 from simulating import KEY, STREAM, chat, on_mock_clock, rig
 
-from ape_cerebras.simulator.server import Limits, Simulation, Simulator
+from ape_cerebras.simulator.server import AccountLimits, Simulation, Simulator
 
 QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
 
@@ -16,7 +16,7 @@ QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are 
 
 @pytest.mark.anyio
 async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None:
-    limits = Limits(requests_per_day=3, reservations="kept")
+    limits = AccountLimits(requests_per_day=3, reservations="kept")
     async with rig(limits) as running:
         answers = [await running.ask(chat(fields)) for fields in (None, STREAM, QUESTION)]
         refused = await running.ask(chat())
@@ -33,7 +33,7 @@ async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None
 
 @pytest.mark.anyio
 async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
-    async with rig(Limits(requests_per_day=1)) as running:
+    async with rig(AccountLimits(requests_per_day=1)) as running:
         wrong = await running.ask(chat({"store": True}))
         first = await running.ask(chat())
     assert (wrong.status, first.status) == (400, 200)
@@ -45,7 +45,7 @@ async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
     [("", 86_400 - 73), ("cut", 86_400 - 73), ("503", 86_400), ("close", 86_400)],
 )
 async def test_of_what_was_reserved_only_what_was_answered_is_kept(fault: str, left: int) -> None:
-    async with rig(Limits(tokens_per_day=86_400)) as running:
+    async with rig(AccountLimits(tokens_per_day=86_400)) as running:
         client = await running.client()
         await client.send(chat({**QUESTION, **STREAM}, f"X-Simulate: fault={fault}"))
         await client.until_closed() if fault in ("cut", "close") else await client.response()
@@ -89,7 +89,7 @@ async def play(simulator: Simulator, *moments: float) -> list[tuple[int, float]]
 
 @on_mock_clock
 async def test_tokens_come_back_as_time_goes_by() -> None:
-    limits = Limits(tokens_per_minute=1000, reservations="kept")
+    limits = AccountLimits(tokens_per_minute=1000, reservations="kept")
     simulator = Simulator(Simulation(ttft=1.0, rate=0.0), limits=limits)
     answers = await play(simulator, 0.0, 0.5, 29.9, 30.0, 59.9, 60.0, 60.4)
     assert answers == [
@@ -105,7 +105,7 @@ async def test_tokens_come_back_as_time_goes_by() -> None:
 
 @on_mock_clock
 async def test_a_reservation_is_settled_when_the_answer_ends() -> None:
-    limits = Limits(tokens_per_minute=600)
+    limits = AccountLimits(tokens_per_minute=600)
     simulator = Simulator(Simulation(ttft=5.0, rate=0.0, tokens=41), limits=limits)
     # At 4.9 s there are 100 and 49 more; at 5 s the 450 that were not used are back.
     assert await play(simulator, 0.0, 4.9, 5.001) == [(200, 5.0), (429, 4.9), (200, 10.001)]
@@ -113,14 +113,14 @@ async def test_a_reservation_is_settled_when_the_answer_ends() -> None:
 
 @on_mock_clock
 async def test_the_queue_has_room_again_when_an_answer_has_ended() -> None:
-    simulator = Simulator(Simulation(ttft=2.0, rate=0.0), limits=Limits(queue_length=2))
+    simulator = Simulator(Simulation(ttft=2.0, rate=0.0), limits=AccountLimits(queue_length=2))
     answers = await play(simulator, 0.0, 1.0, 1.5, 2.001, 2.5)
     assert answers == [(200, 2.0), (200, 3.0), (429, 1.5), (200, 4.001), (429, 2.5)]
 
 
 @on_mock_clock
 async def test_who_leaves_makes_room_at_once() -> None:
-    simulator = Simulator(Simulation(ttft=100.0), limits=Limits(queue_length=1))
+    simulator = Simulator(Simulation(ttft=100.0), limits=AccountLimits(queue_length=1))
     client, server = memory_pair()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(simulator.handle, server)

@@ -158,7 +158,7 @@ async def test_a_client_that_leaves_before_the_first_token_is_noticed() -> None:
         await simulator.until(lambda simulator: simulator.in_flight == 0)
         assert anyio.current_time() == began_at
     assert simulator.cancelled == 1
-    assert simulator.truth[0].told() == {
+    assert simulator.truth[0].log_fields() == {
         "status_code": 0,
         "id": simulator.truth[0].id,
         "events_written": 0,

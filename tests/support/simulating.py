@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.simulator.server import Limits, Simulation, Simulator
+from ape_cerebras.simulator.server import AccountLimits, Simulation, Simulator
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = (
@@ -75,7 +75,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(limits: Limits | None = None, **options: Any) -> AsyncIterator[Rig]:
+async def rig(limits: AccountLimits | None = None, **options: Any) -> AsyncIterator[Rig]:
     simulator = Simulator(Simulation(**{"ttft": 0.0, "rate": 0.0, **options}), limits=limits)
     async with anyio.create_task_group() as tasks:
         running = Rig(simulator, await tasks.start(simulator.serve, "127.0.0.1", 0))
