@@ -31,7 +31,7 @@ from .limits.api_keys import ApiKeys
 from .limits.redis_store import open_limit_store
 from .net.event_loop import current_backend
 from .net.timestamps import loop_clock
-from .net.wrapped import stamped
+from .net.wrapped import timestamped
 from .process.collector import forget_course
 from .routes import Routes, Table
 from .telemetry.health import Health
@@ -145,9 +145,9 @@ class Proxy:
         self, stream: ByteStream, entrance: Entrance
     ) -> Callable[[], Coroutine[Any, Any, None]]:
         """Count a connection as open; what is returned serves it, and undoes that."""
-        client = stamped(stream)
+        client = timestamped(stream)
         if not self.config.kernel_stamps:
-            client.stamp_by_read()
+            client.use_read_times()
         downstream = Downstream(client, self.config)
         downstream.closing = self.drain_began.is_set()
         entrance.connections.add(downstream)

@@ -14,7 +14,7 @@ from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
 from .http1.messages import Request
 from .limits.api_keys import ApiKeys
-from .net.steps import in_steps
+from .net.steps import run_in_steps
 from .telemetry.metrics import Metrics
 from .telemetry.timings import Exchange
 
@@ -155,6 +155,6 @@ class Routes:
 
     async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
         accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
-        text, content_type = await in_steps(self._metrics.render(accept))
+        text, content_type = await run_in_steps(self._metrics.render(accept))
         headers = ((b"content-type", content_type.encode()),)
         await downstream.respond(exchange, 200, headers, text)

@@ -14,8 +14,8 @@ from monitoring import Load, Prometheus, under_load
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
-from ape_cerebras.net.event_loop import in_anyios_words
-from ape_cerebras.net.timestamps import STAMP_SPACE, ask_for_stamps, stamp_in
+from ape_cerebras.net.event_loop import anyio_backend_of
+from ape_cerebras.net.timestamps import TIMESTAMP_SPACE, enable_timestamps, timestamp_in
 
 pytest_plugins = "pytester"
 
@@ -54,7 +54,7 @@ def is_chosen(metafunc: pytest.Metafunc, name: str) -> bool:
 
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return in_anyios_words(request.param)
+    return anyio_backend_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def bundle(authority: trustme.CA) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def kernel_stamps() -> Iterator[None]:
+def kernel_timestamps() -> Iterator[None]:
     """The kernel stamps what arrives. It begins to a moment after a socket has first asked for it,
     and goes on for as long as there is one that did."""
     if sys.platform != "linux":
@@ -79,10 +79,10 @@ def kernel_stamps() -> Iterator[None]:
         socket.create_connection(listener.getsockname()) as ours,
         listener.accept()[0] as theirs,
     ):
-        assert ask_for_stamps(theirs)
+        assert enable_timestamps(theirs)
         for _ in range(1000):
             ours.send(b"a")
-            if stamp_in(theirs.recvmsg(1, STAMP_SPACE)[1]):
+            if timestamp_in(theirs.recvmsg(1, TIMESTAMP_SPACE)[1]):
                 break
         else:
             pytest.fail("the kernel stamps nothing")
@@ -97,7 +97,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def loop(backend: str) -> tuple[str, dict[str, Any]]:
     """The same, as anyio wants to be told."""
-    return in_anyios_words(backend)
+    return anyio_backend_of(backend)
 
 
 @pytest.fixture(scope="module")

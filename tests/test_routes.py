@@ -25,7 +25,7 @@ from ape_cerebras.errors import (
 )
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.limits.api_keys import ApiKeys
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.routes import Routes, check_key
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.timings import Exchange
@@ -127,7 +127,7 @@ class Asked:
         self.exchange = Exchange(started_at=0.0)
         self.response = b""
 
-    async def unreachable(self, host: str, port: int) -> StampedStream:
+    async def unreachable(self, host: str, port: int) -> TimestampedStream:
         raise ConnectionRefusedError
 
     async def answer_chat(self, exchange: Exchange, downstream: Downstream) -> None:

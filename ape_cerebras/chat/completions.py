@@ -19,7 +19,7 @@ from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
 from ..http1.body_parts import Body
 from ..http1.messages import Request
 from ..limits.admission import Admission
-from ..net.steps import in_steps, turn_before_the_end
+from ..net.steps import run_in_steps, yield_shielded
 from ..telemetry.timings import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
 from ..upstream.tries import RetryingClient
@@ -67,7 +67,7 @@ async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: flo
     for part in parts(chunk):
         meter.feed(part, arrived_at, sent_at)
         if len(part) < len(chunk):
-            await turn_before_the_end()
+            await yield_shielded()
 
 
 class Relay:
@@ -89,7 +89,7 @@ class Relay:
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
         assert exchange.request is not None  # noqa: S101 - the routes matched it
-        chat = await in_steps(self._read(exchange.request, exchange.body))
+        chat = await run_in_steps(self._read(exchange.request, exchange.body))
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
@@ -224,7 +224,7 @@ class Relay:
 
         async def answer() -> None:
             if not downstream.response_complete:
-                status, body = await in_steps(assembly.reply())
+                status, body = await run_in_steps(assembly.reply())
                 await downstream.respond(exchange, status, plain_headers(response.headers), body)
 
         try:
@@ -232,7 +232,7 @@ class Relay:
                 if downstream.response_complete:
                     break
                 await _look_into(chunk, meter, response.arrived_at, None)
-                await in_steps(assembly.feed(chunk))
+                await run_in_steps(assembly.feed(chunk))
                 if meter.complete:  # as for streams: nobody waits for the end of the framing
                     response.before_wait(answer)
                     response.wind_down(_END_TIMEOUT)

@@ -22,8 +22,8 @@ from ..http1.grammar import with_fields
 from ..http1.messages import Headers, Request
 from ..http1.responses import PHRASES, http_date
 from ..http1.verdict import NOBODY, asked, verdict
-from ..net.outbox import Outbox
-from ..net.socket_stream import PeerStalled, SocketStream, StampedStream
+from ..net.outbox import WriteBuffer
+from ..net.socket_stream import PeerStalled, SocketStream, TimestampedStream
 from ..telemetry.timings import Exchange
 from .disconnect import HangUp
 from .request_reader import Inbound, deadline
@@ -37,7 +37,7 @@ class Downstream:
     """One client's connection. Reading raises ClientGone where the client leaves in the middle,
     writing that and ClientStalled."""
 
-    def __init__(self, stream: StampedStream, config: Config) -> None:
+    def __init__(self, stream: TimestampedStream, config: Config) -> None:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
         """With its stamps and its account of waiting."""
@@ -46,7 +46,7 @@ class Downstream:
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)
         self.hang_up = HangUp(stream, self._inbound)
-        self._outbox = Outbox(stream)
+        self._write_buffer = WriteBuffer(stream)
         self._begin_exchange()
         self.closing = False
         """Set to make a response the connection's last: the next whose head goes out."""
@@ -59,7 +59,7 @@ class Downstream:
         self._framing = Framing()
         self.hang_up.has_left = False
         self._untold: tuple[Exchange, int] | None = None  # whose status is held, and which
-        self._unstamped_before = self.stream.unstamped_reads
+        self._without_timestamp_before = self.stream.reads_without_timestamp
         self.completed_at: float | None = None
         """When the client's socket had taken the last byte of a complete response."""
         self.common_headers: Headers = ()
@@ -105,7 +105,7 @@ class Downstream:
         if reader is None or self._request_read:
             return body
         if self.awaits_100_continue and not self.response_started:
-            self._outbox.hold(self._interim(100))
+            self._write_buffer.hold(self._interim(100))
             await self.flush()
         body.add(reader.take(self._inbound.bytes))
         if not reader.ended:
@@ -126,7 +126,10 @@ class Downstream:
     def request_timestamped(self) -> bool:
         """Whether the kernel has said of everything read since the last request when it came."""
         # It may have come with the one before, and need no read of its own.
-        return self.stream.stamped and self.stream.unstamped_reads == self._unstamped_before
+        return (
+            self.stream.has_timestamp
+            and self.stream.reads_without_timestamp == self._without_timestamp_before
+        )
 
     # Responses
 
@@ -157,7 +160,7 @@ class Downstream:
         self._awaits_100 = False
         method = exchange.request.method if exchange.request is not None else ""
         self._framing.begin(said, method, status, None if length is None else int(length))
-        self._outbox.hold(with_fields(said.head, (*headers, *own)))
+        self._write_buffer.hold(with_fields(said.head, (*headers, *own)))
 
     def _interim(self, status: int) -> bytes:
         self._awaits_100 = False
@@ -166,15 +169,15 @@ class Downstream:
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before there is as much
         as is worth a write."""
-        self._outbox.hold(self._framing.frame(chunk))
-        if not hold or self._outbox.size >= _HOLD_AT_MOST:
+        self._write_buffer.hold(self._framing.frame(chunk))
+        if not hold or self._write_buffer.size >= _HOLD_AT_MOST:
             await self.flush()
 
     async def send_end(self) -> None:
         """End the response as complete; once is enough."""
         if self._framing.ended:
             return
-        self._outbox.hold(self._framing.end())
+        self._write_buffer.hold(self._framing.end())
         await self.flush()
         self.completed_at = self.stream.written_at
 
@@ -186,14 +189,14 @@ class Downstream:
         self.send_head(exchange, status, (*headers, length))
         if exchange.request is None or exchange.request.method != "HEAD":
             for part in body.parts if isinstance(body, Body) else (body,):
-                self._outbox.hold(self._framing.frame(part))
+                self._write_buffer.hold(self._framing.frame(part))
         await self.send_end()
 
     async def flush(self) -> None:
         """Write what is held."""
         told, self._untold = self._untold, None
         try:
-            await self._outbox.flush()
+            await self._write_buffer.flush()
         except PeerStalled:
             raise ClientStalled from None
         except (BrokenResourceError, ClosedResourceError):
@@ -224,7 +227,7 @@ class Downstream:
     @property
     def _between_chunks(self) -> bool:
         under_way = self._framing.chunked and not self._framing.ended
-        return under_way and not self._outbox.busy and not self._outbox.size
+        return under_way and not self._write_buffer.busy and not self._write_buffer.size
 
     def drain(self) -> None:
         """End the connection with the response whose head is next. A request that is on its way
@@ -242,9 +245,9 @@ class Downstream:
     async def abort(self, last_words: bytes = b"") -> None:
         """Cut the response short, so that nobody can take what has been sent for complete."""
         with suppress(ClientGone, ClientStalled):
-            if not self._outbox.torn:
+            if not self._write_buffer.torn:
                 if last_words and not self.response_complete:
-                    self._outbox.hold(self._framing.frame(last_words))
+                    self._write_buffer.hold(self._framing.frame(last_words))
                 await self.flush()
         await self.close_at_once()
         self._framing.fail()  # even if it was complete, nothing more goes over this connection

@@ -17,7 +17,7 @@ import anyio
 from anyio import WouldBlock
 
 from ..errors import ClientGone, ProxyError
-from ..net.socket_stream import StampedStream
+from ..net.socket_stream import TimestampedStream
 from .request_reader import Inbound
 
 __all__ = ("HangUp",)
@@ -37,7 +37,7 @@ class HangUp:
     ``has_left``: whether it has been, for that; until somebody takes it back.
     """
 
-    def __init__(self, stream: StampedStream, inbound: Inbound) -> None:
+    def __init__(self, stream: TimestampedStream, inbound: Inbound) -> None:
         self._stream = stream
         self._inbound = inbound
         self._probe = _no_probe

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import anyio
 
 from ..net.socket_stream import SocketStream
-from ..net.timestamps import ask_for_stamps, loop_clock
+from ..net.timestamps import enable_timestamps, loop_clock
 from ..telemetry.place import Ports
 
 __all__ = (
@@ -121,7 +121,7 @@ def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
         sock.bind(address)
         # Connections inherit both.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        ask_for_stamps(sock)  # what comes before a connection is accepted gets one too
+        enable_timestamps(sock)  # what comes before a connection is accepted gets one too
         sock.listen(_BACKLOG)
     except BaseException:
         sock.close()

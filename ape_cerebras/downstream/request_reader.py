@@ -12,7 +12,7 @@ from ..errors import ClientGone, RequestTimeout
 from ..http1.grammar import HEAD_END
 from ..http1.messages import Request
 from ..http1.request_head import check_part, read_whole
-from ..net.socket_stream import PeerStalled, StampedStream
+from ..net.socket_stream import PeerStalled, TimestampedStream
 from ..net.timestamps import loop_clock
 
 __all__ = ("Inbound", "deadline")
@@ -35,7 +35,7 @@ def deadline(seconds: float) -> Iterator[None]:
 class Inbound:
     """The reading side of one client's connection."""
 
-    def __init__(self, stream: StampedStream, config: Config) -> None:
+    def __init__(self, stream: TimestampedStream, config: Config) -> None:
         self._stream = stream
         self._clock = loop_clock()
         self._config = config
@@ -68,13 +68,13 @@ class Inbound:
         finally:
             self._waits = False
             self._stream.read_timeout = None
-            self._stream.allow(None)
+            self._stream.set_deadline(None)
         return self._stream.arrived_at if self.bytes else None
 
     def give_last_chance(self) -> None:
         """Have a ``wait`` under way end soon."""
         if self._waits:
-            self._stream.hurry(_LAST_CHANCE)
+            self._stream.set_deadline(_LAST_CHANCE)
 
     async def take_head(self) -> tuple[Request, bytes]:
         """The request whose first byte has arrived, and what h11 has to know of its head.

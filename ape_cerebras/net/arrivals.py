@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from .lookout import lookout
-from .timestamps import STAMP_SPACE, arrival_clock, ask_for_stamps, stamp_in
+from .lookout import arrival_peeker
+from .timestamps import TIMESTAMP_SPACE, arrival_clock, enable_timestamps, timestamp_in
 
 __all__ = ("Receiver",)
 
@@ -20,7 +20,7 @@ _NOTED_BYTES = 64 * 1024
 _Ancillary = list[tuple[int, int, bytes]]
 
 
-def _look_at_nothing() -> None:
+def _poll_nothing() -> None:
     return
 
 
@@ -29,7 +29,7 @@ class Receiver:
     ``silent_until``.
 
     ``arrived_at``: when the bytes of the latest ``read`` arrived; never before those before.
-    ``stamped``: whether the kernel has said so; else it is the moment of the read.
+    ``has_timestamp``: whether the kernel has said so; else it is the moment of the read.
     ``drained``: whether the latest ``read`` has left nothing, so that to read again would be in
     vain before more comes (epoll(7), question 9).
     """
@@ -40,36 +40,36 @@ class Receiver:
         self._socket = sock
         self._clock = clock
         self._silent_until = silent_until
-        self._times = arrival_clock() if ask_for_stamps(sock) else None
-        self._lookout = lookout() if self._times else None
-        self.look = self._lookout.look if self._lookout else _look_at_nothing
+        self._times = arrival_clock() if enable_timestamps(sock) else None
+        self._peeker = arrival_peeker() if self._times else None
+        self.poll = self._peeker.poll if self._peeker else _poll_nothing
         """Note what has come, here and on other sockets."""
         self._notes: deque[tuple[int, float]] = deque()  # bytes to be read, and when they came
         self._watched = False
         self.arrived_at = silent_until
-        self.stamped = self.drained = False
+        self.has_timestamp = self.drained = False
 
-    def stamp_by_read(self) -> None:
+    def use_read_times(self) -> None:
         """Take the moment of the read for the arrival from here on."""
         self.close()
-        self._times = self._lookout = None
-        self.look = _look_at_nothing
+        self._times = self._peeker = None
+        self.poll = _poll_nothing
 
-    def be_attentive(self, on: bool) -> None:
+    def peek_arrivals(self, on: bool) -> None:
         """Whether to have arrivals noted before their turn to be read, so that each has its own
         moment even if more comes before it is read. That is worth it for first tokens."""
         if not on:
             self.close()
-        elif self._lookout is not None and not self._watched:
+        elif self._peeker is not None and not self._watched:
             with suppress(OSError):  # no room to watch one more: its arrivals may be joined
-                self._lookout.watch(self._socket.fileno(), self._note)
+                self._peeker.watch(self._socket.fileno(), self._note)
                 self._watched = True
 
     def close(self) -> None:
         """To be called before the socket is closed."""
-        if self._watched and self._lookout is not None:
+        if self._watched and self._peeker is not None:
             self._watched = False
-            self._lookout.forget(self._socket.fileno())
+            self._peeker.forget(self._socket.fileno())
 
     def read(self, max_bytes: int) -> bytes:
         """What has arrived, at most ``max_bytes``; nothing where the peer has ended its sending.
@@ -79,12 +79,12 @@ class Receiver:
         began_at = self._clock()
         at_most = min(max_bytes, self._notes[0][0]) if self._notes else max_bytes
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(at_most, STAMP_SPACE)
+            data, ancillary, _, _ = self._socket.recvmsg(at_most, TIMESTAMP_SPACE)
         except BlockingIOError:
             self._silent_until = began_at
             raise
         arrived_at = self._take_note(len(data)) if self._notes else self._moment_of(ancillary)
-        self.stamped = arrived_at is not None
+        self.has_timestamp = arrived_at is not None
         self.drained = 0 < len(data) < at_most
         if self.drained:
             self._silent_until = began_at
@@ -113,7 +113,7 @@ class Receiver:
                 moment = self._moment_of(stamp)
                 if moment is None:
                     return
-                end = self._end_of(stamp_in(stamp), noted + 1, waiting)
+                end = self._end_of(timestamp_in(stamp), noted + 1, waiting)
                 self._notes.append((end - noted, moment))
                 noted = end
         except OSError:
@@ -126,7 +126,7 @@ class Receiver:
         beyond = waiting + 1
         middle = waiting  # mostly it is all of them
         while beyond - under > 1:
-            if stamp_in(self._peek(middle)) == stamp:
+            if timestamp_in(self._peek(middle)) == stamp:
                 under = middle
             else:
                 beyond = middle
@@ -135,9 +135,9 @@ class Receiver:
 
     def _peek(self, count: int) -> _Ancillary:
         """What comes with the last of the first ``count`` bytes."""
-        return self._socket.recvmsg(count, STAMP_SPACE, socket.MSG_PEEK)[1]
+        return self._socket.recvmsg(count, TIMESTAMP_SPACE, socket.MSG_PEEK)[1]
 
     def _moment_of(self, ancillary: _Ancillary) -> float | None:
-        if self._times is None or not (stamp := stamp_in(ancillary)):
+        if self._times is None or not (stamp := timestamp_in(ancillary)):
             return None
         return self._times.arrival(stamp, self._silent_until, self._clock())

@@ -16,7 +16,7 @@ import sniffio
 import trio
 from anyio.lowlevel import RunVar
 
-__all__ = ("ENDED", "READABLE", "WRITABLE", "Edges", "edges")
+__all__ = ("ENDED", "READABLE", "WRITABLE", "EdgePoller", "edge_poller")
 
 _HERE = hasattr(select, "epoll")
 _AT_ONCE = 256  # sockets that one look reports; the loop looks again at once if there are more
@@ -28,7 +28,7 @@ ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR if _HERE else 0
 
 
-class Edges:
+class EdgePoller:
     """The sockets of one event loop, by their descriptors."""
 
     def __init__(self) -> None:
@@ -72,27 +72,27 @@ class Edges:
         self._epoll.close()
 
 
-_edges_of_this_run: RunVar[Edges] = RunVar("ape_cerebras edges")
+_poller_of_this_loop: RunVar[EdgePoller] = RunVar("ape_cerebras edge poller")
 
 
-def edges() -> Edges | None:
+def edge_poller() -> EdgePoller | None:
     """Those of the running event loop; None where there are none."""
     try:
-        return _edges_of_this_run.get()
+        return _poller_of_this_loop.get()
     except LookupError:
         if not _HERE:
             return None
-    found = Edges()
+    found = EdgePoller()
     if sniffio.current_async_library() == "trio":
         trio.lowlevel.spawn_system_task(_tell_on_trio, found)
     else:
         # The loop holds them, and they hold no loop: so they end with it.
         asyncio.get_running_loop().add_reader(found.fileno(), found.tell)
-    _edges_of_this_run.set(found)
+    _poller_of_this_loop.set(found)
     return found
 
 
-async def _tell_on_trio(found: Edges) -> None:
+async def _tell_on_trio(found: EdgePoller) -> None:
     try:
         while True:
             await trio.lowlevel.wait_readable(found.fileno())

@@ -15,7 +15,7 @@ __all__ = (
     "BACKENDS",
     "BACKEND_HELP",
     "current_backend",
-    "in_anyios_words",
+    "anyio_backend_of",
     "read_backend",
     "run_on",
 )
@@ -36,14 +36,14 @@ def read_backend(text: str) -> str:
     return name
 
 
-def in_anyios_words(backend: str) -> tuple[str, dict[str, Any]]:
+def anyio_backend_of(backend: str) -> tuple[str, dict[str, Any]]:
     """The name that anyio has for it, and its options."""
     return ("asyncio", {"use_uvloop": True}) if backend == "uvloop" else (backend, {})
 
 
 def run_on(backend: str, work: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
     """Run ``work`` on an event loop of its own; what it returns."""
-    name, options = in_anyios_words(backend)
+    name, options = anyio_backend_of(backend)
     return anyio.run(work, *arguments, backend=name, backend_options=options)
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from anyio.lowlevel import RunVar
 
-__all__ = ("Lookout", "lookout")
+__all__ = ("ArrivalPeeker", "arrival_peeker")
 
 _AT_ONCE = 64  # sockets that one look reports; the next look reports the others
 
 
-class Lookout:
+class ArrivalPeeker:
     """Linux only. Sockets are known by their descriptors."""
 
     def __init__(self) -> None:
@@ -36,21 +36,21 @@ class Lookout:
         if self._watched.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Note what has come."""
         if self._watched:
             for descriptor, _ in self._epoll.poll(0, _AT_ONCE):
                 self._watched[descriptor]()
 
 
-_lookout_of_this_run: RunVar[Lookout] = RunVar("ape_cerebras lookout")
+_peeker_of_this_loop: RunVar[ArrivalPeeker] = RunVar("ape_cerebras arrival peeker")
 
 
-def lookout() -> Lookout:
+def arrival_peeker() -> ArrivalPeeker:
     """The one of the running event loop."""
     try:
-        return _lookout_of_this_run.get()
+        return _peeker_of_this_loop.get()
     except LookupError:
-        found = Lookout()
-        _lookout_of_this_run.set(found)
+        found = ArrivalPeeker()
+        _peeker_of_this_loop.set(found)
         return found

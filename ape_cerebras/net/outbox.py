@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from anyio.abc import ByteStream
 
-__all__ = ("Outbox",)
+__all__ = ("WriteBuffer",)
 
 # Bytes that a stream gets at once: a write of more, encrypted perhaps, would hold the event loop.
 _AT_ONCE = 128 * 1024
 
 
-class Outbox:
+class WriteBuffer:
     """Bytes on their way to a stream, held until ``flush`` so that they leave in one write."""
 
     def __init__(self, stream: ByteStream) -> None:

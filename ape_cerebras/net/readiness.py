@@ -22,7 +22,7 @@ import sniffio
 import trio
 from anyio import ClosedResourceError
 
-from .edges import ENDED, READABLE, WRITABLE, Edges, edges
+from .edges import ENDED, READABLE, WRITABLE, EdgePoller, edge_poller
 
 __all__ = ("Readiness", "readiness_of")
 
@@ -45,7 +45,7 @@ class Readiness(Protocol):
 
     async def writable(self, until: float) -> bool: ...
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, until: float) -> None:
         """Have a wait to read that is under way end then."""
 
     def watch(self, hook: Hook | None) -> bool:
@@ -123,7 +123,7 @@ class _Waiting:
 
 
 class _AsyncioReadiness:
-    def __init__(self, source: Edges, descriptor: int) -> None:
+    def __init__(self, source: EdgePoller, descriptor: int) -> None:
         self._edges = source
         self._descriptor = descriptor
         self._wants_writable = False
@@ -159,7 +159,7 @@ class _AsyncioReadiness:
             self._edges.watch_writing_too(self._descriptor)
         return await self._writing.wait(until)
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, until: float) -> None:
         if self._reading.future is not None:
             self._reading.end_at(until)
 
@@ -180,7 +180,7 @@ class _AsyncioReadiness:
 
 
 class _TrioReadiness:
-    def __init__(self, source: Edges, sock: socket.socket) -> None:
+    def __init__(self, source: EdgePoller, sock: socket.socket) -> None:
         self._edges = source
         self._socket = sock
         self.untold = False
@@ -204,7 +204,7 @@ class _TrioReadiness:
                 raise ClosedResourceError from None
         return not scope.cancelled_caught
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, until: float) -> None:
         if self._scope is not None:
             self._scope.deadline = until
 
@@ -248,7 +248,7 @@ class _AnyioReadiness:
             await anyio.wait_writable(self._socket)
         return not scope.cancelled_caught
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, until: float) -> None:
         if self._scope is not None:
             self._scope.deadline = until
 
@@ -264,7 +264,7 @@ class _AnyioReadiness:
 
 def readiness_of(sock: socket.socket) -> Readiness:
     """The readiness of a connected, non-blocking socket of the running event loop."""
-    source = edges()
+    source = edge_poller()
     if source is None:
         return _AnyioReadiness(sock)
     if sniffio.current_async_library() == "trio":

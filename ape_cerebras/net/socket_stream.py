@@ -3,7 +3,7 @@
 ``SocketStream`` works on a non-blocking socket and tries first: it asks the event loop only when
 the kernel has said "would block". For a stream of tokens that saves most trips through the loop
 that anyio's own stream makes (a checkpoint for each send, a change of epoll interest for each
-receive). ``wrapped`` gives the same face, ``StampedStream``, to any anyio byte stream.
+receive). ``wrapped`` gives the same face, ``TimestampedStream``, to any anyio byte stream.
 
 They stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
 the hook ``before_wait`` just before a read has to wait: the moment to send on what was held back.
@@ -33,7 +33,7 @@ __all__ = (
     "READ_BYTES",
     "PeerStalled",
     "SocketStream",
-    "StampedStream",
+    "TimestampedStream",
 )
 
 READ_BYTES = 64 * 1024
@@ -50,12 +50,12 @@ class PeerStalled(Exception):
     is, because anyio's TLS stream takes every OSError for a broken connection."""
 
 
-class StampedStream(ByteStream):
+class TimestampedStream(ByteStream):
     """What these streams have in common; see the module's docstring.
 
     ``arrived_at``: when the bytes of the latest ``receive`` arrived; never before those before.
-    ``stamped``: whether the kernel has said so; else it is the moment of the read.
-    ``unstamped_reads``: for how many reads it was that; ever growing.
+    ``has_timestamp``: whether the kernel has said so; else it is the moment of the read.
+    ``reads_without_timestamp``: for how many reads it was that; ever growing.
     ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
     cannot have come before, however late the kernel lets this process go on.
     ``written_at``: when they had been.
@@ -68,8 +68,8 @@ class StampedStream(ByteStream):
     def __init__(self) -> None:
         self._clock = loop_clock()
         self.arrived_at = self.left_at = self.written_at = self._clock()
-        self.stamped = False
-        self.unstamped_reads = 0
+        self.has_timestamp = False
+        self.reads_without_timestamp = 0
         self.most_at_once = 0
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout: float | None = None
@@ -101,22 +101,19 @@ class StampedStream(ByteStream):
         """A reading of the clock that all these moments are of."""
         return self._clock()
 
-    def allow(self, seconds: float | None) -> None:
-        """Have no wait, however many there are, take longer than so many seconds from now."""
+    def set_deadline(self, seconds: float | None) -> None:
+        """End every wait so many seconds from now at the latest, also a read that waits already.
+        None removes the deadline."""
         self._deadline = math.inf if seconds is None else self._clock() + seconds
-
-    def hurry(self, seconds: float) -> None:
-        """The same, and that goes for one to read that is under way."""
-        self.allow(seconds)
 
     def _end_of_wait(self, begin: float, timeout: float | None) -> float:
         """When a wait ends at the latest that may take ``timeout``."""
         return self._deadline if timeout is None else min(begin + timeout, self._deadline)
 
-    def stamp_by_read(self) -> None:
+    def use_read_times(self) -> None:
         """Take the moment of the read for the arrival from here on, whatever the kernel says."""
 
-    def be_attentive(self, on: bool) -> None:
+    def peek_arrivals(self, on: bool) -> None:
         """Whether to tell what comes first from what joins it before it is read, where that can be
         told: worth it while a first token is awaited."""
 
@@ -128,7 +125,7 @@ class StampedStream(ByteStream):
         self.close()
 
 
-class SocketStream(StampedStream):
+class SocketStream(TimestampedStream):
     """A byte stream over a connected, non-blocking stream socket, which it owns.
 
     ``silent_until``: nothing had arrived before that; by default, before now. Raises what anyio's
@@ -146,11 +143,11 @@ class SocketStream(StampedStream):
         self._wait_began_at = self._wait_ended_at = 0.0
         self._read_since_wait = 0
 
-    def stamp_by_read(self) -> None:
-        self._receiver.stamp_by_read()
+    def use_read_times(self) -> None:
+        self._receiver.use_read_times()
 
-    def be_attentive(self, on: bool) -> None:
-        self._receiver.be_attentive(on)
+    def peek_arrivals(self, on: bool) -> None:
+        self._receiver.peek_arrivals(on)
 
     def watch(self, hook: Callable[[], None] | None) -> bool:
         return self._readiness.watch(hook)
@@ -158,9 +155,9 @@ class SocketStream(StampedStream):
     def watch_end(self, hook: Callable[[], None]) -> bool:
         return self._readiness.watch_end(hook)
 
-    def hurry(self, seconds: float) -> None:
-        super().hurry(seconds)
-        self._readiness.hurry(self._clock() + seconds)
+    def set_deadline(self, seconds: float | None) -> None:
+        super().set_deadline(seconds)
+        self._readiness.set_deadline(self._deadline)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._must_take_turn():
@@ -211,8 +208,8 @@ class SocketStream(StampedStream):
     def _account_for(self, data: bytes) -> None:
         size = len(data)
         self._turns -= size // _BYTES_OF_ONE
-        self.stamped = self._receiver.stamped
-        self.unstamped_reads += not self.stamped
+        self.has_timestamp = self._receiver.has_timestamp
+        self.reads_without_timestamp += not self.has_timestamp
         self._read_since_wait += size
         if self._read_since_wait > self.most_at_once:
             self.most_at_once = self._read_since_wait
@@ -285,7 +282,7 @@ class SocketStream(StampedStream):
     def _must_take_turn(self) -> bool:
         """Whether the loop is due a turn; before the operation, never after: a cancellation there
         must not cost what it did."""
-        self._receiver.look()
+        self._receiver.poll()
         self._turns -= 1
         if self._turns > 0:
             return False

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import anyio
 
-__all__ = ("in_steps", "turn_before_the_end")
+__all__ = ("run_in_steps", "yield_shielded")
 
 _T = TypeVar("_T")
 
 
-async def in_steps(steps: Generator[object, None, _T]) -> _T:
+async def run_in_steps(steps: Generator[object, None, _T]) -> _T:
     """What ``steps`` returns; wherever it yields, the loop has a turn."""
     while True:
         try:
@@ -26,7 +26,7 @@ async def in_steps(steps: Generator[object, None, _T]) -> _T:
         await anyio.lowlevel.checkpoint()
 
 
-async def turn_before_the_end() -> None:
+async def yield_shielded() -> None:
     """A turn for the loop in work that has to come to its end, even if it has been cancelled."""
     with anyio.CancelScope(shield=True):
         await anyio.lowlevel.checkpoint()

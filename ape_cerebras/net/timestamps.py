@@ -22,12 +22,12 @@ import trio
 from anyio.lowlevel import RunVar
 
 __all__ = (
-    "STAMP_SPACE",
+    "TIMESTAMP_SPACE",
     "ArrivalClock",
     "arrival_clock",
-    "ask_for_stamps",
+    "enable_timestamps",
     "loop_clock",
-    "stamp_in",
+    "timestamp_in",
 )
 
 Clock = Callable[[], float]
@@ -39,7 +39,7 @@ _RX_SOFTWARE, _REPORT_SOFTWARE = 1 << 3, 1 << 4
 _TIMESPEC = struct.Struct("=qq")
 _KNOWN_HERE = sys.platform == "linux" and sys.maxsize > 2**32
 
-STAMP_SPACE = socket.CMSG_SPACE(3 * _TIMESPEC.size) if _KNOWN_HERE else 0
+TIMESTAMP_SPACE = socket.CMSG_SPACE(3 * _TIMESPEC.size) if _KNOWN_HERE else 0
 """Bytes of ancillary data to ask ``recvmsg`` for."""
 
 # Reading two clocks takes less than a microsecond; to be set aside between them can take any time.
@@ -55,7 +55,7 @@ def loop_clock() -> Clock:
     return time.monotonic
 
 
-def ask_for_stamps(sock: socket.socket) -> bool:
+def enable_timestamps(sock: socket.socket) -> bool:
     """Have the kernel stamp what arrives on ``sock``; whether it will. A listener's connections
     inherit it."""
     if not _KNOWN_HERE:
@@ -67,7 +67,7 @@ def ask_for_stamps(sock: socket.socket) -> bool:
     return True
 
 
-def stamp_in(ancillary: list[tuple[int, int, bytes]]) -> int:
+def timestamp_in(ancillary: list[tuple[int, int, bytes]]) -> int:
     """The stamp that came with some bytes: wall-clock nanoseconds; 0 where there is none."""
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SCM_TIMESTAMPING:

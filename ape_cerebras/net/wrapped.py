@@ -8,12 +8,12 @@ import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
-from .socket_stream import READ_BYTES, PeerStalled, StampedStream
+from .socket_stream import READ_BYTES, PeerStalled, TimestampedStream
 
-__all__ = ("WrappedStream", "stamped")
+__all__ = ("WrappedStream", "timestamped")
 
 
-class WrappedStream(StampedStream):
+class WrappedStream(TimestampedStream):
     """Every await counts as a wait here, and the moment of a read as the arrival."""
 
     def __init__(self, stream: ByteStream) -> None:
@@ -22,10 +22,10 @@ class WrappedStream(StampedStream):
         self._broken = False
         self._reading: anyio.CancelScope | None = None
 
-    def hurry(self, seconds: float) -> None:
-        super().hurry(seconds)
+    def set_deadline(self, seconds: float | None) -> None:
+        super().set_deadline(seconds)
         if self._reading is not None:
-            self._reading.deadline = anyio.current_time() + seconds
+            self._reading.deadline = self._deadline
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self.before_wait is not None:
@@ -38,7 +38,7 @@ class WrappedStream(StampedStream):
         except OSError:  # of TLS, among others
             raise BrokenResourceError from None
         finally:
-            self.unstamped_reads += 1
+            self.reads_without_timestamp += 1
             self.arrived_at = self._clock()
             self.read_wait_seconds += self.arrived_at - began_at
         if self._reading.cancelled_caught:
@@ -79,6 +79,6 @@ class WrappedStream(StampedStream):
         return self._stream.extra_attributes
 
 
-def stamped(stream: ByteStream) -> StampedStream:
+def timestamped(stream: ByteStream) -> TimestampedStream:
     """``stream`` itself where it stamps its arrivals already, else a wrapper that does."""
-    return stream if isinstance(stream, StampedStream) else WrappedStream(stream)
+    return stream if isinstance(stream, TimestampedStream) else WrappedStream(stream)

@@ -16,7 +16,7 @@ from anyio.abc import Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ..config.settings import SETTINGS
-from ..net.socket_stream import StampedStream
+from ..net.socket_stream import TimestampedStream
 from ..upstream.connect import connect_tcp
 
 __all__ = (
@@ -177,10 +177,10 @@ class ClientTimings(NamedTuple):
     uncertain: float
 
 
-async def play(stream: StampedStream, simulation: str, trace_id: str) -> ClientTimings:
+async def play(stream: TimestampedStream, simulation: str, trace_id: str) -> ClientTimings:
     """Ask for a stream that the simulator plays as it is told, and read it to its end."""
     request = _REQUEST % (trace_id.encode(), simulation.encode(), len(_BODY), _BODY)
-    stream.be_attentive(True)
+    stream.peek_arrivals(True)
     await stream.send(request)
     began_at = (stream.left_at + stream.written_at) / 2
     uncertain = (stream.written_at - stream.left_at) / 2

@@ -22,8 +22,8 @@ from ..downstream.connection import Downstream
 from ..downstream.listener import accept_connections, open_listeners
 from ..errors import ClientGone, ProxyError, RequestRefused
 from ..http1.messages import Request
-from ..net.socket_stream import READ_BYTES, SocketStream, StampedStream
-from ..net.wrapped import WrappedStream, stamped
+from ..net.socket_stream import READ_BYTES, SocketStream, TimestampedStream
+from ..net.wrapped import WrappedStream, timestamped
 from ..telemetry.timings import Exchange
 from .options import SIMULATION_FLAGS, Simulation
 from .playback import GroundTruth, Playback
@@ -52,7 +52,7 @@ def _complain(message: str) -> None:
 class _SecuredStream(WrappedStream):
     """TLS over a stream of ours. When bytes come and go is what that one says."""
 
-    def __init__(self, secured: ByteStream, below: StampedStream) -> None:
+    def __init__(self, secured: ByteStream, below: TimestampedStream) -> None:
         super().__init__(secured)
         self._below = below
 
@@ -110,7 +110,7 @@ class Simulator:
 
     async def handle(self, stream: ByteStream) -> None:
         """Serve one connection until it ends; raises nothing but cancellation."""
-        downstream = Downstream(stamped(stream), self._config)
+        downstream = Downstream(timestamped(stream), self._config)
         self.connections += 1
         try:
             while (started_at := await downstream.wait_for_request()) is not None:

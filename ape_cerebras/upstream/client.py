@@ -17,7 +17,7 @@ from ..errors import (
 )
 from ..http1.body_parts import Body
 from ..http1.messages import Headers
-from ..net.socket_stream import StampedStream
+from ..net.socket_stream import TimestampedStream
 from ..net.timestamps import loop_clock
 from ..telemetry.timings import Exchange
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp
@@ -63,7 +63,7 @@ class UpstreamResponse:
         self._connection = lease.connection
         self._raw = lease.connection.transport.raw
         self._awaits_token = awaits_token
-        self._raw.be_attentive(awaits_token)
+        self._raw.peek_arrivals(awaits_token)
         self._waiting = _WaitAccount(exchange, self._raw)
         self._quotes = KeyLeakDetector(b"", 0)
         self._ahead: deque[bytes | None] = deque()
@@ -92,7 +92,7 @@ class UpstreamResponse:
         transport = self._connection.transport
         transport.sent_at = None
         self._raw.read_timeout = None
-        self._raw.allow(self._config.upstream_first_byte_timeout)
+        self._raw.set_deadline(self._config.upstream_first_byte_timeout)
         try:
             head = await self._connection.ask(method, target, host, headers, body)
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
@@ -101,7 +101,7 @@ class UpstreamResponse:
             raise InvalidResponse from None
         finally:
             self._exchange.sent_at = transport.sent_at
-            self._raw.allow(None)
+            self._raw.set_deadline(None)
         self._raw.read_timeout = self._config.upstream_idle_timeout
         await self._look_into(head.status, head.headers)
 
@@ -153,7 +153,7 @@ class UpstreamResponse:
     async def _receive(self) -> bytes | None:
         if self._awaits_token and self._exchange.first_token_at is not None:
             self._awaits_token = False
-            self._raw.be_attentive(False)
+            self._raw.peek_arrivals(False)
         try:
             chunk = await self._connection.next_chunk()
         except httpcore.ReadTimeout:
@@ -184,11 +184,11 @@ class _WaitAccount:
     """Writes down for an exchange what is waited on a connection, from its making to ``close``, and
     how what came meanwhile came: stamped by the kernel, and piled up or not."""
 
-    def __init__(self, exchange: Exchange, raw: StampedStream) -> None:
+    def __init__(self, exchange: Exchange, raw: TimestampedStream) -> None:
         self._exchange = exchange
         self._raw = raw
         self._before = raw.read_wait_seconds + raw.write_wait_seconds
-        self._unstamped_before = raw.unstamped_reads
+        self._without_timestamp_before = raw.reads_without_timestamp
         self._open = True
         raw.most_at_once = 0
 
@@ -199,7 +199,7 @@ class _WaitAccount:
             waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
             self._exchange.upstream_wait_seconds += waited
             self._exchange.response_timestamped = (
-                self._raw.unstamped_reads == self._unstamped_before
+                self._raw.reads_without_timestamp == self._without_timestamp_before
             )
             self._exchange.response_backlogged = self._raw.most_at_once >= RECEIVE_BUFFER
 

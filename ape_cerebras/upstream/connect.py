@@ -18,12 +18,12 @@ from anyio.streams.tls import TLSStream
 
 from ..errors import InvalidResponse
 from ..http1.response_head import ResponseHead
-from ..net.outbox import Outbox
-from ..net.socket_stream import READ_BYTES, PeerStalled, SocketStream, StampedStream
+from ..net.outbox import WriteBuffer
+from ..net.socket_stream import READ_BYTES, PeerStalled, SocketStream, TimestampedStream
 
 __all__ = ("RECEIVE_BUFFER", "Connect", "UpstreamStream", "connect_tcp")
 
-Connect = Callable[[str, int], Awaitable[StampedStream]]
+Connect = Callable[[str, int], Awaitable[TimestampedStream]]
 """Host and port to a connected stream, whose ``close`` awaits nothing; raises OSError."""
 
 RECEIVE_BUFFER = 256 * 1024
@@ -34,7 +34,7 @@ _AT_ONCE = 64 * 1024
 _NEXT_ADDRESS_AFTER = 0.25  # seconds; RFC 8305 section 5, "Connection Attempt Delay"
 
 
-async def connect_tcp(host: str, port: int) -> StampedStream:
+async def connect_tcp(host: str, port: int) -> TimestampedStream:
     """Connect to the first of the host's addresses that answers, as RFC 8305 describes.
 
     Raises OSError (socket.gaierror among them) where none does.
@@ -94,18 +94,18 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     ``sent_at``: when the latest request had been written, on the loop's clock.
     """
 
-    def __init__(self, raw: StampedStream) -> None:
+    def __init__(self, raw: TimestampedStream) -> None:
         self.raw = raw
         self.sent_at: float | None = None
         self._stream: ByteStream = raw
-        self._outbox = Outbox(raw)
+        self._write_buffer = WriteBuffer(raw)
         self.head = ResponseHead()
         """Of the response to the latest request."""
         self._behind_head = b""
 
     @classmethod
     async def start(
-        cls, raw: StampedStream, ssl_context: ssl.SSLContext | None, host: str
+        cls, raw: TimestampedStream, ssl_context: ssl.SSLContext | None, host: str
     ) -> "UpstreamStream":
         """A stream over ``raw``, after the TLS handshake where there is a context for one.
 
@@ -120,7 +120,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
                 stream._stream = await TLSStream.wrap(
                     raw, ssl_context=ssl_context, hostname=host, standard_compatible=True
                 )
-                stream._outbox = Outbox(stream._stream)
+                stream._write_buffer = WriteBuffer(stream._stream)
             except BaseException:
                 raw.close()
                 raise
@@ -135,7 +135,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     def hold(self, data: bytes | None) -> None:
         """Have ``data`` written when the head of its answer is to be read."""
-        self._outbox.hold(data)
+        self._write_buffer.hold(data)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What arrives next. Raises httpcore's ReadError and ReadTimeout."""
@@ -154,7 +154,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         Raises httpcore's ReadError, timeouts and RemoteProtocolError, and InvalidResponse.
         """
         self.head = ResponseHead()
-        await (self._flush if self._outbox.size <= _AT_ONCE else self._flush_listening)()
+        await (self._flush if self._write_buffer.size <= _AT_ONCE else self._flush_listening)()
         if not self.head.complete:
             await self._read_head()
         if not self.head.complete:
@@ -175,7 +175,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     async def _flush(self) -> None:
         try:
-            await self._outbox.flush()
+            await self._write_buffer.flush()
         except BrokenResourceError:
             # A server may refuse a body while it is still on its way, answer, and close. What it
             # said can still be read, so the failed write is left to the read to report.
@@ -215,7 +215,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     @property
     def torn(self) -> bool:
         """Whether only a part of a request has gone out."""
-        return self._outbox.torn
+        return self._write_buffer.torn
 
     async def is_quiet(self) -> bool:
         """Whether the connection is up and nothing has arrived on it: fit for another request.

@@ -174,7 +174,7 @@ class Pool:
 
     def _put_idle(self, connection: Connection) -> None:
         connection.transport.raw.before_wait = None
-        connection.transport.raw.be_attentive(False)
+        connection.transport.raw.peek_arrivals(False)
         connection.idle_since = self._clock()
         self._idle.append(connection)
 
@@ -187,7 +187,7 @@ class Pool:
                 raw = await self._connect_raw(host, port)
                 connected_at = self._clock()
                 if not self._config.kernel_stamps:
-                    raw.stamp_by_read()
+                    raw.use_read_times()
                 stream = await UpstreamStream.start(raw, self._ssl_context, host)
         except TimeoutError:
             raise ConnectTimeout from None

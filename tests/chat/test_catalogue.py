@@ -17,7 +17,7 @@ from simulating import rig as simulator
 from ape_cerebras.chat.catalogue import Catalogue
 from ape_cerebras.chat.listing import Drift, Model
 from ape_cerebras.chat.models import ModelList
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
@@ -305,7 +305,7 @@ class Played:
         catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
         tasks.start_soon(catalogue.keep, lambda: Exchange(started_at=trio.current_time()))
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         self.asked_at.append(trio.current_time())
         answer = self._answers.pop(0) if self._answers else b""
         if answer == b"":

@@ -38,8 +38,8 @@ def test_that_is_found_out_in_steps() -> None:
 
 def written(value: Any) -> bytes:
     """As it is written at once; and in steps the same comes out."""
-    at_once, in_steps = (bytes(result_of(dump(value, size))) for size in (1, MIB))
-    assert at_once == in_steps
+    at_once, run_in_steps = (bytes(result_of(dump(value, size))) for size in (1, MIB))
+    assert at_once == run_in_steps
     return at_once
 
 

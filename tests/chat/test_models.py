@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from ape_cerebras import Config
 from ape_cerebras.chat.models import ModelList
 from ape_cerebras.errors import ModelNotFound
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.client import UpstreamClient
 
@@ -71,7 +71,7 @@ class Rig:
         self.requests: list[bytes] = []
         self.models = ModelList(CONFIG, UpstreamClient(CONFIG, self.connect))
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         if not self._answers:
             self.asked_at.append(anyio.current_time())
             raise ConnectionRefusedError

@@ -27,7 +27,7 @@ from served import environment, run, serving
 from soak import soaked
 
 from ape_cerebras.net.event_loop import run_on
-from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("CASES",)
@@ -195,7 +195,7 @@ async def _name_changes() -> None:
     async with running_upstream(answers) as old, running_upstream(answers) as new:
         meant = old
 
-        async def connect(host: str, port: int) -> StampedStream:
+        async def connect(host: str, port: int) -> TimestampedStream:
             return await connect_tcp("127.0.0.1", meant.port)
 
         settings = {

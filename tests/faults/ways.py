@@ -18,7 +18,7 @@ from secured import certificate, over_tls
 from served import refusing_port
 from stages import ENDS, end
 
-from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("GOOD", "Address", "Opened", "Ways", "opened_ways", "strange_names")
@@ -41,7 +41,7 @@ class Ways:
         self.trouble = 0.0
         self.taken: Counter[str] = Counter()
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         """In place of ``connect_tcp``: whatever is asked for, one of these."""
         is_bad = self._dice.random() < self.trouble
         way = self._dice.choice(self._bad) if is_bad else GOOD

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 
 from ape_cerebras.net.arrivals import Receiver
-from ape_cerebras.net.lookout import lookout
+from ape_cerebras.net.lookout import arrival_peeker
 from ape_cerebras.net.timestamps import arrival_clock, loop_clock
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_timestamps")]
 
 TOLERANCE = 0.0001  # seconds
 SEGMENTS = 60  # more than the kernel joins to one
@@ -36,7 +36,7 @@ def connection(*, in_vain: bool = False) -> Iterator[tuple[socket.socket, Receiv
         ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         theirs.setblocking(False)
         receiver = Receiver(theirs, loop_clock(), loop_clock()())
-        receiver.be_attentive(True)
+        receiver.peek_arrivals(True)
         if in_vain:
             with pytest.raises(BlockingIOError):
                 receiver.read(1000)
@@ -53,11 +53,11 @@ async def test_no_byte_gets_an_earlier_moment_than_it_had(in_vain: bool) -> None
             sent_at.append(loop_clock()())
             ours.send(bytes([number]))
             pause()
-        lookout().look()
+        arrival_peeker().poll()
         read = b""
         while len(read) < SEGMENTS:
             read += receiver.read(1000)
-            assert receiver.stamped
+            assert receiver.has_timestamp
             assert receiver.arrived_at >= sent_at[len(read) - 1] - TOLERANCE
     assert read == bytes(range(SEGMENTS))
 
@@ -69,7 +69,7 @@ async def test_what_came_first_has_its_moment_however_it_is_read(
 ) -> None:
     with connection(in_vain=in_vain) as (ours, receiver):
         ours.send(b"first")
-        lookout().look()
+        arrival_peeker().poll()
         joined_at = loop_clock()()
         pause()
         ours.send(b"second")
@@ -88,7 +88,7 @@ async def test_each_of_several_that_wait_has_its_moment(in_vain: bool) -> None:
         for part in (b"role", b"token", b"more"):
             sent_at.append(loop_clock()())
             ours.send(part)
-            lookout().look()
+            arrival_peeker().poll()
             pause()
         for number, part in enumerate((b"role", b"token", b"more")):
             assert receiver.read(1000) == part
@@ -101,14 +101,14 @@ async def test_reading_on_without_looking_again_forgives_a_wall_clock_that_was_s
 ) -> None:
     """A connection may go on for hours without ever being read in vain."""
     with connection() as (ours, receiver):
-        receiver.be_attentive(False)
+        receiver.peek_arrivals(False)
         stamped = []
         for ahead in (0, 10**9, 0, 0, 0):
             monkeypatch.setattr(arrival_clock(), "_wall", lambda a=ahead: time.time_ns() + a)
             ours.send(b"answer")
             assert receiver.read(1000) == b"answer"
             assert receiver.drained
-            stamped.append(receiver.stamped)
+            stamped.append(receiver.has_timestamp)
         assert stamped == [True, False, False, False, True]
 
 
@@ -119,10 +119,10 @@ async def test_where_no_more_can_be_watched_bytes_are_read_and_stamped_all_the_s
         raise OSError(errno.ENOSPC, "as where fs.epoll.max_user_watches is reached")
 
     with connection() as (ours, receiver):
-        receiver.be_attentive(False)
+        receiver.peek_arrivals(False)
         with monkeypatch.context() as patch:
-            patch.setattr(lookout(), "watch", full)
-            receiver.be_attentive(True)
+            patch.setattr(arrival_peeker(), "watch", full)
+            receiver.peek_arrivals(True)
         ours.send(b"answer")
         assert receiver.read(1000) == b"answer"
-        assert receiver.stamped
+        assert receiver.has_timestamp

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ape_cerebras.net.lookout import Lookout
-from ape_cerebras.net.lookout import lookout as lookout_of_this_run
+from ape_cerebras.net.lookout import ArrivalPeeker, arrival_peeker
 
 pytestmark = pytest.mark.anyio
 
@@ -22,40 +21,40 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_each_arrival_is_noted_once(pair: Pair) -> None:
     ours, theirs = pair
-    lookout, notes = Lookout(), []
-    lookout.watch(theirs.fileno(), lambda: notes.append(len(notes)))
-    lookout.look()
+    peeker, notes = ArrivalPeeker(), []
+    peeker.watch(theirs.fileno(), lambda: notes.append(len(notes)))
+    peeker.poll()
     assert notes == []
     for number in range(3):
         ours.send(b"a")
-        lookout.look()
-        lookout.look()
+        peeker.poll()
+        peeker.poll()
         assert notes == list(range(number + 1))
 
 
 def test_what_is_forgotten_is_not_noted(pair: Pair) -> None:
     ours, theirs = pair
-    lookout = Lookout()
+    peeker = ArrivalPeeker()
     for _ in range(2):
-        lookout.watch(theirs.fileno(), pytest.fail)
-        lookout.forget(theirs.fileno())
-        lookout.forget(theirs.fileno())
+        peeker.watch(theirs.fileno(), pytest.fail)
+        peeker.forget(theirs.fileno())
+        peeker.forget(theirs.fileno())
         ours.send(b"a")
-        lookout.look()
+        peeker.poll()
 
 
 def test_a_descriptor_used_again_is_another_socket() -> None:
-    lookout, notes = Lookout(), []
+    peeker, notes = ArrivalPeeker(), []
     for number in range(3):
         ours, theirs = socket.socketpair()
-        lookout.watch(theirs.fileno(), lambda number=number: notes.append(number))  # type: ignore[misc]
+        peeker.watch(theirs.fileno(), lambda number=number: notes.append(number))  # type: ignore[misc]
         ours.send(b"a")
-        lookout.look()
-        lookout.forget(theirs.fileno())
+        peeker.poll()
+        peeker.forget(theirs.fileno())
         ours.close()
         theirs.close()
     assert notes == [0, 1, 2]
 
 
 async def test_a_run_has_one() -> None:
-    assert lookout_of_this_run() is lookout_of_this_run()
+    assert arrival_peeker() is arrival_peeker()

@@ -215,7 +215,7 @@ async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair
 
     async def hurry_later() -> None:
         await anyio.wait_all_tasks_blocked()
-        readiness.hurry(within(0.01))
+        readiness.set_deadline(within(0.01))
 
     for patience in (math.inf, 60.0):
         async with anyio.create_task_group() as tasks:
@@ -233,7 +233,7 @@ async def test_a_wait_of_no_time_can_be_hurried(pair: Pair) -> None:
     readiness = readiness_of(pair[1])
 
     async def hurry() -> None:
-        readiness.hurry(within(0))
+        readiness.set_deadline(within(0))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):  # one of them is started after the wait, and before it has ended

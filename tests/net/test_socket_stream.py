@@ -16,19 +16,19 @@ from anyio.streams.tls import TLSStream
 from end_to_end import hold_the_loop
 
 from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
-from ape_cerebras.net.outbox import Outbox
+from ape_cerebras.net.outbox import WriteBuffer
 from ape_cerebras.net.socket_stream import (
     PeerStalled,
     SocketStream,
-    StampedStream,
+    TimestampedStream,
 )
 from ape_cerebras.net.timestamps import loop_clock
-from ape_cerebras.net.wrapped import WrappedStream, stamped
+from ape_cerebras.net.wrapped import WrappedStream, timestamped
 from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
-stamped_by_kernel = pytest.mark.usefixtures("kernel_stamps")
+stamped_by_kernel = pytest.mark.usefixtures("kernel_timestamps")
 
 
 @asynccontextmanager
@@ -83,7 +83,7 @@ async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_
             left_at, held_until = ours.left_at, hold_the_loop()
             await theirs.receive()
             assert left_at - 0.0001 <= theirs.arrived_at < held_until, number
-    assert theirs.unstamped_reads == 0
+    assert theirs.reads_without_timestamp == 0
 
 
 @stamped_by_kernel
@@ -98,7 +98,7 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
     async with sockets() as (ours, theirs), sockets() as (others, _):
         await ours.send(b"an answer before")
         await theirs.receive()
-        theirs.be_attentive(attentive)
+        theirs.peek_arrivals(attentive)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive, theirs)
             await anyio.wait_all_tasks_blocked()
@@ -114,13 +114,13 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
         [(both, at)] = read
         assert both == b"aab"
         assert at >= first_held_until
-    assert theirs.unstamped_reads == 0
+    assert theirs.reads_without_timestamp == 0
 
 
 @stamped_by_kernel
 async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> None:
     async with sockets() as (ours, theirs), sockets() as (others, _):
-        theirs.be_attentive(True)
+        theirs.peek_arrivals(True)
         for _ in range(2):
             with anyio.move_on_after(0):
                 await theirs.receive()
@@ -157,7 +157,7 @@ async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_to
                 await accepted[0].receive()
             tasks.cancel_scope.cancel()
         assert accepted[0].arrived_at < held_until
-        assert accepted[0].unstamped_reads == 0
+        assert accepted[0].reads_without_timestamp == 0
         accepted[0].close()
 
 
@@ -178,12 +178,12 @@ async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_p
 
 async def test_without_a_stamp_the_moment_of_the_read_counts_and_is_counted() -> None:
     async with sockets() as (ours, theirs):
-        theirs.stamp_by_read()
+        theirs.use_read_times()
         await ours.send(b"a")
         held_until = hold_the_loop()
         await theirs.receive()
         assert theirs.arrived_at >= held_until
-        assert theirs.unstamped_reads == 1
+        assert theirs.reads_without_timestamp == 1
 
 
 async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:
@@ -374,9 +374,9 @@ async def foreign() -> AsyncIterator[tuple[ByteStream, ByteStream]]:
 
 async def test_any_anyio_stream_gets_the_same_face() -> None:
     async with foreign() as (ours, theirs):
-        wrapped = stamped(theirs)
+        wrapped = timestamped(theirs)
         assert isinstance(wrapped, WrappedStream)
-        assert stamped(wrapped) is wrapped
+        assert timestamped(wrapped) is wrapped
         await ours.send(b"a")
         assert await wrapped.receive() == b"a"
         await wrapped.send(b"b")
@@ -391,7 +391,7 @@ async def test_any_anyio_stream_gets_the_same_face() -> None:
             await wrapped.receive()
 
 
-class Sink(StampedStream):
+class Sink(TimestampedStream):
     """Takes writes, and can be made to fail."""
 
     def __init__(self) -> None:
@@ -436,7 +436,7 @@ async def test_an_end_found_while_sending_is_a_broken_connection(authority: trus
             tasks.start_soon(wrap, theirs, served, None)
             await wrap(ours, asking, "a")
         theirs.close()
-        wrapped = stamped(next(each for each in secured if each.transport_stream is ours))
+        wrapped = timestamped(next(each for each in secured if each.transport_stream is ours))
         with pytest.raises(EndOfStream):
             await wrapped.receive()
         with pytest.raises(BrokenResourceError):
@@ -446,18 +446,18 @@ async def test_an_end_found_while_sending_is_a_broken_connection(authority: trus
 
 async def test_what_is_held_leaves_in_one_write() -> None:
     sink = Sink()
-    outbox = Outbox(sink)
+    buffer = WriteBuffer(sink)
     for part in (b"a", None, b"", b"bc"):
-        outbox.hold(part)
-    assert (outbox.size, sink.writes) == (3, [])
-    await outbox.flush()
-    await outbox.flush()
-    assert (outbox.size, sink.writes, outbox.busy) == (0, [b"abc"], False)
+        buffer.hold(part)
+    assert (buffer.size, sink.writes) == (3, [])
+    await buffer.flush()
+    await buffer.flush()
+    assert (buffer.size, sink.writes, buffer.busy) == (0, [b"abc"], False)
     sink.broken = True
-    outbox.hold(b"d")
+    buffer.hold(b"d")
     with pytest.raises(BrokenResourceError):
-        await outbox.flush()
-    assert not outbox.busy
+        await buffer.flush()
+    assert not buffer.busy
 
 
 async def test_nagles_algorithm_is_off_on_both_legs() -> None:

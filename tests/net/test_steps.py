@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ape_cerebras.net.steps import in_steps, turn_before_the_end
+from ape_cerebras.net.steps import run_in_steps, yield_shielded
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ async def test_others_go_on_between_two_steps() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(go_on)
-        assert await in_steps(work()) == "result"
+        assert await run_in_steps(work()) == "result"
     assert sorted(done) == ["other 0", "other 1", "step 0", "step 1", "step 2"]
     assert done.index("other 0") < done.index("step 2")
 
@@ -39,7 +39,7 @@ async def test_work_ends_where_it_is_cancelled() -> None:
 
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await in_steps(work())
+        await run_in_steps(work())
     assert scope.cancelled_caught
 
 
@@ -48,7 +48,7 @@ async def test_what_has_to_come_to_its_end_does() -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         for _ in range(3):
-            await turn_before_the_end()
+            await yield_shielded()
             steps += 1
         await anyio.lowlevel.checkpoint()
     assert steps == 3

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.net.timestamps import (
-    STAMP_SPACE,
+    TIMESTAMP_SPACE,
     ArrivalClock,
     arrival_clock,
-    ask_for_stamps,
+    enable_timestamps,
     loop_clock,
-    stamp_in,
+    timestamp_in,
 )
 
 TOLERANCE = 0.00005  # seconds
@@ -129,8 +129,8 @@ def test_a_time_is_right_or_there_is_none(
 def test_the_stamp_is_found_among_what_came_with_the_bytes() -> None:
     stamp = struct.pack("=qqqqqq", 17, 5, 0, 0, 9, 9)
     other = (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"\0\0\0\0")
-    assert stamp_in([other, (socket.SOL_SOCKET, 37, stamp)]) == 17 * SECOND + 5
-    assert stamp_in([other]) == stamp_in([]) == 0
+    assert timestamp_in([other, (socket.SOL_SOCKET, 37, stamp)]) == 17 * SECOND + 5
+    assert timestamp_in([other]) == timestamp_in([]) == 0
 
 
 @pytest.mark.anyio
@@ -145,6 +145,6 @@ async def test_a_run_has_one_clock_that_is_the_loops() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
 def test_linux_stamps_tcp_and_a_closed_socket_does_not() -> None:
     with socket.socket() as sock:
-        assert ask_for_stamps(sock)
-        assert socket.CMSG_SPACE(48) == STAMP_SPACE
-    assert not ask_for_stamps(sock)
+        assert enable_timestamps(sock)
+        assert socket.CMSG_SPACE(48) == TIMESTAMP_SPACE
+    assert not enable_timestamps(sock)

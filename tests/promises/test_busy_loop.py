@@ -33,7 +33,7 @@ from secured import over_tls
 
 from ape_cerebras.net.socket_stream import SocketStream
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_stamps")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_timestamps")]
 
 STREAMED = chat(b'{"model":"gpt-oss-120b","stream":true,"messages":[]}')
 HOLD = 0.02  # seconds, of hold_the_loop
@@ -139,7 +139,7 @@ async def test_where_one_read_was_not_stamped_the_line_says_so(bundle: str) -> N
         await client.ask(STREAMED)
         [downstream] = running.proxy._connections
         assert isinstance(downstream.stream, SocketStream)
-        downstream.stream.stamp_by_read()
+        downstream.stream.use_read_times()
         await client.ask(STREAMED)
         stamps = [(await running.lines.exchange(number))["stamp"] for number in (1, 2)]
     assert stamps == ["kernel", "read"]

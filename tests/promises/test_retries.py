@@ -25,7 +25,7 @@ from end_to_end import (
 )
 from scripts import closes, one_after_another, resets, says, silent
 
-from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.upstream.connect import connect_tcp
 
@@ -274,7 +274,7 @@ def refusing(times: int, how: type[OSError]) -> Callable[[str, int], object]:
     name that nobody knows."""
     left = times
 
-    async def connect(host: str, port: int) -> StampedStream:
+    async def connect(host: str, port: int) -> TimestampedStream:
         nonlocal left
         if left == 0:
             return await connect_tcp(host, port)
@@ -308,7 +308,7 @@ async def test_what_the_last_try_did_not_come_to_is_not_told_of_one_before() -> 
 
     connects = 0
 
-    async def connect(host: str, port: int) -> StampedStream:
+    async def connect(host: str, port: int) -> TimestampedStream:
         nonlocal connects
         connects += 1
         return await connect_tcp(host, port if connects == 1 else free_port())

@@ -18,7 +18,7 @@ from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
 from ape_cerebras import Config
 from ape_cerebras.errors import ConnectFailed, ProxyError, UpstreamUnavailable
 from ape_cerebras.http1.body_parts import Body
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
@@ -66,7 +66,7 @@ class Played:
         )
         self.exchange = Exchange(started_at=0.0)
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         self.began_at.append(trio.current_time())
         takes, said = self._left.pop(0)
         if said is None:

@@ -22,7 +22,7 @@ from served import refusing_port
 from trio.testing import MockClock
 
 from ape_cerebras import Config, Proxy
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.upstream.connect import Connect
 
 pytestmark = pytest.mark.every_loop
@@ -155,7 +155,7 @@ def test_who_asks_for_the_warming_has_what_is_missing_made_at_once() -> None:
         began_at = anyio.current_time()
         asked_at = []
 
-        async def connect(host: str, port: int) -> StampedStream:
+        async def connect(host: str, port: int) -> TimestampedStream:
             asked_at.append(round(anyio.current_time() - began_at, 3))
             if anyio.current_time() - began_at < 10:
                 raise ConnectionRefusedError
@@ -177,7 +177,7 @@ def test_a_drain_makes_no_more() -> None:
     async def test() -> None:
         peers: list[MemoryStream] = []
 
-        async def connect(host: str, port: int) -> StampedStream:
+        async def connect(host: str, port: int) -> TimestampedStream:
             ours, theirs = memory_pair()
             peers.append(theirs)
             return ours
@@ -200,7 +200,7 @@ def test_one_that_is_made_at_the_moment_of_the_end_is_closed() -> None:
         peers: list[MemoryStream] = []
         may_be_made = anyio.Event()
 
-        async def connect(host: str, port: int) -> StampedStream:
+        async def connect(host: str, port: int) -> TimestampedStream:
             await may_be_made.wait()
             ours, theirs = memory_pair()
             peers.append(theirs)

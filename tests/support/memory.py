@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-from ape_cerebras.net.socket_stream import READ_BYTES, PeerStalled, StampedStream
+from ape_cerebras.net.socket_stream import READ_BYTES, PeerStalled, TimestampedStream
 
 __all__ = ("MemoryStream", "memory_pair")
 
@@ -37,7 +37,7 @@ class _Way:
         await self._changed.wait()
 
 
-class MemoryStream(StampedStream):
+class MemoryStream(TimestampedStream):
     """One end; see ``memory_pair``. ``sent`` are the chunks sent from it so far."""
 
     def __init__(self, incoming: _Way, outgoing: _Way) -> None:
@@ -59,7 +59,7 @@ class MemoryStream(StampedStream):
         if self._closed:
             raise ClosedResourceError
         self.arrived_at = anyio.current_time()
-        self.unstamped_reads += 1
+        self.reads_without_timestamp += 1
         if not way.chunks:
             raise EndOfStream
         chunk = way.chunks.popleft()
@@ -93,9 +93,9 @@ class MemoryStream(StampedStream):
             raise PeerStalled
         return anyio.current_time() - began_at
 
-    def hurry(self, seconds: float) -> None:
-        super().hurry(seconds)
-        self._waiting.deadline = anyio.current_time() + seconds
+    def set_deadline(self, seconds: float | None) -> None:
+        super().set_deadline(seconds)
+        self._waiting.deadline = self._deadline
 
     async def send_eof(self) -> None:
         self._outgoing.ended = True

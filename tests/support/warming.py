@@ -11,7 +11,7 @@ from end_to_end import KEY
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.net.socket_stream import SocketStream, StampedStream
+from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Lease, Pool
 from ape_cerebras.upstream.warmup import Warmup
@@ -38,7 +38,7 @@ class Upstream:
         self._open: set[SocketStream] = set()
         self._more = anyio.Event()
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         self.asked_at.append(anyio.current_time() - self.began_at)
         await anyio.sleep(self.takes)
         if self.refuses:

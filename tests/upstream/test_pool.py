@@ -11,7 +11,7 @@ from memory import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Pool
 from ape_cerebras.upstream.warmup import Warmup
@@ -28,7 +28,7 @@ class Peers:
         self._tasks = tasks
         self.peers: list[MemoryStream] = []
 
-    async def connect(self, host: str, port: int) -> StampedStream:
+    async def connect(self, host: str, port: int) -> TimestampedStream:
         ours, theirs = memory_pair()
         self.peers.append(theirs)
         self._tasks.start_soon(self._answer, theirs)
@@ -167,7 +167,7 @@ async def test_a_wait_has_an_end() -> None:
     [(ConnectionRefusedError, ConnectFailed), (OSError, ConnectFailed), (None, ConnectTimeout)],
 )
 async def test_connecting_fails(error: type[OSError] | None, expected: type[Exception]) -> None:
-    async def connect(host: str, port: int) -> StampedStream:
+    async def connect(host: str, port: int) -> TimestampedStream:
         if error is None:
             await anyio.sleep_forever()
         raise (error or OSError)("csk-something-secret")

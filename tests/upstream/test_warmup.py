@@ -8,7 +8,7 @@ from memory import MemoryStream, memory_pair
 from warming import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.net.socket_stream import StampedStream
+from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.upstream.pool import Pool
 from ape_cerebras.upstream.warmup import Warmup
 
@@ -195,7 +195,7 @@ def test_where_the_kernel_tells_nothing_a_look_every_few_seconds_does() -> None:
     async def test() -> None:
         peers: list[MemoryStream] = []
 
-        async def connect(host: str, port: int) -> StampedStream:
+        async def connect(host: str, port: int) -> TimestampedStream:
             ours, theirs = memory_pair()
             peers.append(theirs)
             return ours
