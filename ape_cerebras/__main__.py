@@ -16,9 +16,8 @@ import anyio
 
 from .config.config import Config, ConfigError
 from .config.settings import SETTINGS
-from .config.values import Origin
+from .config.values import BACKEND_HELP, Origin
 from .downstream.listener import CannotListen, open_ports_now
-from .net.event_loop import BACKEND_HELP
 from .process.collector import look_at_what_is_new
 from .process.process import port_of, report_not_listening, run_until_stopped, to_standard_output
 from .process.secrecy import forbid_dumps

@@ -12,7 +12,7 @@ import trustme
 from end_to_end import KEY, free_port
 from served import run, serving
 
-from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.config.values import BACKENDS
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from ..config.values import CompletionBounds
 from ..errors import BadRequest, UnsupportedMedia
 from ..http1.body_parts import Body
 from .occurrences import occurrences
 from .pieces import AT_ONCE, Malformed, Piece, Sparse, pieces
-from .reservations import LIMIT_NAMES, Bounds, bounded, limit_in
+from .reservations import LIMIT_NAMES, bounded, limit_in
 
 __all__ = ("ChatRequest", "read_chat_request")
 
@@ -57,7 +58,7 @@ _SPELLINGS = "|".join(f"(?P<{name}>{_in_any_spelling(name)})" for name in _READ_
 _READ_NAME = re.compile(rf'"(?:{_SPELLINGS})"(?=\s*:)'.encode())
 
 
-_AS_THEY_ARE = Bounds()
+_AS_THEY_ARE = CompletionBounds()
 
 
 class _Member(NamedTuple):
@@ -99,7 +100,7 @@ def read_chat_request(
     aliases: Mapping[str, str],
     *,
     turn: bool = False,
-    bounds: Bounds = _AS_THEY_ARE,
+    bounds: CompletionBounds = _AS_THEY_ARE,
 ) -> Generator[None, None, ChatRequest]:
     """Check and read a body; put the default model in, or an alias's target, where it is due; and
     the limit of tokens that ``bounds`` ask for. With ``turn``, one that asks for a plain reply is
@@ -125,7 +126,7 @@ def _read(
     members: dict[str, _Member],
     default_model: str,
     aliases: Mapping[str, str],
-    bounds: Bounds,
+    bounds: CompletionBounds,
     *,
     turn: bool,
 ) -> ChatRequest:

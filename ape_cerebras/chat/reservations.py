@@ -6,9 +6,11 @@ estimated; here four bytes of the request count as a token.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-__all__ = ("LIMIT_NAMES", "Bounds", "bounded", "limit_in", "reservation")
+from ..config.values import CompletionBounds
+
+__all__ = ("LIMIT_NAMES", "bounded", "limit_in", "reservation")
 
 LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
 """The members of a request that limit its answer; the second is the old name."""
@@ -18,15 +20,7 @@ _MOST = 16_384  # tokens
 _BYTES_A_TOKEN = 4
 
 
-class Bounds(NamedTuple):
-    """``default`` is for requests without a limit, ``cap`` for those with a higher one; None: they
-    stay as they are."""
-
-    default: int | None = None
-    cap: int | None = None
-
-
-def bounded(request: Mapping[str, Any], bounds: Bounds) -> dict[str, int]:
+def bounded(request: Mapping[str, Any], bounds: CompletionBounds) -> dict[str, int]:
     """The limits to be put into a request, by name: none where it may stay as it is. What is no
     limit at all is for the API to refuse."""
     if bounds.default is bounds.cap is None:

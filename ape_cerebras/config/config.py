@@ -11,13 +11,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..chat.reservations import Bounds
-from ..http1.request_head import HeadLimits
-from .buckets import BUCKETS
 from .keys_file import KeysFile
 from .prices import PriceTable
 from .settings import SETTINGS
-from .values import ClientKey, Origin
+from .values import BUCKETS, ClientKey, CompletionBounds, HeadLimits, Origin
 
 __all__ = ("Config", "ConfigError")
 
@@ -167,8 +164,8 @@ class Config:
         return frozenset((*named, *self.model_prices.prices))
 
     @property
-    def completion_bounds(self) -> Bounds:
-        return Bounds(self.max_completion_tokens_default, self.max_completion_tokens_cap)
+    def completion_bounds(self) -> CompletionBounds:
+        return CompletionBounds(self.max_completion_tokens_default, self.max_completion_tokens_cap)
 
     @property
     def head_limits(self) -> HeadLimits:

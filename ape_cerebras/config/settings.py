@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..net.event_loop import read_backend
 from .keys_file import read_keys_file
 from .values import (
     HOST,
@@ -14,6 +13,7 @@ from .values import (
     one_of,
     positive,
     read_aliases,
+    read_backend,
     read_buckets,
     read_client_keys,
     read_origin,

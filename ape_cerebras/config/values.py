@@ -17,15 +17,19 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from .buckets import BUCKETS
 from .prices import PriceTable
 
 __all__ = (
+    "BACKENDS",
+    "BACKEND_HELP",
+    "BUCKETS",
     "HOST",
     "KEY",
     "KEY_NAME",
     "MODEL",
     "ClientKey",
+    "CompletionBounds",
+    "HeadLimits",
     "Origin",
     "UpstreamKey",
     "matching",
@@ -34,6 +38,7 @@ __all__ = (
     "one_of",
     "positive",
     "read_aliases",
+    "read_backend",
     "read_buckets",
     "read_client_keys",
     "read_origin",
@@ -54,6 +59,32 @@ _NAMED_KEY = re.compile(
 )
 MODEL = r"[\x21-\x7e]{1,256}"
 HOST = r"[A-Za-z0-9._:%-]{1,255}"
+BACKENDS = ("asyncio", "trio", "uvloop")
+BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
+
+# Fine between 1 ms and 500 ms for TTFT and down to 0.1 ms for a token, where this upstream lives;
+# the bounds of OpenTelemetry's semantic conventions are all among them, so that their queries work.
+BUCKETS: dict[str, tuple[float, ...]] = {
+    "ttft": (
+        *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
+        *(0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80),
+    ),
+    "tpot": (
+        *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005),
+        *(0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
+    ),
+    "duration": tuple(0.01 * 2**power for power in range(16)),
+    "overhead": (
+        *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+    ),
+    "gap": (
+        *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56),
+        *(5.12, 10.24),
+    ),
+    "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
+}
+"""Upper bounds of the histograms' buckets, by family; seconds, but for `speed`: tokens/second."""
 
 
 class UpstreamKey(str):
@@ -98,6 +129,24 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
+
+
+class HeadLimits(NamedTuple):
+    """Limits of a request: bytes of the header block (request line apart), lines in it, bytes of
+    the target and of the body."""
+
+    header_bytes: int
+    headers: int
+    target_bytes: int
+    body_bytes: int
+
+
+class CompletionBounds(NamedTuple):
+    """``default`` is put into requests without a token limit, ``cap`` into those with a higher one;
+    None leaves them as they are."""
+
+    default: int | None = None
+    cap: int | None = None
 
 
 def read_origin(text: str) -> Origin:
@@ -223,6 +272,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse
+
+
+def read_backend(text: str) -> str:
+    """The name of an installed event loop, in any case."""
+    name = text.lower()
+    if name not in BACKENDS:
+        raise ValueError(f"must be one of {', '.join(BACKENDS)}")
+    if name == "uvloop" and find_spec("uvloop") is None:
+        raise ValueError("needs a package for uvloop: pip install 'ape-cerebras[uvloop]'")
+    return name
 
 
 def read_workers(text: str) -> int:

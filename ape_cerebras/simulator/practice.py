@@ -5,7 +5,8 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 
-from ..net.event_loop import BACKEND_HELP, read_backend, run_on
+from ..config.values import BACKEND_HELP, read_backend
+from ..net.event_loop import run_on
 from ..process.process import first_of, run_until_stopped
 from ..process.signals import unless_stopped
 from .options import positive_count

@@ -9,14 +9,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reading import JSON, Read, read_whole_chat
 
-from ape_cerebras.chat.reservations import Bounds, reservation
+from ape_cerebras.chat.reservations import reservation
+from ape_cerebras.config.values import CompletionBounds
 from ape_cerebras.errors import BadRequest
 
 NEW, OLD = "max_completion_tokens", "max_tokens"
 
 
 def read(body: bytes, default: int | None = None, cap: int | None = None) -> Read:
-    return read_whole_chat(body, JSON, b"", "m", {}, bounds=Bounds(default, cap))
+    return read_whole_chat(body, JSON, b"", "m", {}, bounds=CompletionBounds(default, cap))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.config.buckets import BUCKETS
 from ape_cerebras.config.keys_file import read_keys_file
 from ape_cerebras.config.settings import SETTINGS, Setting
-from ape_cerebras.config.values import ClientKey, Origin, UpstreamKey, read_client_keys, read_origin
+from ape_cerebras.config.values import (
+    BUCKETS,
+    ClientKey,
+    Origin,
+    UpstreamKey,
+    read_client_keys,
+    read_origin,
+)
 
 ROWS = {setting.variable: setting for setting in SETTINGS}
 SECONDS = {"0.5": 0.5, "5": 5.0, "075": 75.0, "123456.789": 123456.789}

@@ -32,7 +32,8 @@ from stages import as_asked
 from tqdm import tqdm
 from ways import opened_ways
 
-from ape_cerebras.net.event_loop import BACKENDS, run_on
+from ape_cerebras.config.values import BACKENDS
+from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp
 

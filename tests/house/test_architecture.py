@@ -15,9 +15,6 @@ PATHS = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = {"VERSION", "Config", "ConfigError", "Proxy", "serve"}
 # Imports that run against the picture still.
 NOT_YET = {
-    ("config.config", "chat.reservations"),
-    ("config.config", "http1.request_head"),
-    ("config.settings", "net.event_loop"),
     ("http1.verdict", "process.collector"),
     ("limits.quota_pacing", "chat.reservations"),
     ("limits.quota_pacing", "upstream.quota"),

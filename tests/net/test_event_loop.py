@@ -6,7 +6,8 @@ from importlib.machinery import FrozenImporter
 
 import pytest
 
-from ape_cerebras.net.event_loop import BACKENDS, current_backend, read_backend, run_on
+from ape_cerebras.config.values import BACKENDS, read_backend
+from ape_cerebras.net.event_loop import current_backend, run_on
 
 
 async def seen(*arguments: int) -> tuple[str, tuple[int, ...]]:

@@ -12,7 +12,8 @@ import anyio
 import pytest
 from anyio import ClosedResourceError
 
-from ape_cerebras.net.event_loop import BACKENDS, run_on
+from ape_cerebras.config.values import BACKENDS
+from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.readiness import Readiness, readiness_of
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.timestamps import loop_clock

@@ -9,7 +9,7 @@ import pytest
 from end_to_end import KEY
 from served import PATIENCE, environment
 
-from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.process.unexpected import told_of
 
 
@@ -79,7 +79,7 @@ def test_no_tree_and_no_depth_makes_a_long_line() -> None:
 
 EVERYWHERE = f"""
 import gc, logging, threading
-from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.process.unexpected import take_over
 key = {KEY!r}
 

@@ -22,8 +22,8 @@ from steps import Steps, watched_steps
 from threaded import ThreadedUpstream, ask, in_chunks, plain
 
 from ape_cerebras import errors
-from ape_cerebras.config.buckets import BUCKETS
 from ape_cerebras.config.prices import PriceTable, TimeInfo
+from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.telemetry.timings import Exchange
 

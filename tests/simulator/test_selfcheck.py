@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute, SocketListener
 from served import run
 
 from ape_cerebras.__main__ import main
-from ape_cerebras.net.event_loop import BACKENDS
+from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.simulator import practice
 from ape_cerebras.simulator import selfcheck_rig as rehearsal
 from ape_cerebras.simulator.selfcheck import (

@@ -8,8 +8,8 @@ from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.chat.listing import Drift, Model
-from ape_cerebras.config.buckets import BUCKETS
 from ape_cerebras.config.prices import Usage
+from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.outcomes import CUT_SHORT
 
