@@ -14,7 +14,7 @@ from typing import Any
 from .keys_file import KeysFile
 from .prices import PriceTable
 from .settings import SETTINGS
-from .values import BUCKETS, ClientKey, CompletionBounds, HeadLimits, Origin
+from .values import BUCKETS, ClientKey, CompletionBounds, Origin
 
 __all__ = ("Config", "ConfigError")
 
@@ -166,12 +166,6 @@ class Config:
     @property
     def completion_bounds(self) -> CompletionBounds:
         return CompletionBounds(self.max_completion_tokens_default, self.max_completion_tokens_cap)
-
-    @property
-    def head_limits(self) -> HeadLimits:
-        return HeadLimits(
-            self.max_header_bytes, self.max_headers, self.max_target_bytes, self.max_body_bytes
-        )
 
     @property
     def buckets(self) -> Mapping[str, tuple[float, ...]]:

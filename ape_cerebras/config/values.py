@@ -29,7 +29,6 @@ __all__ = (
     "MODEL",
     "ClientKey",
     "CompletionBounds",
-    "HeadLimits",
     "Origin",
     "UpstreamKey",
     "matching",
@@ -129,16 +128,6 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
-
-
-class HeadLimits(NamedTuple):
-    """Limits of a request: bytes of the header block (request line apart), lines in it, bytes of
-    the target and of the body."""
-
-    header_bytes: int
-    headers: int
-    target_bytes: int
-    body_bytes: int
 
 
 class CompletionBounds(NamedTuple):

@@ -26,7 +26,7 @@ from ..net.outbox import WriteBuffer
 from ..net.socket_stream import PeerStalled, SocketStream, TimestampedStream
 from ..telemetry.timings import Exchange
 from .disconnect import HangUp
-from .request_reader import Inbound, deadline
+from .request_reader import Inbound, deadline, head_limits
 
 __all__ = ("Downstream",)
 
@@ -41,7 +41,7 @@ class Downstream:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
         """With its stamps and its account of waiting."""
-        self._limits = config.head_limits
+        self._limits = head_limits(config)
         self._body_timeout = config.client_body_timeout
         self._requests_left = config.max_requests_per_connection
         self._inbound = Inbound(stream, config)

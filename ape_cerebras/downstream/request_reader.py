@@ -11,16 +11,23 @@ from ..config.config import Config
 from ..errors import ClientGone, RequestTimeout
 from ..http1.grammar import HEAD_END
 from ..http1.messages import Request
-from ..http1.request_head import check_part, read_whole
+from ..http1.request_head import HeadLimits, check_part, read_whole
 from ..net.socket_stream import PeerStalled, TimestampedStream
 from ..net.timestamps import loop_clock
 
-__all__ = ("Inbound", "deadline")
+__all__ = ("Inbound", "deadline", "head_limits")
 
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
 _ENDS = (EndOfStream, BrokenResourceError, ClosedResourceError)
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
+
+
+def head_limits(config: Config) -> HeadLimits:
+    """The settings that limit a request."""
+    return HeadLimits(
+        config.max_header_bytes, config.max_headers, config.max_target_bytes, config.max_body_bytes
+    )
 
 
 @contextmanager
@@ -39,7 +46,7 @@ class Inbound:
         self._stream = stream
         self._clock = loop_clock()
         self._config = config
-        self._limits = config.head_limits
+        self._limits = head_limits(config)
         self._waits = False
         self.bytes = bytearray()
         """Arrived, and nobody's yet."""

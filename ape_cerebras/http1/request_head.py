@@ -13,8 +13,8 @@ lines from which it knows whether the connection goes on, and who is waiting for
 
 import re
 from ipaddress import AddressValueError, IPv6Address
+from typing import NamedTuple
 
-from ..config.values import HeadLimits
 from ..errors import (
     BadRequest,
     BodyTooLarge,
@@ -26,7 +26,7 @@ from ..errors import (
 from .grammar import FIELD_LINE, HEAD_END, NEVER_RIGHT, TOKEN
 from .messages import Headers, Request
 
-__all__ = ("check_part", "read_whole")
+__all__ = ("HeadLimits", "check_part", "read_whole")
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e]+) HTTP/(1\.[01])")
 _OTHER_VERSION = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
@@ -51,6 +51,16 @@ _ONCE = frozenset(
 _FOR_H11 = {b"connection": b"close", b"expect": b"100-continue"}  # what matters in which field
 _MAX_LENGTH_DIGITS = 19
 _BESIDE_TARGET = 64  # bytes of a request line: method, version and two spaces
+
+
+class HeadLimits(NamedTuple):
+    """Limits of a request: bytes of the header block (request line apart), lines in it, bytes of
+    the target and of the body."""
+
+    header_bytes: int
+    headers: int
+    target_bytes: int
+    body_bytes: int
 
 
 def check_part(part: bytes, already_checked: int, limits: HeadLimits) -> None:

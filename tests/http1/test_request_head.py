@@ -8,10 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import assert_h11_reads_the_same, assert_requests_end_alike, in_lower_case
 
-from ape_cerebras.config.values import HeadLimits
 from ape_cerebras.errors import HeadersTooLarge, ProxyError, TargetTooLong
 from ape_cerebras.http1.grammar import HEAD_END
-from ape_cerebras.http1.request_head import check_part, read_whole
+from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
 
 LIMITS = HeadLimits(header_bytes=16_384, headers=100, target_bytes=8192, body_bytes=10 * 2**20)
 SMALL = HeadLimits(header_bytes=300, headers=8, target_bytes=40, body_bytes=1000)

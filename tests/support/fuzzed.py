@@ -18,12 +18,11 @@ from steps import result_of
 
 from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.chat.sse import EventReader
-from ape_cerebras.config.values import HeadLimits
 from ape_cerebras.errors import BadRequest, InvalidResponse, ProxyError
 from ape_cerebras.http1.body import ChunkedReader
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.http1.grammar import HEAD_END
-from ape_cerebras.http1.request_head import check_part, read_whole
+from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
 from ape_cerebras.http1.response_head import ResponseHead
 
 __all__ = ("CHECKS", "SEEDS")
