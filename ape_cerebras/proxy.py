@@ -34,13 +34,13 @@ from .net.timestamps import loop_clock
 from .net.wrapped import timestamped
 from .process.collector import forget_course
 from .routes import Routes, Table
+from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.identity import identify
 from .telemetry.logs import Logs
 from .telemetry.metrics import Metrics
 from .telemetry.place import Place
 from .telemetry.settlement import settlement_with
-from .telemetry.timings import Exchange
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_tcp

@@ -15,8 +15,8 @@ from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Un
 from .http1.messages import Request
 from .limits.api_keys import ApiKeys
 from .net.steps import run_in_steps
+from .telemetry.exchange import Exchange
 from .telemetry.metrics import Metrics
-from .telemetry.timings import Exchange
 
 __all__ = ("Handler", "Routes", "Table", "check_key")
 

@@ -27,8 +27,8 @@ from ape_cerebras.http1.messages import Request
 from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.routes import Routes, check_key
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.client import UpstreamClient
 
 CHAT = "/v1/chat/completions"

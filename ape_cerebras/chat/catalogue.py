@@ -12,9 +12,9 @@ import anyio
 
 from ..config.config import Config
 from ..errors import InvalidResponse, ProxyError
+from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from ..telemetry.model_metrics import ModelMetrics
-from ..telemetry.timings import Exchange
 from ..upstream.client import UpstreamClient
 from .listing import Drift, Model, closest, drift, merged, read_listing
 from .models import ModelList

@@ -20,7 +20,7 @@ from ..http1.body_parts import Body
 from ..http1.messages import Request
 from ..limits.admission import Admission
 from ..net.steps import run_in_steps, yield_shielded
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
 from ..upstream.tries import RetryingClient
 from .assembly import Assembly

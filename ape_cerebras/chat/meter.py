@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import orjson
 
 from ..config.prices import read_json, read_time_info, read_usage
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .sse import EventReader
 
 __all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for", "read_error_code")

@@ -10,7 +10,7 @@ import orjson
 from ..config.config import Config
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.timestamps import loop_clock
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, WaitingForUpstream
 
 __all__ = ("ModelList",)

@@ -24,7 +24,7 @@ from ..http1.responses import PHRASES, http_date
 from ..http1.verdict import NOBODY, asked, verdict
 from ..net.outbox import WriteBuffer
 from ..net.socket_stream import PeerStalled, SocketStream, TimestampedStream
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .disconnect import HangUp
 from .request_reader import Inbound, deadline, head_limits
 

@@ -19,7 +19,7 @@ from ..config.config import Config
 from ..config.values import ClientKey
 from ..errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
 from ..net.timestamps import loop_clock
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .api_keys import ApiKeys
 from .queueing import SlotQueue
 from .quota_pacing import QuotaPacing

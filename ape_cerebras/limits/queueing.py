@@ -9,7 +9,7 @@ import anyio
 
 from ..errors import NotAdmitted
 from ..net.timestamps import loop_clock
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .fair_queue import FairQueue, Stage
 
 __all__ = ("SlotQueue", "recording_wait")

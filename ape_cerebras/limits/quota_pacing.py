@@ -24,7 +24,7 @@ import anyio
 
 from ..chat.reservations import reservation
 from ..net.timestamps import loop_clock
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from ..upstream.quota import WINDOWS, read_quota
 from .queueing import SlotQueue, recording_wait
 from .token_buckets import Charge, LimitStore, TokenBucket

@@ -18,7 +18,7 @@ from ..downstream.connection import Downstream
 from ..errors import ClientGone
 from ..http1.messages import Headers, Request
 from ..net.socket_stream import PeerStalled
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .completion import Completion, Event
 from .options import INSTEAD_OF_AN_ANSWER, Simulation
 from .quota import Account

@@ -24,7 +24,7 @@ from ..errors import ClientGone, ProxyError, RequestRefused
 from ..http1.messages import Request
 from ..net.socket_stream import READ_BYTES, SocketStream, TimestampedStream
 from ..net.wrapped import WrappedStream, timestamped
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .options import SIMULATION_FLAGS, Simulation
 from .playback import GroundTruth, Playback
 from .quota import LIMIT_FLAGS, Account, AccountLimits

@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
+from .exchange import Exchange
 from .multiprocess import STEM
-from .timings import Exchange
 
 __all__ = ("ClientMetrics",)
 

@@ -9,7 +9,8 @@ below it, so each second of the minute is four counts.
 import math
 from collections import deque
 
-from .timings import Exchange
+from .exchange import Exchange
+from .timings import Timings
 
 __all__ = ("REASONS", "Degradation")
 
@@ -34,20 +35,20 @@ class Degradation:
         self._target = ttft_target
         self._seconds: deque[_Second] = deque()
 
-    def misses_target(self, exchange: Exchange) -> bool:
-        ttft = exchange.ttft_seconds
+    def misses_target(self, timings: Timings) -> bool:
+        ttft = timings.ttft_seconds
         return self._target is not None and ttft is not None and ttft > self._target
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Count a chat exchange that has ended."""
         at = math.floor(exchange.finished_at)
         if not self._seconds or self._seconds[-1].at < at:
             self._seconds.append(_Second(at))
         second = self._seconds[-1]
         second.exchanges += 1
-        second.failures += exchange.traits.degrades
-        second.timed += exchange.ttft_seconds is not None
-        second.missed += self.misses_target(exchange)
+        second.failures += timings.traits.degrades
+        second.timed += timings.ttft_seconds is not None
+        second.missed += self.misses_target(timings)
 
     def reasons(self, now: float) -> tuple[str, ...]:
         """Why the service is degraded at ``now``; empty where it is not."""

@@ -1,26 +1,113 @@
-"""What is written down of one request while it is under way.
+"""The mutable record of one exchange (a request and its response), and the ways it can end.
 
-Each stage writes down what it alone knows; the comment above a group of fields names the one module
-that writes them. ``…_at`` are readings of the event loop's monotonic clock in seconds::
+Each stage writes what it alone knows; the comment above a group of fields names the one module that
+writes them. ``…_at`` are readings of the event loop's monotonic clock in seconds::
 
     first byte ─► received ─► sent ─► head ─► first token ··· last token ─► last byte
     started_at    received_at sent_at head_at first_token_at  last_token_at finished_at
+
+Durations are bare nouns in seconds, sizes are bytes.
 """
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from ..config.prices import TimeInfo, Usage
 from ..errors import ProxyError
 from ..http1.body_parts import Body
 from ..http1.messages import Headers, Request
 
-__all__ = ("Record",)
+__all__ = ("CHAT_ROUTE", "CUT_SHORT", "OUTCOMES", "Exchange", "Outcome", "outcome_of_status")
+
+CHAT_ROUTE = "/v1/chat/completions"
+
+
+class Outcome(NamedTuple):
+    """One way in which an exchange can end."""
+
+    level: str
+    """Level of the exchange's log line."""
+    failed: bool
+    """Counts in ``errors_total``."""
+    degrades: bool
+    """Counts as a failure of the service, not of its client."""
+    meaning: str
+    """For the documentation."""
+
+
+OUTCOMES = {
+    "completed": Outcome("info", False, False, "relayed completely"),
+    "client_disconnected": Outcome(
+        "info", False, False, "the client closed the connection before the response was complete"
+    ),
+    "client_stalled": Outcome(
+        "warning", True, False, "the client accepted no bytes for `CLIENT_WRITE_TIMEOUT`"
+    ),
+    "refused": Outcome(
+        "warning",
+        True,
+        False,
+        "a request that is not served: malformed, too large, not complete in time, or with an "
+        "unknown path or method",
+    ),
+    "unauthorized": Outcome("warning", True, False, "no API key, or a wrong one"),
+    "rate_limited": Outcome(
+        "warning",
+        True,
+        False,
+        "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows",
+    ),
+    "budget_exceeded": Outcome(
+        "warning", True, False, "the key's budget of US dollars for the day is spent"
+    ),
+    "overloaded": Outcome(
+        "warning", True, True, "no slot or no upstream connection became free in time"
+    ),
+    "draining": Outcome("warning", True, False, "refused because the proxy is shutting down"),
+    "shut_down": Outcome("warning", True, False, "cut short by the end of the shutdown"),
+    "upstream_rejected": Outcome("error", True, False, "the API responded with a 4xx, but no 429"),
+    "upstream_rate_limited": Outcome("error", True, True, "the API responded with a 429"),
+    "upstream_failed": Outcome("error", True, True, "the API responded with a 5xx"),
+    "upstream_stream_error": Outcome(
+        "error", True, True, "the API sent an error event inside its stream"
+    ),
+    "upstream_unavailable": Outcome("error", True, True, "not sent: the circuit is open"),
+    "upstream_connect_failed": Outcome(
+        "error", True, True, "no connection to the API: refused, reset, or its name not found"
+    ),
+    "upstream_connect_timeout": Outcome("error", True, True, "no connection to the API in time"),
+    "upstream_tls_failed": Outcome("error", True, True, "the TLS handshake with the API failed"),
+    "upstream_invalid": Outcome("error", True, True, "the API's response is not valid HTTP"),
+    "upstream_timeout": Outcome("error", True, True, "no response head from the API in time"),
+    "upstream_stalled": Outcome(
+        "error", True, True, "the response began, then paused for longer than allowed"
+    ),
+    "upstream_truncated": Outcome(
+        "error", True, True, "the connection to the API ended in the middle of the response"
+    ),
+    "exchange_timeout": Outcome("error", True, True, "took longer than `REQUEST_TIMEOUT`"),
+    "internal_error": Outcome("error", True, True, "a defect of this proxy"),
+}
+"""A 429 of the API degrades the service that all agents get, so it counts as a failure of the
+service; any other 4xx is the fault of the request itself and does not."""
+
+CUT_SHORT = ("upstream_truncated", "upstream_stalled")
+"""Outcomes of a response that began and did not reach its end."""
+
+
+def outcome_of_status(status: int) -> str:
+    """The outcome of an exchange that relayed a response of the API completely."""
+    if status < 400:
+        return "completed"
+    if status == 429:
+        return "upstream_rate_limited"
+    return "upstream_rejected" if status < 500 else "upstream_failed"
 
 
 @dataclass(slots=True, kw_only=True)
-class Record:
-    """See the module's docstring."""
+class Exchange:
+    """The record of one request: opened when its first byte arrived, closed exactly once."""
 
     # proxy
     started_at: float
@@ -36,66 +123,66 @@ class Record:
     client: str | None = None  # the name of the key presented
 
     # telemetry/identity
-    intended_start_lag_seconds: float | None = None  # it began later than it was meant to
+    intended_start_lag_seconds: float | None = None  # it began later than the client planned
 
     # routes
     received_at: float | None = None  # the request was complete
-    request_timestamped: bool = False  # the kernel said when all of it came
+    request_timestamped: bool = False  # the kernel timestamped all of its bytes
     body: Body = field(default_factory=Body)
 
     # downstream/connection
-    status: int = 0  # what the client was told; 0 if nothing
+    status: int = 0  # sent to the client; 0 if none was
 
     # proxy
     client_blocked_seconds: float = 0.0
 
     # chat/completions
-    model: str | None = None  # asked of upstream; for opaque bodies what the answer says
+    model: str | None = None  # requested upstream; of a binary body what the response says
     requested_model: str | None = None
     stream: bool | None = None
-    completion_limit: int | None = None  # tokens of the answer at most, as upstream is told
-    reserved_tokens: int | None = None  # what the API sets aside for it, as estimated
+    completion_limit: int | None = None  # tokens of the response at most, as sent upstream
+    reserved_tokens: int | None = None  # what the API reserves for it, as estimated
 
     # limits/queueing
-    admission_wait_seconds: float | None = None  # for its turn, if there was a wait
+    admission_wait_seconds: float | None = None  # in the queue, if there was a wait
 
     # upstream/client
-    connection: str | None = None  # warm (made ahead), reused or new
+    connection: str | None = None  # warm (made in advance), reused or new
     pool_wait_seconds: float | None = None  # for a connection, if there was a wait
-    connect_seconds: float | None = None  # of a new connection
-    tls_seconds: float | None = None  # the same
+    connect_seconds: float | None = None  # TCP, of a new connection
+    tls_seconds: float | None = None  # TLS handshake, of a new connection
     sent_at: float | None = None
     head_at: float | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None  # the code in the body of an error
-    upstream_headers: Headers = ()  # the x-ratelimit-* of the answer
-    response_timestamped: bool | None = None  # the kernel said when all of it came
-    response_backlogged: bool = False  # more of it waited to be read than the kernel holds
-    upstream_wait_seconds: float = 0.0  # for a connection, head, body, another's answer
+    upstream_headers: Headers = ()  # the x-ratelimit-* of the response
+    response_timestamped: bool | None = None  # the kernel timestamped all of its bytes
+    response_backlogged: bool = False  # more of it was unread than the kernel holds
+    upstream_wait_seconds: float = 0.0  # for a connection, head, body or shared fetch
 
     # upstream/tries
-    attempts: int | None = None  # begun, where there was, or was to be, more than one
-    retry_seconds: float | None = None  # from the first to the last, or the wait for it
-    retry_reasons: tuple[str, ...] = ()  # why each after the first was to be made
-    retry_suppressed: str | None = None  # why one more was not, though there was a reason
+    attempts: int | None = None  # started, where there was or was to be more than one
+    retry_seconds: float | None = None  # from the first attempt to the last, or the wait for it
+    retry_reasons: tuple[str, ...] = ()  # the reason for each retry
+    retry_suppressed: str | None = None  # why a retry was not made for which there was a reason
     malformed_retry_after: int = 0
 
     # chat/meter
     first_token_at: float | None = None  # arrived
     first_token_sent_at: float | None = None  # written to the client
-    first_output_at: float | None = None  # the same for the first that is not reasoning
+    first_output_at: float | None = None  # the same of the first token that is not reasoning
     first_output_sent_at: float | None = None
     last_token_at: float | None = None
-    last_body_at: float | None = None  # the last bytes of the answer arrived
+    last_body_at: float | None = None  # the last bytes of the response arrived
     token_events: int = 0  # events that brought tokens
     token_reads: int = 0  # reads that brought such events
     gap_counts: list[int] = field(default_factory=list)  # gaps between those, by bucket
-    has_reasoning: bool = False  # reasoning came first, or with the first of the answer
+    has_reasoning: bool = False  # reasoning came before, or with, the first output
     done_seen: bool = False  # the stream's [DONE] was seen
     stream_failed: bool = False  # an error event inside a stream
     usage: Usage | None = None
     time_info: TimeInfo | None = None
-    response_model: str | None = None  # the model named in the answer
+    response_model: str | None = None  # the model named in the response
 
     # chat/completions
     cost: Decimal | None = None
@@ -104,5 +191,15 @@ class Record:
     error: ProxyError | None = None
     finished_at: float = 0.0
 
-    # telemetry/settlement
-    ended_wall_time: float | None = None  # seconds since the epoch, at its end
+    @property
+    def is_chat(self) -> bool:
+        return self.route == CHAT_ROUTE
+
+    @property
+    def method(self) -> str | None:
+        return None if self.request is None else self.request.method
+
+    @property
+    def aliased_model(self) -> str | None:
+        """The model that the client requested, where an alias replaced it."""
+        return self.requested_model if self.requested_model != self.model else None

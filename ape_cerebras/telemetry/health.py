@@ -7,10 +7,11 @@ from ..net.timestamps import loop_clock
 from ..upstream.circuit_breaker import CircuitBreaker
 from ..version import VERSION
 from .degradation import Degradation
+from .exchange import Exchange
 from .logs import Logs
 from .metrics import Metrics
 from .place import Place
-from .timings import Exchange
+from .timings import Timings
 from .waste import Waste
 
 __all__ = ("Health",)
@@ -42,10 +43,10 @@ class Health:
         self._started_at = self._clock()
         self._waste = Waste(self._started_at)
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Take an exchange that has ended into account."""
         if exchange.is_chat:
-            self._degradation.observe(exchange)
+            self._degradation.observe(exchange, timings)
             self._waste.observe(exchange)
 
     def report(self) -> tuple[int, dict[str, object]]:

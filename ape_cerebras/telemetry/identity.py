@@ -3,7 +3,7 @@
 import time
 
 from ..downstream.connection import Downstream
-from .timings import Exchange
+from .exchange import Exchange
 from .trace_context import intended_start_lag, request_id, trace_context
 
 __all__ = ("identify",)

@@ -1,8 +1,8 @@
-"""JSON log lines, one for an exchange or an event, and the writer that never blocks the loop.
+"""JSON log lines, one for each exchange or event, and the writer that never blocks the event loop.
 
-A line is made from an allow-list of values, none of which can hold a header, a body or a foreign
-exception's text, so there is nothing to redact. What came from outside (a method, a model's name)
-is reduced to ASCII and cut; JSON escapes the rest.
+A line is made from tables of allowed values (``LOG_FIELDS``), none of which can hold a header, a
+body or a foreign exception's text, so nothing needs redaction. Text from outside (a method, a
+model's name) is reduced to ASCII and cut; JSON escapes the rest.
 """
 
 import os
@@ -12,76 +12,104 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from operator import attrgetter
-from typing import Any
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
 
 import orjson
 
-from .timings import Exchange
+from ..config.prices import Usage
+from .exchange import Exchange
+from .timings import Timings
 
-__all__ = ("LineWriter", "Logs")
+__all__ = ("DEBUG_FIELDS", "FIRST_FIELDS", "LOG_FIELDS", "LineWriter", "LogField", "Logs")
 
 _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
-_MAX_TEXT = 256  # characters of anything that came from outside, escaped
+_MAX_TEXT = 256  # characters of text from outside, escaped
 _MAX_WAITING = 10_000  # lines
 _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
 _PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line that was cut
-_FINISH_WITHIN = 1.0  # seconds, for what is waiting when the writer ends
+_FINISH_WITHIN = 1.0  # seconds for the waiting lines when the writer ends
 
 _OUTSIDE = ("method", "model", "requested_model", "closest_model")
-_Read = Callable[[object], dict[str, Any]]
 
 
-def _reader(*names: str, **renamed: str) -> _Read:
-    """What reads a part of a line off an object: keys and attributes are called ``names``, unless
-    an attribute is ``renamed`` for its key. None is left out."""
-    read = attrgetter(*(renamed.get(name, name) for name in names))
-    return lambda source: {
-        name: value for name, value in zip(names, read(source), strict=True) if value is not None
-    }
+class LogField(NamedTuple):
+    """One key of a line. A value that is None is left out."""
+
+    key: str
+    meaning: str
+    attribute: str = ""
+    """Of the exchange's timings, its usage or itself; by default of the same name as the key."""
 
 
-_request = _reader(
-    "request_id",
-    "route",
-    "method",
-    "status_code",
-    "outcome",
-    "client",
-    "model",
-    "requested_model",
-    "stream",
-    status_code="status",
-    requested_model="renamed_model",
+FIRST_FIELDS = (
+    LogField("timestamp", "when the line was written: RFC 3339, UTC, with milliseconds"),
+    LogField("level", "`debug`, `info`, `warning` or `error`"),
+    LogField("message", "one of the proxy's own constant texts"),
+    LogField("trace_id", "from `X-Trace-ID`, else from `traceparent`, else new"),
 )
-_times = _reader(
-    "ttft_seconds",
-    "upstream_ttft_seconds",
-    "proxy_ttft_seconds",
-    "ttfb_seconds",
-    "ttfo_seconds",
-    "total_time_seconds",
-    "generation_seconds",
-    "tpot_seconds",
-    "queue_seconds",
-    "prompt_seconds",
-    "completion_seconds",
-    "network_seconds",
-    "retry_seconds",
-    "wait_seconds",
-    "connect_seconds",
-    "tls_seconds",
-    "proxy_own_seconds",
-    "overhead_seconds",
-    "intended_start_lag_seconds",
+"""Every line has them. With several workers each line ends with the number of its ``worker``."""
+
+LOG_FIELDS = (
+    LogField("request_id", "from `X-Request-ID`, else new"),
+    LogField("route", "the path's template, never the path"),
+    LogField("method", "of the request"),
+    LogField("status_code", "sent to the client; left out if none was", "status"),
+    LogField("outcome", "how the exchange ended"),
+    LogField("client", "name of the client's key, where it has one"),
+    LogField("model", "requested from the API"),
+    LogField("requested_model", "by the client, where an alias replaced it", "aliased_model"),
+    LogField("stream", "whether the client requested a stream"),
+    LogField("ttft_seconds", "request complete here → first token written to the client"),
+    LogField("upstream_ttft_seconds", "request written upstream → first token arrived"),
+    LogField("proxy_ttft_seconds", "the difference of these two: what this proxy added"),
+    LogField("ttfb_seconds", "request written upstream → response head arrived"),
+    LogField("ttfo_seconds", "like `ttft_seconds`, for the first token that is not reasoning"),
+    LogField("total_time_seconds", "request complete → last byte written"),
+    LogField("generation_seconds", "first token → last token"),
+    LogField("tpot_seconds", "time per output token: generation by completion tokens less one"),
+    LogField("queue_seconds", "Cerebras's own `queue_time`"),
+    LogField("prompt_seconds", "Cerebras's own `prompt_time`"),
+    LogField("completion_seconds", "Cerebras's own `completion_time`"),
+    LogField("network_seconds", "upstream TTFT less queue and prompt"),
+    LogField("retry_seconds", "start of the first attempt → start of the last, if retried"),
+    LogField(
+        "wait_seconds", "waiting in the queue and for an upstream connection, if there was any"
+    ),
+    LogField("connect_seconds", "name lookup and TCP of a new connection"),
+    LogField("tls_seconds", "TLS handshake of a new connection"),
+    LogField("proxy_own_seconds", "`proxy_ttft_seconds` less retry, wait, connect and TLS"),
+    LogField("overhead_seconds", "not spent waiting for upstream, for the client or in the queue"),
+    LogField(
+        "intended_start_lag_seconds", "`X-Request-Timestamp` (planned start) → first byte here"
+    ),
+    LogField("client_blocked_seconds", "waiting for a slow client to accept bytes; of streams"),
+    LogField("ttft_source", "`measured`; `derived` from `time_info`; null without a TTFT"),
+    LogField("stamp", "arrivals: `kernel` timestamps, or time of the `read`", "timestamp_source"),
+    LogField("connection", "to upstream: `warm` (made in advance, unused), `reused` or `new`"),
+    LogField("tries", "attempts that were started, if retried", "attempts"),
+    LogField("total_tokens", "prompt and completion"),
+    LogField("prompt_tokens", "as the API reports them"),
+    LogField("completion_tokens", "as the API reports them"),
+    LogField("cached_tokens", "part of the prompt tokens"),
+    LogField("reasoning_tokens", "part of the completion tokens"),
+    LogField("tokens_per_second", "completion tokens by generation time"),
+    LogField("cost_usd", "US dollars, exact; where the model has a price", "cost"),
+    LogField("usage_source", "`upstream`; `missing` where the API's response has no usage"),
+    LogField("error", "our own code for what failed", "error_code"),
+    LogField("upstream_status", "the API's status, of a failure"),
+    LogField("upstream_code", "the code in the body of the API's error"),
 )
-_timed_how = _reader("stamp", "connection", "tries", tries="attempts")
-_usage = _reader(
-    "total_tokens", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"
+"""Of an exchange's line, behind the first ones."""
+
+DEBUG_FIELDS = (
+    LogField("token_events", "events that brought tokens"),
+    LogField("token_reads", "reads that brought such events"),
+    LogField("tokens_per_event", "completion tokens by events"),
+    LogField("events_per_read", "events by reads"),
 )
-_upstreams_word = _reader("upstream_status", "upstream_code")
-# How tokens came together, for those who look closely: at level debug.
-_grouping = _reader("token_events", "token_reads", "tokens_per_event", "events_per_read")
+"""How tokens were grouped; with ``LOG_LEVEL=debug``."""
+
 _MESSAGES = {
     "completed": "Chat completion successful",
     "client_disconnected": "Client disconnected",
@@ -89,63 +117,98 @@ _MESSAGES = {
     "unauthorized": "Request refused",
 }
 
+_Read = Callable[[Exchange, Timings], dict[str, Any]]
 
-def _outside_text(text: str) -> str:
-    ascii_text = text[:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
-    return ascii_text.replace("\x7f", "\\x7f")[:_MAX_TEXT]
+
+def _reader(fields: tuple[LogField, ...]) -> _Read:
+    """Compile rows of the table. One ``attrgetter`` per source and one ``itemgetter`` for the order
+    cost a third of a ``getattr`` per row."""
+    names = [field.attribute or field.key for field in fields]
+    timed = [name for name in names if name in Timings._fields]
+    own = [name for name in names if name not in (*Timings._fields, *Usage._fields)]
+    positions = [(*timed, *own, *Usage._fields).index(name) for name in names]
+    of_timings, of_exchange, in_order = attrgetter(*timed), attrgetter(*own), itemgetter(*positions)
+    keys = [field.key for field in fields]
+
+    def read(exchange: Exchange, timings: Timings) -> dict[str, Any]:
+        usage = exchange.usage or _NO_USAGE
+        values = in_order((*of_timings(timings), *of_exchange(exchange), *usage))
+        nullable = "ttft_source" if exchange.is_chat else ""
+        return {
+            key: value
+            for key, value in zip(keys, values, strict=True)
+            if value is not None or key == nullable
+        }
+
+    return read
+
+
+_NO_USAGE = (None,) * len(Usage._fields)
+_read_fields = _reader(LOG_FIELDS)
+_read_debug_fields = _reader(DEBUG_FIELDS)
 
 
 def _escape(fields: dict[str, Any]) -> None:
-    for name in fields.keys() & _OUTSIDE:
-        fields[name] = _outside_text(fields[name])
+    for name in _OUTSIDE:
+        if name in fields:
+            text = fields[name][:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
+            fields[name] = text.replace("\x7f", "\\x7f")[:_MAX_TEXT]
 
 
-def _line(
-    level: str,
-    message: str,
-    trace_id: str | None,
-    rest: dict[str, Any],
-    wall_time: float | None = None,
-) -> bytes:
-    """A line about ``wall_time``, seconds since the epoch; by default about now."""
-    moment = datetime.now(UTC) if wall_time is None else datetime.fromtimestamp(wall_time, UTC)
-    first = {
-        "timestamp": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
-        "level": level,
-        "message": message,
-        "trace_id": trace_id,
-    }
-    return orjson.dumps({**first, **rest}, option=orjson.OPT_APPEND_NEWLINE)
+class Logs:
+    """Write lines of ``level`` and above with ``write``, which must not block. Where there are
+    several workers, each line ends with the number of its ``worker``."""
 
+    def __init__(
+        self, level: str, write: Callable[[bytes], object], worker: int | None = None
+    ) -> None:
+        self._least = _LEVELS[level]
+        self._write = write
+        self._last = {} if worker is None else {"worker": worker}
+        self.settle: Callable[[], None] = lambda: None
+        """Called before an event's line, so that none overtakes earlier ones."""
 
-def exchange_fields(exchange: Exchange) -> dict[str, Any]:
-    """All that a line tells of an exchange after its first four keys."""
-    fields = _request(exchange)
-    _escape(fields)
-    if not exchange.status:  # nothing was told
-        del fields["status_code"]
-    fields.update(_times(exchange))
-    if exchange.stream:
-        fields["client_blocked_seconds"] = round(exchange.client_blocked_seconds, 6)
-    if exchange.is_chat:
-        fields["ttft_source"] = exchange.ttft_source
-    fields.update(_timed_how(exchange))
-    if exchange.usage is not None:
-        fields.update(_usage(exchange.usage))
-        if exchange.tokens_per_second is not None:
-            fields["tokens_per_second"] = exchange.tokens_per_second
-    if exchange.cost is not None:
-        fields["cost_usd"] = orjson.Fragment(format(exchange.cost, "f").encode())
-    if exchange.usage_source is not None:
-        fields["usage_source"] = exchange.usage_source
-    if exchange.error_code is not None:
-        fields["error"] = exchange.error_code
-        fields.update(_upstreams_word(exchange))
-    return fields
+    def event(
+        self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
+    ) -> None:
+        """Log what belongs to no exchange. ``message`` is one of our own texts."""
+        if _LEVELS[level] >= self._least:
+            self.settle()
+            _escape(fields)
+            self._write_line(level, message, trace_id, fields)
+
+    def exchange(self, exchange: Exchange, timings: Timings) -> None:
+        """Log an exchange that has ended."""
+        level = timings.traits.level
+        if _LEVELS[level] < self._least:
+            return
+        message = _MESSAGES.get(timings.outcome, "Exchange failed")
+        if timings.outcome == "completed" and not exchange.is_chat:
+            message = "Request answered"
+        fields = _read_fields(exchange, timings)
+        _escape(fields)
+        if not exchange.status:
+            del fields["status_code"]
+        if exchange.cost is not None:
+            fields["cost_usd"] = orjson.Fragment(format(exchange.cost, "f").encode())
+        if timings.error_code is None:
+            fields.pop("upstream_status", None)
+            fields.pop("upstream_code", None)
+        if self._least == _LEVELS["debug"] and exchange.token_events:
+            fields.update(_read_debug_fields(exchange, timings))
+        self._write_line(level, message, exchange.trace_id, fields)
+
+    def _write_line(
+        self, level: str, message: str, trace_id: str | None, fields: dict[str, Any]
+    ) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+        first = {"timestamp": now, "level": level, "message": message, "trace_id": trace_id}
+        line = {**first, **fields, **self._last}
+        self._write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _in_batches(lines: list[bytes], at_once: int) -> Iterator[list[bytes]]:
-    """As many lines at a time as fit into so many bytes."""
+    """As many whole lines at a time as fit into ``at_once`` bytes."""
     batch: list[bytes] = []
     size = 0
     for line in lines:
@@ -156,45 +219,6 @@ def _in_batches(lines: list[bytes], at_once: int) -> Iterator[list[bytes]]:
         size += len(line)
     if batch:
         yield batch
-
-
-class Logs:
-    """Writes lines of ``level`` and above to ``write``, which must not block. Where there are
-    several workers, each line tells the ``worker``."""
-
-    def __init__(
-        self, level: str, write: Callable[[bytes], object], worker: int | None = None
-    ) -> None:
-        self._least = _LEVELS[level]
-        self._write = write
-        self._whose = {} if worker is None else {"worker": worker}
-        self.settle: Callable[[], None] = lambda: None
-        """Called before an event's line, so that none overtakes what was before it."""
-
-    def event(
-        self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
-    ) -> None:
-        """A line that belongs to no exchange. ``message`` is one of our own texts."""
-        if _LEVELS[level] >= self._least:
-            self.settle()
-            _escape(fields)
-            self._write(_line(level, message, trace_id, {**fields, **self._whose}))
-
-    def exchange(self, exchange: Exchange) -> None:
-        """The line of an exchange that has ended."""
-        level = exchange.traits.level
-        if _LEVELS[level] < self._least:
-            return
-        outcome = exchange.outcome
-        message = _MESSAGES.get(outcome, "Exchange failed")
-        if outcome == "completed" and not exchange.is_chat:
-            message = "Request answered"
-        fields = exchange_fields(exchange)
-        if self._least == _LEVELS["debug"] and exchange.token_events:
-            fields.update(_grouping(exchange))
-        fields.update(self._whose)
-        line = _line(level, message, exchange.trace_id, fields, exchange.ended_wall_time)
-        self._write(line)
 
 
 class LineWriter:

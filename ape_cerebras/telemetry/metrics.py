@@ -18,12 +18,12 @@ from ..upstream.quota import read_quota
 from ..version import VERSION
 from .client_metrics import ClientMetrics
 from .degradation import REASONS
+from .exchange import CUT_SHORT, Exchange
 from .instruments import QuickHistogram, following
 from .model_metrics import ModelMetrics
 from .multiprocess import STEM, AllWorkers, Source, render
-from .outcomes import CUT_SHORT
 from .place import Place
-from .timings import Exchange
+from .timings import Timings
 from .try_counts import TryCounts
 
 __all__ = ("Metrics",)
@@ -216,55 +216,60 @@ class Metrics:
         for reason in REASONS:
             self._child(self._degraded, reason).set(reason in reasons)
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Count an exchange that has ended."""
         status = str(exchange.status)
-        self._child(self._outcomes, exchange.route, exchange.outcome, status).inc()
-        self._observe_rows(self._route, exchange.route, exchange)
+        self._child(self._outcomes, exchange.route, timings.outcome, status).inc()
+        self._observe_rows(self._route, exchange.route, exchange, timings)
         if exchange.client_blocked_seconds:
             self._blocked.inc(exchange.client_blocked_seconds)
         if exchange.connection is not None:
             self._child(self._connections, exchange.connection).inc()
         self._observe_quota(exchange)
         if exchange.is_chat:
-            self._observe_chat(exchange, self.models.label(exchange.model))
+            self._observe_chat(exchange, timings, self.models.label(exchange.model))
 
     def _observe_rows(
-        self, rows: list[tuple[QuickHistogram, str]], label: str, exchange: Exchange
+        self,
+        rows: list[tuple[QuickHistogram, str]],
+        label: str,
+        exchange: Exchange,
+        timings: Timings,
     ) -> None:
         for histogram, attribute in rows:
-            value = getattr(exchange, attribute)
+            source = timings if attribute in Timings._fields else exchange
+            value = getattr(source, attribute)
             if value is not None:
                 self._child(histogram, label).observe(value)
 
-    def _observe_chat(self, exchange: Exchange, model: str) -> None:
+    def _observe_chat(self, exchange: Exchange, timings: Timings, model: str) -> None:
         self._child(self._requests, model).inc()
         # Made in any case: errors over requests is 0 then, where it would else be absent.
         errors = self._child(self._errors, model)
-        if exchange.traits.failed:
+        if timings.traits.failed:
             errors.inc()
-        self._observe_ttft(exchange, model)
-        self._observe_rows(self._chat, model, exchange)
-        if any(exchange.gap_counts) and exchange.generation_seconds is not None:
-            self._child(self._gaps, model).add(exchange.gap_counts, exchange.generation_seconds)
-        self._observe_usage(exchange, model)
+        self._observe_ttft(exchange, timings, model)
+        self._observe_rows(self._chat, model, exchange, timings)
+        if any(exchange.gap_counts) and timings.generation_seconds is not None:
+            self._child(self._gaps, model).add(exchange.gap_counts, timings.generation_seconds)
+        self._observe_usage(exchange, timings, model)
         self._tries.observe(exchange, model)
         self._clients.observe(exchange)
 
-    def _observe_ttft(self, exchange: Exchange, model: str) -> None:
-        ttft = exchange.ttft_seconds
+    def _observe_ttft(self, exchange: Exchange, timings: Timings, model: str) -> None:
+        ttft = timings.ttft_seconds
         if ttft is None:
             return
         fits = len(exchange.trace_id) <= _MAX_EXEMPLAR_ID
         exemplar = {"trace_id": exchange.trace_id} if fits else None
-        self._child(self._ttft, model, exchange.ttft_source).observe(ttft, exemplar)
+        self._child(self._ttft, model, timings.ttft_source).observe(ttft, exemplar)
         if self._target is not None and ttft > self._target:
             self._missed.inc()
 
-    def _observe_usage(self, exchange: Exchange, model: str) -> None:
+    def _observe_usage(self, exchange: Exchange, timings: Timings, model: str) -> None:
         usage = exchange.usage
         if usage is None:
-            self._no_usage.inc(exchange.usage_source == "missing")
+            self._no_usage.inc(timings.usage_source == "missing")
             return
         if exchange.reserved_tokens is not None:
             self._child(self._reserved, model).inc(exchange.reserved_tokens)

@@ -6,22 +6,22 @@ waits for some of them, if somebody sees to it that it is not for long. That tak
 the CPU for a plain request (32 connections, CPython 3.11, one core of a virtual server).
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 from ..config.config import Config
+from .exchange import Exchange
 from .health import Health
 from .logs import Logs
 from .metrics import Metrics
-from .timings import Exchange
+from .timings import Timings
 
 __all__ = ("Settlement", "settlement_with")
 
 _TOGETHER = 16  # exchanges
 _LARGE = 64 * 1024  # bytes of a request's body, which is held as long as its exchange
 
-Observer = Callable[[Exchange], None]
+Observer = Callable[[Exchange, Timings], None]
 
 
 class Settlement:
@@ -34,13 +34,12 @@ class Settlement:
     def __init__(self, observers: tuple[Observer, ...], complain: Callable[[], None]) -> None:
         self._observers = observers
         self._complain = complain
-        self._ended: list[Exchange] = []
+        self._ended: list[tuple[Exchange, Timings]] = []
         self.may_wait = False
 
     def add(self, exchange: Exchange, *, last: bool) -> None:
         """An exchange has ended; ``last``: no other is under way."""
-        exchange.ended_wall_time = time.time()
-        self._ended.append(exchange)
+        self._ended.append((exchange, Timings.of(exchange)))
         is_due = last or len(self._ended) >= _TOGETHER or len(exchange.body) >= _LARGE
         if is_due or not self.may_wait:
             self.settle()
@@ -49,9 +48,9 @@ class Settlement:
         """Tell of all that have ended so far."""
         ended, self._ended = self._ended, []
         for observe in self._observers if ended else ():
-            for exchange in ended:
+            for exchange, timings in ended:
                 try:
-                    observe(exchange)
+                    observe(exchange, timings)
                 except Exception:  # it must reach neither the others nor whoever came by
                     self._complain()
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from prometheus_client import Counter, Gauge
 
 from ..upstream.circuit_breaker import STATES, CircuitBreaker
-from .timings import Exchange
+from .exchange import Exchange
 
 __all__ = ("TryCounts",)
 
@@ -41,7 +41,7 @@ class TryCounts:
 
     def observe(self, exchange: Exchange, model: str) -> None:
         """Count a chat exchange that has ended."""
-        if exchange.is_clients_retry:
+        if _is_client_retry(exchange):
             self._by_clients.labels(model).inc()
         if exchange.malformed_retry_after:
             self._malformed.inc(exchange.malformed_retry_after)
@@ -53,3 +53,9 @@ class TryCounts:
 
 def _is_in(circuit: CircuitBreaker, state: str) -> float:
     return float(circuit.state == state)
+
+
+def _is_client_retry(exchange: Exchange) -> bool:
+    """Whether the client has sent the request before, as the SDKs do by themselves."""
+    count = exchange.request.header(b"x-stainless-retry-count") if exchange.request else None
+    return count is not None and count.isdigit() and count.strip(b"0") != b""

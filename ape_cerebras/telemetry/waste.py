@@ -3,7 +3,7 @@ little has less of the account's tokens per minute than it pays for."""
 
 from typing import NamedTuple
 
-from .timings import Exchange
+from .exchange import Exchange
 
 __all__ = ("Waste", "Wasted")
 

@@ -19,7 +19,7 @@ from ..http1.body_parts import Body
 from ..http1.messages import Headers
 from ..net.socket_stream import TimestampedStream
 from ..net.timestamps import loop_clock
-from ..telemetry.timings import Exchange
+from ..telemetry.exchange import Exchange
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp
 from .pool import Lease, Pool, ssl_context_for
 from .quotes import KeyLeakDetector

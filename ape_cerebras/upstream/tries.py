@@ -17,8 +17,8 @@ from ..errors import ProxyError
 from ..http1.body_parts import Body
 from ..http1.messages import Headers
 from ..net.timestamps import loop_clock
+from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
-from ..telemetry.timings import Exchange
 from .circuit_breaker import CircuitBreaker, says_it_is_down
 from .client import UpstreamClient, UpstreamResponse, WaitingForUpstream, forget_try
 from .retry import RetryBudget, objection, pause_before, read_retry_after, reason_to_retry

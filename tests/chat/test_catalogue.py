@@ -19,9 +19,9 @@ from ape_cerebras.chat.listing import Drift, Model
 from ape_cerebras.chat.models import ModelList
 from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.client import UpstreamClient
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from recorded import ANSWER, TOOL_CALL
 
 from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
 from ape_cerebras.config.prices import TimeInfo, Usage
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 REPLIES = Path(__file__).parents[1] / "support" / "replies"
 ERROR = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ape_cerebras.chat.meter import StreamMeter
 from ape_cerebras.config.prices import read_time_info, read_usage
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 texts = st.text(max_size=8) | st.sampled_from(
     (

@@ -15,7 +15,7 @@ from ape_cerebras import Config
 from ape_cerebras.chat.models import ModelList
 from ape_cerebras.errors import ModelNotFound
 from ape_cerebras.net.socket_stream import TimestampedStream
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.upstream.client import UpstreamClient
 
 FIRST = b'{"object":"list", "data":[{"id":"one","owned_by":"C"},{"id":"two"}]}'

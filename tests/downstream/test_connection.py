@@ -13,7 +13,7 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.errors import BadRequest, BodyTooLarge, ClientGone, RequestTimeout
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import orjson
 from end_to_end import Client, Response, chat
 from stages import Plan
 
-from ape_cerebras.telemetry.outcomes import OUTCOMES, outcome_of_status
+from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 
 __all__ = ("PATIENCE", "Accounts", "Asked", "Crowd", "outcomes_in")
 

@@ -13,7 +13,7 @@ import sniffio
 from end_to_end import KEY, PATIENCE, Client, Response
 from faulting import CLIENT_KEY, Bench, Case, Scene, until
 
-from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.exchange import OUTCOMES
 
 __all__ = ("files_open", "play_case", "tasks_alive", "until_nothing_is_left")
 

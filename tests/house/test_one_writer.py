@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import ape_cerebras
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 PACKAGE = Path(ape_cerebras.__file__).parent
 FIELDS = {field.name for field in fields(Exchange)}
@@ -18,7 +18,7 @@ OPENS_ITS_OWN = "simulator/server"
 
 def writers_by_comment() -> dict[str, str]:
     source = (PACKAGE / "telemetry" / "exchange.py").read_text("utf-8")
-    lines = source[source.index("class Record:") :].splitlines()
+    lines = source[source.index("class Exchange:") :].splitlines()
     writers = {}
     for line in lines:
         if comment := re.fullmatch(r"    # ([\w/]+)", line):

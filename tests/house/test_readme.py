@@ -10,8 +10,8 @@ from scraping import rendered
 from ape_cerebras.config.config import Config
 from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.simulator.options import FAULTS
+from ape_cerebras.telemetry.exchange import OUTCOMES
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.outcomes import OUTCOMES
 from ape_cerebras.telemetry.place import Board, Place, Ports
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")

@@ -11,7 +11,7 @@ from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.http1.framing import Misframed
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.http1.responses import PHRASES
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import ApiKeys
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 
 class Wall:

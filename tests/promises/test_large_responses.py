@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ape_cerebras.chat.meter import meter_for
 from ape_cerebras.chat.sse import parts
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 LARGE = "a" * 300_000
 NAMES = r'"usage":{"total_tokens":9},\"model\":\"b\"'

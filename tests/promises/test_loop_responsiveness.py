@@ -17,7 +17,7 @@ import anyio
 import pytest
 import trustme
 from end_to_end import TOKEN, Running, chat, events, running_proxy
-from exchanges import chat_exchange, plain_exchange, stream_exchange
+from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from steps import Steps, watched_steps
 from threaded import ThreadedUpstream, ask, in_chunks, plain
 
@@ -25,7 +25,7 @@ from ape_cerebras import errors
 from ape_cerebras.config.prices import PriceTable, TimeInfo
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.errors import ProxyError
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 pytestmark = [
     pytest.mark.anyio,
@@ -217,7 +217,7 @@ async def test_the_loop_is_free_while_metrics_are_scraped(accept: str) -> None:
     upstream, case = ThreadedUpstream(), Case(lambda: request)
     async with proxy_before(upstream) as running:
         for exchange in every_outcome():
-            running.proxy._metrics.observe(exchange)
+            running.proxy._metrics.observe(*with_timings(exchange))
         check(await play(case, upstream, running), case)
 
 

@@ -19,8 +19,9 @@ from ape_cerebras import Config
 from ape_cerebras.errors import ConnectFailed, ProxyError, UpstreamUnavailable
 from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
 from ape_cerebras.upstream.client import UpstreamClient
 from ape_cerebras.upstream.tries import RetryingClient
@@ -247,15 +248,16 @@ def test_all_parts_of_ttft_add_up_with_what_retrying_took(
     exchange: Exchange, retried: float | None
 ) -> None:
     exchange.retry_seconds = retried
-    waits = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds, retried)
-    ours = [exchange.proxy_own_seconds, *(each for each in waits if each is not None)]
-    theirs = [exchange.queue_seconds, exchange.prompt_seconds, exchange.network_seconds]
+    timings = Timings.of(exchange)
+    waits = (timings.wait_seconds, exchange.connect_seconds, exchange.tls_seconds, retried)
+    ours = [timings.proxy_own_seconds, *(each for each in waits if each is not None)]
+    theirs = [timings.queue_seconds, timings.prompt_seconds, timings.network_seconds]
     parts = [Decimal(repr(part)) for part in (*ours, *theirs) if part is not None]
     if len(parts) == len(ours) + len(theirs):
-        assert sum(parts) == Decimal(repr(exchange.ttft_seconds))
+        assert sum(parts) == Decimal(repr(timings.ttft_seconds))
 
 
 def test_what_is_the_proxys_own_is_less_what_retrying_took() -> None:
-    exchange = stream_exchange(retry_seconds=0.001, connect_seconds=0.0005)
-    assert exchange.proxy_ttft_seconds == 0.004
-    assert exchange.proxy_own_seconds == 0.0025
+    timings = Timings.of(stream_exchange(retry_seconds=0.001, connect_seconds=0.0005))
+    assert timings.proxy_ttft_seconds == 0.004
+    assert timings.proxy_own_seconds == 0.0025

@@ -6,17 +6,16 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from exchanges import CHAT, ended_exchanges
+from exchanges import CHAT, ended_exchanges, with_timings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from scraping import rendered, watching
 
 from ape_cerebras import Config
+from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.outcomes import OUTCOMES
-from ape_cerebras.telemetry.timings import Exchange
 
 HISTOGRAMS = {
     "ttft_seconds": "ttft_seconds",
@@ -37,8 +36,8 @@ def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, flo
     metrics, lines = watching(Metrics(config, "asyncio")), []
     logs = Logs("debug", lambda line: lines.append(json.loads(line, parse_float=Decimal)))
     for exchange in exchanges:
-        metrics.observe(exchange)
-        logs.exchange(exchange)
+        metrics.observe(*with_timings(exchange))
+        logs.exchange(*with_timings(exchange))
     text = rendered(metrics)[0].decode()
     samples = [
         sample for family in text_string_to_metric_families(text) for sample in family.samples

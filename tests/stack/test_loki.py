@@ -14,11 +14,11 @@ import orjson
 import pytest
 import yaml
 from dashboards import DASHBOARDS, queries
-from exchanges import plain_exchange, stream_exchange
+from exchanges import plain_exchange, stream_exchange, with_timings
 from monitoring import CONTRIB
 
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
-from ape_cerebras.telemetry.timings import Exchange
 
 FILES = CONTRIB / "loki"
 JS = Path(__file__).parents[1] / "sdks" / "js"
@@ -36,7 +36,7 @@ def lines_of(*exchanges: Exchange) -> list[dict[str, Any]]:
     written: list[bytes] = []
     logs = Logs("debug", written.append)
     for exchange in exchanges:
-        logs.exchange(exchange)
+        logs.exchange(*with_timings(exchange))
     logs.event("info", "Draining")
     return [orjson.loads(line) for line in written]
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from ape_cerebras.config.prices import PriceTable, TimeInfo, Usage
 from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.timings import Timings
 
 __all__ = (
     "CHAT",
@@ -18,6 +19,7 @@ __all__ = (
     "ended_exchanges",
     "plain_exchange",
     "stream_exchange",
+    "with_timings",
 )
 
 CHAT = "/v1/chat/completions"
@@ -101,6 +103,11 @@ def assembled_exchange(**fields: Any) -> Exchange:
     """A plain reply put together from that stream, and passed on 2 ms after its end."""
     not_sent = dict.fromkeys(_SENT)
     return stream_exchange(**{**not_sent, "stream": False, "finished_at": 100.702, **fields})
+
+
+def with_timings(exchange: Exchange) -> tuple[Exchange, Timings]:
+    """What those take who account for an exchange that has ended."""
+    return exchange, Timings.of(exchange)
 
 
 _counts = st.integers(0, 200_000)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from exchanges import with_timings
 from prometheus_client import parser
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -9,8 +10,8 @@ from prometheus_client.samples import Sample
 from steps import result_of
 
 from ape_cerebras import Config
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
 
 __all__ = (
@@ -84,5 +85,5 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 def observed(*exchanges: Exchange, **settings: str) -> Metrics:
     metrics = made(**settings)
     for exchange in exchanges:
-        metrics.observe(exchange)
+        metrics.observe(*with_timings(exchange))
     return metrics

@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import pytest
-from exchanges import chat_exchange
+from exchanges import chat_exchange, with_timings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import BadRequest, ClientGone, Overloaded, Truncated
 from ape_cerebras.telemetry.degradation import REASONS, Degradation
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 
 TARGET = 0.2
 OFFSETS = (0.0, -0.5, -1000.25, 0.75, 1e6, 123456.999)
@@ -26,7 +26,7 @@ def timed(ttft: float | None, at: float = 0.0, **fields: Any) -> Exchange:
 def degradation(*exchanges: Exchange, target: float | None = TARGET) -> Degradation:
     watched = Degradation(target)
     for exchange in exchanges:
-        watched.observe(exchange)
+        watched.observe(*with_timings(exchange))
     return watched
 
 
@@ -126,9 +126,9 @@ def test_the_window_slides(offset: float) -> None:
     assert watched.reasons(start + 59.999) == ("failures",)
     assert watched.reasons(start + 60.0) == ()  # 11 are left, which is too few
     for _ in range(9):
-        watched.observe(timed(None, start + 60.5))
+        watched.observe(*with_timings(timed(None, start + 60.5)))
     assert watched.reasons(start + 61.0) == ()  # 1 of 20
-    watched.observe(timed(None, start + 61.0, error=Truncated()))
+    watched.observe(*with_timings(timed(None, start + 61.0, error=Truncated())))
     assert watched.reasons(start + 61.0) == ("failures",)  # 2 of 21
 
 
@@ -151,7 +151,7 @@ def test_against_a_count_of_all(
     for step, failed in steps:
         now += step
         ended.append((math.floor(now), failed))
-        watched.observe(timed(None, now, error=Truncated() if failed else None))
+        watched.observe(*with_timings(timed(None, now, error=Truncated() if failed else None)))
     now += later
     recent = [failed for second, failed in ended if second > math.floor(now) - 60]
     degraded = len(recent) >= 20 and sum(recent) > 0.05 * len(recent)

@@ -3,15 +3,15 @@
 from itertools import accumulate
 
 import pytest
-from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_exchange
+from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_exchange, with_timings
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.chat.listing import Drift, Model
 from ape_cerebras.config.prices import Usage
 from ape_cerebras.config.values import BUCKETS
+from ape_cerebras.telemetry.exchange import CUT_SHORT
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.outcomes import CUT_SHORT
 
 # Name (without the stem) → type, labels.
 TABLE: dict[str, tuple[str, set[str]]] = {
@@ -200,7 +200,7 @@ def test_the_models_are_a_closed_set() -> None:
     metrics = made(MODEL_ALIASES="small=own-model")
     names = ("gpt-oss-120b", "own-model", "small", "x" * 10_000, "\n\u2028", None)
     for name in names:
-        metrics.observe(stream_exchange(model=name))
+        metrics.observe(*with_timings(stream_exchange(model=name)))
     assert value(metrics, "requests_total", model="gpt-oss-120b") == 1
     assert value(metrics, "requests_total", model="own-model") == 1
     assert value(metrics, "requests_total", model="other") == 4
@@ -212,14 +212,16 @@ def test_no_client_makes_a_series() -> None:
     for number in range(10_000):
         text = f"model-{number}"
         metrics.observe(
-            stream_exchange(
-                model=text,
-                requested_model=text,
-                response_model=text,
-                client=text,
-                trace_id=text,
-                request_id=text,
-                upstream_headers=((f"x-ratelimit-{text}".encode(), b"1"),),
+            *with_timings(
+                stream_exchange(
+                    model=text,
+                    requested_model=text,
+                    response_model=text,
+                    client=text,
+                    trace_id=text,
+                    request_id=text,
+                    upstream_headers=((f"x-ratelimit-{text}".encode(), b"1"),),
+                )
             )
         )
     assert len(list(samples(metrics))) == series
@@ -232,7 +234,7 @@ def test_the_quota() -> None:
         gauge = f"upstream_ratelimit_{what}"
         assert value(metrics, gauge, kind=kind, window=window) == float(number)
     fraction = ((b"x-ratelimit-remaining-tokens-minute", b"17.5"),)
-    metrics.observe(chat_exchange(upstream_headers=fraction))
+    metrics.observe(*with_timings(chat_exchange(upstream_headers=fraction)))
     gauge = "upstream_ratelimit_remaining"
     assert value(metrics, gauge, kind="tokens", window="minute") == 17.5
 

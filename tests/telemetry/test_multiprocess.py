@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from exchanges import chat_exchange, plain_exchange, stream_exchange
+from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from prometheus_client import values
 from prometheus_client.multiprocess import MultiProcessCollector
 from scraping import OPENMETRICS, families, made, settled, value, watching
@@ -62,14 +62,14 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 def test_two_workers_tell_together_what_one_process_would(crew: Crew, accept: bytes) -> None:
     alone = watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio"), lines_dropped=2 * 7)
     for exchange in EXCHANGES:
-        alone.observe(exchange)
+        alone.observe(*with_timings(exchange))
     first = crew.worker(1)
     for exchange in EXCHANGES[:3]:
-        first.observe(exchange)
+        first.observe(*with_timings(exchange))
     first.refresh()
     second = crew.worker(2)
     for exchange in EXCHANGES[3:]:
-        second.observe(exchange)
+        second.observe(*with_timings(exchange))
     together = sums(second, accept)
     assert together == pytest.approx(sums(alone, accept))
     assert together == sums(first, accept)
@@ -79,7 +79,7 @@ def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
     alone, worker = made(), crew.worker(1)
     for metrics in (alone, worker):
-        metrics.observe(stream_exchange(upstream_headers=quota))
+        metrics.observe(*with_timings(stream_exchange(upstream_headers=quota)))
     alone_told, told = families(alone), families(worker)
     assert {name.removeprefix("cerebras_proxy_") for name in told.keys() - alone_told} == WORKERS
     for name, metric in alone_told.items():
@@ -101,10 +101,10 @@ def test_gauges_add_up_or_are_the_worst_or_the_last(crew: Crew) -> None:
     first = crew.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
-    first.observe(chat_exchange(upstream_headers=((limit, b"100"), (left, b"90"))))
+    first.observe(*with_timings(chat_exchange(upstream_headers=((limit, b"100"), (left, b"90")))))
     second = crew.worker(2, in_flight=8)
     second.set_degraded(())
-    second.observe(chat_exchange(upstream_headers=((left, b"95"),)))
+    second.observe(*with_timings(chat_exchange(upstream_headers=((left, b"95"),))))
     assert value(second, "requests_in_flight") == 13
     assert value(second, "upstream_connections", state="idle") == 12
     assert value(second, "degraded", reason="ttft") == 1
@@ -121,9 +121,9 @@ def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
     first = crew.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
-    first.observe(stream_exchange(upstream_headers=((left, b"90"),)))
+    first.observe(*with_timings(stream_exchange(upstream_headers=((left, b"90"),))))
     second = crew.worker(2, in_flight=8)
-    second.observe(stream_exchange())
+    second.observe(*with_timings(stream_exchange()))
     crew.forget(1)
     model = {"model": "gpt-oss-120b"}
     assert value(second, "requests_in_flight") == 8
@@ -132,7 +132,7 @@ def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
     assert value(second, "requests_total", **model) == 2
     assert value(second, "tpot_seconds_count", **model) == 2
     successor = crew.worker(1, in_flight=1)
-    successor.observe(stream_exchange())
+    successor.observe(*with_timings(stream_exchange()))
     assert value(successor, "requests_total", **model) == 3
     assert value(successor, "log_lines_dropped_total") == 7 * 3
     assert value(successor, "requests_in_flight") == 9
@@ -144,7 +144,7 @@ def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
     crew: Crew, make: Callable[[Path], None]
 ) -> None:
     worker = crew.worker(1)
-    worker.observe(stream_exchange())
+    worker.observe(*with_timings(stream_exchange()))
     make(crew.directory / "gauge_livesum_2.db")
     assert value(worker, "requests_total", model="gpt-oss-120b") == 1
 
@@ -161,7 +161,7 @@ def test_how_the_workers_are(crew: Crew) -> None:
 
 def test_there_are_no_exemplars(crew: Crew) -> None:
     worker = crew.worker(1)
-    worker.observe(stream_exchange())
+    worker.observe(*with_timings(stream_exchange()))
     assert not [
         sample
         for metric in families(worker, OPENMETRICS).values()
@@ -184,7 +184,7 @@ def test_it_is_what_the_library_makes_of_the_files(crew: Crew) -> None:
         worker = crew.worker(number)
         worker.set_degraded(("ttft",) if number == 2 else ())
         for exchange in EXCHANGES[number:]:
-            worker.observe(exchange)
+            worker.observe(*with_timings(exchange))
     worker.refresh()
     files = [str(path) for path in crew.directory.iterdir()]
     merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ def test_it_is_made_in_steps_of_some_samples(crew: Crew) -> None:
     alone, worker = made(), crew.worker(1)
     for metrics in (alone, worker):
         for model in ("gpt-oss-120b", "zai-glm-4.7", "other"):
-            metrics.observe(stream_exchange(model=model))
+            metrics.observe(*with_timings(stream_exchange(model=model)))
     samples = len(told(worker))
     assert len(list(alone.render(b""))) > samples / 100
     assert len(list(worker.render(b""))) > 3 * samples / 100  # read, put together, written

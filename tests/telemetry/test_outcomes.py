@@ -3,7 +3,7 @@
 import pytest
 from failures import FAILURES
 
-from ape_cerebras.telemetry.outcomes import OUTCOMES, outcome_of_status
+from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 
 LEVELS = ("info", "warning", "error")
 

@@ -18,8 +18,8 @@ from ape_cerebras.errors import (
     Unauthorized,
 )
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.outcomes import OUTCOMES
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
+from ape_cerebras.telemetry.timings import Timings
 
 DURATIONS = (
     "ttft_seconds",
@@ -38,14 +38,14 @@ DURATIONS = (
 )
 
 
-def times(exchange: Exchange) -> dict[str, float | None]:
-    return {name: getattr(exchange, name) for name in (*DURATIONS, "tokens_per_second")}
+def times(timings: Timings) -> dict[str, float | None]:
+    return {name: getattr(timings, name) for name in (*DURATIONS, "tokens_per_second")}
 
 
 def test_the_times_of_a_stream() -> None:
-    exchange = stream_exchange(upstream_wait_seconds=1.7, client_blocked_seconds=0.2)
-    assert exchange.ttft_source == "measured"
-    assert times(exchange) == {
+    timings = Timings.of(stream_exchange(upstream_wait_seconds=1.7, client_blocked_seconds=0.2))
+    assert timings.ttft_source == "measured"
+    assert times(timings) == {
         "ttft_seconds": 0.203,
         "upstream_ttft_seconds": 0.199,
         "proxy_ttft_seconds": 0.004,
@@ -64,9 +64,9 @@ def test_the_times_of_a_stream() -> None:
 
 
 def test_the_times_of_a_plain_reply() -> None:
-    exchange = plain_exchange(upstream_wait_seconds=0.998)
-    assert exchange.ttft_source == "derived"
-    assert times(exchange) == {
+    timings = Timings.of(plain_exchange(upstream_wait_seconds=0.998))
+    assert timings.ttft_source == "derived"
+    assert times(timings) == {
         "ttft_seconds": 0.602,  # 101.0 - 0.4 - 100.0, and 2 ms to pass the reply on
         "upstream_ttft_seconds": 0.599,
         "proxy_ttft_seconds": 0.003,
@@ -100,55 +100,57 @@ def test_the_times_of_a_plain_reply() -> None:
     ],
 )
 def test_where_no_ttft_can_be_derived(fields: dict[str, Any]) -> None:
-    exchange = plain_exchange(**fields)
-    assert exchange.ttft_source is None
+    timings = Timings.of(plain_exchange(**fields))
+    assert timings.ttft_source is None
     for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
-        assert getattr(exchange, name) is None, name
+        assert getattr(timings, name) is None, name
 
 
 def test_the_earliest_ttft_that_can_be_derived() -> None:
-    exchange = plain_exchange(sent_at=100.5, time_info=TimeInfo(None, None, 0.5))
-    assert exchange.ttft_source == "derived"
-    assert exchange.upstream_ttft_seconds == 0.0
+    timings = Timings.of(plain_exchange(sent_at=100.5, time_info=TimeInfo(None, None, 0.5)))
+    assert timings.ttft_source == "derived"
+    assert timings.upstream_ttft_seconds == 0.0
 
 
 def test_a_first_token_that_the_client_was_not_there_for_has_no_ttft() -> None:
-    exchange = stream_exchange(
-        first_token_sent_at=None, first_output_sent_at=None, error=ClientGone()
+    timings = Timings.of(
+        stream_exchange(first_token_sent_at=None, first_output_sent_at=None, error=ClientGone())
     )
-    assert exchange.ttft_source is None
+    assert timings.ttft_source is None
     names = ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "ttfo_seconds")
     for name in (*names, "network_seconds"):
-        assert getattr(exchange, name) is None, name
-    assert exchange.generation_seconds == 0.4
+        assert getattr(timings, name) is None, name
+    assert timings.generation_seconds == 0.4
 
 
 def test_a_ttft_is_derived_without_usage() -> None:
-    assert plain_exchange(usage=None).ttft_seconds == 0.602
+    assert Timings.of(plain_exchange(usage=None)).ttft_seconds == 0.602
 
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
 def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange) -> None:
-    parts = (exchange.upstream_ttft_seconds, exchange.proxy_ttft_seconds)
-    if exchange.ttft_seconds is None:
+    timings = Timings.of(exchange)
+    parts = (timings.upstream_ttft_seconds, timings.proxy_ttft_seconds)
+    if timings.ttft_seconds is None:
         assert parts == (None, None)
-        assert exchange.ttft_source is None
+        assert timings.ttft_source is None
     else:
-        assert Decimal(repr(exchange.ttft_seconds)) == sum(Decimal(repr(part)) for part in parts)
-        assert exchange.ttft_source in ("measured", "derived")
+        assert Decimal(repr(timings.ttft_seconds)) == sum(Decimal(repr(part)) for part in parts)
+        assert timings.ttft_source in ("measured", "derived")
 
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
 def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None:
-    making = (exchange.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
+    timings = Timings.of(exchange)
+    making = (timings.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
     waits = (exchange.retry_seconds, *making)
-    ours = [exchange.proxy_own_seconds, *(each for each in waits if each is not None)]
-    theirs = [exchange.queue_seconds, exchange.prompt_seconds, exchange.network_seconds]
+    ours = [timings.proxy_own_seconds, *(each for each in waits if each is not None)]
+    theirs = [timings.queue_seconds, timings.prompt_seconds, timings.network_seconds]
     parts = [Decimal(repr(part)) for part in (*ours, *theirs) if part is not None]
     if len(parts) == len(ours) + len(theirs):
-        assert sum(parts) == Decimal(repr(exchange.ttft_seconds))
+        assert sum(parts) == Decimal(repr(timings.ttft_seconds))
 
 
 @pytest.mark.parametrize(
@@ -164,34 +166,36 @@ def test_whose_word_the_times_rest_on(
     request_timestamped: bool, response_timestamped: bool | None, stamp: str
 ) -> None:
     how = {"request_timestamped": request_timestamped, "response_timestamped": response_timestamped}
-    assert stream_exchange(**how).stamp == stamp
-    assert stream_exchange(**how, received_at=None).stamp is None
+    assert Timings.of(stream_exchange(**how)).timestamp_source == stamp
+    assert Timings.of(stream_exchange(**how, received_at=None)).timestamp_source is None
 
 
 @pytest.mark.parametrize(("blocked", "piled_up"), [(0.0, True), (9.0, False), (9.0, True)])
 def test_a_client_that_made_upstream_wait_makes_no_cerebras_look_slow(
     blocked: float, piled_up: bool
 ) -> None:
-    exchange = stream_exchange(client_blocked_seconds=blocked, response_backlogged=piled_up)
-    told = (exchange.generation_seconds, exchange.tpot_seconds, exchange.tokens_per_second)
+    fields = {"client_blocked_seconds": blocked, "response_backlogged": piled_up}
+    timings = Timings.of(stream_exchange(**fields))
+    told = (timings.generation_seconds, timings.tpot_seconds, timings.tokens_per_second)
     assert told == ((None, None, None) if blocked and piled_up else (0.4, 0.1, 12.5))
-    assert exchange.upstream_ttft_seconds == 0.199
+    assert timings.upstream_ttft_seconds == 0.199
 
 
 def test_how_tokens_came_together() -> None:
-    exchange = stream_exchange()
-    assert (exchange.tokens_per_event, exchange.events_per_read) == (1.25, 2.0)
-    exchange = chat_exchange()
-    assert (exchange.tokens_per_event, exchange.events_per_read) == (None, None)
+    timings = Timings.of(stream_exchange())
+    assert (timings.tokens_per_event, timings.events_per_read) == (1.25, 2.0)
+    timings = Timings.of(chat_exchange())
+    assert (timings.tokens_per_event, timings.events_per_read) == (None, None)
 
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
 def test_no_time_is_negative_and_none_is_finer_than_a_microsecond(exchange: Exchange) -> None:
+    timings = Timings.of(exchange)
     for name in DURATIONS:
-        value = getattr(exchange, name)
+        value = getattr(timings, name)
         assert value is None or (value >= 0 and round(value, 6) == value), name
-    assert exchange.outcome in OUTCOMES
+    assert timings.outcome in OUTCOMES
 
 
 @pytest.mark.parametrize(
@@ -210,18 +214,18 @@ def test_time_per_token(
     tokens: int, last_token_at: float, tpot: float | None, per_second: float | None
 ) -> None:
     usage = Usage(10, tokens, 10 + tokens, 0, 0)
-    exchange = stream_exchange(usage=usage, last_token_at=last_token_at)
-    assert (exchange.tpot_seconds, exchange.tokens_per_second) == (tpot, per_second)
+    timings = Timings.of(stream_exchange(usage=usage, last_token_at=last_token_at))
+    assert (timings.tpot_seconds, timings.tokens_per_second) == (tpot, per_second)
 
 
 def test_no_rates_without_usage() -> None:
-    exchange = stream_exchange(usage=None)
-    assert (exchange.tpot_seconds, exchange.tokens_per_second) == (None, None)
+    timings = Timings.of(stream_exchange(usage=None))
+    assert (timings.tpot_seconds, timings.tokens_per_second) == (None, None)
 
 
 def test_time_to_the_first_answer_is_told_of_reasoning_only() -> None:
-    assert stream_exchange(has_reasoning=False).ttfo_seconds is None
-    assert stream_exchange(first_output_sent_at=None).ttfo_seconds is None
+    assert Timings.of(stream_exchange(has_reasoning=False)).ttfo_seconds is None
+    assert Timings.of(stream_exchange(first_output_sent_at=None)).ttfo_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -236,23 +240,24 @@ def test_time_to_the_first_answer_is_told_of_reasoning_only() -> None:
     ],
 )
 def test_network_time(time_info: TimeInfo | None, network: float | None) -> None:
-    assert stream_exchange(time_info=time_info).network_seconds == network
+    assert Timings.of(stream_exchange(time_info=time_info)).network_seconds == network
 
 
 @pytest.mark.parametrize(
     ("upstream", "client", "overhead"), [(1.0, 0.5, 0.5), (2.0, 0.0, 0.0), (2.0, 1.0, 0.0)]
 )
 def test_overhead(upstream: float, client: float, overhead: float) -> None:
-    exchange = chat_exchange(upstream_wait_seconds=upstream, client_blocked_seconds=client)
-    assert exchange.overhead_seconds == overhead
+    waits = {"upstream_wait_seconds": upstream, "client_blocked_seconds": client}
+    timings = Timings.of(chat_exchange(**waits))
+    assert timings.overhead_seconds == overhead
 
 
 def test_a_request_that_never_was_complete() -> None:
     """Its time is counted from its first byte, and was spent waiting for the client."""
-    exchange = chat_exchange(received_at=None, error=Unauthorized())
-    assert exchange.total_time_seconds == 2.5
-    assert exchange.overhead_seconds is None
-    assert exchange.ttft_seconds is None
+    timings = Timings.of(chat_exchange(received_at=None, error=Unauthorized()))
+    assert timings.total_time_seconds == 2.5
+    assert timings.overhead_seconds is None
+    assert timings.ttft_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -282,11 +287,13 @@ def test_outcomes(
     outcome: str,
     code: str | None,
 ) -> None:
-    exchange = chat_exchange(
-        status=status, upstream_status=upstream_status, stream_failed=stream_failed, error=error
+    timings = Timings.of(
+        chat_exchange(
+            status=status, upstream_status=upstream_status, stream_failed=stream_failed, error=error
+        )
     )
-    assert (exchange.outcome, exchange.error_code) == (outcome, code)
-    assert exchange.traits is OUTCOMES[outcome]
+    assert (timings.outcome, timings.error_code) == (outcome, code)
+    assert timings.traits is OUTCOMES[outcome]
 
 
 @pytest.mark.parametrize(
@@ -301,12 +308,12 @@ def test_outcomes(
     ],
 )
 def test_where_usage_comes_from(fields: dict[str, Any], source: str | None) -> None:
-    assert chat_exchange(**fields).usage_source == source
+    assert Timings.of(chat_exchange(**fields)).usage_source == source
 
 
 def test_a_renamed_model() -> None:
-    assert chat_exchange().renamed_model is None
-    assert chat_exchange(requested_model="llama").renamed_model == "llama"
+    assert chat_exchange().aliased_model is None
+    assert chat_exchange(requested_model="llama").aliased_model == "llama"
 
 
 def test_a_request_before_there_is_one() -> None:

@@ -4,7 +4,8 @@ import pytest
 from exchanges import assembled_exchange, stream_exchange
 
 from ape_cerebras.errors import ClientGone, Truncated
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.timings import Timings
 
 TIMES = {
     "ttft_seconds": 0.202,  # 100.2 - 100.0, and 2 ms to pass the reply on
@@ -25,9 +26,9 @@ TIMES = {
 
 
 def test_the_times_of_a_plain_reply_that_came_as_a_stream() -> None:
-    exchange = assembled_exchange(upstream_wait_seconds=0.698)
-    assert exchange.ttft_source == "measured"
-    assert {name: getattr(exchange, name) for name in TIMES} == TIMES
+    timings = Timings.of(assembled_exchange(upstream_wait_seconds=0.698))
+    assert timings.ttft_source == "measured"
+    assert {name: getattr(timings, name) for name in TIMES} == TIMES
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,10 @@ def test_the_times_of_a_plain_reply_that_came_as_a_stream() -> None:
     ],
 )
 def test_no_ttft_is_told_of_a_token_that_the_client_never_had(exchange: Exchange) -> None:
-    assert exchange.ttft_source is None
+    timings = Timings.of(exchange)
+    assert timings.ttft_source is None
     for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
-        assert getattr(exchange, name) is None, name
+        assert getattr(timings, name) is None, name
 
 
 @pytest.mark.parametrize(
@@ -56,4 +58,4 @@ def test_no_ttft_is_told_of_a_token_that_the_client_never_had(exchange: Exchange
     ],
 )
 def test_no_time_to_the_first_answer_where_there_was_none(exchange: Exchange) -> None:
-    assert exchange.ttfo_seconds is None
+    assert Timings.of(exchange).ttfo_seconds is None

@@ -4,15 +4,15 @@ import anyio
 import pytest
 import trio
 from end_to_end import KEY, Lines
-from exchanges import chat_exchange
+from exchanges import chat_exchange, with_timings
 from trio.testing import MockClock
 
 from ape_cerebras import Config
 from ape_cerebras.config.prices import Usage
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.health import Health
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.timings import Exchange
 from ape_cerebras.telemetry.waste import Waste, Wasted
 
 HOUR = 3600.0
@@ -54,7 +54,7 @@ def test_the_warning_comes_once_an_hour_and_names_the_setting() -> None:
         health = Health(config, metrics, logs, None, lambda: False, None)
         for hour in range(5):
             if hour < 3:
-                health.observe(ended(1000, 100))
+                health.observe(*with_timings(ended(1000, 100)))
             for _ in range(60):
                 await anyio.sleep(60)
                 health.look()

@@ -8,7 +8,8 @@ from scripts import silent
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
 from ape_cerebras.http1.body_parts import Body
-from ape_cerebras.telemetry.timings import Exchange
+from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.client import UpstreamClient
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +186,6 @@ async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> 
         body = Body([b"x" * 8_000_000])  # more than fits in between
         with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
             assert await response.next_chunk() == b"hello"
-            assert exchange.ttfb_seconds == 0
+            assert Timings.of(exchange).ttfb_seconds == 0
             assert response.arrived_at == exchange.sent_at
         upstream.pool.close()
