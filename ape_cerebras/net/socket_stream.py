@@ -62,7 +62,8 @@ class TimestampedStream(ByteStream):
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, in vain or not;
     ever growing. What the loop took to notice an arrival is not the peer's.
     ``most_at_once``: the most bytes read in a row, without a wait between, since it was last set.
-    ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever.
+    ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever. With a
+    ``read_timeout`` of 0 nothing is waited for, nor ``before_wait`` called: PeerStalled at once.
     """
 
     def __init__(self) -> None:
@@ -193,6 +194,8 @@ class SocketStream(TimestampedStream):
         return data
 
     async def _wait_to_read(self) -> None:
+        if self.read_timeout == 0:
+            raise PeerStalled
         self._read_since_wait = 0
         if self.before_wait is not None:
             await self.before_wait()

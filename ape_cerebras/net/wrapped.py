@@ -28,6 +28,8 @@ class WrappedStream(TimestampedStream):
             self._reading.deadline = self._deadline
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        if self.read_timeout == 0:
+            raise PeerStalled
         if self.before_wait is not None:
             await self.before_wait()
         began_at = self._clock()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import httpcore
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
@@ -217,29 +217,30 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         """Whether only a part of a request has gone out."""
         return self._write_buffer.torn
 
-    async def is_quiet(self) -> bool:
-        """Whether the connection is up and nothing has arrived on it: fit for another request.
+    async def receive_now(self) -> bytes | None:
+        """What has arrived, read through TLS too: b"" at the end, None where nothing has arrived.
 
-        Reads for real, through TLS too, so that a session ticket (which is no answer) is taken in
-        and a stray byte (which would be taken for the next answer) is found. Waits for nothing.
+        Never waits. TLS streams of anyio cannot do that, so the timeout of the socket below is 0
+        meanwhile. It has to be a read, not a look at the socket: a server may send a TLS session
+        ticket at any time, which is no response.
         """
-        self.raw.before_wait = _refuse_to_wait
+        self.raw.read_timeout = 0
         try:
-            await self._stream.receive(READ_BYTES)
-        except WouldBlock:
-            return True
+            return await self._stream.receive(READ_BYTES)
+        except PeerStalled:
+            return None
         except (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError):
-            return False
+            return b""
         finally:
-            self.raw.before_wait = None
-        return False
+            self.raw.read_timeout = None
+
+    async def is_quiet(self) -> bool:
+        """Whether the connection is up and nothing has arrived on it: fit for another request. A
+        stray byte would be taken for the next response."""
+        return await self.receive_now() is None
 
     def close(self) -> None:
         self.raw.close()
 
     async def aclose(self) -> None:
         self.raw.close()
-
-
-async def _refuse_to_wait() -> None:
-    raise WouldBlock

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trustme
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 from end_to_end import hold_the_loop
@@ -202,15 +203,25 @@ async def test_the_hook_is_called_before_a_wait_and_only_then() -> None:
         assert calls == [1]
 
 
-async def test_a_hook_that_raises_takes_the_place_of_the_wait() -> None:
-    async with sockets() as (_, theirs):
+async def test_a_read_timeout_of_0_reads_but_never_waits() -> None:
+    calls: list[int] = []
+    async with sockets() as (ours, theirs):
 
-        async def refuse() -> None:
-            raise WouldBlock
+        async def hook() -> None:
+            calls.append(1)
 
-        theirs.before_wait = refuse
-        with pytest.raises(WouldBlock):
+        theirs.before_wait = hook
+        theirs.read_timeout = 0
+        with pytest.raises(PeerStalled):
             await theirs.receive()
+        await ours.send(b"a")
+        await anyio.wait_readable(theirs.extra(anyio.abc.SocketAttribute.raw_socket))
+        await anyio.lowlevel.checkpoint()
+        assert await theirs.receive() == b"a"
+        with pytest.raises(PeerStalled):
+            await theirs.receive()
+        assert calls == []
+        assert theirs.read_wait_seconds == 0
 
 
 async def test_a_cancelled_receive_loses_nothing() -> None:

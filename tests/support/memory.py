@@ -52,6 +52,8 @@ class MemoryStream(TimestampedStream):
         await anyio.lowlevel.checkpoint()
         way = self._incoming
         while not (way.chunks or way.ended or self._closed):
+            if self.read_timeout == 0:
+                raise PeerStalled
             if self.before_wait is not None:
                 await self.before_wait()
             if not (way.chunks or way.ended or self._closed):
