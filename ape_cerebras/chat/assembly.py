@@ -9,25 +9,27 @@ a string is no piece of a text there; around the choices the last word counts.
 
 What results is what the API answers to the same request plainly, its members in the same order.
 
-All that may be large is done in steps, between which the event loop can have its turn.
+A large read is fed in the parts that ``sse.parts`` makes of it, between which the event loop goes
+on. The reply is written in one go: 10 ms for 10 MB of text.
 """
 
-from collections.abc import Generator, Mapping
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import orjson
 
 from ..config.prices import read_json
 from ..errors import InvalidResponse, UpstreamFailed
-from ..http1.body_parts import Body
-from .json_steps import Text, dump, is_light
-from .pieces import AT_ONCE
-from .sse import EventReader, parts
+from .request import count_contents
+from .sse import EventReader
 
 __all__ = ("Assembly", "Reply")
 
 _END = b"[DONE]"
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_WEIGHT = 32 * 1024 * 1024
-_EVENTS_AT_ONCE = 100
+_MAX_VALUES = 20_000  # in one event; they are parsed in 2 ms
 _MAX_ITEMS = 1_000  # choices, or calls of tools, in one event
 
 # Of the strings in a delta these are no text to be added to.
@@ -47,7 +49,7 @@ class Reply(NamedTuple):
     """What a client that asked for no stream is answered; JSON."""
 
     status: int
-    body: Body
+    body: bytes
 
 
 class Assembly:
@@ -63,15 +65,9 @@ class Assembly:
         self._failure: Reply | None = None
         self._ended = False
 
-    def feed(self, chunk: bytes) -> Generator[None, None, None]:
+    def feed(self, chunk: bytes) -> None:
         """Take in the next piece. Raises InvalidResponse where that is no stream of completions, or
         one too large to be held."""
-        for number, part in enumerate(parts(chunk)):
-            if number:
-                yield
-            yield from self._feed(part)
-
-    def _feed(self, chunk: bytes) -> Generator[None, None, None]:
         if self._ended:
             return
         # Too large an event is read over by the reader, and would be missing without a word.
@@ -81,21 +77,18 @@ class Assembly:
         payloads = self._events.feed(chunk)
         if payloads or self._events.at_boundary:
             self._unfinished = len(chunk)
-        for number, payload in enumerate(payloads, 1):
+        for payload in payloads:
             self._ended = self._ended or payload.startswith(_END)
             if not self._ended:
-                yield from self._take(payload)
-            if number % _EVENTS_AT_ONCE == 0:
-                yield
+                self._take(payload)
 
-    def _take(self, payload: bytes) -> Generator[None, None, None]:
-        event = read_json(payload) if (yield from is_light(payload)) else None
-        if len(payload) > AT_ONCE:
-            yield
+    def _take(self, payload: bytes) -> None:
+        _, values = count_contents(payload, 2 * _MAX_VALUES, _MAX_VALUES)
+        event = read_json(payload) if values <= _MAX_VALUES else None
         if not isinstance(event, dict):
             raise InvalidResponse
         if event.get("error"):
-            self._failure = Reply(_status_of(event), Body([payload]))
+            self._failure = Reply(_status_of(event), payload)
             self._ended = True
             return
         try:
@@ -122,7 +115,7 @@ class Assembly:
         index = _index_of(part, position)
         return self._choices.setdefault(index, _Choice(index))
 
-    def reply(self) -> Generator[None, None, Reply]:
+    def reply(self) -> Reply:
         """What it adds up to: the completion, or the error that ended it, in the API's own words.
 
         Raises InvalidResponse where there is neither.
@@ -132,12 +125,12 @@ class Assembly:
         if not self._choices:
             raise InvalidResponse
         try:
-            return Reply(200, (yield from dump(self._whole(), self._weight)))
+            return Reply(200, _dump(self._whole()))
         except (ValueError, RecursionError):
             raise InvalidResponse from None
 
     def _whole(self) -> _Fields:
-        choices = tuple(choice.whole() for _, choice in sorted(self._choices.items()))
+        choices = [choice.whole() for _, choice in sorted(self._choices.items())]
         own = {"choices": choices, "object": "chat.completion"}
         return _ordered({**self._fields, **own}, _COMPLETION)
 
@@ -176,14 +169,14 @@ class _Choice:
                 _put(call, name, value, joins=True)
 
     def whole(self) -> _Fields:
-        calls = tuple(call for _, call in sorted(self._calls.items()))
-        message = {"role": "assistant", **self._message}
+        calls = [_joined(call) for _, call in sorted(self._calls.items())]
+        message = {"role": "assistant", **_joined(self._message)}
         if calls:
             message["tool_calls"] = calls
         elif "content" not in message:  # there was no text to send, yet a plain reply says so
             message["content"] = ""
         own = {"index": self._index, "message": _ordered(message, _MESSAGE)}
-        return _ordered({"finish_reason": None, **self._fields, **own}, _CHOICE)
+        return _ordered({"finish_reason": None, **_joined(self._fields), **own}, _CHOICE)
 
 
 def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
@@ -195,7 +188,7 @@ def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
     elif isinstance(value, str) and name in _SAID_ONCE:
         fields[name] = known or value
     elif isinstance(value, str) and joins:
-        _known_as(Text, fields, name).append(value)
+        _known_as(_Text, fields, name).append(value)
     elif isinstance(value, list):
         _known_as(list, fields, name).extend(value)
     elif isinstance(value, dict):
@@ -242,6 +235,28 @@ def _status_of(event: _Fields) -> int:
     """The HTTP status that an error event tells of itself; ours for it where it tells none."""
     status = event.get("status_code")
     return status if type(status) is int and 400 <= status < 600 else UpstreamFailed.status
+
+
+class _Text(list[str]):
+    """A string in pieces."""
+
+
+def _joined(value: Any) -> Any:
+    """The same with each text in one piece. Raises RecursionError."""
+    if isinstance(value, _Text):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {name: _joined(each) for name, each in value.items()}
+    return value
+
+
+def _dump(value: Any) -> bytes:
+    """Raises ValueError for a number that JSON does not have, and RecursionError."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        # Half of a surrogate pair is written as its escape; beside its other half that is the pair.
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _weigh(value: Any) -> int:

@@ -4,11 +4,10 @@ A chunk is stamped where it arrives, sent to the client, and only then looked at
 token each chunk is written as it comes; after it chunks that arrived together are written together,
 as soon as upstream has nothing more to read: no byte is ever held back while we wait.
 
-Where a plain request was turned into one for a stream, so that its first token can be timed, the
+Where a plain request was converted into one for a stream, so that its first token can be timed, the
 client gets nothing before the end, and then what the chunks add up to.
 """
 
-from collections.abc import Generator
 from functools import partial
 
 import orjson
@@ -16,10 +15,9 @@ import orjson
 from ..config.config import Config
 from ..downstream.connection import Downstream
 from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
-from ..http1.body_parts import Body
 from ..http1.messages import Request
 from ..limits.admission import Admission
-from ..net.steps import run_in_steps, yield_shielded
+from ..net.steps import yield_shielded
 from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
 from ..upstream.tries import RetryingClient
@@ -70,6 +68,13 @@ async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: flo
             await yield_shielded()
 
 
+async def _take_in(chunk: bytes, assembly: Assembly) -> None:
+    for part in parts(chunk):
+        assembly.feed(part)
+        if len(part) < len(chunk):
+            await yield_shielded()
+
+
 class Relay:
     """The handler of chat completions."""
 
@@ -89,7 +94,7 @@ class Relay:
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
         assert exchange.request is not None  # noqa: S101 - the routes matched it
-        chat = await run_in_steps(self._read(exchange.request, exchange.body))
+        chat = self._read(exchange.request, exchange.body)
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
@@ -107,14 +112,14 @@ class Relay:
             if downstream.completed_at is None:
                 raise
 
-    def _read(self, request: Request, body: Body) -> Generator[None, None, ChatRequest]:
+    def _read(self, request: Request, body: bytes) -> ChatRequest:
         return read_chat_request(
             body,
             request.header(b"content-type") or b"",
             request.header(b"content-encoding") or b"",
             self._config.default_model,
             self._config.model_aliases,
-            turn=self._config.ttft_mode == "exact",
+            convert=self._config.ttft_mode == "exact",
             bounds=self._config.completion_bounds,
         )
 
@@ -127,14 +132,14 @@ class Relay:
         headers, body = (*headers_up(exchange.request), *trace), chat.body
         if chat.model is not None:  # else it is opaque, and maybe packed already
             headers, body = await self._compression.pack(headers, body)
-        awaits_token = chat.turned or chat.stream is not False
+        awaits_token = chat.converted or chat.stream is not False
         try:
             with await self._upstream.send(
                 exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
             ) as response:
                 if self._admission.paces_quota:
                     await self._admission.update_quota(exchange)
-                await self._pass_down(response, downstream, exchange, turned=chat.turned)
+                await self._pass_down(response, downstream, exchange, converted=chat.converted)
         finally:
             self._account(exchange)
 
@@ -144,12 +149,12 @@ class Relay:
         downstream: Downstream,
         exchange: Exchange,
         *,
-        turned: bool,
+        converted: bool,
     ) -> None:
         gaps = self._config.buckets["gap"]
         content_type = response.header(b"content-type")
         meter = meter_for(exchange, response.status, content_type, gaps)
-        if turned and isinstance(meter, StreamMeter):
+        if converted and isinstance(meter, StreamMeter):
             await self._put_together(response, downstream, meter, exchange)
         else:
             await self._pass_on(response, downstream, meter, exchange)
@@ -224,7 +229,7 @@ class Relay:
 
         async def answer() -> None:
             if not downstream.response_complete:
-                status, body = await run_in_steps(assembly.reply())
+                status, body = assembly.reply()
                 await downstream.respond(exchange, status, plain_headers(response.headers), body)
 
         try:
@@ -232,7 +237,7 @@ class Relay:
                 if downstream.response_complete:
                     break
                 await _look_into(chunk, meter, response.arrived_at, None)
-                await run_in_steps(assembly.feed(chunk))
+                await _take_in(chunk, assembly)
                 if meter.complete:  # as for streams: nobody waits for the end of the framing
                     response.before_wait(answer)
                     response.wind_down(_END_TIMEOUT)

@@ -17,7 +17,6 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.to_thread import run_sync
 
 from ..config.config import Config
-from ..http1.body_parts import Body
 from ..http1.messages import Headers
 
 __all__ = ("Compression",)
@@ -27,9 +26,8 @@ _GZIP = (b"content-encoding", b"gzip")
 _AS_GZIP = 16 + zlib.MAX_WBITS
 
 
-def _gzip(body: Body) -> Body:
-    gzip = zlib.compressobj(_LEVEL, wbits=_AS_GZIP)
-    return Body((*map(gzip.compress, body.parts), gzip.flush()))
+def _gzip(body: bytes) -> bytes:
+    return zlib.compress(body, _LEVEL, _AS_GZIP)
 
 
 class Compression:
@@ -39,7 +37,7 @@ class Compression:
         self._min_bytes = config.upstream_gzip_min_bytes
         self._threads = anyio.CapacityLimiter(os.cpu_count() or 1)
 
-    async def pack(self, headers: Headers, body: Body) -> tuple[Headers, Body]:
+    async def pack(self, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
         """The headers and body of a request, the body compressed if it is large enough to be and
         gets smaller by it. It must not be compressed already."""
         if self._min_bytes is None or len(body) < self._min_bytes:

@@ -12,8 +12,6 @@ shape has a path of its own: no line is split, no state is kept. Measured on one
 
 from collections.abc import Iterable, Iterator
 
-from .occurrences import occurrences
-
 __all__ = ("EventReader", "parts")
 
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
@@ -33,7 +31,7 @@ def parts(chunk: bytes) -> Iterable[bytes]:
     that is the chunk itself. Cut between events where they end as ours do."""
     if len(chunk) <= _PART:
         return (chunk,)
-    lines = occurrences(b"\n", chunk) + occurrences(b"\r", chunk)
+    lines = chunk.count(b"\n") + chunk.count(b"\r")
     return _parts(chunk) if lines > _LINES_AT_ONCE else (chunk,)
 
 
@@ -75,7 +73,7 @@ class EventReader:
             return []
         if self.at_boundary and chunk.startswith(_PLAIN_START) and chunk.endswith(_PLAIN_END):
             payloads = chunk[_WITHIN_PLAIN].split(_BETWEEN_PLAIN)
-            if occurrences(b"\n", chunk) == 2 * len(payloads) and b"\r" not in chunk:
+            if chunk.count(b"\n") == 2 * len(payloads) and b"\r" not in chunk:
                 self._after_cr = self._untouched = False
                 return [payload for payload in payloads if 0 < len(payload) <= self._max]
         return self._feed_lines(chunk)

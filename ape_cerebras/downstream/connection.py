@@ -16,7 +16,6 @@ from ..config.config import Config
 from ..errors import ClientGone, ClientStalled, ProxyError
 from ..http1.bodies import BodyReader, reader_for
 from ..http1.body import ChunkedReader
-from ..http1.body_parts import Body
 from ..http1.framing import Framing
 from ..http1.grammar import with_fields
 from ..http1.messages import Headers, Request
@@ -96,31 +95,32 @@ class Downstream:
         """Whether the client holds its body back until asked for it (RFC 9110 section 10.1.1)."""
         return self._awaits_100
 
-    async def read_body(self) -> Body:
+    async def read_body(self) -> bytes:
         """The request's whole body, or what has not been read of it.
 
         Raises what ``chunked`` raises, RequestTimeout, ClientGone.
         """
-        body, reader = Body(), self._reader
+        reader = self._reader
         if reader is None or self._request_read:
-            return body
+            return b""
         if self.awaits_100_continue and not self.response_started:
             self._write_buffer.hold(self._interim(100))
             await self.flush()
-        body.add(reader.take(self._inbound.bytes))
+        body = reader.take(self._inbound.bytes)
         if not reader.ended:
             with deadline(self._body_timeout):
-                await self._read_on(reader, body)
+                body = await self._read_on(reader, bytearray(body))
         self._request_read, self._awaits_100 = True, False
         return body
 
-    async def _read_on(self, reader: BodyReader, body: Body) -> None:
+    async def _read_on(self, reader: BodyReader, body: bytearray) -> bytes:
         while not reader.ended:
             if reader.paused:
                 await anyio.lowlevel.checkpoint()
             else:
                 await self._inbound.read_more()
-            body.add(reader.take(self._inbound.bytes))
+            body += reader.take(self._inbound.bytes)
+        return bytes(body)
 
     @property
     def request_timestamped(self) -> bool:
@@ -181,15 +181,12 @@ class Downstream:
         await self.flush()
         self.completed_at = self.stream.written_at
 
-    async def respond(
-        self, exchange: Exchange, status: int, headers: Headers, body: bytes | Body
-    ) -> None:
+    async def respond(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
         """A whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
         length = (b"content-length", str(len(body)).encode())
         self.send_head(exchange, status, (*headers, length))
         if exchange.request is None or exchange.request.method != "HEAD":
-            for part in body.parts if isinstance(body, Body) else (body,):
-                self._write_buffer.hold(self._framing.frame(part))
+            self._write_buffer.hold(self._framing.frame(body))
         await self.send_end()
 
     async def flush(self) -> None:

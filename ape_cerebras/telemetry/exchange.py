@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from ..config.prices import TimeInfo, Usage
 from ..errors import ProxyError
-from ..http1.body_parts import Body
 from ..http1.messages import Headers, Request
 
 __all__ = ("CHAT_ROUTE", "CUT_SHORT", "OUTCOMES", "Exchange", "Outcome", "outcome_of_status")
@@ -128,7 +127,7 @@ class Exchange:
     # routes
     received_at: float | None = None  # the request was complete
     request_timestamped: bool = False  # the kernel timestamped all of its bytes
-    body: Body = field(default_factory=Body)
+    body: bytes = b""
 
     # downstream/connection
     status: int = 0  # sent to the client; 0 if none was

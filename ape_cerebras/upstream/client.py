@@ -15,7 +15,6 @@ from ..errors import (
     ResponseWithheld,
     Truncated,
 )
-from ..http1.body_parts import Body
 from ..http1.messages import Headers
 from ..net.socket_stream import TimestampedStream
 from ..net.timestamps import loop_clock
@@ -28,7 +27,6 @@ __all__ = ("UpstreamClient", "UpstreamResponse", "WaitingForUpstream", "forget_t
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_NO_BODY = Body()
 _ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hundred
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -82,7 +80,7 @@ class UpstreamResponse:
         self._lease.give_back(self._connection)
 
     async def begin(
-        self, method: str, target: bytes, host: bytes, headers: Headers, body: Body
+        self, method: str, target: bytes, host: bytes, headers: Headers, body: bytes
     ) -> None:
         """Send the request; return when the head of its answer has arrived, and the body too if it
         is an error's.
@@ -228,7 +226,7 @@ class UpstreamClient:
         method: str,
         path: str,
         headers: Headers,
-        body: Body = _NO_BODY,
+        body: bytes = b"",
         *,
         awaits_token: bool = False,
         with_key: bool = True,

@@ -9,7 +9,6 @@ import httpcore
 
 from ..errors import ProxyError
 from ..http1.bodies import BodyReader
-from ..http1.body_parts import Body
 from ..http1.grammar import with_fields
 from ..http1.messages import Headers
 from ..http1.response_head import ResponseHead
@@ -19,7 +18,6 @@ from .connect import UpstreamStream
 
 __all__ = ("Connection",)
 
-_NONE = Body()
 _END = h11.EndOfMessage()
 
 
@@ -56,7 +54,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._nothing_left_over = False
 
     async def ask(
-        self, method: str, target: bytes, host: bytes, headers: Headers = (), body: Body = _NONE
+        self, method: str, target: bytes, host: bytes, headers: Headers = (), body: bytes = b""
     ) -> ResponseHead:
         """Send a request; the head of its answer.
 
@@ -67,8 +65,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         say, hold = self._h11_state.send, self.transport.hold
         length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
         hold(with_fields(say(_request(method, target, host)) or b"", (*length, *headers)))
-        for part in body.parts:
-            hold(part)
+        hold(body)
         say(_END)
         head = await self.transport.read_head()
         self._reader = head.body_reader()

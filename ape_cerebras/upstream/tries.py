@@ -14,7 +14,6 @@ import anyio
 
 from ..config.config import Config
 from ..errors import ProxyError
-from ..http1.body_parts import Body
 from ..http1.messages import Headers
 from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
@@ -61,7 +60,7 @@ class RetryingClient:
         method: str,
         path: str,
         headers: Headers,
-        body: Body,
+        body: bytes,
         *,
         awaits_token: bool,
     ) -> UpstreamResponse:

@@ -4,9 +4,8 @@ from typing import Any
 
 import orjson
 import pytest
-from assembling import Whole, feed, reply_of
 
-from ape_cerebras.chat.assembly import Assembly
+from ape_cerebras.chat.assembly import Assembly, Reply
 from ape_cerebras.errors import InvalidResponse
 
 DONE = b"data: [DONE]\n\n"
@@ -17,11 +16,11 @@ def events(*said: Any) -> bytes:
     return b"".join(b"data: %s\n\n" % orjson.dumps(each) for each in said)
 
 
-def assembled(*pieces: bytes) -> Whole:
+def assembled(*pieces: bytes) -> Reply:
     assembly = Assembly()
     for piece in pieces:
-        feed(assembly, piece)
-    return reply_of(assembly)
+        assembly.feed(piece)
+    return assembly.reply()
 
 
 def completion(*said: Any) -> Any:
@@ -172,12 +171,12 @@ def test_halves_of_a_surrogate_pair_meet() -> None:
 
 def test_nothing_counts_after_the_end() -> None:
     assembly = Assembly()
-    feed(assembly, events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
-    reply = reply_of(assembly)
-    feed(assembly, events({"choices": [{"delta": {"content": "b"}}]}) + b"data: nonsense\n\n")
+    assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
+    reply = assembly.reply()
+    assembly.feed(events({"choices": [{"delta": {"content": "b"}}]}) + b"data: nonsense\n\n")
     for _ in range(80):
-        feed(assembly, b"a" * (MIB // 16))
-    assert reply_of(assembly) == reply
+        assembly.feed(b"a" * (MIB // 16))
+    assert assembly.reply() == reply
 
 
 # Errors
@@ -197,7 +196,7 @@ def test_an_error_ends_an_answer_in_its_own_words(told: Any, status: int, begun:
     event = {"status_code": told, "error": ERROR}
     before = events({"choices": [{"delta": {"content": "a"}}]}) if begun else b""
     reply = assembled(before + events(event) + b"data: nonsense\n\n")
-    assert reply == Whole(status, orjson.dumps(event))
+    assert reply == Reply(status, orjson.dumps(event))
 
 
 def test_an_error_that_is_null_is_none() -> None:
@@ -262,39 +261,39 @@ HALF = "a" * (MIB // 2)
 def test_an_answer_is_held_up_to_32_mib(said: Any) -> None:
     assembly, event = Assembly(), events(said)
     for number in range(63):
-        feed(assembly, event.replace(b"%d", b"%d" % number))
+        assembly.feed(event.replace(b"%d", b"%d" % number))
     with pytest.raises(InvalidResponse):
-        feed(assembly, event)
+        assembly.feed(event)
 
 
 def test_what_is_only_said_again_is_not_held() -> None:
     assembly = Assembly()
     for _ in range(100):
-        feed(assembly, events({"choices": [{}], "new": HALF}))
-    assert reply_of(assembly).status == 200
+        assembly.feed(events({"choices": [{}], "new": HALF}))
+    assert assembly.reply().status == 200
 
 
 def test_an_event_too_large_to_be_read_is_not_left_out() -> None:
     assembly = Assembly()
-    feed(assembly, events({"choices": [{"delta": {"content": "a"}}]}) + b"data: ")
+    assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + b"data: ")
     for _ in range(63):
-        feed(assembly, b"a" * (MIB // 16))
+        assembly.feed(b"a" * (MIB // 16))
     with pytest.raises(InvalidResponse):
-        feed(assembly, b"a" * (MIB // 8) + b"\n\n" + events({"choices": [{}]}) + DONE)
+        assembly.feed(b"a" * (MIB // 8) + b"\n\n" + events({"choices": [{}]}) + DONE)
 
 
 def test_many_events_are_not_one_however_they_are_cut() -> None:
     assembly, event = Assembly(), events({"choices": [{}], "new": "a" * (MIB // 16)})
-    feed(assembly, event[:-1])
+    assembly.feed(event[:-1])
     for _ in range(100):
-        feed(assembly, event[-1:] + event[:-1])
-    feed(assembly, event[-1:] + DONE)
-    assert reply_of(assembly).status == 200
+        assembly.feed(event[-1:] + event[:-1])
+    assembly.feed(event[-1:] + DONE)
+    assert assembly.reply().status == 200
 
 
 def test_comments_are_no_event_that_grows() -> None:
     assembly = Assembly()
     for _ in range(100):
-        feed(assembly, b": wait\n\n" * 10_000)
-    feed(assembly, events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
-    assert reply_of(assembly).status == 200
+        assembly.feed(b": wait\n\n" * 10_000)
+    assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
+    assert assembly.reply().status == 200

@@ -26,7 +26,6 @@ from served import serving
 from ape_cerebras.chat import compression
 from ape_cerebras.chat.compression import Compression
 from ape_cerebras.config.config import Config
-from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.http1.messages import Headers
 
 pytestmark = pytest.mark.anyio
@@ -39,8 +38,8 @@ LEAST = {"UPSTREAM_GZIP_MIN_BYTES": "1000"}
 
 async def pack(headers: Headers, body: bytes, **settings: str) -> tuple[Headers, bytes]:
     config = Config.from_environment({"CEREBRAS_API_KEY": "csk-x", **settings})
-    headers, packed = await Compression(config).pack(headers, Body([body]))
-    return headers, bytes(packed)
+    headers, packed = await Compression(config).pack(headers, body)
+    return headers, packed
 
 
 async def test_it_is_off_by_default() -> None:
@@ -163,7 +162,7 @@ class Gate:
         self.inside = self.most_inside = 0
         self._lock = threading.Lock()
 
-    def __call__(self, body: Body) -> Body:
+    def __call__(self, body: bytes) -> bytes:
         with self._lock:
             self.inside += 1
             self.most_inside = max(self.inside, self.most_inside)
@@ -171,7 +170,7 @@ class Gate:
         assert self.opened.wait(5)
         with self._lock:
             self.inside -= 1
-        return Body([gzip.compress(bytes(body))])
+        return gzip.compress(body)
 
     async def until_entered(self) -> None:
         assert await anyio.to_thread.run_sync(self.entered.acquire, True, 5)
@@ -250,9 +249,9 @@ async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> 
 
 
 async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(body: Body) -> Body:
+    def slow(body: bytes) -> bytes:
         assert not threading.Event().wait(0.05)
-        return Body([gzip.compress(bytes(body))])
+        return gzip.compress(body)
 
     monkeypatch.setattr(compression, "_gzip", slow)
     async with (

@@ -5,11 +5,10 @@ from typing import Any
 
 import orjson
 import recorded
-from assembling import Whole, feed, reply_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.assembly import Assembly
+from ape_cerebras.chat.assembly import Assembly, Reply
 from ape_cerebras.simulator.completion import Completion, Timing
 from ape_cerebras.simulator.request import CompletionRequest
 
@@ -20,11 +19,11 @@ def event(said: Any) -> bytes:
     return b"data: %s\n\n" % orjson.dumps(said)
 
 
-def assembled(pieces: list[bytes]) -> Whole:
+def assembled(pieces: list[bytes]) -> Reply:
     assembly = Assembly()
     for piece in pieces:
-        feed(assembly, piece)
-    return reply_of(assembly)
+        assembly.feed(piece)
+    return assembly.reply()
 
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
@@ -66,7 +65,7 @@ ANSWERS = st.builds(
 @given(ANSWERS, st.lists(st.integers(0, 2**30), max_size=20))
 def test_a_stream_is_put_together_to_the_plain_reply(answer: Completion, places: list[int]) -> None:
     stream = b"".join(event.data for event in answer.events(TIMING))
-    assert assembled(cut(stream, places)) == Whole(200, answer.plain(TIMING).data)
+    assert assembled(cut(stream, places)) == Reply(200, answer.plain(TIMING).data)
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,7 +73,7 @@ def test_a_stream_is_put_together_to_the_plain_reply(answer: Completion, places:
 def test_byte_by_byte(answer: Completion) -> None:
     stream = b"".join(event.data for event in answer.events(TIMING))
     pieces = [bytes([byte]) for byte in stream]
-    assert assembled(pieces) == Whole(200, answer.plain(TIMING).data)
+    assert assembled(pieces) == Reply(200, answer.plain(TIMING).data)
 
 
 # Whatever the API could say: plain replies are made up, torn into events, and put together again.

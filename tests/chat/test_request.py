@@ -3,8 +3,9 @@
 import gzip
 
 import pytest
-from reading import JSON, Read, read
+from reading import JSON, read
 
+from ape_cerebras.chat.request import ChatRequest
 from ape_cerebras.errors import BadRequest, UnsupportedMedia
 
 # What is refused
@@ -77,9 +78,9 @@ def test_the_reason_is_the_right_one(cases: dict[str, bytes], text: str) -> None
 
 
 @pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
-def test_what_is_refused_is_refused_where_it_would_be_turned(case: str) -> None:
+def test_what_is_refused_is_refused_where_it_would_be_converted(case: str) -> None:
     with pytest.raises(BadRequest):
-        read({**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case], turn=True)
+        read({**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case], convert=True)
 
 
 # Media types
@@ -95,7 +96,7 @@ def test_what_is_refused_is_refused_where_it_would_be_turned(case: str) -> None:
 @pytest.mark.parametrize("coding", [b"", b"identity", b"Identity", b" identity "])
 def test_i9_i10_i11_json_is_read(content_type: bytes, coding: bytes) -> None:
     body = b'{"model":"m","stream":true}'
-    assert read(body, content_type, coding) == Read(body, "m", "m", True)
+    assert read(body, content_type, coding) == ChatRequest(body, "m", "m", True)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +106,14 @@ def test_i9_i10_i11_json_is_read(content_type: bytes, coding: bytes) -> None:
 @pytest.mark.parametrize("coding", [b"", b"identity", b"gzip", b"GZIP"])
 def test_i9_message_pack_is_opaque(media_type: bytes, coding: bytes) -> None:
     body = b"\x81\xa5model\xa3old"
-    assert read(body, media_type, coding) == Read(body)
+    assert read(body, media_type, coding) == ChatRequest(body)
 
 
 @pytest.mark.parametrize(
     "body", [gzip.compress(b'{"model":"old"}', mtime=0), b"no gzip at all", b""]
 )
 def test_i11_compressed_json_is_opaque(body: bytes) -> None:
-    assert read(body, JSON, b"gzip") == Read(body, None, None, None)
+    assert read(body, JSON, b"gzip") == ChatRequest(body, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reading import ALIASES, DEFAULT, JSON, Read, read
+from reading import ALIASES, DEFAULT, JSON, read
 
+from ape_cerebras.chat.request import ChatRequest
 from ape_cerebras.errors import BadRequest
 
 
@@ -68,22 +69,22 @@ def test_edited(body: bytes, sent: bytes) -> None:
         ),
     ],
 )
-def test_turned(body: bytes, sent: bytes) -> None:
-    request = read(body, turn=True)
+def test_converted(body: bytes, sent: bytes) -> None:
+    request = read(body, convert=True)
     assert request.body == sent
-    assert (request.stream, request.turned) == (False, True)
+    assert (request.stream, request.converted) == (False, True)
     assert (request.model, request.requested_model) == read(body)[1:3]
 
 
-def test_a_stream_is_not_turned() -> None:
+def test_a_stream_is_not_converted() -> None:
     body = b'{ "stream" :true, "model":"m"}'
-    assert read(body, turn=True) == Read(body, "m", "m", True, False)
-    assert read(body, turn=True).body is body
+    assert read(body, convert=True) == ChatRequest(body, "m", "m", True, False)
+    assert read(body, convert=True).body is body
 
 
 @pytest.mark.parametrize(("media_type", "coding"), [(JSON, b"gzip"), (b"application/msgpack", b"")])
-def test_what_is_not_plain_json_is_not_turned(media_type: bytes, coding: bytes) -> None:
-    assert read(b"{}", media_type, coding, turn=True) == Read(b"{}")
+def test_what_is_not_plain_json_is_not_converted(media_type: bytes, coding: bytes) -> None:
+    assert read(b"{}", media_type, coding, convert=True) == ChatRequest(b"{}")
 
 
 def test_i4_deep_arrays_pass_untouched() -> None:
@@ -151,7 +152,7 @@ def bodies(draw: st.DrawFn) -> list[tuple[str, bytes, bytes]]:
 @given(bodies(), spaces, spaces, st.booleans())
 @example([], b"", b" ", False)
 def test_only_these_values_change(
-    members: list[tuple[str, bytes, bytes]], before: bytes, after: bytes, turn: bool
+    members: list[tuple[str, bytes, bytes]], before: bytes, after: bytes, convert: bool
 ) -> None:
     def whole(parts: list[bytes]) -> bytes:
         return before + b"{" + b",".join(parts) + after + b"}"
@@ -160,26 +161,26 @@ def test_only_these_values_change(
     names = [name for name, _, _ in members]
     if names.count("model") > 1 or names.count("stream") > 1:
         with pytest.raises(BadRequest, match="more than once"):
-            read(body, turn=turn)
+            read(body, convert=convert)
         return
     asked = next((json.loads(value) for name, _, value in members if name == "model"), DEFAULT)
     served = ALIASES.get(asked, asked)
     streams = [json.loads(value) for name, _, value in members if name == "stream"]
     streamed = bool(streams and streams[0])
-    turned = turn and not streamed
+    converted = convert and not streamed
     values = {
         **({"model": json.dumps(served).encode()} if served != asked else {}),
-        **({"stream": b"true"} if turned else {}),
+        **({"stream": b"true"} if converted else {}),
     }
     expected = whole([lead + values.get(name, value) for name, lead, value in members])
     added = b"" if "model" in names else b'"model":"the-default",'
-    added += b'"stream":true,' if turned and "stream" not in names else b""
+    added += b'"stream":true,' if converted and "stream" not in names else b""
     expected = expected.replace(b"{", b"{" + (added if members else added[:-1]), 1)
-    request = read(body, turn=turn)
-    assert request == Read(expected, served, asked, streamed, turned)
+    request = read(body, convert=convert)
+    assert request == ChatRequest(expected, served, asked, streamed, converted)
     # What a parser then finds is what was checked, and all else is as it was.
     then, now = (dict(orjson.loads(text)) for text in (body, request.body))
     assert now.pop("model") == served
-    assert now.pop("stream", None) is (True if turned else then.get("stream"))
+    assert now.pop("stream", None) is (True if converted else then.get("stream"))
     assert {name: then[name] for name in now} == now
     assert then.keys() - now.keys() <= {"model", "stream"}

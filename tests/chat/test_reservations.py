@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reading import JSON, Read, read_whole_chat
+from reading import JSON
 
+from ape_cerebras.chat.request import ChatRequest, read_chat_request
 from ape_cerebras.chat.reservations import reservation
 from ape_cerebras.config.values import CompletionBounds
 from ape_cerebras.errors import BadRequest
@@ -16,8 +17,8 @@ from ape_cerebras.errors import BadRequest
 NEW, OLD = "max_completion_tokens", "max_tokens"
 
 
-def read(body: bytes, default: int | None = None, cap: int | None = None) -> Read:
-    return read_whole_chat(body, JSON, b"", "m", {}, bounds=CompletionBounds(default, cap))
+def read(body: bytes, default: int | None = None, cap: int | None = None) -> ChatRequest:
+    return read_chat_request(body, JSON, b"", "m", {}, bounds=CompletionBounds(default, cap))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
 from ape_cerebras.errors import ConnectFailed, ProxyError, UpstreamUnavailable
-from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
@@ -85,7 +84,7 @@ class Played:
 
     async def play(self) -> int:
         """The status that the client would get."""
-        body = Body([b"{}"])
+        body = b"{}"
         response = await self.tries.send(self.exchange, "POST", "/x", (), body, awaits_token=False)
         with response:
             return response.status

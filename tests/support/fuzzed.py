@@ -14,13 +14,11 @@ from oracles import (
     in_lower_case,
     read_by_h11,
 )
-from steps import result_of
 
 from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.errors import BadRequest, InvalidResponse, ProxyError
 from ape_cerebras.http1.body import ChunkedReader
-from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.http1.grammar import HEAD_END
 from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
 from ape_cerebras.http1.response_head import ResponseHead
@@ -101,7 +99,7 @@ def _parsed(body: bytes) -> Any:
 def check_edits(step: int, data: bytes) -> None:
     """A body is refused where it is ambiguous or no request, and else changed only where it is
     meant to be, as another parser reads it."""
-    turn = step % 2 == 1
+    convert = step % 2 == 1
     try:
         orjson.loads(data)
         before = _parsed(data)
@@ -109,17 +107,17 @@ def check_edits(step: int, data: bytes) -> None:
         before = None
     except RecursionError:  # the other parser's
         return
-    body = Body([data])
-    reading = read_chat_request(body, b"application/json", b"", _DEFAULT, _ALIASES, turn=turn)
     try:
-        request = result_of(reading)
+        request = read_chat_request(
+            data, b"application/json", b"", _DEFAULT, _ALIASES, convert=convert
+        )
     except BadRequest:
         assert not _is_plain(before)
         return
     assert _is_plain(before)
-    assert _parsed(bytes(request.body)) == _edited(before, turn=turn)
-    if before == _edited(before, turn=turn):
-        assert request.body is body
+    assert _parsed(request.body) == _edited(before, convert=convert)
+    if before == _edited(before, convert=convert):
+        assert request.body is data
 
 
 def _is_plain(members: Any) -> bool:
@@ -134,12 +132,12 @@ def _is_plain(members: Any) -> bool:
     )
 
 
-def _edited(members: _Members, *, turn: bool) -> _Members:
+def _edited(members: _Members, *, convert: bool) -> _Members:
     model = dict(members).get("model", _DEFAULT)
     values: dict[str, Any] = {}
     missing: dict[str, Any] = {}
     (values if "model" in dict(members) else missing)["model"] = _ALIASES.get(model, model)
-    if turn and not dict(members).get("stream"):
+    if convert and not dict(members).get("stream"):
         (values if "stream" in dict(members) else missing)["stream"] = True
     kept = [(name, values.get(name, value)) for name, value in members]
     return _Members([*missing.items(), *kept])

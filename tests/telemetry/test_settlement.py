@@ -8,7 +8,6 @@ from end_to_end import TOKEN, Client, Running, chat, running_proxy, running_upst
 from exchanges import plain_exchange
 from scripts import one_token_and_no_more
 
-from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.settlement import Settlement
 from ape_cerebras.telemetry.timings import Timings
@@ -74,9 +73,7 @@ def test_no_more_wait_than_are_done_in_a_row() -> None:
 
 def test_a_large_body_does_not_wait() -> None:
     told = Told()
-    body = Body()
-    body.add(bytes(64 * 1024))
-    told.settlement.add(plain_exchange(body=body), last=False)
+    told.settlement.add(plain_exchange(body=bytes(64 * 1024)), last=False)
     assert len(told.seen) == 2
 
 

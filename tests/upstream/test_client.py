@@ -7,7 +7,6 @@ from scripts import silent
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
-from ape_cerebras.http1.body_parts import Body
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.client import UpstreamClient
@@ -25,9 +24,7 @@ def upstream_at(port: int, path: str = "", **settings: str) -> UpstreamClient:
 async def ask(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"{}") -> bytes:
     answer = b""
     try:
-        with await upstream.send(
-            exchange, "POST", "/v1/x", ((b"a", b"b"),), Body([body])
-        ) as response:
+        with await upstream.send(exchange, "POST", "/v1/x", ((b"a", b"b"),), body) as response:
             while (chunk := await response.next_chunk()) is not None:
                 answer += chunk
     finally:
@@ -183,7 +180,7 @@ async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> 
     async with running_upstream(answers_before_all_is_said) as scripted:
         upstream = upstream_at(scripted.port)
         exchange = Exchange(started_at=anyio.current_time())
-        body = Body([b"x" * 8_000_000])  # more than fits in between
+        body = b"x" * 8_000_000  # more than fits in between
         with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
             assert await response.next_chunk() == b"hello"
             assert Timings.of(exchange).ttfb_seconds == 0
