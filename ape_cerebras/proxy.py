@@ -40,7 +40,7 @@ from .telemetry.identity import identify
 from .telemetry.logs import Logs
 from .telemetry.metrics import Metrics
 from .telemetry.place import Place
-from .telemetry.settlement import settlement_with
+from .telemetry.timings import Timings
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_tcp
@@ -91,7 +91,6 @@ class Proxy:
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
-        self._settlement = settlement_with(config, self._metrics, self._health, self.logs)
         self._limits = open_limit_store(config, self.logs.event)
         self._api_keys = ApiKeys(config)
         self._admission = Admission(config, self._api_keys, self._limits)
@@ -125,7 +124,6 @@ class Proxy:
     def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool
         self._metrics.watch(
-            settle=self._settlement.settle,
             in_flight=lambda: self._in_flight,
             client_connections=lambda: len(self._connections),
             active=lambda: pool.active,
@@ -192,7 +190,18 @@ class Proxy:
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
-            self._settlement.add(exchange, last=not self._in_flight)
+            self._account_for(exchange)
+
+    def _account_for(self, exchange: Exchange) -> None:
+        """Count and log an exchange that has ended. An observer that fails is reported, and the
+        others take note all the same."""
+        timings = Timings.of(exchange)
+        counts = (self._metrics.observe,) if self.config.metrics_enabled else ()
+        for observe in (*counts, self._health.observe, self.logs.exchange):
+            try:
+                observe(exchange, timings)
+            except Exception:
+                self.logs.event("error", "An exchange was not accounted for")
 
     async def _answer_in_time(
         self, exchange: Exchange, downstream: Downstream, table: Table
@@ -254,18 +263,12 @@ class Proxy:
             self._upstream.pool.close()
 
     async def _watch_loop(self) -> None:
-        self._settlement.may_wait = True
-        try:
-            while True:
-                due_at = self._clock() + _LAG_SAMPLE
-                await anyio.sleep(_LAG_SAMPLE)
-                self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
-                self._settlement.settle()
-                if self._place is not None:  # others may be asked for what only this worker knows
-                    self._metrics.refresh()
-        finally:
-            self._settlement.may_wait = False
-            self._settlement.settle()
+        while True:
+            due_at = self._clock() + _LAG_SAMPLE
+            await anyio.sleep(_LAG_SAMPLE)
+            self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
+            if self._place is not None:  # others may be asked for what only this worker knows
+                self._metrics.refresh()
 
     async def reread_keys(self) -> None:
         """Have what ``APE_API_KEYS_FILE`` says now hold for the requests to come."""

@@ -165,15 +165,12 @@ class Logs:
         self._least = _LEVELS[level]
         self._write = write
         self._last = {} if worker is None else {"worker": worker}
-        self.settle: Callable[[], None] = lambda: None
-        """Called before an event's line, so that none overtakes earlier ones."""
 
     def event(
         self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
     ) -> None:
         """Log what belongs to no exchange. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
-            self.settle()
             _escape(fields)
             self._write_line(level, message, trace_id, fields)
 

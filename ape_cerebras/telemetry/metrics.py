@@ -93,7 +93,6 @@ class Metrics:
     def __init__(self, config: Config, backend: str, place: Place | None = None) -> None:
         self._registry = CollectorRegistry()
         self._source: Source = self._registry if place is None else AllWorkers(place)
-        self._settle: Callable[[], None] = lambda: None
         self._watched: tuple[tuple[Callable[[float], object], Callable[[], float]], ...] = ()
         self._buckets = config.buckets
         self.models = ModelMetrics(config, self._counter, self._gauge)
@@ -178,7 +177,6 @@ class Metrics:
     def watch(
         self,
         *,
-        settle: Callable[[], None],
         in_flight: Callable[[], float],
         client_connections: Callable[[], float],
         active: Callable[[], float],
@@ -187,9 +185,7 @@ class Metrics:
         waiting: Callable[[], float],
         knows_client: Callable[[str], bool],
     ) -> None:
-        """What ``refresh`` calls first, the values that it reads; and which names clients' keys
-        have."""
-        self._settle = settle
+        """The values that ``refresh`` reads, and which names clients' keys have."""
         self._clients.knows = knows_client
         upstream = self._gauge("upstream_connections", "Open", "state")
         dropped = self._counter("log_lines_dropped", "Log lines lost: output stalled or closed")
@@ -208,7 +204,6 @@ class Metrics:
     def refresh(self) -> None:
         """Look at the watched values: before a text is made, and in a worker often enough for the
         others to have them in theirs."""
-        self._settle()
         for tell, read in self._watched:
             tell(read())
 

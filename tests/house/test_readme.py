@@ -33,7 +33,6 @@ def test_every_metric_is_there_and_no_other(tmp_path: Path) -> None:
         metrics = Metrics(Config.from_environment({"CEREBRAS_API_KEY": KEY}), "asyncio", place)
         zero = lambda: 0.0  # noqa: E731
         metrics.watch(
-            settle=lambda: None,
             in_flight=zero,
             client_connections=zero,
             active=zero,

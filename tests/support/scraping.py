@@ -43,7 +43,6 @@ def made(**settings: str) -> Metrics:
 
 def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -> Metrics:
     metrics.watch(
-        settle=lambda: None,
         in_flight=lambda: in_flight,
         client_connections=lambda: 4,
         active=lambda: 5,
