@@ -16,12 +16,13 @@ import anyio
 
 from .config.config import Config, ConfigError
 from .config.settings import SETTINGS
-from .config.values import BACKEND_HELP, Origin
+from .config.values import BACKEND_HELP, Origin, whole
 from .downstream.listener import CannotListen, open_ports_now
+from .net.event_loop import run_on
 from .process.collector import look_at_what_is_new
-from .process.process import port_of, report_not_listening, run_until_stopped, to_standard_output
+from .process.process import report_not_listening, run_until_stopped, to_standard_output
 from .process.secrecy import forbid_dumps
-from .process.signals import at_each_hang_up, hold_hang_ups
+from .process.signals import at_each_hang_up, hold_hang_ups, unless_stopped
 from .process.unexpected import take_over
 from .process.workers import serve_with_workers
 from .server import serve
@@ -63,7 +64,7 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=_COMMANDS.get(name), parser=added)
+        added.set_defaults(run=_COMMANDS[name], parser=added)
         added.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
         return added
 
@@ -122,7 +123,7 @@ def _whose(variable: str, config: Config) -> str:
 def _health(options: argparse.Namespace) -> int:
     environment = _environment(options)
     host = environment.get("HOST") or "127.0.0.1"
-    port = port_of(options, environment.get("PORT") or "8000")
+    port = _port(options, environment.get("PORT") or "8000")
     connection = http.client.HTTPConnection(
         _ANY_ADDRESS.get(host, host), port, timeout=_HEALTH_TIMEOUT
     )
@@ -136,6 +137,15 @@ def _health(options: argparse.Namespace) -> int:
     finally:
         connection.close()
     return 0 if response.status == 200 else 1
+
+
+def _port(options: argparse.Namespace, text: str) -> int:
+    """A port number; ends the process with a message if the text is none."""
+    try:
+        return whole(0, 65535)(text)
+    except ValueError as problem:
+        parser: argparse.ArgumentParser = options.parser
+        parser.error(f"PORT {problem}")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -182,7 +192,30 @@ async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: an
         tasks.cancel_scope.cancel()
 
 
-_COMMANDS = {"serve": _serve, "check": _check, "health": _health}
+def _simulate(options: argparse.Namespace) -> int:
+    from .simulator.stand_in import stand_in_of
+
+    try:
+        simulator = stand_in_of(options, _port(options, options.port or "8001"))
+    except OSError:  # ssl.SSLError is one
+        options.parser.error("--certificate and --private-key must be files that fit together")
+    return run_until_stopped(simulator.serve, simulator.address, options.backend)
+
+
+def _selfcheck(options: argparse.Namespace) -> int:
+    from .simulator.practice import check_times
+
+    status = run_on(options.backend, unless_stopped, partial(check_times, options))
+    return 1 if status is None else status
+
+
+_COMMANDS = {
+    "serve": _serve,
+    "check": _check,
+    "health": _health,
+    "simulate": _simulate,
+    "selfcheck": _selfcheck,
+}
 
 
 if __name__ == "__main__":

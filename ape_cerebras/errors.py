@@ -132,6 +132,12 @@ class ProxyError(Exception):
         cls.outcome = outcome or cls.outcome
         cls.keeps = cls.keeps if keeps is None else keeps
 
+    def drop_traceback(self) -> None:
+        """Clear the traceback of a handled exception, and its context and cause. Their frames
+        reference the exchange and the request body, and would keep both alive until the next
+        garbage collection."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+
 
 class RequestRefused(ProxyError, type="invalid_request_error", outcome="refused"):
     pass

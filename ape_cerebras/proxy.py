@@ -32,7 +32,6 @@ from .limits.redis_store import open_limit_store
 from .net.event_loop import current_backend
 from .net.timestamps import loop_clock
 from .net.wrapped import timestamped
-from .process.collector import forget_course
 from .routes import Routes, Table
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
@@ -176,7 +175,7 @@ class Proxy:
         except ProxyError as error:
             exchange.error = error
             await self._conclude(error, exchange, downstream)
-            forget_course(error)
+            error.drop_traceback()
         except Exception:
             exchange.error = InternalError()
             await self._conclude(exchange.error, exchange, downstream)

@@ -9,24 +9,27 @@
 """
 
 import os
-import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from .config.config import Config
-from .downstream.listener import accept_connections, accept_waiting, open_ports
+from .downstream.listener import (
+    accept_connections,
+    accept_waiting,
+    addresses_of,
+    announce,
+    open_ports,
+)
 from .net.socket_stream import SocketStream
 from .proxy import Entrance, Proxy
-from .telemetry.logs import LineWriter, Logs
+from .telemetry.logs import LineWriter
 from .telemetry.place import Board, Place, Ports
 from .upstream.connect import Connect, connect_tcp
-from .version import VERSION
 
-__all__ = ("announce", "serve")
+__all__ = ("serve",)
 
 _STANDARD_OUTPUT = 1
 _COMPLAIN_EVERY = 1.0  # seconds
@@ -76,7 +79,7 @@ async def _serve_on(
     place: Place | None,
     task_status: TaskStatus[Proxy],
 ) -> None:
-    proxy.addresses, proxy.scrapers_addresses = map(_addresses, ports)
+    proxy.addresses, proxy.scrapers_addresses = map(addresses_of, ports)
     upstream = str(proxy.config.cerebras_base_url)
     if place is None:
         announce(proxy.logs, proxy.config, ports, upstream=upstream)
@@ -125,24 +128,6 @@ async def _wait_for_the_others(board: Board) -> None:
     with anyio.move_on_after(_START_TOGETHER):
         while board.up < board.workers and not board.restarts:  # noqa: ASYNC110 - other processes
             await anyio.sleep(_LOOK_EVERY)
-
-
-def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
-    """Log where it is listened, and for whom."""
-    if not config.ape_api_key and config.ape_api_keys_file is None:
-        logs.event("warning", "APE_API_KEY is not set: every client is served")
-    for address in _addresses(ports.clients):
-        logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)
-    for address in _addresses(ports.scrapers):
-        logs.event("info", "Listening for scrapers", address=_url(*address))
-
-
-def _addresses(listeners: Iterable[socket.socket]) -> tuple[tuple[str, int], ...]:
-    return tuple(listener.getsockname()[:2] for listener in listeners)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _complainer(proxy: Proxy) -> Callable[[str], None]:

@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 
 import anyio
 
+from ..config.config import Config
 from ..net.socket_stream import SocketStream
 from ..net.timestamps import enable_timestamps, loop_clock
+from ..telemetry.logs import Logs
 from ..telemetry.place import Ports
+from ..version import VERSION
 
 __all__ = (
     "CannotListen",
     "accept_connections",
     "accept_waiting",
+    "addresses_of",
+    "announce",
     "open_listeners",
     "open_ports",
     "open_ports_now",
@@ -127,6 +132,25 @@ def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
+    """Log the addresses that are listened on, and whether clients need a key."""
+    if not config.ape_api_key and config.ape_api_keys_file is None:
+        logs.event("warning", "APE_API_KEY is not set: every client is served")
+    for address in addresses_of(ports.clients):
+        logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)
+    for address in addresses_of(ports.scrapers):
+        logs.event("info", "Listening for scrapers", address=_url(*address))
+
+
+def addresses_of(listeners: Iterable[socket.socket]) -> tuple[tuple[str, int], ...]:
+    """Host and port of each listening socket."""
+    return tuple(listener.getsockname()[:2] for listener in listeners)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def accept_connections(

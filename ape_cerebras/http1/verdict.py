@@ -12,7 +12,6 @@ from typing import NamedTuple
 import h11
 
 from ..errors import BadRequest
-from ..process.collector import forget_course
 from .responses import PHRASES
 
 __all__ = ("NOBODY", "Asked", "Verdict", "asked", "verdict")
@@ -58,7 +57,7 @@ def _read(http: h11.Connection, lines: bytes) -> bytes:
     try:
         request = http.next_event()
     except h11.RemoteProtocolError as error:
-        forget_course(error)  # h11 raises it from within itself
+        error.__traceback__ = error.__context__ = None  # its frames hold this connection
         request = None
     if not isinstance(request, h11.Request):
         raise BadRequest("The request head is malformed.", keeps=False)

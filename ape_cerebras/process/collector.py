@@ -12,7 +12,7 @@ soon gone. To wait for more of them left a fifth of the time that it took under 
 
 import gc
 
-__all__ = ("forget_course", "look_at_what_is_new")
+__all__ = ("look_at_what_is_new",)
 
 _LOOK_AT = (5_000, 5, 5)  # objects, looks at those, looks at what has survived one
 
@@ -29,10 +29,3 @@ def look_at_what_is_new() -> None:
 def _freeze(phase: str, about: dict[str, int]) -> None:
     if phase == "stop" and about["generation"] == 2:
         gc.freeze()
-
-
-def forget_course(error: BaseException) -> None:
-    """Have an error let go of the calls it came through, which hold what was at hand there: the
-    exchange that has ended with it, and holds it, and its whole request. For one that is done
-    with."""
-    error.__traceback__ = error.__context__ = error.__cause__ = None

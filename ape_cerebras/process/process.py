@@ -1,19 +1,17 @@
 """What a whole process has only one of: its signals, its standard output, its exit status."""
 
-import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable
 
 import anyio
 
-from ..config.values import whole
 from ..downstream.listener import CannotListen
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from .signals import until_stopped
 
-__all__ = ("first_of", "port_of", "report_not_listening", "run_until_stopped", "to_standard_output")
+__all__ = ("report_not_listening", "run_until_stopped", "to_standard_output")
 
 
 def run_until_stopped(
@@ -36,7 +34,7 @@ def run_until_stopped(
 
 def report_not_listening(address: str, errors: BaseException) -> None:
     """Log why nothing is served."""
-    error = first_of(errors)
+    error = _first_of(errors)
     if isinstance(error, CannotListen):
         address = error.filename
     number = getattr(error, "errno", None) or 0
@@ -44,20 +42,11 @@ def report_not_listening(address: str, errors: BaseException) -> None:
     to_standard_output().event("error", "Cannot listen", address=address, reason=reason)
 
 
-def first_of(errors: BaseException) -> BaseException:
+def _first_of(errors: BaseException) -> BaseException:
     """The first of those that came together in groups."""
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
-
-
-def port_of(options: argparse.Namespace, text: str) -> int:
-    """A port from a flag or a variable; ends the process where it is none."""
-    try:
-        return whole(0, 65535)(text)
-    except ValueError as problem:
-        parser: argparse.ArgumentParser = options.parser
-        parser.error(f"PORT {problem}")
 
 
 def to_standard_output() -> Logs:

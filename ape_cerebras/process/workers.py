@@ -35,9 +35,9 @@ import anyio
 
 from ..config.config import Config
 from ..config.keys_file import read_keys_file
+from ..downstream.listener import announce
 from ..limits.api_keys import log_refused_keys_file
 from ..net.event_loop import run_on
-from ..server import announce
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import forget_worker, share_values
 from ..telemetry.place import Board, Place, Ports

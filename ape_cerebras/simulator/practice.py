@@ -2,26 +2,20 @@
 
 import argparse
 import sys
-from functools import partial
 from importlib.util import find_spec
 
 from ..config.values import BACKEND_HELP, read_backend
-from ..net.event_loop import run_on
-from ..process.process import first_of, run_until_stopped
-from ..process.signals import unless_stopped
 from .options import positive_count
 from .selfcheck import checked, selfcheck, table, within
 from .selfcheck_rig import ProcessEnded
-from .stand_in import add_flags, stand_in_of
+from .stand_in import add_flags
 
-__all__ = ("prepare",)
+__all__ = ("check_times", "prepare")
 
 
 def prepare(command: str, parser: argparse.ArgumentParser) -> None:
-    """Give one of the commands its flags, and what runs it."""
-    add, run = _COMMANDS[command]
-    add(parser)
-    parser.set_defaults(run=run)
+    """Add the flags of one of the commands."""
+    _COMMANDS[command](parser)
 
 
 def _add_simulation(simulating: argparse.ArgumentParser) -> None:
@@ -50,29 +44,24 @@ def _backend(text: str) -> str:
         raise argparse.ArgumentTypeError(str(problem)) from None
 
 
-def _simulate(options: argparse.Namespace) -> int:
-    """Serve a stand-in Cerebras API until a signal ends that; the exit status."""
-    try:
-        stand_in = stand_in_of(options)
-    except OSError:  # ssl.SSLError is one
-        options.parser.error("--certificate and --private-key must be files that fit together")
-    return run_until_stopped(stand_in.serve, stand_in.address, options.backend)
-
-
-def _selfcheck(options: argparse.Namespace) -> int:
-    """Find out whether the times told are true, and print it; the exit status."""
+async def check_times(options: argparse.Namespace) -> int:
+    """Compare the recorded times with the true ones, and print the result; the exit status."""
     if sys.platform != "linux":
-        options.parser.error("it reads the proxy's share of the processor as Linux tells it")
+        print("selfcheck needs Linux, whose /proc has the proxy's CPU time", file=sys.stderr)
+        return 2
     if options.tls and find_spec("trustme") is None:
-        options.parser.error("--tls needs a package: pip install 'ape-cerebras[selfcheck]'")
-    check = partial(selfcheck, options.backend, options.streams, tls=options.tls)
+        print("--tls needs a package: pip install 'ape-cerebras[selfcheck]'", file=sys.stderr)
+        return 2
     found = None
     try:
-        found = run_on(options.backend, unless_stopped, check)
+        found = await selfcheck(options.backend, options.streams, tls=options.tls)
     except* ProcessEnded as problems:
-        print(f"it needs a process that has ended: {first_of(problems)}", file=sys.stderr)
+        problem: BaseException = problems
+        while isinstance(problem, BaseExceptionGroup):
+            problem = problem.exceptions[0]
+        print(f"A process of the self-check has ended: {problem}", file=sys.stderr)
     except* TimeoutError:
-        print("it took too long: is the machine busy with something else?", file=sys.stderr)
+        print("The self-check took too long: is the machine busy?", file=sys.stderr)
     if found is None:
         return 1
     print(table(found))
@@ -84,7 +73,4 @@ def _selfcheck(options: argparse.Namespace) -> int:
     return 0 if held else 1
 
 
-_COMMANDS = {
-    "simulate": (_add_simulation, _simulate),
-    "selfcheck": (_add_selfcheck, _selfcheck),
-}
+_COMMANDS = {"simulate": _add_simulation, "selfcheck": _add_selfcheck}

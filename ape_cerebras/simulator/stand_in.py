@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 
-from ..process.process import port_of
 from ..telemetry.logs import LineWriter, Logs
 from ..telemetry.trace_context import trace_context
 from .server import LIMIT_FLAGS, SIMULATION_FLAGS, AccountLimits, GroundTruth, Simulation, Simulator
@@ -66,13 +65,13 @@ class StandIn:
                 tasks.cancel_scope.cancel()
 
 
-def stand_in_of(options: argparse.Namespace) -> StandIn:
+def stand_in_of(options: argparse.Namespace, port: int) -> StandIn:
     """Raises OSError where certificate and key are not files that fit together."""
     return StandIn(
         Simulation(**_given(options, SIMULATION_FLAGS)),
         AccountLimits(**_given(options, LIMIT_FLAGS)),
         options.host or "127.0.0.1",
-        port_of(options, options.port or "8001"),
+        port,
         _server_context(options.certificate, options.private_key),
     )
 

@@ -13,7 +13,6 @@ from ..http1.grammar import with_fields
 from ..http1.messages import Headers
 from ..http1.response_head import ResponseHead
 from ..net.socket_stream import READ_BYTES
-from ..process.collector import forget_course
 from .connect import UpstreamStream
 
 __all__ = ("Connection",)
@@ -105,7 +104,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         try:
             return self._h11_state.next_event()
         except h11.RemoteProtocolError as error:
-            forget_course(error)  # h11 raises it from within itself
+            error.__traceback__ = error.__context__ = None  # its frames hold this connection
             raise httpcore.RemoteProtocolError("The answer is cut off.") from None
 
     async def _next_piece(self, reader: BodyReader) -> bytes | None:

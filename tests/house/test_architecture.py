@@ -15,14 +15,8 @@ PATHS = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = {"VERSION", "Config", "ConfigError", "Proxy", "serve"}
 # Imports that run against the picture still.
 NOT_YET = {
-    ("http1.verdict", "process.collector"),
     ("limits.quota_pacing", "chat.reservations"),
     ("limits.quota_pacing", "upstream.quota"),
-    ("process.workers", "server"),
-    ("proxy", "process.collector"),
-    ("simulator.practice", "process.process"),
-    ("simulator.practice", "process.signals"),
-    ("simulator.stand_in", "process.process"),
     ("telemetry.health", "upstream.circuit_breaker"),
     ("telemetry.identity", "downstream.connection"),
     ("telemetry.metrics", "upstream.circuit_breaker"),
@@ -30,7 +24,6 @@ NOT_YET = {
     ("telemetry.model_metrics", "chat.listing"),
     ("telemetry.try_counts", "upstream.circuit_breaker"),
     ("upstream.client", "chat.meter"),
-    ("upstream.connection", "process.collector"),
 }
 
 

@@ -11,15 +11,14 @@ from ape_cerebras.simulator.stand_in import StandIn, add_flags, stand_in_of
 def parsed(*arguments: str) -> StandIn:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    for name in ("--host", "--port"):
-        parser.add_argument(name)
-    return stand_in_of(parser.parse_args(arguments))
+    parser.add_argument("--host")
+    return stand_in_of(parser.parse_args(arguments), 7)
 
 
 def test_without_flags_everything_is_as_by_default() -> None:
     stand_in = parsed()
     assert (stand_in.simulation, stand_in.limits) == (Simulation(), AccountLimits())
-    assert stand_in.address == "127.0.0.1:8001"
+    assert stand_in.address == "127.0.0.1:7"
     assert stand_in.ssl_context is None
 
 
@@ -27,7 +26,7 @@ def test_options_of_answers_and_limits_of_the_account_are_flags_alike() -> None:
     stand_in = parsed(
         *("--ttft", "0.5", "--tokens", "9", "--tokens-per-minute", "30000"),
         *("--requests-per-hour", "150", "--queue-length", "4", "--reservations", "kept"),
-        *("--host", "::1", "--port", "7"),
+        *("--host", "::1"),
     )
     assert stand_in.simulation == Simulation(ttft=0.5, tokens=9)
     assert stand_in.limits == AccountLimits(

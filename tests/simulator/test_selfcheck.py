@@ -205,7 +205,7 @@ import os, select, sys
 del os.sched_getaffinity, os.sched_setaffinity, select.epoll
 from ape_cerebras.__main__ import main
 sys.platform = "darwin"
-main(["selfcheck"])
+sys.exit(main(["selfcheck"]))
 """
     done = subprocess.run((sys.executable, "-c", program), capture_output=True, check=False)
     assert done.returncode == 2
