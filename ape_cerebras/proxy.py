@@ -35,11 +35,11 @@ from .net.wrapped import timestamped
 from .routes import Routes, Table
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
-from .telemetry.identity import identify
 from .telemetry.logs import Logs
 from .telemetry.metrics import Metrics
 from .telemetry.place import Place
 from .telemetry.timings import Timings
+from .telemetry.trace_context import identify
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_tcp
@@ -216,7 +216,7 @@ class Proxy:
         try:
             request = exchange.request = await downstream.read_head()
         finally:
-            identify(exchange, downstream)
+            identify(exchange, exchange.request, downstream.stream.now())
         if self._drained:
             raise Draining
         await self._routes.dispatch(table, request, exchange, downstream)

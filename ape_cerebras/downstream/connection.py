@@ -61,8 +61,6 @@ class Downstream:
         self._without_timestamp_before = self.stream.reads_without_timestamp
         self.completed_at: float | None = None
         """When the client's socket had taken the last byte of a complete response."""
-        self.common_headers: Headers = ()
-        """Sent with whatever response the exchange under way gets."""
         self.last_words: Callable[[ProxyError], bytes] = lambda _: b""
         """What fits behind the body so far, to say why it is cut."""
 
@@ -151,7 +149,10 @@ class Downstream:
         """Hold a response's head. Framing, Date and Connection are seen to here."""
         self._untold = exchange, status
         self.closing = self.closing or self._requests_left <= 0
-        own = [*self.common_headers]
+        own = []
+        if exchange.request_id:
+            own.append((b"x-request-id", exchange.request_id.encode()))
+            own.append((b"x-trace-id", exchange.trace_id.encode()))
         fields = dict(headers)
         if b"date" not in fields:
             own.append((b"date", http_date()))

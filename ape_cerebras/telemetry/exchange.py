@@ -112,7 +112,7 @@ class Exchange:
     started_at: float
     request: Request | None = None
 
-    # telemetry/identity
+    # telemetry/trace_context
     request_id: str = ""
     trace_id: str = ""
     traceparent: bytes = b""
@@ -121,7 +121,7 @@ class Exchange:
     route: str = "none"  # the path's template, never the path
     client: str | None = None  # the name of the key presented
 
-    # telemetry/identity
+    # telemetry/trace_context
     intended_start_lag_seconds: float | None = None  # it began later than the client planned
 
     # routes

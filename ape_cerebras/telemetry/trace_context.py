@@ -1,15 +1,19 @@
-"""What a request says of itself: its trace, its id, and when it was meant to begin.
+"""The ids of a request and its planned start, as its headers give them.
 
 A trace id comes from ``X-Trace-ID`` where that is well formed, else from a valid ``traceparent``
-(W3C Trace Context level 1, section 3.2), else it is new. Upstream gets a ``traceparent`` with a
-span id of our own, so that its spans are children of ours and not of the caller's.
+(W3C Trace Context level 1, section 3.2), else it is new. Upstream gets a ``traceparent`` with our
+own span id, so that its spans are children of ours and not of the caller's.
 """
 
 import re
+import time
 from secrets import token_hex
 from typing import NamedTuple
 
-__all__ = ("TraceContext", "intended_start_lag", "request_id", "trace_context")
+from ..http1.messages import Request
+from .exchange import Exchange
+
+__all__ = ("TraceContext", "identify", "intended_start_lag", "request_id", "trace_context")
 
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -19,8 +23,23 @@ _TRACEPARENT = re.compile(
 )
 _SAMPLED = 0x01
 _UNIX_TIME = re.compile(rb"[0-9]{1,10}(?:\.[0-9]{1,9})?")
-_LONGEST_LAG = 86_400.0  # seconds; beyond it somebody's clock is wrong
+_LONGEST_LAG = 86_400.0  # seconds; beyond it one of the clocks is wrong
+_NO_REQUEST = Request("", b"", b"", ())
 _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
+
+
+def identify(exchange: Exchange, request: Request | None, now: float) -> None:
+    """Give the exchange its ids and the lag of its start; new ids where the headers carry none or
+    there is no valid head. ``now`` is a reading of the clock that ``started_at`` is from."""
+    header = (request or _NO_REQUEST).header
+    exchange.trace_id, exchange.traceparent = trace_context(
+        header(b"x-trace-id"), header(b"traceparent")
+    )
+    exchange.request_id = request_id(header(b"x-request-id"))
+    started = time.time() - (now - exchange.started_at)
+    exchange.intended_start_lag_seconds = intended_start_lag(
+        header(b"x-request-timestamp"), started
+    )
 
 
 class TraceContext(NamedTuple):
@@ -40,7 +59,7 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
     if incoming:
         w3c_id, flags = incoming
     else:
-        # Unsampled: it is not ours to switch on tracing in somebody else's system.
+        # Unsampled: a proxy must not switch on tracing in the client's system.
         w3c_id, flags = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else token_hex(16), "00"
     return TraceContext(trace_id, f"00-{w3c_id}-{token_hex(8)}-{flags}".encode())
 
@@ -48,8 +67,8 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
 def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
     """Trace id and flags of a valid header; None for anything else.
 
-    Of the flags only "sampled" is handed on: a vendor must clear those it does not know (section
-    3.2.2.5.2), and flags of a version to come may mean anything.
+    Only the flag "sampled" is passed on: a vendor must clear those it does not know (section
+    3.2.2.5.2), and flags of a future version may mean anything.
     """
     match = _TRACEPARENT.fullmatch(value)
     if match is None or match["version"] == b"ff":
@@ -62,19 +81,19 @@ def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
 
 
 def request_id(x_request_id: bytes | None) -> str:
-    """The client's own id for the request where it is well formed, else a new one."""
+    """The client's own id where it is well formed, else a new one."""
     if x_request_id and _REQUEST_ID.fullmatch(x_request_id):
         return x_request_id.decode()
     return token_hex(16)
 
 
 def intended_start_lag(x_request_timestamp: bytes | None, started: float) -> float | None:
-    """Seconds from the moment at which the client meant to send its request to that at which it
-    came, ``started``; both are seconds since the epoch.
+    """Seconds from the planned start of a request to its first byte, ``started``; both are seconds
+    since the epoch.
 
-    A load generator that falls behind its plan asks later than it meant to, and times that begin
-    with the asking look better than they are ("coordinated omission"). None for what is no such
-    time, or lies ahead: then the two machines' clocks disagree.
+    A load generator that falls behind its plan sends late, and times that begin with the sending
+    look better than they are ("coordinated omission"). None where the header is malformed, or lies
+    in the future: then the clocks of the two machines disagree.
     """
     value = x_request_timestamp or b""
     if not _UNIX_TIME.fullmatch(value):

@@ -72,11 +72,14 @@ async def test_a_response_leaves_in_one_write() -> None:
     client, downstream = connection()
     await client.send(GET)
     await read_request(downstream)
-    downstream.common_headers = ((b"x-request-id", b"abc"),)
-    await answer(downstream)
+    identified = Exchange(started_at=0.0, request_id="abc", trace_id="def")
+    await downstream.respond(identified, 200, (), b"ok")
     sent = await client.receive()
     head, _, body = sent.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-request-id: abc\r\ndate: ")
+    lines = head.split(b"\r\n")
+    assert lines[:2] == [b"HTTP/1.1 200 OK", b"content-length: 2"]
+    assert lines[2:4] == [b"x-request-id: abc", b"x-trace-id: def"]
+    assert lines[4].startswith(b"date: ")
     assert body == b"ok"
 
 

@@ -18,7 +18,6 @@ NOT_YET = {
     ("limits.quota_pacing", "chat.reservations"),
     ("limits.quota_pacing", "upstream.quota"),
     ("telemetry.health", "upstream.circuit_breaker"),
-    ("telemetry.identity", "downstream.connection"),
     ("telemetry.metrics", "upstream.circuit_breaker"),
     ("telemetry.metrics", "upstream.quota"),
     ("telemetry.model_metrics", "chat.listing"),
