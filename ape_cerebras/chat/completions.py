@@ -17,6 +17,7 @@ from ..downstream.connection import Downstream
 from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
 from ..http1.messages import Request
 from ..limits.admission import Admission
+from ..limits.quota_pacing import estimate_reservation
 from ..net.steps import yield_shielded
 from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
@@ -27,7 +28,6 @@ from .compression import Compression
 from .crossing import headers_down, headers_up, plain_headers
 from .meter import Meter, StreamMeter, meter_for
 from .request import ChatRequest, read_chat_request
-from .reservations import reservation
 from .sse import parts
 
 __all__ = ("Relay", "error_body")
@@ -99,7 +99,7 @@ class Relay:
         exchange.stream = chat.stream
         if chat.model is not None:
             exchange.completion_limit = chat.limit
-            exchange.reserved_tokens = reservation(len(chat.body), chat.limit)
+            exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
         try:
             async with downstream.while_connected():
                 if self._admission.is_limited:

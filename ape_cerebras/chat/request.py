@@ -24,7 +24,6 @@ import orjson
 
 from ..config.values import CompletionBounds
 from ..errors import BadRequest, UnsupportedMedia
-from .reservations import LIMIT_NAMES, bounded, limit_in
 
 __all__ = ("ChatRequest", "count_contents", "read_chat_request")
 
@@ -32,6 +31,10 @@ _JSON = b"application/json"
 _MESSAGE_PACK = frozenset(
     (b"application/msgpack", b"application/vnd.msgpack", b"application/x-msgpack")
 )
+
+# The members that limit a response; the second is the old name.
+_LIMIT_NAMES = ("max_completion_tokens", "max_tokens")
+_NO_LIMIT = -1  # the API's word for that
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _VALUE = re.compile(rb"\s*:\s*(" + _STRING + rb"|true|false|null|-?[0-9][0-9.eE+-]*)", re.DOTALL)
@@ -50,7 +53,7 @@ def _in_any_spelling(name: str) -> str:
     return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
 
 
-_READ_NAMES = {name: b'"%s"' % name.encode() for name in ("model", "stream", *LIMIT_NAMES)}
+_READ_NAMES = {name: b'"%s"' % name.encode() for name in ("model", "stream", *_LIMIT_NAMES)}
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 # In valid JSON a quote that follows no backslash, and is followed by a name and a colon, begins a
 # member's name: inside of a string it would be escaped, and behind one no letter can stand.
@@ -98,6 +101,23 @@ def read_chat_request(
         return ChatRequest(body)
     request = _parse(body)
     names = _find_names(body, request)
+    _check(request)
+    model, stream = request.get("model"), request.get("stream")
+    requested = default_model if model is None else model
+    served = requested if model is None else aliases.get(requested, requested)
+    converted = convert and not stream
+    changes: dict[str, Any] = {} if served == model else {"model": served}
+    if converted:
+        changes["stream"] = True
+    limits = _bounded(request, bounds)
+    changes |= limits
+    if changes:
+        body = _edited(body, names, changes)
+    limit = _limit_in(request | limits if limits else request)
+    return ChatRequest(body, served, requested, bool(stream), converted, limit)
+
+
+def _check(request: dict[str, Any]) -> None:
     model, stream = request.get("model"), request.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest("'stream' must be true or false.")
@@ -105,17 +125,6 @@ def read_chat_request(
         raise BadRequest("'model' must be a non-empty string.")
     if model is not None and len(model) > _MAX_MODEL:
         raise BadRequest("'model' is too long.")
-    requested = default_model if model is None else model
-    served = requested if model is None else aliases.get(requested, requested)
-    converted = convert and not stream
-    changes: dict[str, Any] = {} if served == model else {"model": served}
-    if converted:
-        changes["stream"] = True
-    limits = bounded(request, bounds)
-    changes |= limits
-    if changes:
-        body = _edited(body, names, changes)
-    return ChatRequest(body, served, requested, bool(stream), converted, limit_in(request, limits))
 
 
 def _is_binary(content_type: bytes, content_encoding: bytes) -> bool:
@@ -231,6 +240,28 @@ def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
 
 def _named_too_often() -> BadRequest:
     return BadRequest("The body names 'model', 'stream' or its limit of tokens too often.")
+
+
+def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int]:
+    """The limits to be put into a request, by name: none where it may stay as it is. What is no
+    limit at all is for the API to refuse."""
+    if bounds.default is bounds.cap is None:
+        return {}
+    given = {name: request[name] for name in _LIMIT_NAMES if name in request}
+    if bounds.default is not None and all(value is None for value in given.values()):
+        # Into the old name if that has a null: both names are one too many for the API.
+        return {next(iter(given), _LIMIT_NAMES[0]): bounds.default}
+    cap = bounds.cap
+    if cap is None:
+        return {}
+    whole = {name: value for name, value in given.items() if type(value) is int}
+    return {name: cap for name, value in whole.items() if value > cap or value == _NO_LIMIT}
+
+
+def _limit_in(request: dict[str, Any]) -> int | None:
+    """The most completion tokens that a request names; None where it names none."""
+    values = [request.get(name) for name in _LIMIT_NAMES]
+    return next((value for value in values if type(value) is int and value >= 0), None)
 
 
 def _edited(body: bytes, names: dict[str, int], changes: dict[str, Any]) -> bytes:

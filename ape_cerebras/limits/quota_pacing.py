@@ -22,16 +22,17 @@ from math import inf
 
 import anyio
 
-from ..chat.reservations import reservation
 from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
 from ..upstream.quota import WINDOWS, read_quota
 from .queueing import SlotQueue, recording_wait
 from .token_buckets import Charge, LimitStore, TokenBucket
 
-__all__ = ("QuotaPacing",)
+__all__ = ("QuotaPacing", "estimate_reservation")
 
 _NO_REFUNDS_FOR = 60.0  # seconds
+_MOST_COMPLETION = 16_384  # tokens
+_BYTES_PER_TOKEN = 4
 _UNKNOWN_AT_MOST = 100  # models; clients can name any
 
 Amounts = dict[str, int]  # by kind: requests, tokens
@@ -198,10 +199,21 @@ class QuotaPacing:
         await self._limits.adjust(model.charges(beyond), self._clock())
 
 
+def estimate_reservation(request_bytes: int, completion_limit: int | None) -> int:
+    """Tokens that the API reserves for a request when it admits it, about.
+
+    They are the prompt's estimate and the most completion tokens: reported of 2026, 16,384 where
+    the request names no limit, and never more. How the API estimates a prompt is not documented;
+    here four bytes of the request count as a token.
+    """
+    most = _MOST_COMPLETION if completion_limit is None else completion_limit
+    return -(-request_bytes // _BYTES_PER_TOKEN) + min(most, _MOST_COMPLETION)
+
+
 def _tokens_of(exchange: Exchange) -> int:
     if exchange.reserved_tokens is not None:
         return exchange.reserved_tokens
-    return reservation(len(exchange.body), None)  # an opaque body, which may say less
+    return estimate_reservation(len(exchange.body), None)  # an opaque body, which may say less
 
 
 def _used_by(exchange: Exchange) -> Amounts:

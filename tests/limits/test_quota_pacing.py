@@ -16,6 +16,7 @@ from ape_cerebras.config.prices import Usage
 from ape_cerebras.errors import NotAdmitted
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import ApiKeys
+from ape_cerebras.limits.quota_pacing import estimate_reservation
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.quota import Account, AccountLimits
 from ape_cerebras.simulator.replies import Rejected
@@ -267,3 +268,12 @@ def test_each_model_has_its_own_quota_and_names_that_clients_invent_fill_nothing
         assert len(made.admission._pacing._models) <= 110
 
     on_mock_clock(test)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "tokens"),
+    [(0, 0, 0), (1, 0, 1), (4, 0, 1), (5, 0, 2), (400, 100, 200), (400, 99_999, 16_484)],
+)
+def test_estimate_reservation(size: int, limit: int, tokens: int) -> None:
+    assert estimate_reservation(size, limit) == tokens
+    assert estimate_reservation(size, None) == -(-size // 4) + 16_384

@@ -1,4 +1,4 @@
-"""What a request is set aside, and the limits put into it: the one value and not another byte."""
+"""The limits put into a chat request: the one value and not another byte."""
 
 import json
 import random
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from reading import JSON
 
 from ape_cerebras.chat.request import ChatRequest, read_chat_request
-from ape_cerebras.chat.reservations import reservation
 from ape_cerebras.config.values import CompletionBounds
 from ape_cerebras.errors import BadRequest
 
@@ -117,12 +116,3 @@ def test_nothing_but_the_limit_changes(
         if (sent.get(name) or 0) >= 0 and sent.get(name) is not None
     ]
     assert chat.limit == (told[0] if told else None)
-
-
-@pytest.mark.parametrize(
-    ("size", "limit", "tokens"),
-    [(0, 0, 0), (1, 0, 1), (4, 0, 1), (5, 0, 2), (400, 100, 200), (400, 99_999, 16_484)],
-)
-def test_reservation(size: int, limit: int, tokens: int) -> None:
-    assert reservation(size, limit) == tokens
-    assert reservation(size, None) == -(-size // 4) + 16_384
