@@ -13,13 +13,12 @@ import anyio
 from anyio.abc import ByteStream
 
 from .chat.catalogue import Catalogue
-from .chat.completions import Relay, error_body
+from .chat.completions import Relay, error_body, error_event
 from .chat.models import ModelList
 from .config.config import Config
 from .downstream.clients import Clients
 from .downstream.connection import Downstream
 from .errors import (
-    ClientGone,
     Draining,
     ExchangeTimeout,
     InternalError,
@@ -146,7 +145,8 @@ class Proxy:
         if not self.config.kernel_stamps:
             client.use_read_times()
         downstream = Downstream(client, self.config)
-        downstream.closing = self.drain_began.is_set()
+        if self.drain_began.is_set():
+            downstream.drain()
         entrance.connections.add(downstream)
         return partial(self._serve, downstream, entrance)
 
@@ -205,18 +205,19 @@ class Proxy:
     async def _answer_in_time(
         self, exchange: Exchange, downstream: Downstream, table: Table
     ) -> None:
-        # One scope for both: a second would take another hundredth of a plain exchange.
-        hang_up = downstream.hang_up
-        with anyio.move_on_after(self.config.request_timeout) as hang_up.scope:
+        if self.config.request_timeout is None:  # a scope takes a hundredth of a plain exchange
             await self._answer(exchange, downstream, table)
-        if hang_up.scope.cancelled_caught and downstream.completed_at is None:
-            raise ClientGone if hang_up.has_left else ExchangeTimeout
+            return
+        with anyio.move_on_after(self.config.request_timeout) as scope:
+            await self._answer(exchange, downstream, table)
+        if scope.cancelled_caught and downstream.completed_at is None:
+            raise ExchangeTimeout
 
     async def _answer(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         try:
             request = exchange.request = await downstream.read_head()
         finally:
-            identify(exchange, exchange.request, downstream.stream.now())
+            identify(exchange, exchange.request, self._clock())
         if self._drained:
             raise Draining
         await self._routes.dispatch(table, request, exchange, downstream)
@@ -226,15 +227,16 @@ class Proxy:
     ) -> None:
         """Tell the client of a failure where that can still be done, cut it off where not."""
         if downstream.response_started:
-            await downstream.abort(downstream.last_words(error))
+            fits = error.status and downstream.can_take_event
+            await downstream.abort(error_event(error) if fits else b"")
         if downstream.response_started or not error.status:
             return
         if not error.keeps or downstream.awaits_100_continue:
-            downstream.closing = True
+            downstream.close_after_response()
         headers = ((b"content-type", b"application/json"), *error.headers)
         with suppress(ProxyError):  # which leaves the connection unfit for more
             await downstream.respond(exchange, error.status, headers, error_body(error))
-            if not downstream.said_close:
+            if not downstream.announced_close:
                 await downstream.read_body()  # what is left of it, for the next request's sake
 
     # In the background

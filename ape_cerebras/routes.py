@@ -105,7 +105,7 @@ class Routes:
     ) -> None:
         """Answer a request as ``table`` has it, or raise the ProxyError that refuses it."""
         if request.method == "CONNECT":  # what follows it is no request (RFC 9110 section 9.3.6)
-            downstream.closing = True
+            downstream.close_after_response()
             raise MethodNotAllowed("GET", "HEAD", "POST")
         path = request.path
         route = _find(table, path)
@@ -127,14 +127,14 @@ class Routes:
         await route.handler(exchange, downstream)
 
     async def _list_models(self, exchange: Exchange, downstream: Downstream) -> None:
-        async with downstream.while_connected():
+        async with downstream.watch_disconnect():
             text = await self._models.text(exchange)
         await downstream.respond(exchange, 200, (_JSON,), text)
 
     async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
         path = exchange.request.path if exchange.request else b""
         model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
-        async with downstream.while_connected():
+        async with downstream.watch_disconnect():
             entry = await self._models.entry(exchange, model)
         await downstream.respond(exchange, 200, (_JSON,), entry)
 

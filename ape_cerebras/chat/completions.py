@@ -8,8 +8,6 @@ Where a plain request was converted into one for a stream, so that its first tok
 client gets nothing before the end, and then what the chunks add up to.
 """
 
-from functools import partial
-
 import orjson
 
 from ..config.config import Config
@@ -53,13 +51,6 @@ def error_event(error: ProxyError) -> bytes:
     return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error(error)})
 
 
-def _last_words(meter: Meter, exchange: Exchange, error: ProxyError) -> bytes:
-    """An error event where one fits in: the SDKs raise on it, and take a stream without the end
-    marker for complete."""
-    fits = meter.at_boundary and not exchange.stream_failed and not exchange.done_seen
-    return error_event(error) if fits and error.status else b""
-
-
 async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
     """Meter a chunk. Also if the client is gone: what has been used is used."""
     for part in parts(chunk):
@@ -101,7 +92,7 @@ class Relay:
             exchange.completion_limit = chat.limit
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
         try:
-            async with downstream.while_connected():
+            async with downstream.watch_disconnect():
                 if self._admission.is_limited:
                     async with self._admission.admitted(exchange):
                         await self._relay(exchange, downstream, chat)
@@ -171,8 +162,7 @@ class Relay:
             exchange.stream = streams
         response.before_wait(downstream.flush)
         headers = headers_down(response.headers, stream=streams)
-        downstream.send_head(exchange, response.status, headers)
-        downstream.last_words = partial(_last_words, meter, exchange)
+        downstream.send_head(exchange, response.status, headers, meter)
         await self._pass_body(response, downstream, meter, exchange)
 
     async def _pass_body(

@@ -53,8 +53,9 @@ class Meter(Protocol):
         not if the moment when it is written can matter."""
 
     @property
-    def at_boundary(self) -> bool:
-        """Whether an event of our own could be put in here."""
+    def can_take_event(self) -> bool:
+        """Whether a final error event fits in here: the SDKs raise on one, and take a stream
+        without the end marker for complete."""
 
     @property
     def complete(self) -> bool:
@@ -80,7 +81,7 @@ def meter_for(
 class PlainMeter:
     """Reads a JSON reply once it is whole, or its end. One that is not readable is only timed."""
 
-    at_boundary = False
+    can_take_event = False
     complete = True  # its length, or its last chunk, has said so
 
     def __init__(self, exchange: Exchange, *, readable: bool) -> None:
@@ -131,8 +132,10 @@ class StreamMeter:
         return not _may_answer(chunk)
 
     @property
-    def at_boundary(self) -> bool:
-        return self._events.at_boundary
+    def can_take_event(self) -> bool:
+        exchange = self._exchange
+        ended = exchange.stream_failed or exchange.done_seen
+        return self._events.at_boundary and not ended
 
     @property
     def complete(self) -> bool:

@@ -1,131 +1,115 @@
-"""Noticing that a client leaves while its request is being answered.
+"""Noticing that a client disconnects while its request is being served.
 
-Only reading shows an end, so what the client sends meanwhile is read ahead, a little of it, and
-kept for its turn. Where a stream tells of arrivals, that is done at the moment they come; a task
-that waits for them takes a tenth of the time of a whole exchange, and is made only where it must.
+Only reading shows an end, so bytes that the client sends meanwhile are read ahead, up to a limit,
+and kept for later. Where the stream reports arrivals, a hook does this as they come. A task that
+waits for them takes a tenth of the time of a whole exchange, and is started only where it must be.
 
-An end may be no leaving: shutting one direction and closing look alike, a FIN. Only something sent
-can tell, for a closed socket answers it with a reset. So bytes are sent that mean nothing, and what
-becomes of them is watched. Where that can't be, a FIN is taken for leaving.
+A FIN does not prove that the client has gone: it may only have closed its sending side. A closed
+socket answers further data with a reset, so a harmless probe is sent and the reset watched for.
+Where no probe can be sent, a FIN counts as a disconnect.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
+from typing import Protocol
 
 import anyio
-from anyio import WouldBlock
+from anyio.abc import TaskGroup
 
-from ..errors import ClientGone, ProxyError
+from ..errors import ClientGone
 from ..net.socket_stream import TimestampedStream
-from .request_reader import Inbound
+from .request_reader import RequestReader
 
-__all__ = ("HangUp",)
+__all__ = ("DisconnectWatcher", "Watched")
 
-_READ_AHEAD_AT_MOST = 64 * 1024  # bytes of later requests, while one is being answered
-_LOOK_EVERY = 0.1  # seconds
-
-
-def _no_probe() -> bool:
-    return False
+_POLL_EVERY = 0.1  # seconds
 
 
-class HangUp:
-    """Watches one client, as an async context manager around what is to end if it leaves.
+class Watched(Protocol):
+    """The parts of a client's connection that the watcher uses."""
 
-    ``scope``: what is cancelled then; whoever set it says what that means.
-    ``has_left``: whether it has been, for that; until somebody takes it back.
+    stream: TimestampedStream
+    reader: RequestReader
+    completed_at: float | None
+
+    def send_probe(self) -> bool:
+        """Send the client bytes without meaning, if there is room for them just now. Return False
+        where there never is."""
+
+
+class DisconnectWatcher:
+    """An async context manager around work that is pointless once the client has gone.
+
+    If the client disconnects, the block is cancelled and ClientGone raised; only the cancellation
+    ends the block if the response is complete by then, since nothing was lost. Errors of the block
+    and cancellation from outside pass through.
     """
 
-    def __init__(self, stream: TimestampedStream, inbound: Inbound) -> None:
-        self._stream = stream
-        self._inbound = inbound
-        self._probe = _no_probe
+    def __init__(self, downstream: Watched) -> None:
+        self._downstream = downstream
+        self._scope = anyio.CancelScope()
+        self._tasks: TaskGroup | None = None
         self._probed = False
-        self._task: AbstractAsyncContextManager[None] | None = None
-        self.scope = anyio.CancelScope()
-        self.has_left = False
-
-    def watching(self, probe: Callable[[], bool]) -> "HangUp":
-        """``probe`` sends the client something that means nothing, if there is room for that just
-        now; False where there never is."""
-        self._probe, self._probed = probe, False
-        return self
+        self._gone = False
 
     async def __aenter__(self) -> None:
-        if self._stream.watch(self._look):
-            self._look()  # at what came before
+        if self._downstream.stream.watch(self._check):
+            self._scope.__enter__()
+            self._check()  # bytes that arrived before
         else:
-            self._task = self._beside_a_task()
-            await self._task.__aenter__()
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+            self._scope = self._tasks.cancel_scope
+            self._tasks.start_soon(self._wait)
 
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         failure: BaseException | None,
-        course: TracebackType | None,
-    ) -> None:
-        task, self._task = self._task, None
-        try:
-            if task is None:
-                self._stream.watch(None)
-            else:
-                await task.__aexit__(kind, failure, course)
-        finally:
-            self._probe = _no_probe  # whoever probes has this, which would be a cycle
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._tasks is None:
+            self._downstream.stream.watch(None)
+            cancelled = self._scope.__exit__(kind, failure, traceback)
+        elif isinstance(failure, Exception):  # the task group would wrap it
+            self._scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+            cancelled = False
+        else:
+            if kind is None:
+                self._scope.cancel()
+            cancelled = await self._tasks.__aexit__(kind, failure, traceback)
+        if self._gone and (cancelled or kind is None) and self._downstream.completed_at is None:
+            raise ClientGone
+        return bool(cancelled)
 
-    def _look(self) -> None:
-        if self._has_left():
+    def _check(self) -> None:
+        try:
+            gone = self._downstream.reader.read_ahead_nowait() and self._has_ended()
+        except ClientGone:
+            gone = True
+        if gone:
             self._leave()
 
-    def _leave(self) -> None:
-        self.has_left = True
-        self.scope.cancel()
+    def _has_ended(self) -> bool:
+        """Whether nothing more is read, and the client can be taken for gone."""
+        return self._has_only_ended() or self._downstream.stream.peer_is_gone()
 
-    def _has_left(self) -> bool:
-        inbound = self._inbound
-        try:
-            while not inbound.ended and len(inbound.bytes) < _READ_AHEAD_AT_MOST:
-                inbound.read_nowait()
-        except WouldBlock:
-            return False
-        except ClientGone:
-            return True
-        return self._was_leaving() or self._stream.peer_is_gone()
-
-    def _was_leaving(self) -> bool:
-        """Whether the client has ended its sending and cannot be asked if it is still there. If it
-        can, it is asked, once."""
-        if not self._inbound.ended or self._probed:
+    def _has_only_ended(self) -> bool:
+        """Whether the client has ended its sending and cannot be probed. It is probed once."""
+        if not self._downstream.reader.ended or self._probed:
             return False
         self._probed = True
-        return not self._probe()
+        return not self._downstream.send_probe()
 
-    @asynccontextmanager
-    async def _beside_a_task(self) -> AsyncIterator[None]:
-        failures: list[ProxyError] = []
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
-            try:
-                yield
-            except ProxyError as failure:  # not through the task group, which would wrap it
-                failures.append(failure)
-            tasks.cancel_scope.cancel()
-        if failures:
-            raise failures[0]
+    def _leave(self) -> None:
+        self._gone = True
+        self._scope.cancel()
 
-    async def _watch(self) -> None:
-        await self._until_left()
-        self._leave()
-
-    async def _until_left(self) -> None:
-        inbound = self._inbound
+    async def _wait(self) -> None:
         try:
-            while not inbound.ended and len(inbound.bytes) < _READ_AHEAD_AT_MOST:
-                await inbound.read()
+            await self._downstream.reader.read_ahead()
+            while not self._has_ended():  # noqa: ASYNC110 - the loop has no event for it
+                await anyio.sleep(_POLL_EVERY)
         except ClientGone:
-            return
-        if self._was_leaving():
-            return
-        while not self._stream.peer_is_gone():  # noqa: ASYNC110 - the loop has no event for it
-            await anyio.sleep(_LOOK_EVERY)
+            pass
+        self._leave()

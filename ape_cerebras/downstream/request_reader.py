@@ -1,137 +1,186 @@
-"""What arrives from a client and has not been read yet: waiting for it, cutting a request's head
-out of it, and knowing when no more is to come."""
+"""The reading side of a client's connection: it waits for requests, cuts heads and bodies out of
+the bytes that arrive, and knows when no more will arrive.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import anyio
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 
 from ..config.config import Config
 from ..errors import ClientGone, RequestTimeout
-from ..http1.grammar import HEAD_END
-from ..http1.messages import Request
-from ..http1.request_head import HeadLimits, check_part, read_whole
+from ..http1.body import BodyReader, reader_for
+from ..http1.messages import HEAD_END, Request
+from ..http1.request_head import HeadLimits, check_part, parse_head
 from ..net.socket_stream import PeerStalled, TimestampedStream
 from ..net.timestamps import loop_clock
 
-__all__ = ("Inbound", "deadline", "head_limits")
+__all__ = ("RequestReader",)
 
 _LAST_CHANCE = 0.1  # seconds that a drained connection waits for a request on its way
+_READ_AHEAD = 64 * 1024  # bytes of later requests that are read while one is served
 _ENDS = (EndOfStream, BrokenResourceError, ClosedResourceError)
 _LINGER_SECONDS = 2.0  # nginx's lingering_close waits up to 30, for all the networks there are
 _LINGER_BYTES = 1024 * 1024
 
 
-def head_limits(config: Config) -> HeadLimits:
-    """The settings that limit a request."""
-    return HeadLimits(
-        config.max_header_bytes, config.max_headers, config.max_target_bytes, config.max_body_bytes
-    )
-
-
 @contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raises RequestTimeout where the block takes longer."""
+def _deadline(seconds: float) -> Iterator[None]:
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
         raise RequestTimeout
 
 
-class Inbound:
-    """The reading side of one client's connection."""
+class RequestReader:
+    """Reads requests one after the other; owns the bytes that have arrived and are not read yet.
+
+    ``ended``: whether the client has said, or shown, that it sends no more. ``complete``: whether
+    the latest request has been read to its end.
+    """
 
     def __init__(self, stream: TimestampedStream, config: Config) -> None:
         self._stream = stream
         self._clock = loop_clock()
         self._config = config
-        self._limits = head_limits(config)
-        self._waits = False
-        self.bytes = bytearray()
-        """Arrived, and nobody's yet."""
+        self._limits = HeadLimits(
+            config.max_header_bytes,
+            config.max_headers,
+            config.max_target_bytes,
+            config.max_body_bytes,
+        )
+        self._arrived = bytearray()
+        self._body: BodyReader | None = None  # of a request that has one
+        self._waiting = False  # for a request
         self.ended = False
-        """The client has said, or shown, that it sends no more."""
+        self.complete = False
 
-    async def wait(self, *, last: bool) -> float | None:
-        """When the next request began: its first byte arrived, or its turn came; None where no more
-        is to come. With ``last`` only for one that is on its way."""
-        if self.bytes:
-            await anyio.lowlevel.checkpoint()  # else one who sends many at once is served alone
+    # One request
+
+    async def wait_for_request(self, *, last: bool) -> float | None:
+        """Wait for the first byte of a request. Return when it arrived, or when the connection got
+        to it if it had arrived before; None if no more comes. With ``last`` only a request that is
+        on its way is waited for."""
+        self._body, self.complete = None, False
+        if self._arrived:
+            await anyio.lowlevel.checkpoint()  # else a client that pipelines is served alone
             return self._clock()
         may_skip_line = True  # an empty line before a request is ignored (RFC 9112 section 2.2)
         self._stream.read_timeout = self._config.keep_alive_timeout
-        self._waits = True
+        self._waiting = True
         try:
             if last:
-                self.give_last_chance()
-            while not self.bytes and not self.ended:
-                await self.read()
-                if may_skip_line and self.bytes.startswith(b"\r\n"):
+                self.end_wait_soon()
+            while not self._arrived and not self.ended:
+                await self._read()
+                if may_skip_line and self._arrived.startswith(b"\r\n"):
                     may_skip_line = False
-                    del self.bytes[:2]
+                    del self._arrived[:2]
         except (ClientGone, PeerStalled):
             return None
         finally:
-            self._waits = False
+            self._waiting = False
             self._stream.read_timeout = None
             self._stream.set_deadline(None)
-        return self._stream.arrived_at if self.bytes else None
+        return self._stream.arrived_at if self._arrived else None
 
-    def give_last_chance(self) -> None:
-        """Have a ``wait`` under way end soon."""
-        if self._waits:
+    def end_wait_soon(self) -> None:
+        """Have a wait for a request end soon, if there is one."""
+        if self._waiting:
             self._stream.set_deadline(_LAST_CHANCE)
 
-    async def take_head(self) -> tuple[Request, bytes]:
-        """The request whose first byte has arrived, and what h11 has to know of its head.
+    async def read_head(self) -> tuple[Request, bytes]:
+        """Read the head of the request whose first byte has arrived. Return the request, and a
+        reduced head for h11.
 
-        Raises what ``head`` raises, RequestTimeout, ClientGone.
+        Raises what ``parse_head`` raises, RequestTimeout, ClientGone.
         """
-        if HEAD_END not in self.bytes:
-            with deadline(self._config.client_head_timeout):
-                await self._read_to_the_end_of_head()
-        end = self.bytes.index(HEAD_END) + len(HEAD_END)
-        head = bytes(self.bytes[:end])
-        del self.bytes[:end]
-        check_part(head, 0, self._limits)
-        return read_whole(head, self._limits)
+        arrived, checked = self._arrived, 0
+        if HEAD_END not in arrived:
+            with _deadline(self._config.client_head_timeout):
+                while arrived.find(HEAD_END, max(0, checked - 3)) < 0:
+                    check_part(bytes(arrived), checked, self._limits)
+                    checked = len(arrived)
+                    await self._read_more()
+        end = arrived.index(HEAD_END) + len(HEAD_END)
+        head = bytes(arrived[:end])
+        del arrived[:end]
+        request, for_h11 = parse_head(head, self._limits)
+        self._body = reader_for(request.headers, self._limits.body_bytes, self._limits.header_bytes)
+        self.complete = self._body is None or self._body.ended
+        return request, for_h11
 
-    async def _read_to_the_end_of_head(self) -> None:
-        checked = 0
-        while self.bytes.find(HEAD_END, max(0, checked - 3)) < 0:
-            check_part(bytes(self.bytes), checked, self._limits)
-            checked = len(self.bytes)
-            await self.read_more()
+    async def read_body(self) -> bytes:
+        """Read the rest of the request's body; nothing if it is complete.
 
-    async def read_more(self) -> None:
+        Raises what ``ChunkedReader`` raises, RequestTimeout, ClientGone.
+        """
+        reader = self._body
+        if reader is None or self.complete:
+            return b""
+        body = reader.take(self._arrived)
+        if not reader.ended:
+            whole = bytearray(body)
+            with _deadline(self._config.client_body_timeout):
+                while not reader.ended:
+                    if reader.paused:
+                        await anyio.lowlevel.checkpoint()
+                    else:
+                        await self._read_more()
+                    whole += reader.take(self._arrived)
+            body = bytes(whole)
+        self.complete = True
+        return body
+
+    # Bytes
+
+    async def _read_more(self) -> None:
         """Read on in the middle of a request. Raises ClientGone where nothing more comes."""
-        await self.read()
+        await self._read()
         if self.ended:
             raise ClientGone
 
-    async def read(self) -> None:
-        """Read what comes next, or that nothing does. Raises ClientGone where the connection is
-        broken."""
+    async def _read(self) -> None:
+        """Read the next bytes, or the end. Raises ClientGone where the connection is broken."""
         try:
-            self.bytes += await self._stream.receive()
+            self._arrived += await self._stream.receive()
         except _ENDS as end:
-            self._note(end)
+            self._note_end(end)
 
-    def read_nowait(self) -> None:
-        """The same; raises WouldBlock where nothing has come yet."""
-        try:
-            self.bytes += self._stream.receive_nowait()
-        except _ENDS as end:
-            self._note(end)
-
-    def _note(self, end: Exception) -> None:
+    def _note_end(self, end: Exception) -> None:
         self.ended = True
         if not isinstance(end, EndOfStream):
             raise ClientGone from None
 
+    @property
+    def may_read_ahead(self) -> bool:
+        """Whether more may arrive, and there is room for it."""
+        return not self.ended and len(self._arrived) < _READ_AHEAD
+
+    async def read_ahead(self) -> None:
+        """Read bytes of later requests until the client ends its sending or has sent a lot. Raises
+        ClientGone where the connection is broken."""
+        while self.may_read_ahead:
+            await self._read()
+
+    def read_ahead_nowait(self) -> bool:
+        """Do the same with the bytes that have arrived; return False where more may arrive."""
+        try:
+            while self.may_read_ahead:
+                self._arrived += self._stream.receive_nowait()
+        except WouldBlock:
+            return False
+        except _ENDS as end:
+            self._note_end(end)
+        return True
+
     async def linger(self) -> None:
-        """Take what the client still sends, a little of it, for nothing."""
+        """Before the connection is closed: end our sending, and read on a little if the client may
+        still be sending. Closing with unread input resets the connection, and the response can get
+        lost (RFC 9112 section 9.6)."""
+        if self.ended or (self.complete and not self._arrived):
+            return
         with suppress(Exception), anyio.move_on_after(_LINGER_SECONDS):
             await self._stream.send_eof()
             unread = _LINGER_BYTES

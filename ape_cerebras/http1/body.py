@@ -1,91 +1,125 @@
-"""A body in chunks (RFC 9112 section 7.1), read strictly, sans I/O.
+"""Message bodies read strictly, sans I/O: chunked (RFC 9112 section 7.1), or of a known length.
 
-h11 reads such bodies as well, but takes what two parsers can read differently: blanks behind a
-size, extensions that are none, a bare CR or NUL in them; and it knows no end of extensions, which
-can outweigh the body a thousand times. Here each of these is refused as soon as it shows.
+h11 reads chunked bodies too, but accepts input that two parsers can read differently: blanks behind
+a size, malformed extensions, a bare CR or NUL in them; and it sets no limit on extensions, which
+can outweigh the data a thousand times. Here each of these is rejected as soon as it shows.
+Extensions and trailers are checked and dropped.
 
-Nothing but the data is given on: extensions and trailers are checked and dropped.
-
-What is raised speaks of requests; who reads an answer says it in other words. A read brings many
-chunks of an answer at once: h11 gives them one by one, and takes 12 µs for each; here they come in
-one piece, and a chunk takes 2 µs (200 bytes each, CPython 3.11, one core of a server).
+Both directions read bodies so. A read brings many chunks of a response at once: h11 returns them
+one by one and takes 12 µs for each, and 10 to 17 for a body in a single piece; here they come in
+one piece, at 2 µs a chunk of 200 bytes (CPython 3.11, one core of a server). The errors speak of
+requests; the reader of a response translates them.
 """
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import BadRequest, BodyTooLarge, HeadersTooLarge
-from .grammar import FIELD_LINE, NEVER_RIGHT, TOKEN
+from .messages import FORBIDDEN, TOKEN, Headers, parse_fields
 
-__all__ = ("ChunkedReader",)
+__all__ = ("BodyReader", "ChunkedReader", "SizedReader", "reader_for")
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
-# Blanks around ";" and "=" are "bad whitespace", for old senders' sake only: none of them sends
-# extensions, so there is none here.
+# "Bad whitespace" around ";" and "=" is for old senders' sake only, and none of them sends
+# extensions, so none is accepted.
 _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*\r\n"
 )
 _BEGINNING_OF_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:[;\r].*)?)?", re.DOTALL)
 _WHOLE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[;\r]")
-_WHOLE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-# Sizes, extensions and line ends of a request may weigh as much as the data, and so many bytes
-# more: plenty for a body in small pieces, and an end to one that is mostly extensions
+_PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+# Sizes, extensions and line ends of a request may weigh as much as its data, and so many bytes
+# more: plenty for a body in small pieces, and a limit for one that is mostly extensions
 # (CVE-2023-39326 in Go).
 _FRAMING_BESIDE_DATA = 16 * 1024
-_LINE_AT_MOST = 16 * 1024
-_AT_ONCE = 1000  # chunks: a read can hold ten thousand, which would hold the event loop
+_MAX_LINE = 16 * 1024
+_MAX_CHUNKS = 1000  # at once: a read can hold ten thousand, which would hold the event loop
+_MALFORMED = "The request's framing is malformed."
+_MOSTLY_FRAMING = "The request body is more framing than body."
+
+
+class BodyReader(Protocol):
+    """Reads one body.
+
+    ``ended``: whether it is complete. ``paused``: whether the last ``take`` left data that it could
+    have taken, so as not to hold the event loop.
+    """
+
+    @property
+    def ended(self) -> bool: ...
+
+    @property
+    def paused(self) -> bool: ...
+
+    def take(self, arrived: bytearray) -> bytes:
+        """Remove bytes of the body from ``arrived``; return the data in them. Once the body has
+        ended, the bytes left there are not its own. Raises ProxyError."""
+
+
+class SizedReader:
+    """Reads a body of ``size`` bytes."""
+
+    paused = False
+
+    def __init__(self, size: int) -> None:
+        self._missing = size
+        self.ended = not size
+
+    def take(self, arrived: bytearray) -> bytes:
+        data = bytes(arrived[: self._missing])
+        del arrived[: len(data)]
+        self._missing -= len(data)
+        self.ended = not self._missing
+        return data
 
 
 _Step = Callable[["ChunkedReader", bytearray, int, bytearray], int]
 
 
 class ChunkedReader:
-    """Reads one body. ``take`` raises BadRequest, BodyTooLarge and HeadersTooLarge.
+    """Reads a chunked body. ``take`` raises BadRequest, BodyTooLarge and HeadersTooLarge.
 
-    All sizes are bytes. ``framing_beside_data``: by how much the framing may outweigh the data.
+    All limits are bytes. ``framing_beside_data``: by how much the framing may outweigh the data.
     """
 
     def __init__(
         self,
-        body_at_most: float,
-        trailers_at_most: int,
+        max_body: float,
+        max_trailers: int,
         framing_beside_data: float = _FRAMING_BESIDE_DATA,
     ) -> None:
-        self._body_at_most = body_at_most
-        self._trailers_at_most = trailers_at_most
+        self._max_body = max_body
+        self._max_trailers = max_trailers
         self._framing_beside_data = framing_beside_data
         self._declared = self._framing = self._trailers = 0  # bytes so far
-        self._left = 0  # of the chunk under way
-        self._more = 0  # chunks that may be read before a pause
-        self._read: _Step = ChunkedReader._read_size  # not bound: that would be a cycle
-        self.ended = False
-        self.paused = False
-        """Whether the last ``take`` left something to be taken from what has arrived."""
+        self._left = 0  # bytes of the current chunk
+        self._chunks_left = 0  # before a pause
+        self._read: _Step = ChunkedReader._read_size  # unbound: a bound method would be a cycle
+        self.ended = self.paused = False
 
     def take(self, arrived: bytearray) -> bytes:
-        """The data that there is in ``arrived``, or in the first of very many chunks; what has been
-        read is taken off it. Once the body has ``ended`` what is left there is the next request's.
-        """
+        """See ``BodyReader``; of very many chunks only the first are read before a pause."""
         data = bytearray()
         at, end = -1, 0
-        self._more = _AT_ONCE
-        while end > at and not self.ended and self._more > 0:
-            at = self._take_whole_chunks(arrived, end, data)
+        self._chunks_left = _MAX_CHUNKS
+        while end > at and not self.ended and self._chunks_left > 0:
+            at = end
+            if self._read is ChunkedReader._read_size:
+                at = self._take_whole_chunks(arrived, at, data)
             if at < len(arrived):
                 end = self._read(self, arrived, at, data)
         at = max(at, end)
-        self.paused = self._more <= 0
+        self.paused = self._chunks_left <= 0
         del arrived[:at]
         return bytes(data)
 
     def _take_whole_chunks(self, arrived: bytearray, at: int, data: bytearray) -> int:
-        """Read what is most of a body, from position ``at`` on: chunks that are all there and have
-        no extensions. The position behind the last of them."""
-        if self._read is not ChunkedReader._read_size:
-            return at
-        first, framing, more = at, 0, self._more
-        while more > 0 and (line := _WHOLE_LINE.match(arrived, at)):
-            more -= 1
+        """Read the bulk of a body from position ``at`` on: chunks that have arrived whole and have
+        no extensions. Return the position behind the last of them."""
+        first, framing, left = at, 0, self._chunks_left
+        while left > 0 and (line := _PLAIN_SIZE_LINE.match(arrived, at)):
+            left -= 1
             begin = line.end()
             end = begin + int(line[1], 16)
             if end == begin or arrived[end : end + 2] != b"\r\n":
@@ -93,46 +127,45 @@ class ChunkedReader:
             data += arrived[begin:end]
             framing += begin - at + 2
             at = end + 2
-        self._more = more
+        self._chunks_left = left
         self._count(at - first - framing, framing)
         return at
 
     def _count(self, declared: int, framing: int) -> None:
         self._declared += declared
-        if self._declared > self._body_at_most:
+        if self._declared > self._max_body:
             raise BodyTooLarge
         self._framing += framing
         if self._framing > self._declared + self._framing_beside_data:
-            raise _mostly_framing()
+            raise BadRequest(_MOSTLY_FRAMING, keeps=False)
 
-    # Each reads one element from position ``at`` on, and gives the position behind it; the same one
-    # where the element has not arrived yet.
+    # Each step reads one element from position ``at`` on and returns the position behind it; the
+    # same position if the element has not arrived whole.
 
     def _read_size(self, arrived: bytearray, at: int, data: bytearray) -> int:
         line = _SIZE_LINE.match(arrived, at)
         if line is None:
             self._check_part_of_line(arrived[at:])
             return at
-        self._more -= 1
+        self._chunks_left -= 1
         size = int(line[1], 16)
         length = line.end() - at
-        _check_length(length - 1)  # as where the last byte is yet to come
-        self._count(size, length + 2)  # the line, and the data's end
+        if length - 1 > _MAX_LINE:  # as long as where the last byte has not arrived
+            raise BadRequest(_MOSTLY_FRAMING, keeps=False)
+        self._count(size, length + 2)  # the line, and the CRLF behind the data
         self._left = size
         self._read = ChunkedReader._read_data if size else ChunkedReader._read_trailer
         return line.end()
 
     def _check_part_of_line(self, part: bytearray) -> None:
-        """Refuse what no bytes to come could make a size line of."""
-        if b"\r\n" in part or NEVER_RIGHT.search(part):
-            raise _malformed()
-        if not _BEGINNING_OF_SIZE_LINE.fullmatch(part):
-            raise _malformed()
-        _check_length(len(part))
-        if size := _WHOLE_SIZE.match(part):
-            declared = self._declared + int(size[1], 16)
-            if self._framing + len(part) > declared + self._framing_beside_data:
-                raise _mostly_framing()
+        """Reject an incomplete size line if no further bytes could mend it."""
+        if b"\r\n" in part or FORBIDDEN.search(part) or not _BEGINNING_OF_SIZE_LINE.fullmatch(part):
+            raise BadRequest(_MALFORMED, keeps=False)
+        size = _WHOLE_SIZE.match(part)
+        declared = self._declared + (int(size[1], 16) if size else 0)
+        framing = self._framing + len(part)
+        if len(part) > _MAX_LINE or (size and framing > declared + self._framing_beside_data):
+            raise BadRequest(_MOSTLY_FRAMING, keeps=False)
 
     def _read_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
         end = min(at + self._left, len(arrived))
@@ -143,11 +176,10 @@ class ChunkedReader:
         return end
 
     def _read_end_of_data(self, arrived: bytearray, at: int, data: bytearray) -> int:
-        """Exactly CRLF: bytes in its place that go unchecked are a way to smuggle
-        (CVE-2025-43859)."""
+        """Exactly CRLF: any other bytes here, unchecked, smuggle a request (CVE-2025-43859)."""
         end = arrived[at : at + 2]
         if not b"\r\n".startswith(end):
-            raise _malformed()
+            raise BadRequest(_MALFORMED, keeps=False)
         if len(end) < 2:
             return at
         self._read = ChunkedReader._read_size
@@ -155,29 +187,32 @@ class ChunkedReader:
 
     def _read_trailer(self, arrived: bytearray, at: int, data: bytearray) -> int:
         end = arrived.find(b"\r\n", at)
-        line = arrived[at:] if end < 0 else arrived[at:end]
-        if self._trailers + len(line) + 2 > self._trailers_at_most:
+        line = bytes(arrived[at:] if end < 0 else arrived[at:end])
+        if self._trailers + len(line) + 2 > self._max_trailers:
             raise HeadersTooLarge
         if end < 0:
-            if NEVER_RIGHT.search(line):
-                raise _malformed()
+            if FORBIDDEN.search(line):
+                raise BadRequest(_MALFORMED, keeps=False)
             return at
         self._trailers += len(line) + 2
         if not line:
             self.ended = True
-        elif not FIELD_LINE.fullmatch(line):
-            raise _malformed()
+        elif parse_fields((line,)) is None:
+            raise BadRequest(_MALFORMED, keeps=False)
         return end + 2
 
 
-def _check_length(length: int) -> None:
-    if length > _LINE_AT_MOST:
-        raise _mostly_framing()
-
-
-def _mostly_framing() -> BadRequest:
-    return BadRequest("The request body is more framing than body.", keeps=False)
-
-
-def _malformed() -> BadRequest:
-    return BadRequest("The request's framing is malformed.", keeps=False)
+def reader_for(
+    headers: Headers,
+    max_body: float,
+    max_trailers: int,
+    framing_beside_data: float = _FRAMING_BESIDE_DATA,
+) -> BodyReader | None:
+    """Return the reader of the body behind a checked head, which names one length or one coding at
+    most (RFC 9112 section 6.3); None where it names neither. For limits see ``ChunkedReader``."""
+    for name, value in headers:
+        if name == b"content-length":
+            return SizedReader(int(value))
+        if name == b"transfer-encoding":
+            return ChunkedReader(max_body, max_trailers, framing_beside_data)
+    return None

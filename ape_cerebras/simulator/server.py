@@ -20,7 +20,7 @@ from anyio.streams.tls import TLSStream
 from ..config.config import Config
 from ..downstream.connection import Downstream
 from ..downstream.listener import accept_connections, open_listeners
-from ..errors import ClientGone, ProxyError, RequestRefused
+from ..errors import ProxyError, RequestRefused
 from ..http1.messages import Request
 from ..net.socket_stream import READ_BYTES, SocketStream, TimestampedStream
 from ..net.wrapped import WrappedStream, timestamped
@@ -127,9 +127,9 @@ class Simulator:
     async def _serve_one(self, exchange: Exchange, downstream: Downstream) -> None:
         try:
             request = exchange.request = await downstream.read_head()
-            body = bytes(await downstream.read_body())
+            body = await downstream.read_body()
         except RequestRefused as refusal:
-            downstream.closing = True
+            downstream.close_after_response()
             reply = wrong_format(refusal.message)
             await downstream.respond(exchange, refusal.status, reply.headers, reply.body)
             return
@@ -140,11 +140,8 @@ class Simulator:
         self.in_flight += 1
         self._notify()
         try:
-            with anyio.CancelScope() as downstream.hang_up.scope:
-                async with downstream.while_connected():
-                    await self._answer(Playback(downstream, exchange, self._account, truth))
-            if downstream.hang_up.scope.cancelled_caught:
-                raise ClientGone
+            async with downstream.watch_disconnect():
+                await self._answer(Playback(downstream, exchange, self._account, truth))
         except ProxyError:  # it can only be that the peer left
             truth.left = True
             self.cancelled += 1

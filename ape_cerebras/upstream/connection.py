@@ -8,9 +8,8 @@ import h11
 import httpcore
 
 from ..errors import ProxyError
-from ..http1.bodies import BodyReader
-from ..http1.grammar import with_fields
-from ..http1.messages import Headers
+from ..http1.body import BodyReader
+from ..http1.messages import Headers, with_fields
 from ..http1.response_head import ResponseHead
 from ..net.socket_stream import READ_BYTES
 from .connect import UpstreamStream

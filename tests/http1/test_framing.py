@@ -1,80 +1,45 @@
-"""Where responses end: h11 gets to know less of them than it could say, so it is asked here to say
-all of it."""
+"""What h11 says of two heads, asked once for each pair of a kind."""
 
-import h11
 import pytest
-from end_to_end import KEY
-from memory import MemoryStream, memory_pair
 
-from ape_cerebras.config.config import Config
-from ape_cerebras.downstream.connection import Downstream
-from ape_cerebras.http1.framing import Misframed
-from ape_cerebras.http1.messages import Request
-from ape_cerebras.http1.responses import PHRASES
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.errors import BadRequest
+from ape_cerebras.http1.framing import UNREADABLE, request_rules, response_rules
 
-pytestmark = pytest.mark.anyio
+ASKS = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
 
-async def asked(request: bytes) -> tuple[MemoryStream, Downstream, Request]:
-    client, server = memory_pair()
-    downstream = Downstream(server, Config.from_environment({"CEREBRAS_API_KEY": KEY}))
-    await client.send(request)
-    await downstream.wait_for_request()
-    read = await downstream.read_head()
-    await downstream.read_body()
-    return client, downstream, read
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("lines", [b"GET / HTTP/1.1\r\n\r\n", b"\0\r\n\r\n", b"GET / HTTP/1.1\r\n"])
+def test_what_h11_does_not_take_is_refused(lines: bytes, again: bool) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        request_rules(lines)
+    assert not refusal.value.keeps
 
 
-@pytest.mark.parametrize("closing", [False, True])
-@pytest.mark.parametrize("length", [None, 0, 3])
-@pytest.mark.parametrize("status", [200, 204, 304, 404])
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-async def test_a_response_is_framed_as_h11_frames_it(
-    method: bytes, version: bytes, status: int, length: int | None, closing: bool
+def test_who_waits_to_be_told_to_go_on() -> None:
+    assert request_rules(ASKS + b"Expect: 100-continue\r\n\r\n").awaits_100_continue
+    assert not request_rules(ASKS + b"\r\n").awaits_100_continue
+    assert not request_rules(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").awaits_100_continue
+
+
+@pytest.mark.parametrize(
+    ("lines", "sized", "closing", "head", "end", "goes_on"),
+    [
+        (ASKS + b"\r\n", True, False, b"", b"", True),
+        (ASKS + b"\r\n", False, False, b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", True),
+        (ASKS + b"\r\n", True, True, b"connection: close\r\n", b"", False),
+        (ASKS + b"Connection: close\r\n\r\n", True, False, b"Connection: close\r\n", b"", False),
+        (b"GET / HTTP/1.0\r\n\r\n", False, False, b"Connection: close\r\n", b"", False),
+    ],
+)
+def test_where_the_body_ends_and_what_comes_then(
+    lines: bytes, sized: bool, closing: bool, head: bytes, end: bytes, goes_on: bool
 ) -> None:
-    asking = b"%b / HTTP/%b\r\nHost: a\r\n\r\n" % (method, version)
-    client, downstream, request = await asked(asking)
-    headers = () if length is None else ((b"content-length", b"%d" % length),)
-    has_body = method == b"GET" and status in (200, 404)
-    body = b"" if not has_body else b"abcde" if length is None else b"abcde"[:length]
-    downstream.closing = closing
-    downstream.send_head(Exchange(started_at=0.0, request=request), status, headers)
-    await downstream.send_chunk(body, hold=True)
-    await downstream.send_end()
-    oracle = h11.Connection(h11.SERVER)
-    oracle.receive_data(asking)
-    assert [type(oracle.next_event()) for _ in range(2)] == [h11.Request, h11.EndOfMessage]
-    close = ((b"connection", b"close"),) if closing else ()
-    reason = PHRASES[status]
-    events = (
-        h11.Response(status_code=status, headers=[*headers, *close], reason=reason),
-        h11.Data(data=body),
-        h11.EndOfMessage(),
-    )
-    expected = b"".join(oracle.send(event) or b"" for event in events)
-    got = await client.receive()
-    assert _head_and_body(got) == _head_and_body(expected)
-    assert downstream.said_close == (oracle.our_state is h11.MUST_CLOSE)
+    for _ in range(2):
+        said = response_rules(request_rules(lines), 200, sized=sized, closing=closing)
+        assert said == (b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", end, goes_on)
 
 
-def _head_and_body(raw: bytes) -> tuple[bytes, set[bytes], bytes]:
-    head, _, body = raw.partition(b"\r\n\r\n")
-    status, *lines = head.split(b"\r\n")
-    return status, {line.lower() for line in lines if not line.startswith(b"date: ")}, body
-
-
-@pytest.mark.parametrize("body", [b"ab", b"abcd"])
-async def test_a_body_of_another_length_than_was_told_does_not_end_well(body: bytes) -> None:
-    _, downstream, request = await asked(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-
-    async def respond() -> None:
-        told = ((b"content-length", b"3"),)
-        downstream.send_head(Exchange(started_at=0.0, request=request), 200, told)
-        await downstream.send_chunk(body)
-        await downstream.send_end()
-
-    with pytest.raises(Misframed):
-        await respond()
-    assert not downstream.response_complete
+def test_whose_head_nobody_could_read_is_answered_and_left() -> None:
+    said = response_rules(UNREADABLE, 400, sized=True, closing=True)
+    assert said == (b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n", b"", False)

@@ -19,8 +19,8 @@ from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.errors import BadRequest, InvalidResponse, ProxyError
 from ape_cerebras.http1.body import ChunkedReader
-from ape_cerebras.http1.grammar import HEAD_END
-from ape_cerebras.http1.request_head import HeadLimits, check_part, read_whole
+from ape_cerebras.http1.messages import HEAD_END
+from ape_cerebras.http1.request_head import HeadLimits, check_part, parse_head
 from ape_cerebras.http1.response_head import ResponseHead
 
 __all__ = ("CHECKS", "SEEDS")
@@ -40,7 +40,7 @@ def check_request_head(step: int, data: bytes) -> None:
     whole = data + HEAD_END
     head = whole[: whole.index(HEAD_END) + len(HEAD_END)]
     try:
-        request, for_h11 = read_whole(head, _LIMITS)
+        request, for_h11 = parse_head(head, _LIMITS)
     except ProxyError:
         return
     event = assert_h11_reads_the_same(head)

@@ -2,13 +2,10 @@
 
 import h11
 
-from ape_cerebras.http1.bodies import BodyReader, reader_for
-from ape_cerebras.http1.body import ChunkedReader
-from ape_cerebras.http1.grammar import HEAD_END
-from ape_cerebras.http1.messages import Headers, Request
+from ape_cerebras.http1.body import BodyReader, reader_for
+from ape_cerebras.http1.framing import request_rules, response_rules
+from ape_cerebras.http1.messages import HEAD_END, PHRASES, Headers, Request
 from ape_cerebras.http1.response_head import ResponseHead
-from ape_cerebras.http1.responses import PHRASES
-from ape_cerebras.http1.verdict import asked, verdict
 
 __all__ = (
     "BOM",
@@ -48,12 +45,12 @@ def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> N
     told = h11.Connection(h11.SERVER)
     told.receive_data(for_h11)
     told.next_event()
-    assert asked(for_h11).awaits_100_continue == waited
-    assert _body_by(reader_for(request.headers, lambda: ChunkedReader(10**4, 10**4)), told) == body
+    assert request_rules(for_h11).awaits_100_continue == waited
+    assert _body_by(reader_for(request.headers, 10**4, 10**4), told) == body
     # Not 200: to CONNECT that would be a tunnel, which there is none of.
     head = server.send(h11.Response(status_code=405, headers=[], reason=PHRASES[405]))
     end = server.send(h11.EndOfMessage())
-    said = verdict(asked(for_h11), 405, sized=False, closing=False)
+    said = response_rules(request_rules(for_h11), 405, sized=False, closing=False)
     assert said == (head, end, server.our_state is h11.DONE)
 
 
