@@ -89,7 +89,7 @@ class Proxy:
         self.drain_began = anyio.Event()
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
-        self._limits = open_limit_store(config, self.logs.event)
+        self._limits = open_limit_store(config, self.logs)
         self._api_keys = ApiKeys(config)
         self._admission = Admission(config, self._api_keys, self._limits)
         self._routes = self._make_routes(circuit)

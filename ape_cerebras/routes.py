@@ -1,7 +1,5 @@
 """Which path is answered by whom: the dispatch tables, the key check, the local endpoints."""
 
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -9,16 +7,15 @@ import orjson
 
 from .chat.models import ModelList
 from .config.config import Config
-from .config.values import ClientKey
 from .downstream.connection import Downstream
-from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, Unauthorized
+from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound
 from .http1.messages import Request
-from .limits.api_keys import ApiKeys
+from .limits.api_keys import ApiKeys, check_key
 from .net.steps import run_in_steps
 from .telemetry.exchange import Exchange
 from .telemetry.metrics import Metrics
 
-__all__ = ("Handler", "Routes", "Table", "check_key")
+__all__ = ("Handler", "Routes", "Table")
 
 Handler = Callable[[Exchange, Downstream], Awaitable[None]]
 
@@ -41,21 +38,6 @@ class _Route(NamedTuple):
 
 
 Table = dict[bytes, _Route]
-
-
-def check_key(request: Request, keys: tuple[ClientKey, ...]) -> str | None:
-    """The name of the key that a request presents; None also where no key is asked for.
-
-    All keys are compared, whichever fits, so that the time tells nothing. Raises Unauthorized.
-    """
-    if not keys:
-        return None
-    scheme, _, token = (request.header(b"authorization") or b"").partition(b" ")
-    digest = hashlib.sha256(token.strip()).digest()
-    fitting = [key for key in keys if hmac.compare_digest(digest, key.digest)]
-    if scheme.lower() != b"bearer" or not fitting:
-        raise Unauthorized
-    return fitting[0].name
 
 
 def _find(table: Table, path: bytes) -> _Route | None:

@@ -1,17 +1,14 @@
-"""Who answers which path, and who may ask: the table and the key check."""
+"""Who answers which path: the table."""
 
 import json
 from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from memory import memory_pair
 
 from ape_cerebras import Config
 from ape_cerebras.chat.models import ModelList
-from ape_cerebras.config.values import read_client_keys
 from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.errors import (
     BodyTooLarge,
@@ -23,97 +20,14 @@ from ape_cerebras.errors import (
     ProxyError,
     Unauthorized,
 )
-from ape_cerebras.http1.messages import Request
 from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.net.socket_stream import TimestampedStream
-from ape_cerebras.routes import Routes, check_key
+from ape_cerebras.routes import Routes
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.upstream.client import UpstreamClient
 
 CHAT = "/v1/chat/completions"
-KEYS = read_client_keys("first-key,agent:second-key,other:third-key")
-
-
-def with_authorization(*values: bytes) -> Request:
-    headers = tuple((b"authorization", value) for value in values)
-    return Request("GET", b"/v1/models", b"1.1", headers)
-
-
-def refused(*values: bytes) -> bool:
-    try:
-        check_key(with_authorization(*values), KEYS)
-    except Unauthorized:
-        return True
-    return False
-
-
-@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 4))
-def test_the_scheme_is_taken_in_any_case(upper: list[bool], spaces: int) -> None:
-    scheme = "".join(c.upper() if up else c for c, up in zip("bearer", upper, strict=True))
-    value = scheme + " " * spaces + "second-key"
-    assert check_key(with_authorization(value.encode()), KEYS) == "agent"
-
-
-@pytest.mark.parametrize(
-    ("key", "name"), [(b"first-key", None), (b"second-key", "agent"), (b"third-key", "other")]
-)
-def test_each_key_has_its_name(key: bytes, name: str | None) -> None:
-    assert check_key(with_authorization(b"Bearer " + key), KEYS) == name
-    assert check_key(with_authorization(b"Bearer " + key + b" \t"), KEYS) == name
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"",
-        b"Bearer",
-        b"Bearer ",
-        b"second-key",
-        b"Basic second-key",
-        b"Bearersecond-key",
-        b"Bearer\tsecond-key",
-        b"Bearer second-ke",
-        b"Bearer second-keyy",
-        b"Bearer SECOND-KEY",
-        b"Bearer agent:second-key",
-        b"Bearer second-key second-key",
-        b"Bearer first-key,second-key",
-        b"Bearer second\xe2\x80\x90key",
-        b"Bearer \xff\x00\xfe",
-        b"Bearer " + b"x" * 10_000,
-    ],
-)
-def test_what_is_no_key(value: bytes) -> None:
-    assert refused(value)
-
-
-def test_no_header_is_no_key() -> None:
-    assert refused()
-
-
-@pytest.mark.parametrize("value", [b"", b"Basic x", b"Bearer x", b"Bearer \xff"])
-def test_however_a_key_is_wrong_the_answer_is_the_same(value: bytes) -> None:
-    with pytest.raises(Unauthorized) as refusal:
-        check_key(with_authorization(value), KEYS)
-    assert not vars(refusal.value)
-    assert refusal.value.args == ()
-
-
-def test_of_two_headers_the_last_one_counts() -> None:
-    assert refused(b"Bearer second-key", b"Bearer wrong")
-    assert not refused(b"Bearer wrong", b"Bearer second-key")
-
-
-@given(st.binary(max_size=40))
-def test_nothing_but_a_key_is_let_in(token: bytes) -> None:
-    known = {b"first-key", b"second-key", b"third-key"}
-    assert refused(b"Bearer " + token) is (token.strip() not in known)
-
-
-@given(st.binary(max_size=40))
-def test_where_no_key_is_asked_for_none_is_looked_at(value: bytes) -> None:
-    assert check_key(with_authorization(value), ()) is None
 
 
 class Asked:

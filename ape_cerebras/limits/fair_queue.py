@@ -1,26 +1,33 @@
-"""Who is next: a limited number of slots, and fair turns for those who wait for one.
+"""A limited number of slots, and a fair queue of requests that wait for one.
 
-Each name has a line of its own, first come, first served; the lines take turns, one ticket each. So
-one name's thousand requests delay another's single one by no more than a turn. A name may have a
-limit of its own; while that is reached its line is passed over. Where more wait than may, the
-youngest of the longest line has to go, not whoever came last.
+Each client has a queue of its own, first in, first out; the queues are served round-robin, one
+request each. So a thousand requests of one client delay a single request of another by one slot
+at most. A client may have a slot limit of its own; while it is reached, its queue is skipped. When
+the queue is full, the newest request of the longest per-client queue is rejected.
 
-Nothing here waits, and nothing reads a clock: ``now`` is a value. A ticket that stops waiting by
-what another does is told by its ``wake``.
+``join`` and ``leave`` decide without waiting, and read no clock: ``now`` is a value. ``slot`` adds
+the waiting: the slot is held by a context manager and released when it exits.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 
-__all__ = ("Stage", "Ticket", "FairQueue")
+import anyio
 
-_PACE_OF = 32  # slots given back, over which the pace is measured
+from ..errors import NotAdmitted
+from ..telemetry.exchange import Exchange
+
+__all__ = ("FairQueue", "Stage", "Ticket", "recording_wait")
+
+_RELEASES_MEASURED = 32  # the latest ones, of which the release rate is estimated
 
 
 class Stage(Enum):
-    """Where a ticket is."""
+    """The state of a ticket."""
 
     WAITING = auto()
     ADMITTED = auto()
@@ -29,130 +36,154 @@ class Stage(Enum):
 
 
 class Ticket:
-    """One request's. ``wake`` is called when somebody else's step admits or refuses it."""
+    """A request's place in the queue."""
 
-    __slots__ = ("name", "stage", "wake")
+    __slots__ = ("decided", "name", "stage")
 
     def __init__(self, name: str | None) -> None:
         self.name = name
         self.stage = Stage.WAITING
-        self.wake: Callable[[], object] = lambda: None
+        self.decided: anyio.Event | None = None
+        """Set when another request's ``join`` or ``leave`` admits or refuses this one."""
+
+    def decide(self, stage: Stage) -> None:
+        self.stage = stage
+        if self.decided is not None:
+            self.decided.set()
 
 
+@dataclass(slots=True)
 class _Slots:
-    """``most`` of them, and how fast they are given back while all are in use."""
+    """Slots in use, and how fast they are released while all of them are in use."""
 
-    def __init__(self, most: float) -> None:
-        self.most = most
-        self.in_use = 0
-        # When all had come into use, or later, and when each was given back since.
-        self._freed = deque[float](maxlen=_PACE_OF)
+    limit: float
+    in_use: int = 0
+    # First, when all slots came into use, or later; then, when each was released since.
+    released_at: deque[float] = field(default_factory=lambda: deque(maxlen=_RELEASES_MEASURED))
 
     @property
     def full(self) -> bool:
-        return self.in_use >= self.most
+        return self.in_use >= self.limit
 
-    def take(self, now: float) -> None:
-        self.in_use += 1
-        if self.full and not self._freed:
-            self._freed.append(now)
-
-    def note_given_back(self, now: float) -> None:
-        """To be told once whoever was waiting for it has had the chance to take it."""
-        if self.full:
-            self._freed.append(now)
-        else:
-            self._freed.clear()
-
-    def seconds_for(self, turns: int, now: float) -> float:
-        if not self._freed:
+    def estimated_wait(self, releases: int, now: float) -> float:
+        """Seconds until so many slots are released; 0 if nothing is known."""
+        if not self.released_at:
             return 0.0
-        return turns * (now - self._freed[0]) / max(1, len(self._freed) - 1)
+        return releases * (now - self.released_at[0]) / max(1, len(self.released_at) - 1)
 
 
-class _Line:
-    """A name's: its slots in use, and who waits. A dictionary is a line whose middle can leave."""
+@dataclass(slots=True, eq=False)
+class _ClientQueue:
+    """One client's slots and waiting tickets; a dictionary, because tickets leave in any order."""
 
-    def __init__(self) -> None:
-        self.slots = _Slots(inf)
-        self.tickets: dict[Ticket, None] = {}
+    slots: _Slots = field(default_factory=lambda: _Slots(inf))
+    tickets: dict[Ticket, None] = field(default_factory=dict)
 
 
 class FairQueue:
-    """``slots`` that tickets have at a time; at most ``most_waiting`` wait."""
+    """``slots`` are held at a time; at most ``max_waiting`` tickets wait."""
 
-    def __init__(self, slots: float, most_waiting: int) -> None:
-        self._all = _Slots(slots)
-        self._most_waiting = most_waiting
-        self._lines: dict[str | None, _Line] = {}
-        self._rotation: dict[_Line, None] = {}  # those in which somebody waits; the next one first
+    def __init__(self, slots: float, max_waiting: int) -> None:
+        self._slots = _Slots(slots)
+        self._max_waiting = max_waiting
+        self._queues: dict[str | None, _ClientQueue] = {}
+        self._rotation: dict[_ClientQueue, None] = {}  # with waiting tickets; the next one first
         self.waiting = 0
 
     @property
     def in_use(self) -> int:
-        return self._all.in_use
+        return self._slots.in_use
 
-    def join(self, name: str | None, now: float, most: float = inf) -> Ticket:
-        """A ticket, which is admitted, or waits, or is refused. ``most``: how many slots the name
-        may have, from now on."""
-        line = self._lines.setdefault(name, _Line())
-        line.slots.most = most
+    def join(self, name: str | None, now: float, max_slots: float = inf) -> Ticket:
+        """A new ticket: admitted, waiting or refused. ``max_slots`` is the client's own limit from
+        now on."""
+        queue = self._queues.setdefault(name, _ClientQueue())
+        queue.slots.limit = max_slots
         ticket = Ticket(name)
-        line.tickets[ticket] = None
-        self._rotation[line] = None
+        queue.tickets[ticket] = None
+        self._rotation[queue] = None
         self.waiting += 1
         self._admit(now)
-        if self.waiting > self._most_waiting:
-            self._refuse_one(line)
+        if self.waiting > self._max_waiting:
+            longest = max(self._rotation, key=lambda each: len(each.tickets))
+            is_longest = len(queue.tickets) == len(longest.tickets)
+            newest = next(reversed((queue if is_longest else longest).tickets))
+            self._remove(newest)
+            newest.decide(Stage.REFUSED)
         return ticket
 
     def leave(self, ticket: Ticket, now: float) -> None:
-        """Give back the ticket's slot, or its place in the line; once is enough."""
+        """Release the ticket's slot, or its place in the queue. A second call does nothing."""
         stage, ticket.stage = ticket.stage, Stage.LEFT
         if stage is Stage.WAITING:
-            self._drop(ticket)
+            self._remove(ticket)
         elif stage is Stage.ADMITTED:
-            both = (self._all, self._lines[ticket.name].slots)
+            both = (self._slots, self._queues[ticket.name].slots)
             for slots in both:
                 slots.in_use -= 1
             self._admit(now)
-            for slots in both:
-                slots.note_given_back(now)
+            for slots in both:  # only now: a waiting request may have taken the slot
+                if slots.full:
+                    slots.released_at.append(now)
+                else:
+                    slots.released_at.clear()
 
     def estimated_wait(self, name: str | None, now: float) -> float:
-        """How long one of that name that came now would wait, at the pace at which slots were given
-        back since all have been in use: all there are, or all that the name may have."""
-        line = self._lines.get(name, _Line())
-        of_its_own = line.slots.seconds_for(len(line.tickets) + 1, now)
-        return max(of_its_own, self._all.seconds_for(self.waiting + 1, now))
+        """Seconds that a request of that client would wait if it came now, at the rate at which
+        slots have been released since all were in use: all there are, or all of the client."""
+        queue = self._queues.get(name, _ClientQueue())
+        own = queue.slots.estimated_wait(len(queue.tickets) + 1, now)
+        return max(own, self._slots.estimated_wait(self.waiting + 1, now))
+
+    @asynccontextmanager
+    async def slot(
+        self, exchange: Exchange, clock: Callable[[], float], max_slots: float = inf
+    ) -> AsyncIterator[None]:
+        """Wait for a slot and hold it for the block. ``max_slots`` is the client's own limit.
+
+        Raises NotAdmitted when the queue is full.
+        """
+        ticket = self.join(exchange.client, clock(), max_slots)
+        try:
+            if ticket.stage is Stage.WAITING:
+                ticket.decided = anyio.Event()
+                with recording_wait(exchange, clock):
+                    await ticket.decided.wait()
+            if ticket.stage is not Stage.ADMITTED:
+                raise NotAdmitted(self.estimated_wait(exchange.client, clock()))
+            yield
+        finally:
+            self.leave(ticket, clock())
 
     def _admit(self, now: float) -> None:
-        while not self._all.full:
-            line = next((each for each in self._rotation if not each.slots.full), None)
-            if line is None:
+        while not self._slots.full:
+            queue = next((each for each in self._rotation if not each.slots.full), None)
+            if queue is None:
                 return
-            ticket = next(iter(line.tickets))
-            self._drop(ticket)
-            if line in self._rotation:  # its next turn is after all others'
-                self._rotation[line] = self._rotation.pop(line)
-            self._all.take(now)
-            line.slots.take(now)
-            self._settle(ticket, Stage.ADMITTED)
+            ticket = next(iter(queue.tickets))
+            self._remove(ticket)
+            if queue in self._rotation:  # more of it waits: after all other clients
+                self._rotation[queue] = self._rotation.pop(queue)
+            for slots in (self._slots, queue.slots):
+                slots.in_use += 1
+                if slots.full and not slots.released_at:
+                    slots.released_at.append(now)
+            ticket.decide(Stage.ADMITTED)
 
-    def _refuse_one(self, newcomers: _Line) -> None:
-        longest = max(self._rotation, key=lambda line: len(line.tickets))
-        line = newcomers if len(newcomers.tickets) == len(longest.tickets) else longest
-        ticket = next(reversed(line.tickets))
-        self._drop(ticket)
-        self._settle(ticket, Stage.REFUSED)
-
-    def _drop(self, ticket: Ticket) -> None:
-        line = self._lines[ticket.name]
-        del line.tickets[ticket]
-        if not line.tickets:
-            del self._rotation[line]
+    def _remove(self, ticket: Ticket) -> None:
+        queue = self._queues[ticket.name]
+        del queue.tickets[ticket]
+        if not queue.tickets:
+            del self._rotation[queue]
         self.waiting -= 1
 
-    def _settle(self, ticket: Ticket, stage: Stage) -> None:
-        ticket.stage = stage
-        ticket.wake()
+
+@contextmanager
+def recording_wait(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
+    """Add the duration of the block to the exchange's admission wait."""
+    began_at = clock()
+    try:
+        yield
+    finally:
+        waited = (exchange.admission_wait_seconds or 0.0) + clock() - began_at
+        exchange.admission_wait_seconds = round(waited, 6)

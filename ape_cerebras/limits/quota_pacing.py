@@ -1,141 +1,159 @@
-"""Holding chat requests back just long enough that the account's quota is not overrun.
+"""Hold chat requests back just long enough that they do not exceed the account's quota.
 
-The API charges a request when it admits it: one request, and the tokens of its reservation. So is
-each charged here before it goes up, to buckets that are what the API's answers say of its own; and
-when it has ended, what it reserved and did not use comes back. An answer says what was left when it
-was begun: no more than that is left now, and no less but for what was on its way at the same time,
-of which nobody knows which came first. Who comes while the
-buckets have too little waits, in turns of names, one at a time at the head of the line: so nobody
-small overtakes somebody large for ever.
+The API charges a request when it admits it: one request, and the tokens that it reserves. So is
+each request charged here before it is sent, to buckets that mirror the API's own; when it has
+ended, tokens that were reserved and not used are refunded. A response reports the quota at the time
+the request was admitted. The current value is at most that, and at least that minus all requests
+that were in flight together with it. Requests that do not fit wait in a fair queue, of which only
+the first may try: so small requests never overtake a large one for ever.
 
-That the API gives back what was not used is not documented. So where it rejects a request in spite
-of all this, nothing is given back here for a minute: then only its own answers say what there is.
+That the API refunds unused tokens is not documented. So after a 429 in spite of pacing, nothing is
+refunded here for a minute: then only the API's responses say how much is left.
 
-Quotas are a model's. Of one that no answer has told of yet a single request goes first, and the
-others wait for what that brings.
+Quotas are per model. Of a model whose quota is unknown, one request is sent alone, and the others
+wait for its response.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 import anyio
 
 from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
-from ..upstream.quota import WINDOWS, read_quota
-from .queueing import SlotQueue, recording_wait
+from ..upstream.quota import read_quota
+from .fair_queue import FairQueue, recording_wait
 from .token_buckets import Charge, LimitStore, TokenBucket
 
 __all__ = ("QuotaPacing", "estimate_reservation")
 
 _NO_REFUNDS_FOR = 60.0  # seconds
-_MOST_COMPLETION = 16_384  # tokens
+_MAX_MODELS = 100  # of unknown names; clients can send any
+_OTHER = "other"  # the name for all models beyond, and for binary bodies
+_WINDOWS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}  # seconds
+_MAX_COMPLETION = 16_384  # tokens
 _BYTES_PER_TOKEN = 4
-_UNKNOWN_AT_MOST = 100  # models; clients can name any
 
 Amounts = dict[str, int]  # by kind: requests, tokens
 
 
-@dataclass
+def estimate_reservation(request_bytes: int, limit: int | None) -> int:
+    """Tokens that the API reserves for a request of that size and completion limit.
+
+    It reserves the estimated prompt and the completion limit: 16,384 tokens at most, and where the
+    request sets none (reported in 2026). How it estimates the prompt is not documented; here four
+    bytes of the request count as a token.
+    """
+    prompt = -(-request_bytes // _BYTES_PER_TOKEN)
+    return prompt + (_MAX_COMPLETION if limit is None else min(limit, _MAX_COMPLETION))
+
+
+@dataclass(slots=True, eq=False)
 class _InFlight:
-    """A request's way to the API and back, as far as its answer's head."""
+    """A request between its admission here and its response head."""
 
     amounts: Amounts
     began_at: float
     ended_at: float = inf
 
 
+@dataclass(slots=True, eq=False)
 class _ModelQuota:
-    """What is known of one model's quota, and who waits for it."""
+    """The known quota of one model, its requests in flight, and those that wait."""
 
-    def __init__(self, most_waiting: int) -> None:
-        self.head = SlotQueue(1, most_waiting)
-        self.wait = 0.0  # seconds that who is at the head had to wait when it looked last
-        self.is_known = False
-        self.no_refunds_until = -inf
-        self.buckets: dict[tuple[str, str], TokenBucket] = {}
-        self.charged: dict[int, Amounts] = {}  # by exchange, until they are settled
-        self.in_flight: dict[int, _InFlight] = {}  # by exchange, until an answer shows it was seen
-        self.arrived: list[_InFlight] = []  # while one is on its way that began before they ended
-        self.changed = anyio.Event()
+    name: str
+    queue: FairQueue
+    wait: float = 0.0  # seconds, of the first in the queue when it last tried
+    is_known: bool = False
+    no_refunds_until: float = -inf
+    buckets: dict[tuple[str, str], TokenBucket] = field(default_factory=dict)
+    charged: dict[int, Amounts] = field(default_factory=dict)  # by exchange, until refunded
+    in_flight: dict[int, _InFlight] = field(default_factory=dict)  # by exchange
+    arrived: list[_InFlight] = field(default_factory=list)  # those that others were in flight with
+    changed: anyio.Event = field(default_factory=anyio.Event)
 
     def charges(self, amounts: Amounts) -> list[Charge]:
         return [Charge(bucket, amounts[kind]) for (kind, _), bucket in self.buckets.items()]
 
-    def head_arrived(self, exchange: int, now: float) -> _InFlight | None:
-        trip = self.in_flight.pop(exchange, None)
-        if trip is not None:
-            trip.ended_at = now
-            open_since = min(each.began_at for each in (trip, *self.in_flight.values()))
-            self.arrived = [each for each in (*self.arrived, trip) if each.ended_at > open_since]
-        return trip
+    def end_flight(self, exchange: int, now: float) -> _InFlight | None:
+        """Note that the response head is there; None if it was before."""
+        flight = self.in_flight.pop(exchange, None)
+        if flight is not None:
+            flight.ended_at = now
+            oldest = min(each.began_at for each in (flight, *self.in_flight.values()))
+            self.arrived = [each for each in (*self.arrived, flight) if each.ended_at > oldest]
+        return flight
 
-    def possibly_uncounted(self, trip: _InFlight) -> list[Amounts]:
-        """What the API may have charged after that request, or will yet: of all that were on their
-        way together with it."""
-        others = (*self.arrived, *self.in_flight.values())
-        return [
-            each.amounts for each in others if each is not trip and each.ended_at > trip.began_at
-        ]
-
-    def wake_waiting(self) -> None:
-        """Have whoever waits look again."""
+    def notify_waiting(self) -> None:
+        """Let the first in the queue try again."""
         self.changed.set()
         self.changed = anyio.Event()
 
 
 class QuotaPacing:
-    """``models`` are those that are known to be some."""
+    """``known_models`` are told apart however many names clients send."""
 
-    def __init__(self, limits: LimitStore, models: frozenset[str], most_waiting: int) -> None:
+    def __init__(self, limits: LimitStore, known_models: frozenset[str], max_waiting: int) -> None:
         self._limits = limits
         self._clock = loop_clock()
-        self._known = models
-        self._most_waiting = most_waiting
+        self._known_models = known_models
+        self._max_waiting = max_waiting
         self._models: dict[str, _ModelQuota] = {}
-        self._at_the_head = 0
+        self._first_waiting = 0
 
     @property
     def waiting(self) -> int:
-        """How many are held back."""
-        return self._at_the_head + sum(model.head.waiting for model in self._models.values())
+        """Requests that are held back."""
+        return self._first_waiting + sum(model.queue.waiting for model in self._models.values())
 
     def estimated_wait(self, exchange: Exchange) -> float:
-        """How long one like this that came now would wait."""
+        """Seconds that a request like this would wait if it came now."""
         model = self._model_of(exchange)
-        return max(model.wait, model.head.estimated_wait(exchange.client))
-
-    def _name_of(self, exchange: Exchange) -> str:
-        """The model's; of more models than there can be, and of opaque bodies, one for all."""
-        model = exchange.model or "other"
-        has_room = len(self._models) < _UNKNOWN_AT_MOST
-        return model if has_room or model in self._known or model in self._models else "other"
+        return max(model.wait, model.queue.estimated_wait(exchange.client, self._clock()))
 
     def _model_of(self, exchange: Exchange) -> _ModelQuota:
-        name = self._name_of(exchange)
+        name = exchange.model or _OTHER
         if name not in self._models:
-            self._models[name] = _ModelQuota(self._most_waiting)
+            if len(self._models) >= _MAX_MODELS and name not in self._known_models:
+                name = _OTHER
+            if name not in self._models:
+                self._models[name] = _ModelQuota(name, FairQueue(1, self._max_waiting))
         return self._models[name]
 
     @asynccontextmanager
     async def reserved(self, exchange: Exchange) -> AsyncIterator[None]:
-        """Wait until the exchange's reservation fits, and have it made for as long as the block
-        takes; then settle. Raises NotAdmitted."""
+        """Wait until the exchange's tokens fit, hold them for the block, then refund the rest.
+
+        Raises NotAdmitted when the queue is full.
+        """
         model = self._model_of(exchange)
-        amounts = {"requests": 1, "tokens": _tokens_of(exchange)}
-        async with model.head.slot(exchange):
-            await self._reserve(model, amounts, exchange)
+        async with model.queue.slot(exchange, self._clock):
+            await self._reserve(model, exchange)
         try:
             yield
         finally:
-            await self._release(model, exchange)
+            now = self._clock()
+            model.end_flight(id(exchange), now)
+            if exchange.sent_at is not None and now < model.no_refunds_until:
+                model.charged.pop(id(exchange), None)
+            else:
+                await self._refund(model, exchange, _used_by(exchange))
+            model.notify_waiting()
 
-    async def _reserve(self, model: _ModelQuota, amounts: Amounts, exchange: Exchange) -> None:
-        changed = model.changed  # whatever comes after the look counts
-        while not await self._try_reserve(model, amounts):
-            self._at_the_head += 1
+    async def _reserve(self, model: _ModelQuota, exchange: Exchange) -> None:
+        amounts = {"requests": 1, "tokens": _reserved_by(exchange)}
+        while True:
+            changed = model.changed  # taken first: a change during the attempt counts
+            if model.is_known or not model.in_flight:
+                decision = await self._limits.charge(model.charges(amounts), self._clock())
+                model.wait = decision.wait
+                if not decision.wait:
+                    break
+            else:
+                model.wait = 0.0
+            self._first_waiting += 1
             try:
                 with (
                     recording_wait(exchange, self._clock),
@@ -143,84 +161,59 @@ class QuotaPacing:
                 ):
                     await changed.wait()
             finally:
-                self._at_the_head -= 1
-            changed = model.changed
+                self._first_waiting -= 1
         model.charged[id(exchange)] = amounts
         model.in_flight[id(exchange)] = _InFlight(amounts, self._clock())
 
-    async def _try_reserve(self, model: _ModelQuota, amounts: Amounts) -> bool:
-        """Take it, if it can be."""
-        model.wait = 0.0
-        if not model.is_known and model.in_flight:
-            return False
-        decision = await self._limits.charge(model.charges(amounts), self._clock())
-        model.wait = decision.wait
-        return not decision.wait
-
     async def update_quota(self, exchange: Exchange) -> None:
-        """Take in what the exchange's answer says of the quota, as soon as its head is there."""
+        """Correct the model's buckets by the quota in the exchange's response head."""
         model = self._model_of(exchange)
-        trip = model.head_arrived(id(exchange), self._clock())
-        if trip is None:
+        flight = model.end_flight(id(exchange), self._clock())
+        if flight is None:
             return
-        refused = exchange.upstream_status is None or exchange.upstream_status >= 400
-        if refused:  # what is left is told without the tokens that it would have had
-            had = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
-            await self._refund(model, exchange, had)
+        rejected = exchange.upstream_status is None or exchange.upstream_status >= 400
+        if rejected:  # the reported quota does not include its tokens
+            used = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
+            await self._refund(model, exchange, used)
         if exchange.upstream_status == 429:
             model.no_refunds_until = self._clock() + _NO_REFUNDS_FOR
         quota = read_quota(exchange.upstream_headers)
-        model.is_known = model.is_known or bool(quota.limit) or not refused
-        unseen = model.possibly_uncounted(trip)
+        model.is_known = model.is_known or bool(quota.limit) or not rejected
+        # The API may have charged these after this request, or will yet.
+        others = [
+            each.amounts
+            for each in (*model.arrived, *model.in_flight.values())
+            if each is not flight and each.ended_at > flight.began_at
+        ]
         for (kind, window), limit in quota.limit.items():
             if limit and (kind, window) in quota.remaining:
                 most = quota.remaining[kind, window]
-                least = most - sum(amounts[kind] for amounts in unseen)
+                least = most - sum(amounts[kind] for amounts in others)
                 if (kind, window) not in model.buckets:  # nothing was charged to it so far
                     most = least
-                name = f"quota:{self._name_of(exchange)}:{kind}:{window}"
-                bucket = model.buckets[kind, window] = TokenBucket(name, limit, WINDOWS[window])
+                name = f"quota:{model.name}:{kind}:{window}"
+                bucket = model.buckets[kind, window] = TokenBucket(name, limit, _WINDOWS[window])
                 await self._limits.reconcile(bucket, least, most, self._clock())
-        model.wake_waiting()
-
-    async def _release(self, model: _ModelQuota, exchange: Exchange) -> None:
-        now = self._clock()
-        model.head_arrived(id(exchange), now)
-        if exchange.sent_at is not None and now < model.no_refunds_until:
-            model.charged.pop(id(exchange), None)
-        else:
-            await self._refund(model, exchange, _used_by(exchange))
-        model.wake_waiting()
+        model.notify_waiting()
 
     async def _refund(self, model: _ModelQuota, exchange: Exchange, used: Amounts) -> None:
-        """What was charged for the exchange beyond that; once is enough."""
+        """Refund what was charged beyond ``used``. A second call does nothing."""
         charged = model.charged.pop(id(exchange), used)
         beyond = {kind: used[kind] - charged[kind] for kind in used}
         await self._limits.adjust(model.charges(beyond), self._clock())
 
 
-def estimate_reservation(request_bytes: int, completion_limit: int | None) -> int:
-    """Tokens that the API reserves for a request when it admits it, about.
-
-    They are the prompt's estimate and the most completion tokens: reported of 2026, 16,384 where
-    the request names no limit, and never more. How the API estimates a prompt is not documented;
-    here four bytes of the request count as a token.
-    """
-    most = _MOST_COMPLETION if completion_limit is None else completion_limit
-    return -(-request_bytes // _BYTES_PER_TOKEN) + min(most, _MOST_COMPLETION)
-
-
-def _tokens_of(exchange: Exchange) -> int:
+def _reserved_by(exchange: Exchange) -> int:
     if exchange.reserved_tokens is not None:
         return exchange.reserved_tokens
-    return estimate_reservation(len(exchange.body), None)  # an opaque body, which may say less
+    return estimate_reservation(len(exchange.body), None)  # a binary body, which may set a limit
 
 
 def _used_by(exchange: Exchange) -> Amounts:
-    """Nothing where nothing was sent; all that was reserved where the answer does not tell."""
+    """Nothing if nothing was sent; all that was reserved if the response reports no usage."""
     if exchange.sent_at is None:
         return {"requests": 0, "tokens": 0}
     if exchange.usage is None:
-        return {"requests": 1, "tokens": _tokens_of(exchange)}
+        return {"requests": 1, "tokens": _reserved_by(exchange)}
     usage = exchange.usage
     return {"requests": 1, "tokens": usage.prompt_tokens + usage.completion_tokens}

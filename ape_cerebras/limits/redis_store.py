@@ -1,17 +1,16 @@
-"""The limits that all workers and replicas of a proxy keep together, in a Redis.
+"""A limit store in Redis, shared by all workers and replicas of a proxy.
 
-What is decided is what ``limits.decide`` says. Redis decides it, by a script, because it does one
-thing at a time: so whoever asks, on whatever machine, all is taken or nothing, and never what
-another took meanwhile. Its clock is everybody's. Under a bucket's name it has the moment at which
-the bucket will be full, and that at which this was written, in microseconds, until the bucket is
-full; under a name and a day, what was spent. No more is kept, so nothing of what a client sent.
-Its clock can be set: back, and the moments move with it; forward, and time has passed for all that
-anybody can tell.
+A Lua script decides as ``token_buckets.decide`` does. Redis runs one script at a time, so charges
+of any number of proxies are made whole or not at all. Its clock is everybody's. A bucket's key
+holds the time at which the bucket will be full and the time of writing, in microseconds, and
+expires when the bucket is full; the key of a name and a day holds the amount spent. Nothing that a
+client sent is stored. If the clock of Redis is set back, the times move with it; if it is set
+forward, that much time has passed.
 
-The library's calls block, and so are made in threads, for its asynchronous ones know asyncio only.
-A call that takes too long is left behind. From then on ``fallback`` is asked instead, for a second
-at a time: no request waits for a store that does not answer but the first of each second. It is
-told of every answer that there was before, so that it goes on from that.
+The library's blocking calls are made in threads, because its asynchronous client knows asyncio
+only. While Redis does not respond, the in-process store is used that this one inherits from. One
+request per second tries Redis again; the others do not wait. The in-process store follows every
+Redis reply, so it continues from the last known state.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,20 +26,20 @@ from anyio import to_thread
 from ..config.config import Config
 from ..errors import LimitStoreUnavailable
 from ..net.timestamps import loop_clock
-from .token_buckets import Charge, Decision, LimitStore, LocalLimitStore, TokenBucket
+from ..telemetry.logs import Logs
+from .token_buckets import Charge, Decision, LimitStore, TokenBucket
 
-__all__ = ("ClosedLimitStore", "RedisLimitStore", "open_limit_store")
+__all__ = ("RedisLimitStore", "open_limit_store")
 
-_PREFIX = "{ape-cerebras}:"  # in braces, so that the nodes of a cluster keep all in one place
+_PREFIX = "{ape-cerebras}:"  # in braces, so that all keys are on one node of a cluster
 _THREADS = 8
-_TRY_AGAIN = 1.0  # seconds
-_RECHECK_SECONDS = 0.5  # seconds
+_RETRY_AFTER = 1.0  # seconds
 _MICRO = 1e-6
-_DECIMALS = 12  # of a dollar: Redis adds up whole numbers, of 64 bits, exactly
-_DAYS_KEPT = timedelta(days=8)  # the clock of who asks may be set back
+_DECIMALS = 12  # of a dollar: Redis adds whole numbers of 64 bits exactly
+_DAYS_KEPT = timedelta(days=8)  # a proxy's clock may be set back
 
-# ARGV has, of each bucket in KEYS, the seconds in which it is refilled, and those in which the
-# amount to be taken is. What a bucket is when it is full does not differ from never having been.
+# ARGV holds two numbers for each bucket in KEYS: the seconds in which it is refilled, and those in
+# which the charged amount is. A full bucket is the same as one that was never used.
 _READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -84,25 +83,30 @@ return {0, 0, unpack(empty_for)}
 """
 
 
-class RedisLimitStore:
-    """``store`` is a Redis's URL, ``timeout`` in seconds for each question to it. ``tell`` is
-    called with whether the store answers, whenever that changes."""
+class RedisLimitStore(LimitStore):
+    """Buckets and daily spending in the Redis at the URL ``store``.
 
-    recheck_seconds = _RECHECK_SECONDS
+    A call takes at most ``timeout`` seconds. While Redis does not respond, the inherited methods
+    are the fallback; with ``closed``, requests are rejected instead.
+    """
+
+    recheck_seconds = 0.5
 
     def __init__(
         self,
         store: str,
         timeout: float,
-        fallback: LimitStore,
-        tell: Callable[[bool], object],
+        *,
+        closed: bool,
+        logs: Logs,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        # It takes a third of a second to import, and hardly anybody shares limits.
+        # The import takes a third of a second, and few proxies share limits.
         from redis import Redis, RedisError
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        super().__init__()
         self._client = Redis.from_url(
             store,
             socket_timeout=timeout,
@@ -110,98 +114,103 @@ class RedisLimitStore:
             retry=Retry(NoBackoff(), 0),
             max_connections=_THREADS,
         )
-        self._charge = self._client.register_script(_READ + _DECIDE + _WRITE)
-        self._adjust = self._client.register_script(_READ + _WRITE)
-        self._reconcile = self._client.register_script(_READ + _RAISE + _WRITE)
+        self._charge_script = self._client.register_script(_READ + _DECIDE + _WRITE)
+        self._adjust_script = self._client.register_script(_READ + _WRITE)
+        self._reconcile_script = self._client.register_script(_READ + _RAISE + _WRITE)
         self._failures = (RedisError, OSError)  # TimeoutError is an OSError
         self._timeout = timeout
-        self._fallback = fallback
-        self._tell = tell
+        self._closed = closed
+        self._logs = logs
         self._clock = clock or loop_clock()
         self._threads = anyio.CapacityLimiter(_THREADS)
-        self._answers = True
-        self._silent_until = -inf
+        self._responds = True
+        self._retry_at = -inf
 
     async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
-        """See ``LimitStore``."""
+        """See ``LimitStore``. Raises LimitStoreUnavailable."""
         if not charges:
             return Decision()
-        answer = await self._ask(partial(self._charge, *_arguments(charges)))
-        if answer is None:
-            return await self._fallback.charge(charges, now)
-        lacking, wait, *empty_for = answer
+        reply = await self._call(partial(self._charge_script, *_arguments(charges)))
+        if reply is None:
+            if self._closed:
+                raise LimitStoreUnavailable
+            return await super().charge(charges, now)
+        lacking, wait, *until_full = reply
         left = [
             bucket.capacity * (1 - each * _MICRO / bucket.seconds)
-            for (bucket, _), each in zip(charges, empty_for, strict=True)
+            for (bucket, _), each in zip(charges, until_full, strict=True)
         ]
         for (bucket, _), each in zip(charges, left, strict=True):
-            await self._fallback.reconcile(bucket, each, each, now)
+            await super().reconcile(bucket, each, each, now)
         if not lacking:
             return Decision()
         return Decision(wait * _MICRO, charges[lacking - 1].bucket, max(0.0, left[lacking - 1]))
 
     async def adjust(self, charges: Sequence[Charge], now: float) -> None:
         """See ``LimitStore``."""
-        question = partial(self._adjust, *_arguments(charges))
-        if charges and await self._ask(question, shield=True) is None:
-            await self._fallback.adjust(charges, now)
+        script = partial(self._adjust_script, *_arguments(charges))
+        if charges and await self._call(script, shield=True) is None:
+            await super().adjust(charges, now)
 
     async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
         """See ``LimitStore``. The caller does not know what other processes have in flight, so
         ``least`` is ignored."""
         charges = [Charge(bucket, bucket.capacity - most)]
-        if await self._ask(partial(self._reconcile, *_arguments(charges))) is None:
-            await self._fallback.reconcile(bucket, least, most, now)
+        if await self._call(partial(self._reconcile_script, *_arguments(charges))) is None:
+            await super().reconcile(bucket, least, most, now)
 
     async def dollars_spent(self, name: str, day: int) -> Decimal:
-        """See ``LimitStore``."""
-        key = _day_key(name, day)
-        answer = await self._ask(lambda: int(self._client.get(key) or 0))
-        if answer is None:
-            return await self._fallback.dollars_spent(name, day)
-        return Decimal(answer).scaleb(-_DECIMALS)
+        """See ``LimitStore``. Raises LimitStoreUnavailable."""
+        key = f"{_PREFIX}spent:{name}:{day}"
+        reply = await self._call(lambda: int(self._client.get(key) or 0))
+        if reply is None:
+            if self._closed:
+                raise LimitStoreUnavailable
+            return await super().dollars_spent(name, day)
+        return Decimal(reply).scaleb(-_DECIMALS)
 
     async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
         """See ``LimitStore``."""
-        key, amount = _day_key(name, day), int(dollars.scaleb(_DECIMALS).to_integral_value())
+        key = f"{_PREFIX}spent:{name}:{day}"
+        amount = int(dollars.scaleb(_DECIMALS).to_integral_value())
 
-        def count() -> object:
+        def add() -> object:
             with self._client.pipeline(transaction=True) as both:
                 both.incrby(key, amount)
                 both.expire(key, _DAYS_KEPT)
                 return both.execute()
 
-        if await self._ask(count, shield=True) is None:
-            await self._fallback.record_dollars(name, day, dollars)
+        if await self._call(add, shield=True) is None:
+            await super().record_dollars(name, day, dollars)
 
     def close(self) -> None:
         """See ``LimitStore``."""
         self._client.close()
 
-    async def _ask(self, question: Callable[[], Any], *, shield: bool = False) -> Any:
-        """What the store says; None where it says nothing. With ``shield`` it is asked also on
-        behalf of what has been cancelled."""
+    async def _call(self, command: Callable[[], Any], *, shield: bool = False) -> Any:
+        """Run a blocking command in a thread; None if Redis does not respond. With ``shield``, a
+        cancelled caller waits for it too."""
         now = self._clock()
-        if not self._answers:
-            if now < self._silent_until:
+        if not self._responds:
+            if now < self._retry_at:
                 return None
-            self._silent_until = now + _TRY_AGAIN  # one asks; the others go by its answer
-        answer = None
+            self._retry_at = now + _RETRY_AFTER  # this request tries; the others do not wait
+        reply = None
         try:
             with anyio.fail_after(self._timeout, shield=shield):
-                answer = await to_thread.run_sync(
-                    question, abandon_on_cancel=True, limiter=self._threads
+                reply = await to_thread.run_sync(
+                    command, abandon_on_cancel=True, limiter=self._threads
                 )
         except self._failures:
-            self._silent_until = now + _TRY_AGAIN
-        if self._answers != (answer is not None):
-            self._answers = answer is not None
-            self._tell(self._answers)
-        return answer
-
-
-def _day_key(name: str, day: int) -> str:
-    return f"{_PREFIX}spent:{name}:{day}"
+            self._retry_at = now + _RETRY_AFTER
+        responds = reply is not None
+        if responds and not self._responds:
+            self._logs.event("info", "Limit store responds again")
+        elif self._responds and not responds:
+            outage = "closed" if self._closed else "open"
+            self._logs.event("error", "Limit store does not respond", outage=outage)
+        self._responds = responds
+        return reply
 
 
 def _arguments(charges: Sequence[Charge]) -> tuple[list[str], list[float]]:
@@ -209,47 +218,14 @@ def _arguments(charges: Sequence[Charge]) -> tuple[list[str], list[float]]:
     keys, seconds = [], []
     for bucket, amount in charges:
         keys.append(_PREFIX + bucket.name)
-        seconds += [bucket.seconds, bucket.time_of(amount)]
+        seconds += [bucket.seconds, bucket.seconds_for(amount)]
     return keys, seconds
 
 
-class ClosedLimitStore:
-    """What is asked where nothing may pass while the store does not answer."""
-
-    recheck_seconds = _RECHECK_SECONDS
-
-    async def charge(self, charges: Sequence[Charge], now: float) -> Decision:
-        """Raises LimitStoreUnavailable."""
-        raise LimitStoreUnavailable
-
-    async def adjust(self, charges: Sequence[Charge], now: float) -> None:
-        """What is owed is not written down by anybody."""
-
-    async def reconcile(self, bucket: TokenBucket, least: float, most: float, now: float) -> None:
-        """Nor what is left."""
-
-    async def dollars_spent(self, name: str, day: int) -> Decimal:
-        """Raises LimitStoreUnavailable."""
-        raise LimitStoreUnavailable
-
-    async def record_dollars(self, name: str, day: int, dollars: Decimal) -> None:
-        """As with ``settle``."""
-
-    def close(self) -> None:
-        """There is nothing open."""
-
-
-def open_limit_store(config: Config, event: Callable[..., object]) -> LimitStore:
-    """Where a proxy keeps its limits. ``event`` is how an event is logged: level, message, more."""
+def open_limit_store(config: Config, logs: Logs) -> LimitStore:
+    """The store that the settings name."""
     if config.limits_store is None:
-        return LocalLimitStore()
-    outage = config.limits_store_outage
-
-    def tell(answers: bool) -> None:
-        if answers:
-            event("info", "The store of limits answers again")
-        else:
-            event("error", "The store of limits does not answer", outage=outage)
-
-    fallback = LocalLimitStore() if outage == "open" else ClosedLimitStore()
-    return RedisLimitStore(config.limits_store, config.limits_store_timeout, fallback, tell)
+        return LimitStore()
+    closed = config.limits_store_outage == "closed"
+    timeout = config.limits_store_timeout
+    return RedisLimitStore(config.limits_store, timeout, closed=closed, logs=logs)

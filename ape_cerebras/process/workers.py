@@ -36,7 +36,7 @@ import anyio
 from ..config.config import Config
 from ..config.keys_file import read_keys_file
 from ..downstream.listener import announce
-from ..limits.api_keys import log_refused_keys_file
+from ..limits.api_keys import log_rejected_keys_file
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import forget_worker, share_values
@@ -240,7 +240,7 @@ class _Parent:
         try:
             after = read_keys_file(before.path)
         except ValueError as problem:
-            log_refused_keys_file(self._logs, str(problem))
+            log_rejected_keys_file(self._logs, str(problem))
             return
         self._config = replace(self._config, ape_api_keys_file=after)
         for slot in self._living:

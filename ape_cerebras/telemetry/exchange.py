@@ -142,7 +142,7 @@ class Exchange:
     completion_limit: int | None = None  # tokens of the response at most, as sent upstream
     reserved_tokens: int | None = None  # what the API reserves for it, as estimated
 
-    # limits/queueing
+    # limits/fair_queue
     admission_wait_seconds: float | None = None  # in the queue, if there was a wait
 
     # upstream/client

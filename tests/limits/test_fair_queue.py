@@ -1,8 +1,9 @@
-"""Slots and turns: none is lost, and each is whose it should be, whoever comes and goes."""
+"""Slots and queue: none is lost, and each is whose it should be, whoever comes and goes."""
 
 from collections import Counter, defaultdict
 from math import inf
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,36 +14,49 @@ from ape_cerebras.limits.fair_queue import FairQueue, Stage, Ticket
 NAMES = ("alice", "bob", "carol", None)
 
 
+class Wake(anyio.Event):
+    """Notes when a waiting ticket is decided."""
+
+    def __new__(cls, ticket: Ticket, woken: list[Ticket]) -> "Wake":
+        return object.__new__(cls)
+
+    def __init__(self, ticket: Ticket, woken: list[Ticket]) -> None:
+        self._ticket, self._woken = ticket, woken
+
+    def set(self) -> None:
+        self._woken.append(self._ticket)
+
+
 def stages(*tickets: Ticket) -> list[Stage]:
     return [ticket.stage for ticket in tickets]
 
 
 def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
-    turns = FairQueue(2, 10)
-    first, second, third = (turns.join("alice", 0.0) for _ in range(3))
+    queue = FairQueue(2, 10)
+    first, second, third = (queue.join("alice", 0.0) for _ in range(3))
     assert stages(first, second, third) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
-    assert (turns.in_use, turns.waiting) == (2, 1)
-    turns.leave(second, 1.0)
+    assert (queue.in_use, queue.waiting) == (2, 1)
+    queue.leave(second, 1.0)
     assert stages(first, second, third) == [Stage.ADMITTED, Stage.LEFT, Stage.ADMITTED]
-    assert (turns.in_use, turns.waiting) == (2, 0)
+    assert (queue.in_use, queue.waiting) == (2, 0)
 
 
 def test_a_slot_is_given_back_once() -> None:
-    turns = FairQueue(1, 10)
-    ticket = turns.join("alice", 0.0)
+    queue = FairQueue(1, 10)
+    ticket = queue.join("alice", 0.0)
     for _ in range(3):
-        turns.leave(ticket, 0.0)
-    assert turns.in_use == 0
-    assert stages(turns.join("alice", 0.0), turns.join("alice", 0.0))[1] is Stage.WAITING
+        queue.leave(ticket, 0.0)
+    assert queue.in_use == 0
+    assert stages(queue.join("alice", 0.0), queue.join("alice", 0.0))[1] is Stage.WAITING
 
 
-def test_names_take_turns_however_many_one_of_them_has() -> None:
-    turns = FairQueue(1, 100)
-    holder = turns.join("alice", 0.0)
-    waiting = [turns.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
+def test_names_take_queue_however_many_one_of_them_has() -> None:
+    queue = FairQueue(1, 100)
+    holder = queue.join("alice", 0.0)
+    waiting = [queue.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
     order = []
     while waiting:
-        turns.leave(holder, 0.0)
+        queue.leave(holder, 0.0)
         [holder] = [ticket for ticket in waiting if ticket.stage is Stage.ADMITTED]
         waiting.remove(holder)
         order.append(holder.name)
@@ -50,91 +64,91 @@ def test_names_take_turns_however_many_one_of_them_has() -> None:
 
 
 def test_who_leaves_the_line_is_passed_over() -> None:
-    turns = FairQueue(1, 10)
-    holder, first, second = (turns.join("alice", 0.0) for _ in range(3))
-    turns.leave(first, 0.0)
-    assert turns.waiting == 1
-    turns.leave(holder, 0.0)
+    queue = FairQueue(1, 10)
+    holder, first, second = (queue.join("alice", 0.0) for _ in range(3))
+    queue.leave(first, 0.0)
+    assert queue.waiting == 1
+    queue.leave(holder, 0.0)
     assert stages(first, second) == [Stage.LEFT, Stage.ADMITTED]
 
 
 def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None:
-    turns = FairQueue(3, 10)
-    carols = [turns.join("carol", 0.0, most=1) for _ in range(3)]
-    bobs = [turns.join("bob", 0.0) for _ in range(3)]
+    queue = FairQueue(3, 10)
+    carols = [queue.join("carol", 0.0, max_slots=1) for _ in range(3)]
+    bobs = [queue.join("bob", 0.0) for _ in range(3)]
     assert stages(*carols) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
     assert stages(*bobs) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
-    turns.leave(bobs[0], 0.0)
+    queue.leave(bobs[0], 0.0)
     assert (carols[1].stage, bobs[2].stage) == (Stage.WAITING, Stage.ADMITTED)
-    turns.leave(carols[0], 0.0)
+    queue.leave(carols[0], 0.0)
     assert stages(*carols[1:]) == [Stage.ADMITTED, Stage.WAITING]
 
 
 def test_a_names_own_limit_can_change_while_some_wait() -> None:
-    turns = FairQueue(float("inf"), 10)
-    first, second, third = (turns.join("carol", 0.0, most=1) for _ in range(3))
-    fourth = turns.join("carol", 0.0, most=3)
+    queue = FairQueue(float("inf"), 10)
+    first, second, third = (queue.join("carol", 0.0, max_slots=1) for _ in range(3))
+    fourth = queue.join("carol", 0.0, max_slots=3)
     assert stages(first, second, third, fourth) == [*[Stage.ADMITTED] * 3, Stage.WAITING]
-    lowered = turns.join("carol", 0.0, most=1)
-    turns.leave(first, 0.0)
-    turns.leave(second, 0.0)
+    lowered = queue.join("carol", 0.0, max_slots=1)
+    queue.leave(first, 0.0)
+    queue.leave(second, 0.0)
     assert stages(third, fourth, lowered) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
 
 
 def test_the_pace_of_a_name_with_its_own_limit_is_its_own() -> None:
-    turns = FairQueue(10, 10)
-    tickets = [turns.join("carol", 0.0, most=1) for _ in range(3)]
-    turns.leave(tickets[0], 4.0)
-    assert turns.estimated_wait("carol", 4.0) == 8.0
-    assert turns.estimated_wait("bob", 4.0) == 0.0
+    queue = FairQueue(10, 10)
+    tickets = [queue.join("carol", 0.0, max_slots=1) for _ in range(3)]
+    queue.leave(tickets[0], 4.0)
+    assert queue.estimated_wait("carol", 4.0) == 8.0
+    assert queue.estimated_wait("bob", 4.0) == 0.0
 
 
 def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
-    turns = FairQueue(1, 3)
-    turns.join("alice", 0.0)
+    queue = FairQueue(1, 3)
+    queue.join("alice", 0.0)
     woken: list[Ticket] = []
-    greedy = [turns.join("alice", 0.0) for _ in range(3)]
+    greedy = [queue.join("alice", 0.0) for _ in range(3)]
     for ticket in greedy:
-        ticket.wake = lambda ticket=ticket: woken.append(ticket)  # type: ignore[misc]
-    assert turns.join("alice", 0.0).stage is Stage.REFUSED
-    modest = turns.join("bob", 0.0)
+        ticket.decided = Wake(ticket, woken)
+    assert queue.join("alice", 0.0).stage is Stage.REFUSED
+    modest = queue.join("bob", 0.0)
     assert stages(*greedy, modest) == [
         *(Stage.WAITING, Stage.WAITING, Stage.REFUSED, Stage.WAITING),
     ]
     assert woken == [greedy[2]]
-    assert turns.waiting == 3
+    assert queue.waiting == 3
 
 
 def test_where_nobody_may_wait_nobody_does() -> None:
-    turns = FairQueue(1, 0)
-    assert stages(turns.join("a", 0.0), turns.join("b", 0.0)) == [Stage.ADMITTED, Stage.REFUSED]
-    assert turns.waiting == 0
+    queue = FairQueue(1, 0)
+    assert stages(queue.join("a", 0.0), queue.join("b", 0.0)) == [Stage.ADMITTED, Stage.REFUSED]
+    assert queue.waiting == 0
 
 
 def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
-    turns = FairQueue(1, 10)
-    assert turns.estimated_wait("alice", 0.0) == 0.0
-    tickets = [turns.join("alice", 100.0) for _ in range(5)]
-    assert turns.estimated_wait("alice", 100.0) == 0.0  # nothing is known yet
-    assert turns.estimated_wait("alice", 103.0) == 15.0  # one may be back any moment: 5 are to come
-    turns.leave(tickets[0], 104.0)
-    assert turns.estimated_wait("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
-    turns.leave(tickets[1], 106.0)
-    assert turns.estimated_wait("alice", 106.0) == 9.0
-    assert turns.estimated_wait("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
+    queue = FairQueue(1, 10)
+    assert queue.estimated_wait("alice", 0.0) == 0.0
+    tickets = [queue.join("alice", 100.0) for _ in range(5)]
+    assert queue.estimated_wait("alice", 100.0) == 0.0  # nothing is known yet
+    assert queue.estimated_wait("alice", 103.0) == 15.0  # one may be back any moment: 5 are to come
+    queue.leave(tickets[0], 104.0)
+    assert queue.estimated_wait("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
+    queue.leave(tickets[1], 106.0)
+    assert queue.estimated_wait("alice", 106.0) == 9.0
+    assert queue.estimated_wait("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
     for ticket in tickets[2:]:
-        turns.leave(ticket, 110.0)
-    assert turns.estimated_wait("alice", 1000.0) == 0.0
-    turns.join("alice", 2000.0)
-    assert turns.estimated_wait("alice", 2003.0) == 3.0  # what was before the pause does not count
+        queue.leave(ticket, 110.0)
+    assert queue.estimated_wait("alice", 1000.0) == 0.0
+    queue.join("alice", 2000.0)
+    assert queue.estimated_wait("alice", 2003.0) == 3.0  # what was before the pause does not count
 
 
 def test_the_pace_is_that_of_the_last_slots() -> None:
-    turns = FairQueue(1, 1000)
-    tickets = [turns.join("alice", 0.0) for _ in range(200)]
+    queue = FairQueue(1, 1000)
+    tickets = [queue.join("alice", 0.0) for _ in range(200)]
     for number, ticket in enumerate(tickets[:150]):
-        turns.leave(ticket, 10.0 * number if number < 100 else 990.0 + (number - 99))
-    assert turns.estimated_wait("alice", 1040.0) == pytest.approx(turns.waiting + 1, rel=0.01)
+        queue.leave(ticket, 10.0 * number if number < 100 else 990.0 + (number - 99))
+    assert queue.estimated_wait("alice", 1040.0) == pytest.approx(queue.waiting + 1, rel=0.01)
 
 
 class Comings(RuleBasedStateMachine):
@@ -143,7 +157,7 @@ class Comings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.turns = FairQueue(3, 4)
+        self.queue = FairQueue(3, 4)
         self.lines: dict[str | None, list[Ticket]] = defaultdict(list)
         self.rotation: list[str | None] = []
         self.held: list[Ticket] = []
@@ -164,8 +178,8 @@ class Comings(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def join(self, name: str | None) -> None:
-        ticket = self.turns.join(name, 0.0, self.most_of(name))
-        ticket.wake = lambda: self.woken.append(ticket)
+        ticket = self.queue.join(name, 0.0, self.most_of(name))
+        ticket.decided = Wake(ticket, self.woken)
         self.lines[name].append(ticket)
         if name not in self.rotation:
             self.rotation.append(name)
@@ -188,7 +202,7 @@ class Comings(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         ticket = data.draw(st.sampled_from(self.held))
         self.held.remove(ticket)
-        self.turns.leave(ticket, 0.0)
+        self.queue.leave(ticket, 0.0)
         self.admit()
 
     @precondition(lambda self: self.rotation)
@@ -199,13 +213,13 @@ class Comings(RuleBasedStateMachine):
         self.lines[ticket.name].remove(ticket)
         if not self.lines[ticket.name]:
             self.rotation.remove(ticket.name)
-        self.turns.leave(ticket, 0.0)
+        self.queue.leave(ticket, 0.0)
 
     @invariant()
     def all_are_where_they_should_be(self) -> None:
         waiting = [ticket for line in self.lines.values() for ticket in line]
-        assert self.turns.in_use == len(self.held) <= 3
-        assert self.turns.waiting == len(waiting) <= 4
+        assert self.queue.in_use == len(self.held) <= 3
+        assert self.queue.waiting == len(waiting) <= 4
         assert len(self.held) == 3 or not any(map(self.may_have_one, self.rotation))
         assert sum(ticket.name == "carol" for ticket in self.held) <= 1
         assert all(ticket.stage is Stage.ADMITTED for ticket in self.held)
@@ -221,12 +235,12 @@ TestComings = Comings.TestCase
 def test_while_several_names_wait_none_is_served_twice_before_another_once(
     names: list[str | None], slots: int
 ) -> None:
-    turns = FairQueue(slots, 100)
-    held = [turns.join("first", 0.0) for _ in range(slots)]
-    waiting = [turns.join(name, 0.0) for name in names]
+    queue = FairQueue(slots, 100)
+    held = [queue.join("first", 0.0) for _ in range(slots)]
+    waiting = [queue.join(name, 0.0) for name in names]
     since: dict[str | None, Counter[str | None]] = {name: Counter() for name in names}
     while waiting:
-        turns.leave(held.pop(0), 0.0)
+        queue.leave(held.pop(0), 0.0)
         [next_one] = [ticket for ticket in waiting if ticket.stage is Stage.ADMITTED]
         own = [ticket for ticket in waiting if ticket.name == next_one.name]
         assert own[0] is next_one  # first come, first served

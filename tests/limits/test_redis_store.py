@@ -15,15 +15,10 @@ from redis import Redis
 from redis_server import RedisServer, redis_server
 
 from ape_cerebras.errors import LimitStoreUnavailable
-from ape_cerebras.limits.redis_store import ClosedLimitStore, RedisLimitStore
-from ape_cerebras.limits.token_buckets import (
-    Charge,
-    Decision,
-    LimitStore,
-    LocalLimitStore,
-    TokenBucket,
-)
+from ape_cerebras.limits.redis_store import RedisLimitStore
+from ape_cerebras.limits.token_buckets import Charge, Decision, LimitStore, TokenBucket
 from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.telemetry.logs import Logs
 
 DAY = 86_400.0
 REQUESTS = TokenBucket("requests", 6, DAY)
@@ -49,14 +44,17 @@ def emptied(server: RedisServer) -> Iterator[Redis]:
 
 
 class Store:
-    """Shared limits, and what they have told of their store."""
+    """A shared store, its clock, and whether it responded, as it was logged."""
 
-    def __init__(self, url: str, fallback: LimitStore | None = None, timeout: float = 5.0) -> None:
-        self.told: list[bool] = []
+    def __init__(self, url: str, timeout: float = 5.0, *, closed: bool = True) -> None:
+        self.logged: list[bool] = []
         self.now = 0.0
         self.limits = RedisLimitStore(
-            url, timeout, fallback or ClosedLimitStore(), self.told.append, lambda: self.now
+            url, timeout, closed=closed, logs=Logs("info", self.log), clock=lambda: self.now
         )
+
+    def log(self, line: bytes) -> None:
+        self.logged.append(b"responds again" in line)
 
     async def charge(self, charges: list[Charge], now: float) -> Decision:
         self.now = now
@@ -64,10 +62,8 @@ class Store:
 
 
 @asynccontextmanager
-async def store(
-    url: str, fallback: LimitStore | None = None, timeout: float = 5.0
-) -> AsyncIterator[Store]:
-    made = Store(url, fallback, timeout)
+async def store(url: str, timeout: float = 5.0, *, closed: bool = True) -> AsyncIterator[Store]:
+    made = Store(url, timeout, closed=closed)
     try:
         yield made
     finally:
@@ -84,7 +80,7 @@ async def test_all_who_ask_have_one_bucket(server: RedisServer, emptied: Redis) 
         assert DAY / 6 - SLACK < wait <= DAY / 6
         assert lacking is REQUESTS
         assert left == pytest.approx(0, abs=0.01)
-    assert one.told == other.told == []
+    assert one.logged == other.logged == []
 
 
 async def test_of_several_charges_all_are_taken_or_none(
@@ -122,7 +118,7 @@ async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
 async def test_it_decides_as_one_process_by_itself_does(
     server: RedisServer, emptied: Redis
 ) -> None:
-    dice, local = random.Random(7), LocalLimitStore()
+    dice, local = random.Random(7), LimitStore()
     async with store(server.url) as made:
         for _ in range(300):
             charges = [
@@ -196,7 +192,7 @@ async def test_what_is_spent_on_a_day_is_added_up_exactly(
 async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Path) -> None:
     dollar = Decimal(1)
     with redis_server(tmp_path) as server:
-        async with store(server.url, LocalLimitStore()) as made, store(server.url) as closed:
+        async with store(server.url, closed=False) as made, store(server.url) as closed:
             await made.limits.record_dollars("anna", 7, dollar)
             server.kill()
             assert await made.limits.dollars_spent("anna", 7) == 0
@@ -233,7 +229,7 @@ async def test_scripts_that_were_forgotten_are_told_again(
         assert await made.limits.charge([Charge(REQUESTS, 6)], 0.0) == NOTHING
         emptied.script_flush()
         assert (await made.limits.charge([Charge(REQUESTS, 6)], 0.0)).lacking is REQUESTS
-    assert made.told == []
+    assert made.logged == []
 
 
 # Without an answer
@@ -242,7 +238,7 @@ async def test_scripts_that_were_forgotten_are_told_again(
 async def test_while_it_is_gone_others_are_asked_and_then_it_again(tmp_path: Path) -> None:
     one, three = [Charge(REQUESTS, 1)], [Charge(REQUESTS, 3)]
     with redis_server(tmp_path) as server:
-        async with store(server.url, LocalLimitStore()) as made:
+        async with store(server.url, closed=False) as made:
             assert await made.charge([Charge(REQUESTS, 5)], 0.0) == NOTHING
             server.kill()
             # Who is asked instead knows what was left.
@@ -253,19 +249,19 @@ async def test_while_it_is_gone_others_are_asked_and_then_it_again(tmp_path: Pat
             assert (await made.charge(one, 12.9)).left == pytest.approx(0, abs=0.01)
             assert await made.charge(one, 13.1) == NOTHING  # it had been left alone for a second
             assert (await made.charge(one, 13.1)).left == pytest.approx(0, abs=0.01)
-        assert made.told == [False, True]
+        assert made.logged == [False, True]
 
 
 async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
-        async with store(server.url, ClosedLimitStore()) as made:
+        async with store(server.url) as made:
             server.kill()
             for now in (0.0, 0.5, 2.0):
                 with pytest.raises(LimitStoreUnavailable):
                     await made.charge([Charge(REQUESTS, 1)], now)
                 await made.limits.adjust([Charge(REQUESTS, -1)], now)
             assert await made.charge([], 2.0) == NOTHING
-        assert made.told == [False]
+        assert made.logged == [False]
 
 
 async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
@@ -280,7 +276,7 @@ async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
 
     async with anyio.create_task_group() as tasks:
         port = await tasks.start(serve_each, say_nothing)
-        async with store(f"redis://127.0.0.1:{port}", LocalLimitStore(), 0.05) as made:
+        async with store(f"redis://127.0.0.1:{port}", 0.05, closed=False) as made:
             for _ in range(20):
                 await made.charge([Charge(REQUESTS, 1)], 7.0)
             assert asked == 1
@@ -289,7 +285,7 @@ async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
                     many.start_soon(made.charge, [Charge(REQUESTS, 1)], 8.5)
             assert asked == 2
         tasks.cancel_scope.cancel()
-    assert made.told == [False]
+    assert made.logged == [False]
 
 
 async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
@@ -306,11 +302,11 @@ async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
             scope.cancel()
             await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
             pytest.fail("who has left is not asked for")
-    assert made.told == []
+    assert made.logged == []
 
 
 async def test_what_makes_no_sense_to_it_is_no_answer(server: RedisServer, emptied: Redis) -> None:
     emptied.lpush("{ape-cerebras}:requests", "nonsense")
-    async with store(server.url, LocalLimitStore()) as made:
+    async with store(server.url, closed=False) as made:
         assert await made.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
-    assert made.told == [False]
+    assert made.logged == [False]

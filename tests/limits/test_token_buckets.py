@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.limits.token_buckets import Charge, Decision, LocalLimitStore, TokenBucket, decide
+from ape_cerebras.limits.token_buckets import Charge, Decision, LimitStore, TokenBucket, decide
 
 MINUTE = TokenBucket("requests", 6, 60.0)
 TOKENS = TokenBucket("tokens", 30_000, 60.0)
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_full_bucket_can_be_spent_at_once_and_refills_all_the_time() -> None:
-    limits = LocalLimitStore()
+    limits = LimitStore()
     one = [Charge(MINUTE, 1)]
     for _ in range(6):
         assert await limits.charge(one, 100.0) == Decision()
@@ -29,7 +29,7 @@ async def test_a_full_bucket_can_be_spent_at_once_and_refills_all_the_time() -> 
 
 
 async def test_of_several_charges_all_are_taken_or_none() -> None:
-    limits = LocalLimitStore()
+    limits = LimitStore()
     both = [Charge(MINUTE, 1), Charge(TOKENS, 20_000)]
     assert await limits.charge(both, 0.0) == Decision()
     too_soon = await limits.charge(both, 0.0)
@@ -42,7 +42,7 @@ async def test_of_several_charges_all_are_taken_or_none() -> None:
 
 
 async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed() -> None:
-    limits = LocalLimitStore()
+    limits = LimitStore()
     await limits.charge([Charge(TOKENS, 30_000)], 0.0)
     await limits.adjust([Charge(TOKENS, -29_000)], 0.0)
     assert await limits.charge([Charge(TOKENS, 29_000)], 0.0) == Decision()
@@ -51,7 +51,7 @@ async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed() -> 
 
 
 async def test_giving_back_never_makes_more_than_a_full_bucket() -> None:
-    limits = LocalLimitStore()
+    limits = LimitStore()
     await limits.charge([Charge(TOKENS, 30_000)], 0.0)
     await limits.adjust([Charge(TOKENS, -30_000)], 50.0)
     assert await limits.charge([Charge(TOKENS, 30_000)], 50.0) == Decision()
@@ -59,7 +59,7 @@ async def test_giving_back_never_makes_more_than_a_full_bucket() -> None:
 
 
 async def test_more_than_a_bucket_holds_waits_until_it_is_full_and_is_owed() -> None:
-    limits = LocalLimitStore()
+    limits = LimitStore()
     huge = [Charge(TOKENS, 60_000)]
     await limits.charge([Charge(TOKENS, 15_000)], 0.0)
     assert (await limits.charge(huge, 0.0)).wait == pytest.approx(30.0)
@@ -81,7 +81,7 @@ def test_a_decision_needs_nothing_but_values() -> None:
 def test_in_no_time_more_is_taken_than_a_bucket_and_its_refill(
     capacity: int, asked: list[tuple[float, int]]
 ) -> None:
-    bucket, limits, now = TokenBucket("b", capacity, 60.0), LocalLimitStore(), 0.0
+    bucket, limits, now = TokenBucket("b", capacity, 60.0), LimitStore(), 0.0
     taken: list[tuple[float, int]] = []
 
     async def play() -> None:

@@ -65,20 +65,20 @@ async def ask_all(proxies: Sequence[Running], times: int) -> list[Response]:
     return answers
 
 
-def told(running: Running) -> list[str]:
-    """What it has said of the store."""
+def logged(running: Running) -> list[str]:
+    """The log messages about the store."""
     messages = [line["message"] for line in running.lines.all()]
-    return [message for message in messages if message.startswith("The store")]
+    return [message for message in messages if message.startswith("Limit store")]
 
 
-async def until_told(proxies: Sequence[Running], message: str) -> None:
-    """Ask until each has said so, as they only notice when they are asked."""
+async def until_logged(proxies: Sequence[Running], message: str) -> None:
+    """Send requests until each proxy has logged it: only a request tries the store."""
     with anyio.fail_after(10):
-        while any(message not in told(running) for running in proxies):
+        while any(message not in logged(running) for running in proxies):
             await ask_all(proxies, 1)
 
 
-GONE, BACK = "The store of limits does not answer", "The store of limits answers again"
+GONE, BACK = "Limit store does not respond", "Limit store responds again"
 
 
 async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
             began_at = anyio.current_time()
             answers = await ask_all(proxies, 150)
             seconds = anyio.current_time() - began_at
-            assert [told(running) for running in proxies] == [[], [], []]
+            assert [logged(running) for running in proxies] == [[], [], []]
     statuses = Counter(answer.status for answer in answers)
     assert statuses.keys() == {200, 429}
     # A full bucket, and five a second that come back meanwhile; they were asked for to the end.
@@ -112,13 +112,13 @@ async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
             # Each had been told of 15 that were left, or of a few more that others took afterwards.
             assert 45 <= alone[200] <= 3 * (25 + seconds / 2)
             server.start()
-            await until_told(proxies, BACK)
+            await until_logged(proxies, BACK)
             again = Counter(answer.status for answer in await ask_all(proxies, 20))
             seconds = anyio.current_time() - began_at
             # What was spent before is still known: no more than was left then and came back since.
             assert again[200] <= 16 + seconds / 2
             assert again.keys() <= {200, 429}
-            assert [told(running) for running in proxies] == [[GONE, BACK]] * 3
+            assert [logged(running) for running in proxies] == [[GONE, BACK]] * 3
             raw = b"".join(line for running in proxies for line in running.lines.raw)
     assert PASSWORD.encode() not in raw
 
@@ -135,9 +135,9 @@ async def test_closed_nothing_is_served_until_the_store_is_back(tmp_path: Path) 
             health = await (await proxies[0].client()).get("/health")
             assert health.status == 200
             server.start()
-            await until_told(proxies, BACK)
+            await until_logged(proxies, BACK)
             assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
-            assert [told(running) for running in proxies] == [[GONE, BACK]] * 3
+            assert [logged(running) for running in proxies] == [[GONE, BACK]] * 3
 
 
 async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: P
         async with three_proxies(server, 3000) as proxies:
             assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
             server.start()
-            await until_told(proxies, BACK)
+            await until_logged(proxies, BACK)
 
 
 async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
