@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ..config.prices import read_json
 from ..errors import InvalidResponse, UpstreamFailed
+from .meter import read_json
 from .request import count_contents
 from .sse import EventReader
 

@@ -15,6 +15,8 @@ is searched for tokens and the end is read, of a large plain answer the end: the
 usage and timings.
 """
 
+import json
+import math
 import re
 from bisect import bisect_left
 from collections import deque
@@ -24,11 +26,19 @@ from typing import Any, Protocol
 
 import orjson
 
-from ..config.prices import read_json, read_time_info, read_usage
+from ..config.prices import TimeInfo, Usage
 from ..telemetry.exchange import Exchange
 from .sse import EventReader
 
-__all__ = ("Meter", "PlainMeter", "StreamMeter", "meter_for", "read_error_code")
+__all__ = (
+    "Meter",
+    "PlainMeter",
+    "StreamMeter",
+    "meter_for",
+    "read_json",
+    "read_time_info",
+    "read_usage",
+)
 
 _END = b"[DONE]"
 _ANSWER = rb'"(?:content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
@@ -42,7 +52,8 @@ _PARSED_AT_MOST = 64 * 1024  # bytes of an event
 _PLAIN_AT_MOST = 256 * 1024  # bytes of a plain answer: one of 60,000 tokens of text
 _END_BYTES = 16 * 1024  # usage, timings and what else stands at the end have less than 2
 _TRIES = 8
-_CODE = re.compile(r"[a-z0-9_]{1,64}")
+_LENIENTLY_AT_MOST = 256 * 1024  # bytes; more of them would hold the event loop
+_MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 
 
 class Meter(Protocol):
@@ -276,15 +287,6 @@ def _read_totals(exchange: Exchange, answer: Any) -> None:
             exchange.response_model = model
 
 
-def read_error_code(body: bytes) -> str | None:
-    """The ``code`` in an error of the API's, whose 4xx are flat and whose 5xx are wrapped; None
-    where there is none that looks like one."""
-    said = read_json(body)
-    error = said.get("error", said) if isinstance(said, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, str) and _CODE.fullmatch(code) else None
-
-
 def _read_end(text: bytes) -> Any:
     """What the last members of an object say, from ``_TOTAL`` on; None where there is none of them.
 
@@ -296,3 +298,61 @@ def _read_end(text: bytes) -> Any:
         with suppress(orjson.JSONDecodeError):
             found = orjson.loads(b"{" + end[place.start() :])
     return found
+
+
+def read_json(text: bytes) -> Any:
+    """What an answer, or an event of one, says; None for what is no JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _read_leniently(text)
+
+
+def _read_leniently(text: bytes) -> Any:
+    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
+    does, or bytes that are not UTF-8: its usage is no worse for that."""
+    if len(text) > _LENIENTLY_AT_MOST:
+        return None
+    try:
+        return json.loads(text.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _count(parent: Any, name: str) -> int:
+    value = parent.get(name) if isinstance(parent, dict) else None
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
+
+
+def read_usage(usage: Any) -> Usage | None:
+    """The counts in a response's ``usage`` object; None where that is no object, or empty."""
+    if not isinstance(usage, dict) or not usage:
+        return None
+    prompt = _count(usage, "prompt_tokens")
+    completion = _count(usage, "completion_tokens")
+    return Usage(
+        prompt,
+        completion,
+        _count(usage, "total_tokens") or prompt + completion,
+        _count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def read_time_info(info: Any) -> TimeInfo | None:
+    """The phases in a response's ``time_info`` object; None where that is no object, or empty."""
+    if not isinstance(info, dict) or not info:
+        return None
+
+    return TimeInfo(*(_seconds(info.get(f"{phase}_time")) for phase in TimeInfo._fields))
+
+
+def _seconds(value: Any) -> float | None:
+    """None for what is no duration: an infinite one would spoil a sum of them for good."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -1,32 +1,22 @@
-"""Token counts and timings out of response JSON; the price table; cost in exact decimals.
+"""The price table, and the cost of an exchange in exact decimals.
 
-Counts are read permissively, because they differ by model (a detail may be null or missing, new
-ones appear without notice) and a strange one must not lose the others. Prices are read strictly:
-a price that is wrong is worse than none.
+Prices are read strictly: a price that is wrong is worse than none.
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation, localcontext
 from importlib.resources import files
 from typing import Any, NamedTuple
-
-import orjson
 
 __all__ = (
     "Price",
     "PriceTable",
     "TimeInfo",
     "Usage",
-    "read_json",
     "read_price",
-    "read_time_info",
-    "read_usage",
 )
 
-_LENIENTLY_AT_MOST = 256 * 1024  # bytes; more of them would hold the event loop
-_MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
 _MILLION = Decimal(1_000_000)
 
 # Prices stay within these, so that 64 digits hold every cost without rounding.
@@ -52,64 +42,6 @@ class TimeInfo(NamedTuple):
     queue: float | None
     prompt: float | None
     completion: float | None
-
-
-def read_json(text: bytes) -> Any:
-    """What an answer, or an event of one, says; None for what is no JSON."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return _read_leniently(text)
-
-
-def _read_leniently(text: bytes) -> Any:
-    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
-    does, or bytes that are not UTF-8: its usage is no worse for that."""
-    if len(text) > _LENIENTLY_AT_MOST:
-        return None
-    try:
-        return json.loads(text.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _count(parent: Any, name: str) -> int:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
-
-
-def read_usage(usage: Any) -> Usage | None:
-    """The counts in a response's ``usage`` object; None where that is no object, or empty."""
-    if not isinstance(usage, dict) or not usage:
-        return None
-    prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens")
-    return Usage(
-        prompt,
-        completion,
-        _count(usage, "total_tokens") or prompt + completion,
-        _count(usage.get("prompt_tokens_details"), "cached_tokens"),
-        _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
-    )
-
-
-def read_time_info(info: Any) -> TimeInfo | None:
-    """The phases in a response's ``time_info`` object; None where that is no object, or empty."""
-    if not isinstance(info, dict) or not info:
-        return None
-
-    return TimeInfo(*(_seconds(info.get(f"{phase}_time")) for phase in TimeInfo._fields))
-
-
-def _seconds(value: Any) -> float | None:
-    """None for what is no duration: an infinite one would spoil a sum of them for good."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        seconds = float(value)
-    except OverflowError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 class Price(NamedTuple):

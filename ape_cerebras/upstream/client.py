@@ -1,11 +1,12 @@
 """One request to the API and its response: the key put in, deadlines kept, errors translated."""
 
+import json
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 import httpcore
 
-from ..chat.meter import read_error_code
 from ..config.config import Config
 from ..errors import (
     FirstByteTimeout,
@@ -23,11 +24,18 @@ from .connect import RECEIVE_BUFFER, Connect, connect_tcp
 from .pool import Lease, Pool, ssl_context_for
 from .quotes import KeyLeakDetector
 
-__all__ = ("UpstreamClient", "UpstreamResponse", "WaitingForUpstream", "forget_try")
+__all__ = (
+    "UpstreamClient",
+    "UpstreamResponse",
+    "WaitingForUpstream",
+    "forget_try",
+    "read_error_code",
+)
 
 # Followed nowhere: where requests go is configuration only.
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hundred
+_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -251,6 +259,18 @@ class UpstreamClient:
             response.close()
             raise
         return response
+
+
+def read_error_code(body: bytes) -> str | None:
+    """The ``code`` in an error of the API, whose 4xx are flat and whose 5xx are wrapped; None where
+    there is none that looks like one."""
+    try:
+        response = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    error = response.get("error", response) if isinstance(response, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
 
 
 def forget_try(exchange: Exchange) -> None:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.meter import StreamMeter
-from ape_cerebras.config.prices import read_time_info, read_usage
+from ape_cerebras.chat.meter import StreamMeter, read_time_info, read_usage
 from ape_cerebras.telemetry.exchange import Exchange
 
 texts = st.text(max_size=8) | st.sampled_from(

@@ -21,7 +21,6 @@ NOT_YET = {
     ("telemetry.metrics", "upstream.quota"),
     ("telemetry.model_metrics", "chat.listing"),
     ("telemetry.try_counts", "upstream.circuit_breaker"),
-    ("upstream.client", "chat.meter"),
 }
 
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.meter import read_error_code
 from ape_cerebras.errors import (
     ClientGone,
     ConnectFailed,
@@ -22,6 +21,7 @@ from ape_cerebras.errors import (
     TlsFailed,
     Truncated,
 )
+from ape_cerebras.upstream.client import read_error_code
 from ape_cerebras.upstream.retry import (
     RetryBudget,
     objection,

@@ -1,0 +1,118 @@
+"""Token counts and timings of a response, read permissively."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ape_cerebras.chat.meter import read_json, read_time_info, read_usage
+from ape_cerebras.config.prices import TimeInfo, Usage
+
+GEMMA = (
+    b'{"total_tokens":22,"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":0},'
+    b'"prompt_tokens":20,"prompt_tokens_details":{"cached_tokens":0,"image_tokens":0}}'
+)
+GPT_OSS = (
+    b'{"total_tokens":116,"completion_tokens":37,"completion_tokens_details":'
+    b'{"accepted_prediction_tokens":0,"rejected_prediction_tokens":0,"reasoning_tokens":25},'
+    b'"prompt_tokens":79,"prompt_tokens_details":{"cached_tokens":0}}'
+)
+CACHED = (
+    b'{"total_tokens":256,"completion_tokens":120,"completion_tokens_details":'
+    b'{"accepted_prediction_tokens":0,"rejected_prediction_tokens":0,"reasoning_tokens":89},'
+    b'"prompt_tokens":136,"prompt_tokens_details":{"cached_tokens":128}}'
+)
+TIMES = (
+    b'{"created":1787427094.337268,"queue_time":0.00012279,"prompt_time":0.001922189,'
+    b'"completion_time":0.00024986,"total_time":0.0033884048461914062}'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a":[1,2.5,null]}', {"a": [1, 2.5, None]}),
+        (b'{"a":"\\ud83d"}', {"a": "\ud83d"}),  # half of a pair, cut between two tokens
+        (b'{"a":"\xff"}', {"a": "\ufffd"}),
+        *((text, None) for text in (b"", b"{", b"nonsense", b"[DONE]", b"[" * 100_000)),
+    ],
+)
+def test_json_of_answers(text: bytes, value: Any) -> None:
+    assert read_json(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "usage"),
+    [
+        (GEMMA, Usage(20, 2, 22, 0, 0)),
+        (GPT_OSS, Usage(79, 37, 116, 0, 25)),
+        (CACHED, Usage(136, 120, 256, 128, 89)),
+        (b"{}", None),
+        (b'{"prompt_tokens":5,"completion_tokens":7}', Usage(5, 7, 12, 0, 0)),
+        (b'{"prompt_tokens":5,"completion_tokens":7,"total_tokens":13}', Usage(5, 7, 13, 0, 0)),
+        (b'{"prompt_tokens":5,"prompt_tokens_details":null}', Usage(5, 0, 5, 0, 0)),
+        (b'{"prompt_tokens":5,"prompt_tokens_details":[1]}', Usage(5, 0, 5, 0, 0)),
+        (
+            b'{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":null}}',
+            Usage(5, 0, 5, 0, 0),
+        ),
+        (b'{"prompt_tokens":"5","completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
+        (b'{"prompt_tokens":true,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
+        (b'{"prompt_tokens":-5,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
+        (b'{"prompt_tokens":5.5,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
+        (b"null", None),
+        (b"[]", None),
+        (b"5", None),
+        (b'"x"', None),
+    ],
+)
+def test_read_usage(text: bytes, usage: Usage | None) -> None:
+    assert read_usage(orjson.loads(text)) == usage
+
+
+@pytest.mark.parametrize(
+    ("info", "times"),
+    [
+        (orjson.loads(TIMES), TimeInfo(0.00012279, 0.001922189, 0.00024986)),
+        ({}, None),
+        ({"queue_time": None, "prompt_time": 1}, TimeInfo(None, 1.0, None)),
+        ({"queue_time": 0, "prompt_time": -1, "completion_time": "1"}, TimeInfo(0.0, None, None)),
+        (
+            {"queue_time": True, "prompt_time": [], "completion_time": 2.5},
+            TimeInfo(None, None, 2.5),
+        ),
+        ({"queue_time": float("inf"), "prompt_time": float("nan")}, TimeInfo(None, None, None)),
+        ({"queue_time": 10**400, "prompt_time": 1.5}, TimeInfo(None, 1.5, None)),
+        (None, None),
+        ([], None),
+        ("x", None),
+    ],
+)
+def test_read_time_info(info: Any, times: TimeInfo | None) -> None:
+    assert read_time_info(info) == times
+
+
+strange = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.dictionaries(
+        st.sampled_from(
+            [
+                *("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"),
+                *("completion_tokens_details", "cached_tokens", "reasoning_tokens"),
+                *("queue_time", "prompt_time", "completion_time"),
+            ]
+        ),
+        inner | st.lists(inner, max_size=2),
+        max_size=6,
+    ),
+)
+
+
+@given(strange)
+def test_nothing_strange_raises_or_gives_less_than_nothing(value: Any) -> None:
+    usage, times = read_usage(value), read_time_info(value)
+    assert (usage is None) == (times is None) == (not isinstance(value, dict) or not value)
+    assert all(type(count) is int and count >= 0 for count in usage or ())
+    assert all(each is None or 0 <= each < float("inf") for each in times or ())
