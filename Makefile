@@ -1,25 +1,37 @@
-# make run         sets up and serves: a demo, or the real API where CEREBRAS_API_KEY is set
-# make test        sets up and runs everything: format, lint, types, tests; LOOPS=uvloop has the
-#                  tests run on other event loops than asyncio and trio
-# make faults      plays every fault that a hostile network can, on both event loops, in 1 to 2 minutes
-# make chaos       has the way upstream fail in every way under a crowd, in ten runs for each event
-#                  loop; RUNS=100 for more, SEED=7 for others
-# make soak        plays good requests, faults, clients that leave and upstream's failures at random
-#                  for two minutes, and looks at what is left; SECONDS=3600 SEED=7 for others
-# make fuzz        has atheris look for bytes that the parsers read wrongly, a minute for each of five;
-#                  SECONDS=600 for longer
-# make selfcheck   finds out whether the times it records are true on this machine, in about 8 minutes
-# make bench       measures this proxy on this machine, beside the peers it finds:
-#                  PEERS=nginx,haproxy picks, PEERS=none is this proxy alone; ARGS=--quick for a
-#                  short look, ARGS=--help for more
-# make bench-warm  measures what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7
-#                  minutes; make bench-gzip what UPSTREAM_GZIP_MIN_BYTES is over 20 Mbit/s
-# make bench-quota measures what QUOTA_PACING is worth to 100 agents, in 9 minutes
-# make bench-peers installs those peers that PyPI and npm have, into contrib/bench
-# make image       builds the container image with docker, podman or buildah; ARGS='--build-arg BASE=…'
-# make image-test  builds it with buildah on a base made by debootstrap, runs that hardened, and asks
-#                  it, in two to three minutes; as root, on Debian
-# Nothing is assumed but Python 3.11 or newer, and make.
+# make run          set up and serve on port 8000: the real API where CEREBRAS_API_KEY is set,
+#                   otherwise its simulator
+# make test         set up and run everything: format, lint, types, tests; LOOPS=uvloop runs the
+#                   tests on other event loops than asyncio and trio
+# make docs         write the reference tables of contrib/docs anew from the code
+#
+# Longer tests:
+# make faults       what a hostile network can do, on both event loops, in 1 to 2 minutes
+# make chaos        every failure of upstream under a crowd, ten runs for each event loop;
+#                   RUNS=100 SEED=7 for others
+# make soak         good requests, faults, disconnects and upstream's failures at random for two
+#                   minutes, and what is left afterwards; SECONDS=3600 SEED=7 for others
+# make fuzz         bytes that a parser reads wrongly, found by atheris, a minute for each of five
+#                   parsers; SECONDS=600 for longer
+# make selfcheck    whether the recorded times are true on this machine, in about 8 minutes
+#
+# Benchmarks:
+# make bench        this proxy beside the peers that are found here; PEERS=nginx,haproxy picks,
+#                   PEERS=none is this proxy alone, ARGS=--quick is a short look, ARGS=--help lists
+#                   more
+# make bench-growth whether a request costs more beside many connections, in five minutes
+# make bench-warm   what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7 minutes
+# make bench-gzip   what UPSTREAM_GZIP_MIN_BYTES is worth over 20 Mbit/s
+# make bench-quota  what QUOTA_PACING is worth to 100 agents, in 9 minutes
+# make bench-peers  install the peers that PyPI and npm have, into contrib/bench
+#
+# Container image:
+# make image        build it with docker, podman or buildah; ARGS='--build-arg BASE=…'
+# make image-test   build it with buildah on a base made by debootstrap, run it hardened and test
+#                   it, in two to three minutes; as root, on Debian
+#
+# make clean        remove what these have made, but for images
+#
+# Python 3.11 or newer and make are all that is needed; PYTHON=python3.13 picks one.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -29,18 +41,24 @@ FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
+.PHONY: help run test docs faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
   bench-growth bench-quota bench-peers image image-test clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
 	then exec $(BIN)/ape-cerebras serve; \
-	else echo "CEREBRAS_API_KEY is not set: serving a simulated Cerebras"; \
+	else echo "CEREBRAS_API_KEY is not set: serving the simulator"; \
 	     exec $(BIN)/ape-cerebras serve --demo; fi
 
 test: lint types $(VENV)/installed-js
 	$(BIN)/python -m pytest --loops $(LOOPS)
 	$(BIN)/python -m pytest --loops uvloop -m every_loop
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+docs: $(VENV)/installed
+	$(BIN)/python contrib/docs/reference.py
 
 faults: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m faults

@@ -145,8 +145,8 @@ def test_it_scales_by_a_metric_that_there_is() -> None:
     [metric] = [each["pods"]["metric"]["name"] for each in spec["metrics"]]
     [adapter] = documents(FOLDER / "prometheus-adapter.yaml")
     [rule] = adapter["rules"]["custom"]
-    told = (CONTRIB.parent / "README.md").read_text("utf-8").partition("## Metrics")[2]
-    assert f"`{metric.removeprefix('cerebras_proxy_')}`" in told.partition("## Settings")[0]
+    page = (CONTRIB / "docs" / "metrics.md").read_text("utf-8")
+    assert f"`{metric.removeprefix('cerebras_proxy_')}`" in page
     assert rule["name"]["as"] == metric
     assert rule["seriesQuery"].startswith(f"{metric}{{")
     target = spec["scaleTargetRef"]

@@ -1,0 +1,206 @@
+"""The pages of the documentation: their code blocks, and a session that runs them for a test.
+
+The info string of a block says what becomes of it; ``contrib/docs/develop.md`` has the table. A
+session runs one page in a directory that looks like the project's. At most one service runs at a
+time: a page starts it, and it ends before the next one, or with the page. Services listen on free
+ports; ``localhost:8000`` in a block means the one that runs.
+"""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+from printed import look_at
+from served import PATIENCE, environment
+from tools import tool
+
+__all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session")
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "contrib" / "docs").glob("*.md")))
+_FENCED = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+_API_KEY = '"csk-your-key"'
+_LOOPS = ("asyncio", "trio")
+_PACKAGES = {"promtool": "prometheus"}  # of Debian, where the name is another
+
+
+class Block(NamedTuple):
+    """A code block: ``kind`` is its language, ``note`` what its info string says besides."""
+
+    page: Path
+    line: int
+    kind: str
+    note: str
+    text: str
+
+    @property
+    def why_not(self) -> str:
+        """Why the block is not run; empty where it is."""
+        return self.note.removeprefix("not run: ") if self.note.startswith("not run: ") else ""
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    found = []
+    for match in _FENCED.finditer(text):
+        kind, _, note = match["info"].partition(" ")
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(page, line, kind, note, match["text"]))
+    return found
+
+
+def matches(expected: str, output: str) -> bool:
+    """Whether an output is the expected one, in which … stands for any text."""
+    pattern = re.escape(_tidied(expected)).replace("…", ".*?")
+    return re.fullmatch(pattern, _tidied(output), re.DOTALL) is not None
+
+
+def _tidied(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+class _Service:
+    """A process that a page has started, and all that it started: a process group of its own."""
+
+    def __init__(self, command: str, directory: Path, settings: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            ("sh", "-ec", command),
+            cwd=directory,
+            env=settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self._output: IO[bytes] = self.process.stdout
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.port = int(str(self.line_with("address")["address"]).rpartition(":")[2])
+
+    def _read(self) -> None:
+        for line in self._output:
+            look_at(line)
+            self._lines.put(line)
+        self._lines.put(b"")
+
+    def line_with(self, key: str) -> dict[str, Any]:
+        """The next log line that has ``key``; what is no log line is passed over."""
+        while line := self._lines.get(timeout=PATIENCE):
+            if line.startswith(b"{") and key in (fields := orjson.loads(line)):
+                found: dict[str, Any] = fields
+                return found
+        raise AssertionError(f"the service ended without a line that has {key!r}")
+
+    def end(self) -> None:
+        """SIGTERM, as a service manager would; SIGKILL where that does not help."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(timeout=PATIENCE)
+                break
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+        self._reader.join()
+        self._output.close()
+
+
+class Session:
+    """Runs the blocks of one page, in their order."""
+
+    def __init__(self, directory: Path, api: str) -> None:
+        self._directory = directory
+        self._api = api
+        self._service: _Service | None = None
+        self._outputs: list[str] = []
+
+    def run(self, block: Block) -> None:
+        """Run a block, or compare it with what the last one printed. Raises AssertionError."""
+        match block.kind, block.note:
+            case ("sh", "stays running"):
+                self._start(block)
+            case ("sh", note) if not block.why_not:
+                if note.startswith("needs "):
+                    program = note.removeprefix("needs ")
+                    tool(program, _PACKAGES.get(program, program))
+                status = int(note.removeprefix("exits with ")) if "exits" in note else 0
+                self._finish(block, ("sh", "-ec", self._here(block)), status)
+            case ("python", note) if not block.why_not:
+                for loop in _LOOPS if note == "on asyncio and trio" else _LOOPS[-1:]:
+                    program = self._here(block).replace('backend="trio"', f'backend="{loop}"')
+                    self._finish(block, (sys.executable, "-c", program))
+            case ("text", "output"):
+                shown = self._outputs[-1]
+                assert matches(block.text, shown), f"{block}: it printed\n{shown}"
+            case ("json", "log line"):
+                assert self._service is not None
+                line = self._service.line_with("outcome")
+                assert list(orjson.loads(block.text)) == list(line), f"{block}: {line}"
+            case ("toml" | "json" | "yaml", name) if name:
+                (self._directory / name).write_text(block.text, "utf-8")
+
+    def _here(self, block: Block) -> str:
+        """The block with this session's addresses: of the service, and of the API where a program
+        names its key."""
+        text = block.text.replace(_API_KEY, f'{_API_KEY}, "CEREBRAS_BASE_URL": "{self._api}"')
+        if self._service is not None:
+            text = text.replace("localhost:8000", f"localhost:{self._service.port}")
+        return text
+
+    def _settings(self, **more: str) -> dict[str, str]:
+        programs = str(Path(sys.executable).parent)
+        path = os.pathsep.join((programs, os.environ.get("PATH", os.defpath)))
+        return environment(PATH=path, VENV=sys.prefix, HOST="127.0.0.1", **more)
+
+    def _start(self, block: Block) -> None:
+        self.end()
+        command = block.text.replace("cerebras simulate", "cerebras simulate --port 0")
+        settings = self._settings(PORT="0", CEREBRAS_BASE_URL=self._api)
+        self._service = _Service(command, self._directory, settings)
+
+    def _finish(self, block: Block, command: tuple[str, ...], status: int = 0) -> None:
+        more = {} if self._service is None else {"PORT": str(self._service.port)}
+        done = subprocess.run(
+            command,
+            cwd=self._directory,
+            env=self._settings(**more),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == status, f"{block}: {done.stdout}{done.stderr}"
+        self._outputs.append(done.stdout or done.stderr)
+
+    def end(self) -> None:
+        if self._service is not None:
+            self._service.end()
+            self._service = None
+
+
+@contextmanager
+def session(directory: Path, api: str) -> Iterator[Session]:
+    """In ``directory``, which becomes a view of the project; ``api`` stands for the real API."""
+    for path in ROOT.iterdir():
+        if not path.name.startswith("."):
+            (directory / path.name).symlink_to(path)
+    running = Session(directory, api)
+    try:
+        yield running
+    finally:
+        running.end()
