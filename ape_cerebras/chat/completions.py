@@ -241,6 +241,8 @@ class Relay:
     def _account(self, exchange: Exchange) -> None:
         exchange.model = exchange.model or exchange.response_model
         if exchange.usage is not None and exchange.model is not None:
-            exchange.cost = self._catalogue.prices.cost(exchange.model, exchange.usage)
+            prompt, completion, _, cached, _ = exchange.usage
+            prices = self._catalogue.prices
+            exchange.cost = prices.cost(exchange.model, prompt, completion, cached)
         if exchange.upstream_code == "model_not_found":
             self._catalogue.note_missing(exchange.model, exchange.trace_id)

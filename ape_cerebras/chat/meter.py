@@ -26,8 +26,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from ..config.prices import TimeInfo, Usage
-from ..telemetry.exchange import Exchange
+from ..telemetry.exchange import Exchange, TimeInfo, Usage
 from .sse import EventReader
 
 __all__ = (

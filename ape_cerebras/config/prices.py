@@ -9,13 +9,7 @@ from decimal import Decimal, InvalidOperation, localcontext
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-__all__ = (
-    "Price",
-    "PriceTable",
-    "TimeInfo",
-    "Usage",
-    "read_price",
-)
+__all__ = ("Price", "PriceTable", "read_price")
 
 _MILLION = Decimal(1_000_000)
 
@@ -23,25 +17,6 @@ _MILLION = Decimal(1_000_000)
 _MAX_PRICE = 1_000_000
 _MAX_DECIMALS = 12
 _COST_DIGITS = 64
-
-
-class Usage(NamedTuple):
-    """Tokens of one exchange. Cached tokens are part of the prompt, reasoning tokens of the
-    completion, as in OpenAI's usage object."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
-
-
-class TimeInfo(NamedTuple):
-    """Cerebras's own account of a request, in seconds; None for what it left out."""
-
-    queue: float | None
-    prompt: float | None
-    completion: float | None
 
 
 class Price(NamedTuple):
@@ -60,17 +35,18 @@ class PriceTable:
     is_built_in: bool = field(default=False, compare=False)
     """Whether nobody has set it."""
 
-    def cost(self, model: str, usage: Usage) -> Decimal | None:
-        """US dollars, exact; None where the model has no price."""
+    def cost(self, model: str, prompt: int, completion: int, cached: int) -> Decimal | None:
+        """US dollars, exact, of so many tokens, ``cached`` being part of those of the prompt; None
+        where the model has no price."""
         price = self.prices.get(model)
         if price is None:
             return None
-        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        cached = min(cached, prompt)
         with localcontext(prec=_COST_DIGITS):
             return (
-                (usage.prompt_tokens - cached) * price.input
+                (prompt - cached) * price.input
                 + cached * price.cached_input
-                + usage.completion_tokens * price.output
+                + completion * price.output
             ) / _MILLION
 
     @classmethod

@@ -13,13 +13,40 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
-from ..config.prices import TimeInfo, Usage
 from ..errors import ProxyError
 from ..http1.messages import Headers, Request
 
-__all__ = ("CHAT_ROUTE", "CUT_SHORT", "OUTCOMES", "Exchange", "Outcome", "outcome_of_status")
+__all__ = (
+    "CHAT_ROUTE",
+    "CUT_SHORT",
+    "OUTCOMES",
+    "Exchange",
+    "Outcome",
+    "TimeInfo",
+    "Usage",
+    "outcome_of_status",
+)
 
 CHAT_ROUTE = "/v1/chat/completions"
+
+
+class Usage(NamedTuple):
+    """Tokens of one exchange, as the API reports them. Cached tokens are part of the prompt,
+    reasoning tokens of the completion, as in OpenAI's usage object."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class TimeInfo(NamedTuple):
+    """Cerebras's own account of a request, in seconds; None for what it left out."""
+
+    queue: float | None
+    prompt: float | None
+    completion: float | None
 
 
 class Outcome(NamedTuple):

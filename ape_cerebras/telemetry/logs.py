@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ..config.prices import Usage
-from .exchange import Exchange
+from .exchange import Exchange, Usage
 from .timings import Timings
 
 __all__ = ("DEBUG_FIELDS", "FIRST_FIELDS", "LOG_FIELDS", "LineWriter", "LogField", "Logs")

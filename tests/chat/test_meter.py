@@ -6,8 +6,7 @@ import pytest
 from recorded import ANSWER, TOOL_CALL
 
 from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
-from ape_cerebras.config.prices import TimeInfo, Usage
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 
 REPLIES = Path(__file__).parents[1] / "support" / "replies"
 ERROR = (

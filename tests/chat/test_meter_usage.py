@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.chat.meter import read_json, read_time_info, read_usage
-from ape_cerebras.config.prices import TimeInfo, Usage
+from ape_cerebras.telemetry.exchange import TimeInfo, Usage
 
 GEMMA = (
     b'{"total_tokens":22,"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":0},'

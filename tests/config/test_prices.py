@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ape_cerebras.config.prices import (
     Price,
     PriceTable,
-    Usage,
 )
 
 
@@ -86,23 +85,21 @@ def test_what_is_wrong_is_said_of_the_model() -> None:
 
 def test_the_cost_of_a_recorded_exchange() -> None:
     # 136 tokens at 0.35 and 120 at 0.75 USD per million.
-    cost = PriceTable.built_in().cost("gpt-oss-120b", Usage(136, 120, 256, 128, 89))
+    cost = PriceTable.built_in().cost("gpt-oss-120b", 136, 120, 128)
     assert cost == Decimal("0.0001376")
 
 
 def test_cached_tokens_have_their_own_price_and_are_not_charged_twice() -> None:
     table = PriceTable.from_json('{"m":{"input":10,"output":100,"cached_input":1}}')
-    assert table.cost("m", Usage(100, 1, 101, 90, 0)) == Decimal("0.00029")
-    more_cached_than_there_are = table.cost("m", Usage(100, 0, 100, 1000, 0))
+    assert table.cost("m", 100, 1, 90) == Decimal("0.00029")
+    more_cached_than_there_are = table.cost("m", 100, 0, 1000)
     assert more_cached_than_there_are == Decimal("0.0001")
 
 
 def test_a_model_without_a_price_has_no_cost() -> None:
-    assert PriceTable({}).cost("m", Usage(1, 1, 2, 0, 0)) is None
-    assert PriceTable.from_json('{"m":{"input":0,"output":0}}').cost("m", Usage(1, 1, 2, 0, 0)) == 0
-    assert (
-        PriceTable.from_json('{"m":{"input":0,"output":0}}').cost("M", Usage(1, 1, 2, 0, 0)) is None
-    )
+    assert PriceTable({}).cost("m", 1, 1, 0) is None
+    assert PriceTable.from_json('{"m":{"input":0,"output":0}}').cost("m", 1, 1, 0) == 0
+    assert PriceTable.from_json('{"m":{"input":0,"output":0}}').cost("M", 1, 1, 0) is None
 
 
 prices = st.decimals(0, 10**6, places=12)
@@ -114,7 +111,7 @@ def test_costs_are_exact(
     input_: Decimal, output: Decimal, cached_input: Decimal, prompt: int, out: int, cached: int
 ) -> None:
     table = PriceTable({"m": Price(input_, output, cached_input)})
-    cost = table.cost("m", Usage(prompt, out, prompt + out, cached, 0))
+    cost = table.cost("m", prompt, out, cached)
     cached = min(cached, prompt)
     exact = (
         Fraction(input_) * (prompt - cached)

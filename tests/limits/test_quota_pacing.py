@@ -12,7 +12,6 @@ from exchanges import chat_exchange
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.config.prices import Usage
 from ape_cerebras.errors import NotAdmitted
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import ApiKeys
@@ -22,6 +21,7 @@ from ape_cerebras.simulator.quota import Account, AccountLimits
 from ape_cerebras.simulator.replies import Rejected
 from ape_cerebras.simulator.request import CompletionRequest
 from ape_cerebras.simulator.server import Simulator
+from ape_cerebras.telemetry.exchange import Usage
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:

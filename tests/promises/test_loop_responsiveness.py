@@ -24,10 +24,10 @@ from steps import Steps, watched_steps
 from threaded import ThreadedUpstream, ask, in_chunks, plain
 
 from ape_cerebras import errors
-from ape_cerebras.config.prices import PriceTable, TimeInfo
+from ape_cerebras.config.prices import PriceTable
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.errors import ProxyError
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo
 
 pytestmark = [
     pytest.mark.anyio,

@@ -5,10 +5,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ape_cerebras.config.prices import PriceTable, TimeInfo, Usage
+from ape_cerebras.config.prices import PriceTable
 from ape_cerebras.errors import ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.timings import Timings
 
 __all__ = (
@@ -155,7 +155,7 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         has_reasoning=draw(st.booleans()),
         usage=usage,
         time_info=draw(st.none() | _time_infos),
-        cost=_PRICES.cost(model, usage) if model and usage else None,
+        cost=_PRICES.cost(model, usage[0], usage[1], usage[3]) if model and usage else None,
         client_blocked_seconds=draw(_steps),
         **draw(_ways_to_a_connection),
         response_timestamped=draw(st.none() | st.booleans()),

@@ -13,10 +13,9 @@ from failures import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.config.prices import TimeInfo, Usage
 from ape_cerebras.errors import BadRequest, ClientGone, ProxyError, Truncated
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
+from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.logs import Logs
 
 FIRST = ["timestamp", "level", "message", "trace_id"]

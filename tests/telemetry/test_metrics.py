@@ -8,9 +8,8 @@ from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.chat.listing import Drift, Model
-from ape_cerebras.config.prices import Usage
 from ape_cerebras.config.values import BUCKETS
-from ape_cerebras.telemetry.exchange import CUT_SHORT
+from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
 from ape_cerebras.telemetry.metrics import Metrics
 
 # Name (without the stem) → type, labels.

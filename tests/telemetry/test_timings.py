@@ -7,7 +7,6 @@ import pytest
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
 from hypothesis import given, settings
 
-from ape_cerebras.config.prices import TimeInfo, Usage
 from ape_cerebras.errors import (
     ClientGone,
     ClientStalled,
@@ -18,7 +17,7 @@ from ape_cerebras.errors import (
     Unauthorized,
 )
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
+from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.timings import Timings
 
 DURATIONS = (

@@ -8,8 +8,7 @@ from exchanges import chat_exchange, with_timings
 from trio.testing import MockClock
 
 from ape_cerebras import Config
-from ape_cerebras.config.prices import Usage
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.exchange import Exchange, Usage
 from ape_cerebras.telemetry.health import Health
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
