@@ -23,7 +23,6 @@ import anyio
 
 from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
-from ..upstream.quota import read_quota
 from .fair_queue import FairQueue, recording_wait
 from .token_buckets import Charge, LimitStore, TokenBucket
 
@@ -177,7 +176,7 @@ class QuotaPacing:
             await self._refund(model, exchange, used)
         if exchange.upstream_status == 429:
             model.no_refunds_until = self._clock() + _NO_REFUNDS_FOR
-        quota = read_quota(exchange.upstream_headers)
+        quota = exchange.quota
         model.is_known = model.is_known or bool(quota.limit) or not rejected
         # The API may have charged these after this request, or will yet.
         others = [

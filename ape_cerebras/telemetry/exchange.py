@@ -14,14 +14,16 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from ..errors import ProxyError
-from ..http1.messages import Headers, Request
+from ..http1.messages import Request
 
 __all__ = (
     "CHAT_ROUTE",
     "CUT_SHORT",
+    "NO_QUOTA",
     "OUTCOMES",
     "Exchange",
     "Outcome",
+    "Quota",
     "TimeInfo",
     "Usage",
     "outcome_of_status",
@@ -47,6 +49,19 @@ class TimeInfo(NamedTuple):
     queue: float | None
     prompt: float | None
     completion: float | None
+
+
+class Quota(NamedTuple):
+    """The account's quota as far as a response reports it: ``limit`` and ``remaining`` by kind
+    (``requests``, ``tokens``) and window (``minute``, ``hour``, ``day``). ``malformed`` counts the
+    headers that could not be read."""
+
+    limit: dict[tuple[str, str], float]
+    remaining: dict[tuple[str, str], float]
+    malformed: int
+
+
+NO_QUOTA = Quota({}, {}, 0)
 
 
 class Outcome(NamedTuple):
@@ -181,7 +196,7 @@ class Exchange:
     head_at: float | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None  # the code in the body of an error
-    upstream_headers: Headers = ()  # the x-ratelimit-* of the response
+    quota: Quota = NO_QUOTA  # the account's, as the response reports it
     response_timestamped: bool | None = None  # the kernel timestamped all of its bytes
     response_backlogged: bool = False  # more of it was unread than the kernel holds
     upstream_wait_seconds: float = 0.0  # for a connection, head, body or shared fetch

@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..config.config import Config
 from ..upstream.circuit_breaker import CircuitBreaker
-from ..upstream.quota import read_quota
 from ..version import VERSION
 from .client_metrics import ClientMetrics
 from .degradation import REASONS
@@ -278,13 +277,12 @@ class Metrics:
             self._child(self._cost, model).inc(float(exchange.cost))
 
     def _observe_quota(self, exchange: Exchange) -> None:
-        if not exchange.upstream_headers:
-            return
-        quota = read_quota(exchange.upstream_headers)
+        quota = exchange.quota
         for what, found in (("limit", quota.limit), ("remaining", quota.remaining)):
             for (kind, window), value in found.items():
                 self._child(self._quota[what], kind, window).set(value)
-        self._malformed_quota.inc(quota.malformed)
+        if quota.malformed:
+            self._malformed_quota.inc(quota.malformed)
 
     def render(self, accept: bytes) -> Generator[None, None, tuple[bytes, str]]:
         """The text for a scraper, and its content type, in steps; OpenMetrics where it accepts

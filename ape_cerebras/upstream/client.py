@@ -19,9 +19,10 @@ from ..errors import (
 from ..http1.messages import Headers
 from ..net.socket_stream import TimestampedStream
 from ..net.timestamps import loop_clock
-from ..telemetry.exchange import Exchange
+from ..telemetry.exchange import NO_QUOTA, Exchange
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp
 from .pool import Lease, Pool, ssl_context_for
+from .quota import read_quota
 from .quotes import KeyLeakDetector
 
 __all__ = (
@@ -117,9 +118,7 @@ class UpstreamResponse:
         self.status = self._exchange.upstream_status = status
         self.headers = headers
         self._exchange.head_at = self._connection.transport.arrived_at
-        self._exchange.upstream_headers = tuple(
-            field for field in headers if field[0].startswith(b"x-ratelimit-")
-        )
+        self._exchange.quota = read_quota(headers)
         self._quotes = KeyLeakDetector(self._config.cerebras_api_key.encode(), status)
         if self._quotes.are_in(b"\n".join([value for _, value in headers])):
             raise ResponseWithheld
@@ -279,7 +278,7 @@ def forget_try(exchange: Exchange) -> None:
     exchange.connect_seconds = exchange.tls_seconds = None
     exchange.sent_at = exchange.head_at = None
     exchange.upstream_status = exchange.upstream_code = None
-    exchange.upstream_headers = ()
+    exchange.quota = NO_QUOTA
     exchange.response_timestamped, exchange.response_backlogged = None, False
 
 

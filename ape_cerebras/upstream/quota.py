@@ -1,9 +1,9 @@
 """The account's quota as the API tells of it, in the ``x-ratelimit-*`` headers of its answers."""
 
 import re
-from typing import NamedTuple
 
 from ..http1.messages import Headers
+from ..telemetry.exchange import Quota
 
 __all__ = ("Quota", "WINDOWS", "read_quota")
 
@@ -11,15 +11,6 @@ WINDOWS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}  # seconds
 
 _FIELD = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
 _NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
-
-
-class Quota(NamedTuple):
-    """``limit`` and ``remaining`` by kind and window, as far as an answer told them; ``malformed``
-    is how many it told so that nobody can read them."""
-
-    limit: dict[tuple[str, str], float]
-    remaining: dict[tuple[str, str], float]
-    malformed: int
 
 
 def read_quota(headers: Headers) -> Quota:

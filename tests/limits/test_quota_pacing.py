@@ -22,6 +22,7 @@ from ape_cerebras.simulator.replies import Rejected
 from ape_cerebras.simulator.request import CompletionRequest
 from ape_cerebras.simulator.server import Simulator
 from ape_cerebras.telemetry.exchange import Usage
+from ape_cerebras.upstream.quota import read_quota
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
@@ -73,7 +74,7 @@ class Fleet:
         except Rejected:
             self.rejected.append(name)
             exchange.upstream_status = 429
-        exchange.upstream_headers = self.account.headers(now)
+        exchange.quota = read_quota(self.account.headers(now))
         await anyio.sleep(0.05)
         await self.admission.update_quota(exchange)
         if exchange.upstream_status == 200:

@@ -11,6 +11,7 @@ from ape_cerebras.chat.listing import Drift, Model
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
 from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.upstream.quota import read_quota
 
 # Name (without the stem) → type, labels.
 TABLE: dict[str, tuple[str, set[str]]] = {
@@ -81,7 +82,7 @@ def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
     metrics = observed(
         stream_exchange(
-            upstream_headers=GRID, client="alice", reserved_tokens=100, **RETRIED, **new
+            quota=read_quota(GRID), client="alice", reserved_tokens=100, **RETRIED, **new
         )
     )
     metrics.models.note_fetch(succeeded=True)
@@ -219,7 +220,7 @@ def test_no_client_makes_a_series() -> None:
                     client=text,
                     trace_id=text,
                     request_id=text,
-                    upstream_headers=((f"x-ratelimit-{text}".encode(), b"1"),),
+                    quota=read_quota(((f"x-ratelimit-{text}".encode(), b"1"),)),
                 )
             )
         )
@@ -227,13 +228,13 @@ def test_no_client_makes_a_series() -> None:
 
 
 def test_the_quota() -> None:
-    metrics = observed(chat_exchange(upstream_headers=GRID))
+    metrics = observed(chat_exchange(quota=read_quota(GRID)))
     for name, number in GRID:
         what, kind, window = name.decode().split("-")[2:]
         gauge = f"upstream_ratelimit_{what}"
         assert value(metrics, gauge, kind=kind, window=window) == float(number)
     fraction = ((b"x-ratelimit-remaining-tokens-minute", b"17.5"),)
-    metrics.observe(*with_timings(chat_exchange(upstream_headers=fraction)))
+    metrics.observe(*with_timings(chat_exchange(quota=read_quota(fraction))))
     gauge = "upstream_ratelimit_remaining"
     assert value(metrics, gauge, kind="tokens", window="minute") == 17.5
 
@@ -253,7 +254,7 @@ def test_the_quota() -> None:
     ],
 )
 def test_a_quota_that_cannot_be_read_is_none(name: bytes, text: bytes) -> None:
-    metrics = observed(chat_exchange(upstream_headers=((b"x-ratelimit-" + name, text),)))
+    metrics = observed(chat_exchange(quota=read_quota(((b"x-ratelimit-" + name, text),))))
     assert not [sample for sample in samples(metrics) if "ratelimit" in sample.name]
 
 

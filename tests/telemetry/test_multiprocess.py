@@ -13,6 +13,7 @@ from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.multiprocess import forget_worker, share_values
 from ape_cerebras.telemetry.place import Board, Place, Ports
+from ape_cerebras.upstream.quota import read_quota
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 EXCHANGES = (
@@ -79,7 +80,7 @@ def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
     alone, worker = made(), crew.worker(1)
     for metrics in (alone, worker):
-        metrics.observe(*with_timings(stream_exchange(upstream_headers=quota)))
+        metrics.observe(*with_timings(stream_exchange(quota=read_quota(quota))))
     alone_told, told = families(alone), families(worker)
     assert {name.removeprefix("cerebras_proxy_") for name in told.keys() - alone_told} == WORKERS
     for name, metric in alone_told.items():
@@ -101,10 +102,10 @@ def test_gauges_add_up_or_are_the_worst_or_the_last(crew: Crew) -> None:
     first = crew.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
-    first.observe(*with_timings(chat_exchange(upstream_headers=((limit, b"100"), (left, b"90")))))
+    first.observe(*with_timings(chat_exchange(quota=read_quota(((limit, b"100"), (left, b"90"))))))
     second = crew.worker(2, in_flight=8)
     second.set_degraded(())
-    second.observe(*with_timings(chat_exchange(upstream_headers=((left, b"95"),))))
+    second.observe(*with_timings(chat_exchange(quota=read_quota(((left, b"95"),)))))
     assert value(second, "requests_in_flight") == 13
     assert value(second, "upstream_connections", state="idle") == 12
     assert value(second, "degraded", reason="ttft") == 1
@@ -121,7 +122,7 @@ def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
     first = crew.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
-    first.observe(*with_timings(stream_exchange(upstream_headers=((left, b"90"),))))
+    first.observe(*with_timings(stream_exchange(quota=read_quota(((left, b"90"),)))))
     second = crew.worker(2, in_flight=8)
     second.observe(*with_timings(stream_exchange()))
     crew.forget(1)

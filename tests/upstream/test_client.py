@@ -7,7 +7,7 @@ from scripts import silent
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.exchange import Exchange, Quota
 from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.client import UpstreamClient
 
@@ -52,7 +52,7 @@ async def test_what_is_sent_and_what_is_written_down() -> None:
         "a: b",
     ]
     assert exchange.upstream_status == 200
-    assert exchange.upstream_headers == ((b"x-ratelimit-limit-tokens-minute", b"5"),)
+    assert exchange.quota == Quota({("tokens", "minute"): 5.0}, {}, 0)
     assert exchange.sent_at is not None
     assert exchange.head_at is not None
     assert exchange.started_at <= exchange.sent_at <= exchange.head_at

@@ -4,7 +4,8 @@ import pytest
 from exchanges import chat_exchange
 from scraping import observed, value
 
-from ape_cerebras.upstream.quota import Quota, read_quota
+from ape_cerebras.telemetry.exchange import Quota
+from ape_cerebras.upstream.quota import read_quota
 
 
 def test_what_is_told_is_read_by_kind_and_window() -> None:
@@ -30,7 +31,7 @@ def test_what_cannot_be_read_says_nothing_and_is_counted(text: bytes) -> None:
         (b"x-ratelimit-remaining-tokens-minute", b"5"),
     )
     assert read_quota(headers) == Quota({}, {("tokens", "minute"): 5.0}, 1)
-    metrics = observed(chat_exchange(upstream_headers=headers))
+    metrics = observed(chat_exchange(quota=read_quota(headers)))
     assert value(metrics, "malformed_quota_headers_total") == 1
     told = {"kind": "tokens", "window": "minute"}
     assert value(metrics, "upstream_ratelimit_limit", **told) is None
