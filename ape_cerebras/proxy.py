@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.abc import ByteStream
 
-from .chat.catalogue import Catalogue
 from .chat.completions import Relay, error_body, error_event
-from .chat.models import ModelList
+from .chat.models import Catalogue, ModelList
 from .config.config import Config
 from .downstream.clients import Clients
 from .downstream.connection import Downstream
@@ -247,7 +246,8 @@ class Proxy:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_warm)
             if self.config.price_catalogue:
-                tasks.start_soon(self._catalogue.keep, lambda: Exchange(started_at=self._clock()))
+                unobserved = Exchange(started_at=self._clock())
+                tasks.start_soon(self._catalogue.refresh_hourly, unobserved)
             if self.config.metrics_enabled:
                 tasks.start_soon(self._watch_loop)
             while True:

@@ -21,10 +21,10 @@ from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
 from ..upstream.tries import RetryingClient
 from .assembly import Assembly
-from .catalogue import Catalogue
 from .compression import Compression
 from .crossing import headers_down, headers_up, plain_headers
 from .meter import Meter, StreamMeter, meter_for
+from .models import Catalogue
 from .request import ChatRequest, read_chat_request
 from .sse import parts
 

@@ -1,34 +1,93 @@
-"""The list of models: upstream's, kept for a minute; its last one while upstream fails; that of
-the price table when there has never been one."""
+"""The API's models: which there are, their prices and their limits.
 
-from collections.abc import Iterable
+``ModelList`` answers ``/v1/models`` with upstream's list, kept for a minute; with the last one
+while upstream fails; with that of the price table while there has been none.
+
+``Catalogue`` fetches the API's public list where PRICE_CATALOGUE is on: in the background, without
+the key, when the proxy starts and an hour after each attempt. While that fails, the last one stays.
+Its entries are read permissively: an odd one is skipped, and so is an odd price or limit, because a
+wrong price is worse than none. A response that is no list is refused whole.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import anyio
 import orjson
 
 from ..config.config import Config
+from ..config.prices import Price, PriceTable, read_price
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
+from ..telemetry.logs import Logs
+from ..telemetry.model_metrics import ModelMetrics
 from ..upstream.client import UpstreamClient, WaitingForUpstream
 
-__all__ = ("ModelList",)
+__all__ = (
+    "Catalogue",
+    "Drift",
+    "Model",
+    "ModelList",
+    "closest",
+    "drift",
+    "merged",
+    "read_catalogue",
+)
 
-_PATH = "/v1/models"
+# The list that clients get
+_LIST_PATH = "/v1/models"
+_LIST_MAX_BYTES = 64 * 1024  # many times the API's; to parse more would hold the event loop
 _FRESH_FOR = 60.0  # seconds
 _RETRY_AFTER = 5.0  # seconds, so that an upstream that is down does not delay every caller
-_ASK_AT_MOST = 10.0  # seconds; everybody who asks waits for the same answer
-_MAX_BYTES = 64 * 1024  # many times what there is; to read more would hold the event loop
+_LIST_TIMEOUT = 10.0  # seconds; all callers wait for the same response
+
+# The public list
+_CATALOGUE_PATH = "/public/v1/models"
+_CATALOGUE_MAX_BYTES = 256 * 1024  # an entry has one or two thousand
+_CATALOGUE_INTERVAL = 3600.0  # seconds
+_CATALOGUE_TIMEOUT = 30.0  # seconds
+_MAX_MODELS = 100  # the API has a handful
+_NAME = re.compile(r"[\x21-\x7e]{1,64}")
+# A text. So many decimals per token are the 12 per million that a price may have.
+_PER_TOKEN = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,18})?")
+_MAX_LIMIT = 2**40
+_PRICES = {"input": "prompt", "output": "completion"}
+_LIMITS = {
+    "context_tokens": "max_context_length",
+    "completion_tokens": "max_completion_tokens",
+    "requests_per_minute": "requests_per_minute",
+    "tokens_per_minute": "tokens_per_minute",
+}
+
+# Log lines
+_NAMES_PER_LINE = 5  # of a kind
+_NAME_CHARACTERS = 64
+_MISSING_AT_MOST = 100  # models of which it is logged once that they are; clients choose the names
+_MISSING_CHARACTERS = 256
+
+
+async def _fetch(
+    upstream: UpstreamClient, exchange: Exchange, path: str, max_bytes: int, *, with_key: bool
+) -> bytes:
+    with await upstream.send(exchange, "GET", path, (), with_key=with_key) as response:
+        body = await response.whole(max_bytes)
+    if response.status != 200:
+        raise InvalidResponse
+    return body
 
 
 class ModelList:
-    """Asks upstream when somebody asks here, one question at a time, never by itself."""
+    """Fetches upstream's list when a client requests it, one fetch at a time, never by itself."""
 
     def __init__(self, config: Config, upstream: UpstreamClient) -> None:
         self._upstream = upstream
         self._clock = loop_clock()
-        self._asking = anyio.Lock()
+        self._fetching = anyio.Lock()
         self._good_until = float("-inf")
         entries = [
             {"id": name, "object": "model", "created": 0, "owned_by": "Cerebras"}
@@ -39,26 +98,21 @@ class ModelList:
 
     @property
     def names(self) -> Iterable[str]:
-        """As far as they are known without asking."""
+        """As far as they are known without a fetch."""
         return self._by_id.keys()
 
     async def text(self, exchange: Exchange) -> bytes:
         """The list as JSON: upstream's own bytes where there are any."""
-        if self._is_stale:
-            with WaitingForUpstream(
-                exchange, self._clock
-            ):  # through another's question, which serves all
-                await self._asking.acquire()
+        if self._clock() >= self._good_until:
+            # Through another's fetch, which serves all.
+            with WaitingForUpstream(exchange, self._clock):
+                await self._fetching.acquire()
             try:
-                if self._is_stale:
+                if self._clock() >= self._good_until:
                     await self._refresh(exchange)
             finally:
-                self._asking.release()
+                self._fetching.release()
         return self._text
-
-    @property
-    def _is_stale(self) -> bool:
-        return self._clock() >= self._good_until
 
     async def entry(self, exchange: Exchange, model: str) -> bytes:
         """One model as JSON. Raises ModelNotFound."""
@@ -69,17 +123,13 @@ class ModelList:
 
     async def _refresh(self, exchange: Exchange) -> None:
         fresh_for = _RETRY_AFTER
-        with suppress(ProxyError), anyio.move_on_after(_ASK_AT_MOST):
-            self._text, self._by_id = await self._ask(exchange)
+        with suppress(ProxyError), anyio.move_on_after(_LIST_TIMEOUT):
+            text = await _fetch(
+                self._upstream, exchange, _LIST_PATH, _LIST_MAX_BYTES, with_key=True
+            )
+            self._text, self._by_id = text, _read_list(text)
             fresh_for = _FRESH_FOR
         self._good_until = self._clock() + fresh_for
-
-    async def _ask(self, exchange: Exchange) -> tuple[bytes, dict[str, bytes]]:
-        with await self._upstream.send(exchange, "GET", _PATH, ()) as response:
-            body = await response.whole(_MAX_BYTES)
-        if response.status != 200:
-            raise InvalidResponse
-        return body, _read_list(body)
 
 
 def _read_list(text: bytes) -> dict[str, bytes]:
@@ -92,3 +142,169 @@ def _read_list(text: bytes) -> dict[str, bytes]:
         return {entry["id"]: orjson.dumps(entry) for entry in entries}
     except (orjson.JSONDecodeError, KeyError, TypeError):  # the last also where it nests too deep
         raise InvalidResponse from None
+
+
+class Model(NamedTuple):
+    """An entry of the public list: the price, and the limits by the names that they have here."""
+
+    price: Price | None
+    limits: Mapping[str, int]
+    deprecated: bool
+
+
+class Drift(NamedTuple):
+    """Models in which table and list differ: another price in the list, only in the list, only in
+    the table."""
+
+    price: tuple[str, ...]
+    only_listed: tuple[str, ...]
+    not_listed: tuple[str, ...]
+
+
+class Catalogue:
+    """What one proxy knows of the models. ``prices`` is the table that costs are computed with."""
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: UpstreamClient,
+        models: ModelList,
+        metrics: ModelMetrics,
+        logs: Logs,
+    ) -> None:
+        self._table = config.model_prices
+        self._upstream = upstream
+        self._models = models
+        self._metrics = metrics
+        self._logs = logs
+        self._listed: dict[str, Model] = {}
+        self._logged: Drift | None = None
+        self._missing: set[str] = set()
+        self.prices = self._table
+
+    async def refresh_hourly(self, exchange: Exchange) -> None:
+        """Fetch the list, and again. ``exchange`` is one that nobody observes. Runs until
+        cancelled."""
+        while True:
+            await self._refresh(exchange)
+            await anyio.sleep(_CATALOGUE_INTERVAL)
+
+    async def _refresh(self, exchange: Exchange) -> None:
+        listed = None
+        with suppress(ProxyError, ValueError), anyio.move_on_after(_CATALOGUE_TIMEOUT):
+            text = await _fetch(
+                self._upstream, exchange, _CATALOGUE_PATH, _CATALOGUE_MAX_BYTES, with_key=False
+            )
+            listed = read_catalogue(text)
+        self._metrics.note_fetch(listed is not None)
+        if listed is None:
+            self._logs.event("warning", "The API's public list of models could not be fetched")
+            return
+        self._listed = listed
+        self.prices = merged(self._table, listed)
+        self._report(drift(self._table, listed))
+
+    def _report(self, found: Drift) -> None:
+        """Set the metrics each time; log a difference once."""
+        self._metrics.update(
+            {name: model.limits for name, model in self._listed.items()},
+            {kind: len(names) for kind, names in found._asdict().items()},
+        )
+        if any(found) and found != self._logged:
+            level = "warning" if found.price else "info"
+            message = "The API's list of models differs from the price table"
+            shown: dict[str, Any] = {
+                kind: [name[:_NAME_CHARACTERS] for name in names[:_NAMES_PER_LINE]]
+                for kind, names in found._asdict().items()
+                if names
+            }
+            self._logs.event(level, message, **shown)
+        self._logged = found
+
+    def note_missing(self, model: str | None, trace_id: str) -> None:
+        """Log once that the API does not have a model, with the name of the closest one that it
+        has, for an alias."""
+        missing = (model or "")[:_MISSING_CHARACTERS]
+        if not missing or missing in self._missing or len(self._missing) >= _MISSING_AT_MOST:
+            return
+        self._missing.add(missing)
+        served = [name for name, each in self._listed.items() if not each.deprecated]
+        candidates = [name for name in served or self._models.names if name not in self._missing]
+        found = closest(missing, candidates)
+        fields = {"model": missing} if found is None else {"model": missing, "closest_model": found}
+        message = "Upstream does not have this model; an alias in MODEL_ALIASES would help"
+        self._logs.event("warning", message, trace_id=trace_id, **fields)
+
+
+def read_catalogue(text: bytes) -> dict[str, Model]:
+    """The models of a public list, by name. Raises ValueError where it is none."""
+    try:
+        entries = orjson.loads(text)["data"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise ValueError("is no list of models") from None
+    if not isinstance(entries, list) or len(entries) > _MAX_MODELS:
+        raise ValueError("is no list of models, or one that is too long")
+    return {
+        entry["id"]: Model(
+            _read_price(entry), _read_limits(entry.get("limits")), entry.get("deprecated") is True
+        )
+        for entry in entries
+        if isinstance(entry, dict)
+        and isinstance(entry.get("id"), str)
+        and _NAME.fullmatch(entry["id"])
+    }
+
+
+def _read_limits(limits: Any) -> dict[str, int]:
+    if not isinstance(limits, dict):
+        return {}
+    found = ((here, limits.get(there)) for here, there in _LIMITS.items())
+    return {name: limit for name, limit in found if type(limit) is int and 0 < limit <= _MAX_LIMIT}
+
+
+def _read_price(entry: dict[str, Any]) -> Price | None:
+    """From US dollars per token, as text, to those per million, exactly."""
+    try:
+        per_token = {here: entry["pricing"][there] for here, there in _PRICES.items()}
+    except (KeyError, TypeError):
+        return None
+    if not all(isinstance(text, str) and _PER_TOKEN.fullmatch(text) for text in per_token.values()):
+        return None
+    per_million = {name: format(Decimal(text).scaleb(6), "f") for name, text in per_token.items()}
+    try:
+        return read_price(entry["id"], per_million)
+    except ValueError:
+        return None
+
+
+def merged(table: PriceTable, models: Mapping[str, Model]) -> PriceTable:
+    """The table with the list's prices in it; those that the user has set stay."""
+    listed = {name: model.price for name, model in models.items() if model.price is not None}
+    if table.is_built_in:
+        return PriceTable({**table.prices, **listed})
+    return PriceTable({**listed, **table.prices})
+
+
+def drift(table: PriceTable, models: Mapping[str, Model]) -> Drift:
+    """The models in which the table and the list differ. The list has no price of cached input."""
+    prices = table.prices
+    return Drift(
+        tuple(
+            name
+            for name, (price, *_) in models.items()
+            if price is not None and name in prices and price[:2] != prices[name][:2]
+        ),
+        tuple(name for name in models if name not in prices),
+        tuple(name for name in prices if name not in models),
+    )
+
+
+def closest(model: str, served: Collection[str]) -> str | None:
+    """The one of the served models whose name shares most pairs of neighbouring characters with
+    this one; None where none is served."""
+
+    def likeness(other: str) -> float:
+        pairs, others = ({*pairwise(name.casefold())} for name in (model, other))
+        return len(pairs & others) / max(1, len(pairs | others))
+
+    return max(served, key=likeness, default=None)

@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 
 from prometheus_client import Counter, Gauge
 
-from ..chat.listing import Drift, Model
 from ..config.config import Config
 
 __all__ = ("ModelMetrics",)
@@ -45,13 +44,14 @@ class ModelMetrics:
     def note_fetch(self, succeeded: bool) -> None:
         self._fetches.labels("ok" if succeeded else "failed").inc()
 
-    def tell(self, listed: Mapping[str, Model], drift: Drift) -> None:
-        """What the list says, from now on."""
-        for kind, names in drift._asdict().items():
-            self._drift.labels(kind).set(len(names))
+    def update(self, limits: Mapping[str, Mapping[str, int]], drift: Mapping[str, int]) -> None:
+        """Set what the API's list says: each model's limits by kind, and how many models differ
+        from the price table, by kind of difference."""
+        for kind, count in drift.items():
+            self._drift.labels(kind).set(count)
         self._limits.clear()
-        for name, model in listed.items():
+        for name, of_model in limits.items():
             if len(self._known) < self._at_most:
                 self._known.add(name)
-            for kind, limit in model.limits.items():
+            for kind, limit in of_model.items():
                 self._limits.labels(self.label(name), kind).set(limit)

@@ -17,7 +17,6 @@ PUBLIC = {"VERSION", "Config", "ConfigError", "Proxy", "serve"}
 NOT_YET = {
     ("telemetry.health", "upstream.circuit_breaker"),
     ("telemetry.metrics", "upstream.circuit_breaker"),
-    ("telemetry.model_metrics", "chat.listing"),
     ("telemetry.try_counts", "upstream.circuit_breaker"),
 }
 

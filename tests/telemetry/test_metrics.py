@@ -7,7 +7,6 @@ from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_excha
 from scraping import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
-from ape_cerebras.chat.listing import Drift, Model
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
 from ape_cerebras.telemetry.metrics import Metrics
@@ -86,7 +85,9 @@ def test_the_table(accept: bytes) -> None:
         )
     )
     metrics.models.note_fetch(succeeded=True)
-    metrics.models.tell({"m": Model(None, {"context_tokens": 8}, False)}, Drift((), (), ()))
+    metrics.models.update(
+        {"m": {"context_tokens": 8}}, dict.fromkeys(("price", "only_listed", "not_listed"), 0)
+    )
     found: dict[str, tuple[str, set[str]]] = {}
     for metric in families(metrics, accept).values():
         name = metric.name.removeprefix("cerebras_proxy_")

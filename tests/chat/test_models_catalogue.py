@@ -14,9 +14,7 @@ from mock_clock import on_mock_clock
 from scraping import samples, settled
 from simulating import rig as simulator
 
-from ape_cerebras.chat.catalogue import Catalogue
-from ape_cerebras.chat.listing import Drift, Model
-from ape_cerebras.chat.models import ModelList
+from ape_cerebras.chat.models import Catalogue, ModelList
 from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.telemetry.exchange import Exchange
@@ -123,7 +121,7 @@ async def test_its_prices_and_models_hold_from_then_on() -> None:
     assert told(it.lines) == [
         {
             "level": "warning",
-            "message": "The API's list of models is not as the price table",
+            "message": "The API's list of models differs from the price table",
             "price": ["gpt-oss-120b", "gemma-4-31b"],
             "only_listed": ["brand-new-1b"],
             "not_listed": [
@@ -271,8 +269,7 @@ def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
     metrics = Metrics(settled(), "trio").models
     names = [f"model-{number}" for number in range(1000)]
     for begin in range(0, 1000, 50):
-        listed = {name: Model(None, {}, False) for name in names[begin : begin + 50]}
-        metrics.tell(listed, Drift((), (), ()))
+        metrics.update({name: {} for name in names[begin : begin + 50]}, {})
     labels = {metrics.label(name) for name in names}
     assert len(labels) == 101
     assert labels == {*names[:100], "other"}
@@ -282,8 +279,7 @@ def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
 def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
     metrics = Metrics(settled(), "trio")
     for names in (["one", "two"], ["two"]):
-        listed = {name: Model(None, {"context_tokens": 8}, False) for name in names}
-        metrics.models.tell(listed, Drift((), (), ()))
+        metrics.models.update({name: {"context_tokens": 8} for name in names}, {})
     limits = [each for each in samples(metrics) if each.name == "cerebras_proxy_model_limit"]
     assert [each.labels["model"] for each in limits] == ["two"]
 
@@ -303,7 +299,7 @@ class Played:
         upstream = UpstreamClient(config, self.connect)
         models, metrics = ModelList(config, upstream), Metrics(config, "trio").models
         catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
-        tasks.start_soon(catalogue.keep, lambda: Exchange(started_at=trio.current_time()))
+        tasks.start_soon(catalogue.refresh_hourly, Exchange(started_at=trio.current_time()))
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         self.asked_at.append(trio.current_time())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.listing import Drift, Model, closest, drift, merged, read_listing
+from ape_cerebras.chat.models import Drift, Model, closest, drift, merged, read_catalogue
 from ape_cerebras.config.prices import Price, PriceTable
 from ape_cerebras.simulator.replies import model_list
 
@@ -35,16 +35,16 @@ def model(prompt: str = "1", completion: str = "2", *, deprecated: bool = False)
 
 def listed(**fields: Any) -> Model:
     """What is read in an entry with these fields."""
-    return read_listing(orjson.dumps({"data": [{"id": "m", **fields}]}))["m"]
+    return read_catalogue(orjson.dumps({"data": [{"id": "m", **fields}]}))["m"]
 
 
 def test_a_recorded_list() -> None:
     limits = {"context_tokens": 131_072, "completion_tokens": 40_960}
-    assert read_listing(RECORDED) == {"gpt-oss-120b": Model(price("0.35", "0.75"), limits, False)}
+    assert read_catalogue(RECORDED) == {"gpt-oss-120b": Model(price("0.35", "0.75"), limits, False)}
 
 
 def test_the_list_of_the_simulated_api_is_the_built_in_table() -> None:
-    models = read_listing(model_list(public=True))
+    models = read_catalogue(model_list(public=True))
     assert {name: each.price for name, each in models.items()} == BUILT_IN.prices
     assert drift(BUILT_IN, models) == Drift((), (), ())
 
@@ -58,13 +58,13 @@ def test_the_list_of_the_simulated_api_is_the_built_in_table() -> None:
 )
 def test_what_is_no_list(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"^is no list of models"):
-        read_listing(text)
+        read_catalogue(text)
 
 
 @pytest.mark.parametrize("entry", [None, 1, "m", [], {}, {"id": 1}, {"id": "a b"}, {"id": "é"}])
 def test_odd_entries_are_passed_over(entry: Any) -> None:
     text = orjson.dumps({"data": [entry, {"id": "x" * 65}, {"id": ""}, {"id": "m"}]})
-    assert read_listing(text) == {"m": Model(None, {}, False)}
+    assert read_catalogue(text) == {"m": Model(None, {}, False)}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ _json = st.recursive(
 
 @given(st.lists(st.dictionaries(_names, _json, max_size=5), max_size=4))
 def test_any_list_is_read(entries: list[Any]) -> None:
-    models = read_listing(orjson.dumps({"data": entries}))
+    models = read_catalogue(orjson.dumps({"data": entries}))
     assert len(models) <= len(entries)
     assert merged(BUILT_IN, models).prices.keys() >= BUILT_IN.prices.keys()
