@@ -183,8 +183,9 @@ class MethodNotAllowed(RequestRefused, status=405, code="method_not_allowed"):
 
     message = "This path does not support this method."
 
-    def __init__(self, *allowed: str) -> None:
+    def __init__(self, *allowed: str, keeps: bool = True) -> None:
         super().__init__()
+        self.keeps = keeps
         self.headers = ((b"allow", ", ".join(allowed).encode()),)
 
 

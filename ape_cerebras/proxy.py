@@ -1,13 +1,12 @@
-"""One proxy: connections served, exchanges begun, ended and accounted for.
+"""One proxy: it serves connections, and begins, ends and accounts for their exchanges.
 
 ``Proxy.handle`` serves one byte stream, whoever accepted it. Nothing here listens, and nothing
 touches signals, logging or anything global.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import ByteStream
@@ -15,8 +14,8 @@ from anyio.abc import ByteStream
 from .chat.completions import Relay, error_body, error_event
 from .chat.models import Catalogue, ModelList
 from .config.config import Config
-from .downstream.clients import Clients
 from .downstream.connection import Downstream
+from .downstream.listener import Connections, addresses_of
 from .errors import (
     Draining,
     ExchangeTimeout,
@@ -25,17 +24,17 @@ from .errors import (
     ShutDown,
 )
 from .limits.admission import Admission
-from .limits.api_keys import ApiKeys
+from .limits.api_keys import ApiKeys, check_key
 from .limits.redis_store import open_limit_store
 from .net.event_loop import current_backend
 from .net.timestamps import loop_clock
 from .net.wrapped import timestamped
-from .routes import Routes, Table
+from .routes import Routes, Table, match
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.logs import Logs
 from .telemetry.metrics import Metrics
-from .telemetry.place import Place
+from .telemetry.place import Place, Ports
 from .telemetry.timings import Timings
 from .telemetry.trace_context import identify
 from .upstream.circuit_breaker import CircuitBreaker
@@ -47,23 +46,26 @@ from .upstream.warmup import Warmup
 __all__ = ("Entrance", "Proxy")
 
 _LAG_SAMPLE = 0.01  # seconds
-_LAST_WORDS = 0.5  # seconds to tell a client that the end cuts its response short
-_LOOK_EVERY = 1.0  # seconds between looks at whether the service is degraded
+_FINAL_ERROR_TIMEOUT = 0.5  # seconds to send a client the error that cuts its response short
+_CHECK_EVERY = 1.0  # seconds between checks whether the service is degraded
 _SCRAPERS = 100  # connections: several Prometheus servers, a person or two, and room for mistakes
 
 
 class Entrance(NamedTuple):
-    """A way in: what is served there, and the connections that are open."""
+    """A way in: the routes that are served there, and the connections that are open."""
 
     table: Table
-    connections: Clients
+    connections: Connections
 
 
 class Proxy:
-    """To be made inside a running event loop.
+    """One proxy, to be made inside a running event loop.
 
-    ``write_line`` gets each log line, newline included, and must not block; ``lines_dropped`` says
-    how many it lost. ``connect`` makes the streams to upstream. ``place`` is a worker's.
+    ``write_line`` gets each log line, newline included, and must not block; ``lines_dropped``
+    returns how many it lost. ``connect`` makes the streams to upstream. ``ports`` are the sockets
+    that are listened on, if there are any. ``place`` is a worker's.
+
+    ``addresses`` and ``scrapers_addresses``: host and port of each of these sockets.
     """
 
     def __init__(
@@ -73,52 +75,39 @@ class Proxy:
         *,
         lines_dropped: Callable[[], float] = lambda: 0,
         connect: Connect = connect_tcp,
+        ports: Ports | None = None,
         place: Place | None = None,
     ) -> None:
         self.config = config
         self._place = place
+        self._clock = loop_clock()
         self.logs = Logs(config.log_level, write_line, place.number if place else None)
-        self.addresses: tuple[tuple[str, int], ...] = ()
-        """Host and port of each address that is listened on, where somebody listens."""
-        self.scrapers_addresses: tuple[tuple[str, int], ...] = ()
-        self._upstream = UpstreamClient(config, connect)
-        circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
-        self._warmth = Warmup(config, self._upstream.pool)
-        self._metrics = Metrics(config, current_backend(), place)
+        self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
+        self._in_flight = 0
+        self._drained = False
+        self._metrics = Metrics(config, current_backend(), place)
+        self._upstream = UpstreamClient(config, connect)
+        self._warmup = Warmup(config, self._upstream.pool)
+        circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
         self._limits = open_limit_store(config, self.logs)
         self._api_keys = ApiKeys(config)
         self._admission = Admission(config, self._api_keys, self._limits)
-        self._routes = self._make_routes(circuit)
-        self._clock = loop_clock()
-        self._connections = Clients(config.max_connections, place)
-        self.wait_for_room = self._connections.wait_for_room
-        self.for_clients = Entrance(self._routes.main, self._connections)
-        # Apart, so that scrapes are answered also where clients have all the connections there
-        # may be.
-        self.for_scrapers = Entrance(self._routes.for_scrapers, Clients(_SCRAPERS, None))
-        self._in_flight = 0
-        self._drained = False
-        self._tell_metrics(lines_dropped)
+        models = ModelList(config, self._upstream)
+        self._catalogue = Catalogue(config, self._upstream, models, self._metrics.models, self.logs)
+        client = tries_at(self._upstream, config, circuit, self.logs)
+        chat = Relay(config, client, self._admission, self._catalogue)
+        routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
+        self._connections = Connections(config.max_connections, place)
+        self.for_clients = Entrance(routes.main, self._connections)
+        # Apart, so that scrapes are served also where clients have all the connections there may
+        # be.
+        self.for_scrapers = Entrance(routes.for_scrapers, Connections(_SCRAPERS, None))
+        self._watch_gauges(lines_dropped)
 
-    def _make_routes(self, circuit: CircuitBreaker | None) -> Routes:
-        config, upstream = self.config, self._upstream
-        models = ModelList(config, upstream)
-        self._catalogue = Catalogue(config, upstream, models, self._metrics.models, self.logs)
-        tries = tries_at(upstream, config, circuit, self.logs)
-        return Routes(
-            config,
-            self._api_keys,
-            Relay(config, tries, self._admission, self._catalogue).handle,
-            models,
-            self._metrics,
-            self._health.report,
-            self._warmth.hint,
-        )
-
-    def _tell_metrics(self, lines_dropped: Callable[[], float]) -> None:
+    def _watch_gauges(self, lines_dropped: Callable[[], float]) -> None:
         pool = self._upstream.pool
         self._metrics.watch(
             in_flight=lambda: self._in_flight,
@@ -130,58 +119,50 @@ class Proxy:
             knows_client=self._api_keys.knows,
         )
 
-    # Connections
+    # One connection, and its exchanges
 
-    async def handle(self, stream: ByteStream) -> None:
+    async def handle(self, stream: ByteStream, entrance: Entrance | None = None) -> None:
         """Serve one client's connection until it ends; raises nothing but cancellation."""
-        await self.admit(stream, self.for_clients)()
-
-    def admit(
-        self, stream: ByteStream, entrance: Entrance
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Count a connection as open; what is returned serves it, and undoes that."""
+        table, connections = entrance or self.for_clients
         client = timestamped(stream)
         if not self.config.kernel_stamps:
             client.use_read_times()
         downstream = Downstream(client, self.config)
         if self.drain_began.is_set():
             downstream.drain()
-        entrance.connections.add(downstream)
-        return partial(self._serve, downstream, entrance)
-
-    async def _serve(self, downstream: Downstream, entrance: Entrance) -> None:
+        connections.add(client, downstream)
         try:
             while (started_at := await downstream.wait_for_request()) is not None:
-                await self._run(Exchange(started_at=started_at), downstream, entrance.table)
+                await self._serve(Exchange(started_at=started_at), downstream, table)
                 if not downstream.reusable:
                     break
             await downstream.aclose()
         except Exception:  # one connection's trouble must not reach another's
             self.logs.event("error", "A connection failed inside the proxy")
         finally:
-            entrance.connections.discard(downstream)
+            connections.discard(client)
             with anyio.CancelScope(shield=True):
                 await downstream.close_at_once()
 
-    # Exchanges
-
-    async def _run(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
+    async def _serve(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         """The one way through an exchange: however it ends, it is counted and logged once."""
         blocked = downstream.stream.write_wait_seconds
+        # A scope takes a hundredth of the CPU of a plain exchange.
+        respond = self._respond if self.config.request_timeout is None else self._respond_in_time
         self._in_flight += 1
         try:
-            await self._answer_in_time(exchange, downstream, table)
+            await respond(exchange, downstream, table)
         except ProxyError as error:
             exchange.error = error
-            await self._conclude(error, exchange, downstream)
+            await self._report_error(error, exchange, downstream)
             error.drop_traceback()
         except Exception:
             exchange.error = InternalError()
-            await self._conclude(exchange.error, exchange, downstream)
+            await self._report_error(exchange.error, exchange, downstream)
         except BaseException:  # the process ends, and nobody waits for long
             exchange.error = ShutDown()
-            with anyio.move_on_after(_LAST_WORDS, shield=True):
-                await self._conclude(exchange.error, exchange, downstream)
+            with anyio.move_on_after(_FINAL_ERROR_TIMEOUT, shield=True):
+                await self._report_error(exchange.error, exchange, downstream)
             raise
         finally:
             self._in_flight -= 1
@@ -189,6 +170,49 @@ class Proxy:
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
             self._account_for(exchange)
+
+    async def _respond_in_time(
+        self, exchange: Exchange, downstream: Downstream, table: Table
+    ) -> None:
+        with anyio.move_on_after(self.config.request_timeout) as scope:
+            await self._respond(exchange, downstream, table)
+        if scope.cancelled_caught and downstream.completed_at is None:
+            raise ExchangeTimeout
+
+    async def _respond(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
+        try:
+            request = exchange.request = await downstream.read_head()
+        finally:
+            identify(exchange, exchange.request, self._clock())
+        if self._drained:
+            raise Draining
+        route, refusal = match(table, request)
+        exchange.route = route.template
+        if route.needs_key:
+            exchange.client = check_key(request, self._api_keys.keys)
+        if refusal is not None:
+            raise refusal
+        exchange.body = await downstream.read_body()
+        exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
+        exchange.request_timestamped = downstream.request_timestamped
+        await route.handler(exchange, downstream)
+
+    async def _report_error(
+        self, error: ProxyError, exchange: Exchange, downstream: Downstream
+    ) -> None:
+        """Respond with an error while no byte has gone out; after that, cut the response."""
+        if downstream.response_started:
+            fits = error.status and downstream.can_take_event
+            await downstream.abort(error_event(error) if fits else b"")
+        if downstream.response_started or not error.status:
+            return
+        if not error.keeps or downstream.awaits_100_continue:
+            downstream.close_after_response()
+        headers = ((b"content-type", b"application/json"), *error.headers)
+        with suppress(ProxyError):  # which leaves the connection unfit for more
+            await downstream.respond(exchange, error.status, headers, error_body(error))
+            if not downstream.announced_close:
+                await downstream.read_body()  # the rest of it, for the next request's sake
 
     def _account_for(self, exchange: Exchange) -> None:
         """Count and log an exchange that has ended. An observer that fails is reported, and the
@@ -201,48 +225,11 @@ class Proxy:
             except Exception:
                 self.logs.event("error", "An exchange was not accounted for")
 
-    async def _answer_in_time(
-        self, exchange: Exchange, downstream: Downstream, table: Table
-    ) -> None:
-        if self.config.request_timeout is None:  # a scope takes a hundredth of a plain exchange
-            await self._answer(exchange, downstream, table)
-            return
-        with anyio.move_on_after(self.config.request_timeout) as scope:
-            await self._answer(exchange, downstream, table)
-        if scope.cancelled_caught and downstream.completed_at is None:
-            raise ExchangeTimeout
-
-    async def _answer(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
-        try:
-            request = exchange.request = await downstream.read_head()
-        finally:
-            identify(exchange, exchange.request, self._clock())
-        if self._drained:
-            raise Draining
-        await self._routes.dispatch(table, request, exchange, downstream)
-
-    async def _conclude(
-        self, error: ProxyError, exchange: Exchange, downstream: Downstream
-    ) -> None:
-        """Tell the client of a failure where that can still be done, cut it off where not."""
-        if downstream.response_started:
-            fits = error.status and downstream.can_take_event
-            await downstream.abort(error_event(error) if fits else b"")
-        if downstream.response_started or not error.status:
-            return
-        if not error.keeps or downstream.awaits_100_continue:
-            downstream.close_after_response()
-        headers = ((b"content-type", b"application/json"), *error.headers)
-        with suppress(ProxyError):  # which leaves the connection unfit for more
-            await downstream.respond(exchange, error.status, headers, error_body(error))
-            if not downstream.announced_close:
-                await downstream.read_body()  # what is left of it, for the next request's sake
-
     # In the background
 
     async def run_in_background(self) -> None:
-        """What a proxy does beside answering: keep connections warm, watch over the loop and the
-        service. Runs until cancelled."""
+        """Keep connections to upstream warm, prices current, and watch the event loop and the state
+        of the service, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep_warm)
             if self.config.price_catalogue:
@@ -252,12 +239,12 @@ class Proxy:
                 tasks.start_soon(self._watch_loop)
             while True:
                 self._health.look()
-                await anyio.sleep(_LOOK_EVERY)
+                await anyio.sleep(_CHECK_EVERY)
 
     async def _keep_warm(self) -> None:
-        """Until a drain begins; what comes after that finds what there is, or makes its own."""
+        """Until a drain begins; later requests use the connections there are, or make their own."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._warmth.keep)
+            tasks.start_soon(self._warmup.keep)
             await self.drain_began.wait()
             tasks.cancel_scope.cancel()
         if self._drained:  # one may have been made at that very moment
@@ -268,17 +255,17 @@ class Proxy:
             due_at = self._clock() + _LAG_SAMPLE
             await anyio.sleep(_LAG_SAMPLE)
             self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
-            if self._place is not None:  # others may be asked for what only this worker knows
+            if self._place is not None:  # another worker may be scraped for this one's gauges
                 self._metrics.refresh()
 
     async def reread_keys(self) -> None:
-        """Have what ``APE_API_KEYS_FILE`` says now hold for the requests to come."""
+        """Reload ``APE_API_KEYS_FILE`` for the requests to come."""
         await self._api_keys.reload(self.logs)
 
     # The end
 
     def begin_drain(self) -> None:
-        """Let each connection end as soon as its client has been told so."""
+        """Let each connection end with the next response that announces it."""
         self.drain_began.set()
         for downstream in self._connections:
             downstream.drain()
@@ -288,12 +275,11 @@ class Proxy:
         ``graceful_shutdown_timeout`` is over."""
         self.begin_drain()
         with anyio.move_on_after(self.config.graceful_shutdown_timeout):
-            await self._connections.wait_for_the_last()
+            await self._connections.wait_until_empty()
         self.close()
 
     def close(self) -> None:
-        """Let go of the idle connections upstream. What is asked of the proxy from here on is
-        answered 503."""
+        """Close the idle connections to upstream. Requests from here on get 503."""
         self._drained = True
         self._upstream.pool.close()
         self._limits.close()

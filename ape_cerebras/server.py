@@ -16,14 +16,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from .config.config import Config
-from .downstream.listener import (
-    accept_connections,
-    accept_waiting,
-    addresses_of,
-    announce,
-    open_ports,
-)
-from .net.socket_stream import SocketStream
+from .downstream.listener import Acceptor, announce, open_ports
 from .proxy import Entrance, Proxy
 from .telemetry.logs import LineWriter
 from .telemetry.place import Board, Place, Ports
@@ -32,9 +25,8 @@ from .upstream.connect import Connect, connect_tcp
 __all__ = ("serve",)
 
 _STANDARD_OUTPUT = 1
-_COMPLAIN_EVERY = 1.0  # seconds
 _START_TOGETHER = 1.0  # seconds that a worker waits for the others, at most
-_LOOK_EVERY = 0.001  # seconds
+_POLL_EVERY = 0.001  # seconds
 
 
 async def serve(
@@ -48,65 +40,59 @@ async def serve(
     """Serve until drained or cancelled; reports the Proxy once it listens.
 
     ``write_line`` gets the log's lines and must not block; by default a thread writes them to
-    standard output. ``place`` is a worker's: its parent has opened the sockets. Raises OSError
-    where it cannot listen.
+    standard output. ``connect`` makes the streams to upstream. ``place`` is a worker's: its parent
+    has opened the sockets. Raises OSError where it cannot listen.
     """
     with ExitStack() as stack:
-        ports = place.ports if place else await _open(config)
+        if place is None:
+            ports = await open_ports(config.host, config.port, config.scrapers_port)
+        else:
+            ports = place.ports
         stack.callback(ports.close)
         if write_line is None:
             writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=place is not None))
-            proxy = Proxy(
-                config,
-                writer,
-                lines_dropped=lambda: float(writer.dropped),
-                connect=connect,
-                place=place,
-            )
+            write_line, lines_dropped = writer, lambda: float(writer.dropped)
         else:
-            proxy = Proxy(config, write_line, connect=connect, place=place)
+            lines_dropped = float  # none is lost
+        proxy = Proxy(
+            config,
+            write_line,
+            lines_dropped=lines_dropped,
+            connect=connect,
+            ports=ports,
+            place=place,
+        )
         stack.callback(proxy.close)
         await _serve_on(ports, proxy, place, task_status)
 
 
-async def _open(config: Config) -> Ports:
-    return await open_ports(config.host, config.port, config.scrapers_port)
-
-
 async def _serve_on(
-    ports: Ports,
-    proxy: Proxy,
-    place: Place | None,
-    task_status: TaskStatus[Proxy],
+    ports: Ports, proxy: Proxy, place: Place | None, task_status: TaskStatus[Proxy]
 ) -> None:
-    proxy.addresses, proxy.scrapers_addresses = map(addresses_of, ports)
     upstream = str(proxy.config.cerebras_base_url)
     if place is None:
         announce(proxy.logs, proxy.config, ports, upstream=upstream)
     else:
         place.board.set_up(place.number)
         proxy.logs.event("info", "Worker serves", process=os.getpid(), upstream=upstream)
-        await _wait_for_the_others(place.board)
+        await _wait_for_all_workers(place.board)
+    acceptors = [
+        Acceptor(listener, proxy.logs, proxy.for_clients.connections) for listener in ports.clients
+    ]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.run_in_background)
-
-        complain = _complainer(proxy)
-        # To the very end: what is counted in a drain is worth a scrape.
-        take_scraper = _taker(tasks, proxy, proxy.for_scrapers)
-        wait_for_room = proxy.for_scrapers.connections.wait_for_room
-        for listener in ports.scrapers:
-            tasks.start_soon(accept_connections, listener, take_scraper, wait_for_room, complain)
-        take = _taker(tasks, proxy, proxy.for_clients)
+        for listener in ports.scrapers:  # to the end: the counts of a drain are worth a scrape
+            acceptor = Acceptor(listener, proxy.logs, proxy.for_scrapers.connections)
+            tasks.start_soon(_accept, acceptor, tasks, proxy, proxy.for_scrapers)
         async with anyio.create_task_group() as accepting:
-            for listener in ports.clients:
-                accepting.start_soon(
-                    accept_connections, listener, take, proxy.wait_for_room, complain
-                )
+            for acceptor in acceptors:
+                accepting.start_soon(_accept, acceptor, tasks, proxy, proxy.for_clients)
             task_status.started(proxy)
             await proxy.drain_began.wait()
             accepting.cancel_scope.cancel()
-        for listener in ports.clients:
-            accept_waiting(listener, take)
+        for acceptor, listener in zip(acceptors, ports.clients, strict=True):
+            for stream in acceptor.accept_waiting():
+                tasks.start_soon(proxy.handle, stream, proxy.for_clients)
             listener.close()
         proxy.logs.event("info", "Draining")
         await proxy.drain()
@@ -114,31 +100,14 @@ async def _serve_on(
     proxy.logs.event("info", "Stopped")
 
 
-def _taker(tasks: TaskGroup, proxy: Proxy, entrance: Entrance) -> Callable[[SocketStream], None]:
-    """Gives each connection a task of its own."""
-
-    def take(stream: SocketStream) -> None:
-        tasks.start_soon(proxy.admit(stream, entrance))
-
-    return take
+async def _accept(acceptor: Acceptor, tasks: TaskGroup, proxy: Proxy, entrance: Entrance) -> None:
+    """Give each connection a task of its own; until cancelled."""
+    while True:
+        tasks.start_soon(proxy.handle, await acceptor.accept(), entrance)
 
 
-async def _wait_for_the_others(board: Board) -> None:
-    """At the start only, as the first would else take all the connections that wait already."""
+async def _wait_for_all_workers(board: Board) -> None:
+    """At the start only, because the first would accept all the connections that wait already."""
     with anyio.move_on_after(_START_TOGETHER):
         while board.up < board.workers and not board.restarts:  # noqa: ASYNC110 - other processes
-            await anyio.sleep(_LOOK_EVERY)
-
-
-def _complainer(proxy: Proxy) -> Callable[[str], None]:
-    """Logs an error, at most once a second however often it is asked to."""
-    silent_until = float("-inf")
-
-    def complain(message: str) -> None:
-        nonlocal silent_until
-        now = anyio.current_time()
-        if now >= silent_until:
-            silent_until = now + _COMPLAIN_EVERY
-            proxy.logs.event("error", message)
-
-    return complain
+            await anyio.sleep(_POLL_EVERY)

@@ -1,25 +1,25 @@
-"""The listening sockets and the accept loop, which nothing but cancellation ends."""
+"""Listening sockets, accepting from them, and the count of connections that are open."""
 
 import errno
-import itertools
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import anyio
 
 from ..config.config import Config
-from ..net.socket_stream import SocketStream
+from ..net.socket_stream import SocketStream, TimestampedStream
 from ..net.timestamps import enable_timestamps, loop_clock
 from ..telemetry.logs import Logs
-from ..telemetry.place import Ports
+from ..telemetry.place import Place, Ports
 from ..version import VERSION
+from .connection import Downstream
 
 __all__ = (
+    "Acceptor",
     "CannotListen",
-    "accept_connections",
-    "accept_waiting",
+    "Connections",
     "addresses_of",
     "announce",
     "open_listeners",
@@ -28,19 +28,22 @@ __all__ = (
 )
 
 _BACKLOG = 2048
-# One a turn of the loop would leave the last of a crowd waiting while the first are served over and
-# over: with 256 at once the last one's first answer took 3.4 s, where it takes 1.0 s now.
-_AT_A_TIME = 64
-# Bytes that a slow client may leave with the kernel before it blocks its exchange. The kernel's own
-# choice begins at 16 KiB and can grow to 4 MiB: too little for a stream to go on being read while
-# its client is slow, and too much for a client that reads nothing.
+# Connections accepted in one event-loop iteration. With one, the last of a crowd waits while the
+# first are served over and over: of 256 at once, the last had its first response after 3.4 s, where
+# it has it after 1.0 s now.
+_BATCH = 64
+# Bytes that the kernel buffers for a slow client before the client blocks its exchange. The
+# kernel's own choice begins at 16 KiB and can grow to 4 MiB: too little to go on reading a stream
+# while its client is slow, and too much for a client that reads nothing.
 _SEND_BUFFER = 256 * 1024
 _UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
+_LOG_EVERY = 1.0  # seconds
+_YIELD_TO_OTHERS = 0.001  # seconds in which a worker with fewer connections accepts the next one
 
-# Out of something for now (accept(2)): wait, and go on with what there is.
+# Out of a resource for now (accept(2)): wait, and go on with those there are.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-# No listening socket (any more): a defect here, and trying again would never end.
+# No listening socket (any more): a defect of ours, and trying again would never end.
 _NOT_LISTENING = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK))
 # "localhost" names an IPv6 address too on machines without IPv6.
 _NO_SUCH_ADDRESS_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
@@ -153,54 +156,114 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def accept_connections(
-    listener: socket.socket,
-    handle: Callable[[SocketStream], None],
-    wait_for_room: Callable[[], Awaitable[None]],
-    complain: Callable[[str], None],
-) -> None:
-    """Give every connection to ``handle``, for as long as ``listener`` is open.
+class Connections:
+    """The open connections of one entrance, at most ``limit``.
 
-    ``wait_for_room`` returns once another connection may be taken; until then it waits in the
-    backlog. ``complain`` is told, in our words, when the system has nothing left to accept with.
-    Raises OSError where ``listener`` does not listen.
+    A connection is added when it is accepted, and gets its ``Downstream`` when its task begins: so
+    the accept loop knows how many there are without waiting for tasks. ``place`` is a worker's,
+    which reports its number of connections to the others.
     """
-    clock = loop_clock()
-    empty_at = _UNKNOWN
-    for number in itertools.count(1):
-        if number % _AT_A_TIME == 0:
-            await anyio.lowlevel.checkpoint()
-        await wait_for_room()
-        looked_at = clock()
-        try:
-            stream = _stream_over(listener.accept()[0], empty_at)
-        except BlockingIOError:
-            empty_at = looked_at
-            await anyio.wait_readable(listener)
-        except OSError as error:
-            if error.errno in _NOT_LISTENING:
-                raise
-            if error.errno in _OUT_OF_RESOURCES:
-                complain("Cannot accept connections: out of file descriptors or memory")
-                await anyio.sleep(_PAUSE)
-            # Else the connection broke before it was taken.
-        else:
-            handle(stream)
+
+    def __init__(self, limit: int, place: Place | None) -> None:
+        self._limit = limit
+        self._place = place
+        self._open: dict[TimestampedStream, Downstream | None] = {}
+        self._closed_one = anyio.Event()
+
+    def __iter__(self) -> Iterator[Downstream]:
+        return iter([each for each in self._open.values() if each is not None])
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, stream: TimestampedStream, downstream: Downstream | None = None) -> None:
+        self._open[stream] = downstream
+        self._report()
+
+    def discard(self, stream: TimestampedStream) -> None:
+        self._open.pop(stream, None)
+        self._report()
+        self._closed_one.set()
+
+    def _report(self) -> None:
+        if self._place is not None:
+            self._place.board.set_open(self._place.number, len(self._open))
+
+    async def wait_for_room(self) -> None:
+        """Wait until another connection may be accepted. A worker that has more of them than
+        another lets that one go first."""
+        while len(self._open) >= self._limit:
+            await self._wait_for_close()
+        if self._place is not None and self._place.board.is_ahead(self._place.number):
+            await anyio.sleep(_YIELD_TO_OTHERS)
+
+    async def wait_until_empty(self) -> None:
+        while self._open:
+            await self._wait_for_close()
+
+    async def _wait_for_close(self) -> None:
+        if self._closed_one.is_set():
+            self._closed_one = anyio.Event()
+        await self._closed_one.wait()
 
 
-def accept_waiting(listener: socket.socket, handle: Callable[[SocketStream], None]) -> None:
-    """Give ``handle`` the connections in the backlog, which closing the listener would reset."""
-    with suppress(OSError):
+class Acceptor:
+    """Accepts connections from one listening socket, and adds them to ``connections``; without
+    these it accepts any number."""
+
+    def __init__(
+        self, listener: socket.socket, logs: Logs, connections: Connections | None = None
+    ) -> None:
+        self._listener = listener
+        self._connections = connections
+        self._logs = logs
+        self._log_again_at = _UNKNOWN
+        self._clock = loop_clock()
+        self._empty_at = _UNKNOWN  # when the backlog was empty
+        self._accepted = 0
+
+    async def accept(self) -> SocketStream:
+        """Wait for the next connection, and until there is room for it: meanwhile it waits in the
+        backlog. Raises OSError where the socket does not listen."""
         while True:
-            handle(_stream_over(listener.accept()[0], _UNKNOWN))
+            self._accepted += 1
+            if self._accepted % _BATCH == 0:
+                await anyio.lowlevel.checkpoint()
+            if self._connections is not None:
+                await self._connections.wait_for_room()
+            now = self._clock()
+            try:
+                return self._accept_now(self._empty_at)
+            except BlockingIOError:
+                self._empty_at = now
+                await anyio.wait_readable(self._listener)
+            except OSError as error:
+                if error.errno in _NOT_LISTENING:
+                    raise
+                if error.errno in _OUT_OF_RESOURCES:
+                    if now >= self._log_again_at:
+                        self._log_again_at = now + _LOG_EVERY
+                        reason = "out of file descriptors or memory"
+                        self._logs.event("error", f"Cannot accept connections: {reason}")
+                    await anyio.sleep(_PAUSE)
+                # Else the connection broke before it was accepted.
 
+    def accept_waiting(self) -> Iterator[SocketStream]:
+        """Accept the connections in the backlog, which closing the listener would reset."""
+        with suppress(OSError):
+            while True:
+                yield self._accept_now(_UNKNOWN)
 
-def _stream_over(sock: socket.socket, empty_at: float) -> SocketStream:
-    """``empty_at``: when the backlog was empty, so that nothing had come yet."""
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return SocketStream(sock, silent_until=empty_at)
-    except BaseException:
-        sock.close()
-        raise
+    def _accept_now(self, empty_at: float) -> SocketStream:
+        """``empty_at``: when the backlog was empty, so that nothing had arrived on it yet."""
+        sock = self._listener.accept()[0]
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream = SocketStream(sock, silent_until=empty_at)
+        except BaseException:
+            sock.close()
+            raise
+        if self._connections is not None:
+            self._connections.add(stream)
+        return stream

@@ -14,17 +14,18 @@ from contextlib import ExitStack
 
 import anyio
 from anyio import BrokenResourceError, EndOfStream
-from anyio.abc import ByteStream, TaskStatus
+from anyio.abc import ByteStream, TaskGroup, TaskStatus
 from anyio.streams.tls import TLSStream
 
 from ..config.config import Config
 from ..downstream.connection import Downstream
-from ..downstream.listener import accept_connections, open_listeners
+from ..downstream.listener import Acceptor, open_listeners
 from ..errors import ProxyError, RequestRefused
 from ..http1.messages import Request
 from ..net.socket_stream import READ_BYTES, SocketStream, TimestampedStream
 from ..net.wrapped import WrappedStream, timestamped
 from ..telemetry.exchange import Exchange
+from ..telemetry.logs import Logs
 from .options import SIMULATION_FLAGS, Simulation
 from .playback import GroundTruth, Playback
 from .quota import LIMIT_FLAGS, Account, AccountLimits
@@ -43,10 +44,6 @@ __all__ = (
 _CHAT = ("POST", "/v1/chat/completions")
 _WARMING = ("GET", "/v1/tcp_warming")
 _MODELS = re.compile(r"GET (?P<public>/public)?/v1/models(?:/(?P<model>.+))?")
-
-
-def _complain(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 class _SecuredStream(WrappedStream):
@@ -206,20 +203,15 @@ class Simulator:
     ) -> None:
         """Listen, and serve until cancelled; reports the port. Raises OSError."""
         with ExitStack() as stack:
+            logs = Logs("error", sys.stderr.buffer.write)
             listeners = await open_listeners(host, port)
             for listener in listeners:
                 stack.callback(listener.close)
             async with anyio.create_task_group() as tasks:
-
-                def handle(stream: SocketStream) -> None:
-                    tasks.start_soon(self._secure_and_handle, stream)
-
                 for listener in listeners:
-                    tasks.start_soon(
-                        accept_connections,
-                        listener,
-                        handle,
-                        anyio.lowlevel.checkpoint,
-                        _complain,
-                    )
+                    tasks.start_soon(self._accept, Acceptor(listener, logs), tasks)
                 task_status.started(listeners[0].getsockname()[1])
+
+    async def _accept(self, acceptor: Acceptor, tasks: TaskGroup) -> None:
+        while True:
+            tasks.start_soon(self._secure_and_handle, await acceptor.accept())

@@ -158,15 +158,11 @@ class Exchange:
     request_id: str = ""
     trace_id: str = ""
     traceparent: bytes = b""
-
-    # routes
-    route: str = "none"  # the path's template, never the path
-    client: str | None = None  # the name of the key presented
-
-    # telemetry/trace_context
     intended_start_lag_seconds: float | None = None  # it began later than the client planned
 
-    # routes
+    # proxy
+    route: str = "none"  # the path's template, never the path
+    client: str | None = None  # the name of the key presented
     received_at: float | None = None  # the request was complete
     request_timestamped: bool = False  # the kernel timestamped all of its bytes
     body: bytes = b""

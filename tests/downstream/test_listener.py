@@ -1,7 +1,8 @@
-"""The listening sockets and the accept loop, over real sockets."""
+"""The listening sockets and accepting from them, over real sockets."""
 
 import errno
 import gc
+import json
 import os
 import resource
 import socket
@@ -12,36 +13,48 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.downstream.listener import Acceptor, Connections, open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.telemetry.logs import Logs
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 5.0  # seconds until a test that waits for something fails
 
 
-class Arrivals:
-    """What an accept loop gave, with a door that a test can shut."""
+class Door(Connections):
+    """Connections whose room a test decides on."""
 
     def __init__(self) -> None:
-        self.streams: list[SocketStream] = []
-        self.complaints: list[str] = []
-        self.changed = anyio.Event()
+        super().__init__(1000, None)
         self.may_enter = anyio.Event()
         self.may_enter.set()
 
-    def handle(self, stream: SocketStream) -> None:
-        self.streams.append(stream)
-        self._tell()
-
-    def complain(self, message: str) -> None:
-        self.complaints.append(message)
-        self._tell()
-
     async def wait_for_room(self) -> None:
         await self.may_enter.wait()
+        await checkpoint()
 
-    def _tell(self) -> None:
+
+class Arrivals:
+    """The connections that an acceptor gave, with a door that a test can shut."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.streams: list[SocketStream] = []
+        self.errors: list[str] = []
+        self.changed = anyio.Event()
+        self.door = Door()
+        self.acceptor = Acceptor(listener, Logs("error", self._write_line), self.door)
+
+    async def accept(self) -> None:
+        while True:
+            self.streams.append(await self.acceptor.accept())
+            self._notify()
+
+    def _write_line(self, line: bytes) -> None:
+        self.errors.append(json.loads(line)["message"])
+        self._notify()
+
+    def _notify(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
 
@@ -52,6 +65,7 @@ class Arrivals:
 
     async def until_there_are(self, count: int) -> None:
         await self.until(lambda: len(self.streams) == count)
+        assert len(self.door) == count
 
     def close(self) -> None:
         for stream in self.streams:
@@ -60,17 +74,11 @@ class Arrivals:
 
 @asynccontextmanager
 async def accepting(host: str = "127.0.0.1") -> AsyncIterator[tuple[socket.socket, Arrivals]]:
-    arrivals = Arrivals()
     (listener,) = await open_listeners(host, 0)
+    arrivals = Arrivals(listener)
     with closing(listener), closing(arrivals):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(
-                accept_connections,
-                listener,
-                arrivals.handle,
-                arrivals.wait_for_room,
-                arrivals.complain,
-            )
+            tasks.start_soon(arrivals.accept)
             yield listener, arrivals
             tasks.cancel_scope.cancel()
 
@@ -134,7 +142,7 @@ async def test_connections_come_in_order_and_carry_bytes_both_ways() -> None:
                     assert await stream.receive() == b"%d" % number
                     await stream.send(b"back")
                     assert await client.receive() == b"back"
-        assert arrivals.complaints == []
+        assert arrivals.errors == []
 
 
 async def test_a_connection_is_made_for_small_writes() -> None:
@@ -148,12 +156,12 @@ async def test_a_connection_is_made_for_small_writes() -> None:
 
 async def test_where_there_is_no_room_connections_wait_in_the_backlog() -> None:
     async with accepting() as (listener, arrivals):
-        arrivals.may_enter = anyio.Event()
+        arrivals.door.may_enter = anyio.Event()
         with closing(client_of(listener)), closing(client_of(listener)):
             for _ in range(20):
                 await checkpoint()
             assert arrivals.streams == []
-            arrivals.may_enter.set()
+            arrivals.door.may_enter.set()
             await arrivals.until_there_are(2)
 
 
@@ -165,7 +173,7 @@ async def test_clients_that_leave_at_once_end_nothing() -> None:
             gone.close()
         with closing(client_of(listener)):
             await arrivals.until_there_are(21)
-        assert arrivals.complaints == []
+        assert arrivals.errors == []
 
 
 @contextmanager
@@ -192,7 +200,7 @@ def no_descriptors_left() -> Iterator[None]:
             gc.enable()
 
 
-async def test_m8_out_of_descriptors_it_complains_and_goes_on_when_there_are_some() -> None:
+async def test_m8_out_of_descriptors_it_logs_that_and_goes_on_when_there_are_some() -> None:
     async with accepting() as (listener, arrivals):
         with ExitStack() as clients:
             for _ in range(5):
@@ -203,12 +211,11 @@ async def test_m8_out_of_descriptors_it_complains_and_goes_on_when_there_are_som
                 for client in late:
                     client.setblocking(False)
                     client.connect_ex(listener.getsockname())
-                await arrivals.until(lambda: len(arrivals.complaints) >= 3)
+                await arrivals.until(lambda: bool(arrivals.errors))
                 assert len(arrivals.streams) == 5
             await arrivals.until_there_are(10)
-            assert set(arrivals.complaints) == {
-                "Cannot accept connections: out of file descriptors or memory"
-            }
+            text = "Cannot accept connections: out of file descriptors or memory"
+            assert arrivals.errors == [text]  # once in a second
 
 
 async def test_a_connection_that_could_not_be_watched_does_not_end_the_loop(
@@ -221,30 +228,28 @@ async def test_a_connection_that_could_not_be_watched_does_not_end_the_loop(
         with monkeypatch.context() as patch:
             patch.setattr("ape_cerebras.downstream.listener.SocketStream", out_of_descriptors)
             with closing(client_of(listener)):
-                await arrivals.until(lambda: bool(arrivals.complaints))
+                await arrivals.until(lambda: bool(arrivals.errors))
         with closing(client_of(listener)):
             await arrivals.until_there_are(1)
 
 
 async def test_a_listener_that_does_not_listen_is_an_error_and_no_endless_loop() -> None:
     (listener,) = await open_listeners("127.0.0.1", 0)
-    arrivals = Arrivals()
+    arrivals = Arrivals(listener)
     listener.close()
     with anyio.fail_after(PATIENCE), pytest.raises(OSError, match="Bad file") as caught:
-        await accept_connections(
-            listener, arrivals.handle, arrivals.wait_for_room, arrivals.complain
-        )
+        await arrivals.accept()
     assert caught.value.errno == errno.EBADF
-    assert arrivals.complaints == []
+    assert arrivals.errors == []
 
 
 async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
     async with accepting() as (listener, arrivals):
-        arrivals.may_enter = anyio.Event()
+        arrivals.door.may_enter = anyio.Event()
         with ExitStack() as clients:
             for _ in range(50):
                 clients.enter_context(closing(client_of(listener)))
-            arrivals.may_enter.set()
+            arrivals.door.may_enter.set()
             turns = 0
             with anyio.fail_after(PATIENCE):
                 while len(arrivals.streams) < 50:
@@ -255,13 +260,13 @@ async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
 
 async def test_what_waits_in_the_backlog_can_be_taken_before_the_end() -> None:
     (listener,) = await open_listeners("127.0.0.1", 0)
-    arrivals = Arrivals()
+    arrivals = Arrivals(listener)
     with closing(listener), closing(arrivals), ExitStack() as clients:
         for _ in range(3):
             client = clients.enter_context(closing(client_of(listener)))
             with anyio.fail_after(PATIENCE):
                 await anyio.wait_writable(client)
-        accept_waiting(listener, arrivals.handle)
+        arrivals.streams += arrivals.acceptor.accept_waiting()
         assert len(arrivals.streams) == 3
-        accept_waiting(listener, arrivals.handle)
+        arrivals.streams += arrivals.acceptor.accept_waiting()
         assert len(arrivals.streams) == 3

@@ -16,7 +16,7 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 from end_to_end import hold_the_loop
 
-from ape_cerebras.downstream.listener import accept_connections, accept_waiting, open_listeners
+from ape_cerebras.downstream.listener import Acceptor, open_listeners
 from ape_cerebras.net.outbox import WriteBuffer
 from ape_cerebras.net.socket_stream import (
     PeerStalled,
@@ -25,6 +25,7 @@ from ape_cerebras.net.socket_stream import (
 )
 from ape_cerebras.net.timestamps import loop_clock
 from ape_cerebras.net.wrapped import WrappedStream, timestamped
+from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
@@ -143,13 +144,13 @@ async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_to
     accepted: list[SocketStream] = []
     read = anyio.Event()
 
-    def take(stream: SocketStream) -> None:
-        accepted.append(stream)
+    async def accept() -> None:
+        accepted.append(await Acceptor(listener, Logs("error", print)).accept())
         read.set()
 
     with listener:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(accept_connections, listener, take, anyio.lowlevel.checkpoint, print)
+            tasks.start_soon(accept)
             await anyio.wait_all_tasks_blocked()  # the backlog has been found empty
             with socket.create_connection(listener.getsockname()) as client:
                 client.send(b"a")
@@ -478,7 +479,7 @@ async def test_nagles_algorithm_is_off_on_both_legs() -> None:
     with listener:
         upstream_leg = await connect_tcp(*listener.getsockname())
         select.select([listener], [], [], 5)
-        accept_waiting(listener, accepted.append)
+        accepted += Acceptor(listener, Logs("error", print)).accept_waiting()
     for stream in (upstream_leg, *accepted):
         sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

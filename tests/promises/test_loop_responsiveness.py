@@ -254,10 +254,12 @@ def report_much() -> tuple[int, dict[str, object]]:
 
 
 @pytest.mark.parametrize("report", [report_at_length, report_much])
-async def test_a_handler_that_holds_the_loop_is_found(report: Callable[[], Any]) -> None:
+async def test_a_handler_that_holds_the_loop_is_found(
+    report: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream = ThreadedUpstream()
     async with proxy_before(upstream) as running:
         check(await play(HEALTH, upstream, running), HEALTH)
-        running.proxy._routes._read_health = report
+        monkeypatch.setattr(running.proxy._health, "report", report)
         with pytest.raises(AssertionError):
             check(await play(HEALTH, upstream, running), HEALTH)

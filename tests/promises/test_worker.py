@@ -33,7 +33,7 @@ def test_who_is_ahead_lets_others_go_first(tmp_path: Path) -> None:
             board.set_open(1, ours)
             board.set_open(2, theirs)
             before = anyio.current_time()
-            await proxy.wait_for_room()
+            await proxy.for_clients.connections.wait_for_room()
             assert anyio.current_time() - before == pytest.approx(waits)
 
     on_mock_clock(test)

@@ -16,8 +16,9 @@ from anyio.abc import TaskStatus
 from printed import look_at
 
 from ape_cerebras import Config, Proxy, serve
-from ape_cerebras.downstream.listener import accept_connections, open_listeners
+from ape_cerebras.downstream.listener import Acceptor, open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connect import Connect, connect_tcp
 
 __all__ = (
@@ -140,12 +141,10 @@ async def serve_each(
     [listener] = await open_listeners("127.0.0.1", 0)
     with listener:
         async with anyio.create_task_group() as tasks:
-
-            def handle(stream: SocketStream) -> None:
-                tasks.start_soon(converse, stream)
-
             task_status.started(listener.getsockname()[1])
-            await accept_connections(listener, handle, anyio.lowlevel.checkpoint, print)
+            acceptor = Acceptor(listener, Logs("error", print))
+            while True:
+                tasks.start_soon(converse, await acceptor.accept())
 
 
 @dataclass
