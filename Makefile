@@ -1,7 +1,7 @@
 # make run          set up and serve on port 8000: the real API where CEREBRAS_API_KEY is set,
 #                   otherwise its simulator
-# make test         set up and run everything: format, lint, types, tests; LOOPS=uvloop runs the
-#                   tests on other event loops than asyncio and trio
+# make test         set up and run everything: format, lint, types, tests, these in two processes;
+#                   JOBS=4 for more, LOOPS=uvloop for other event loops than asyncio and trio
 # make docs         write the reference tables of contrib/docs anew from the code
 #
 # Longer tests:
@@ -36,9 +36,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
+JOBS   ?= 2
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
 BIN    := $(VENV)/bin
+# Each process takes neighbours from the collected order, so that what a module sets up is set up
+# once, and one that has nothing left takes half of what another has still to do.
+PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist worksteal
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help run test docs faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
@@ -51,8 +55,7 @@ run: $(VENV)/installed
 	     exec $(BIN)/ape-cerebras serve --demo; fi
 
 test: lint types $(VENV)/installed-js
-	$(BIN)/python -m pytest --loops $(LOOPS)
-	$(BIN)/python -m pytest --loops uvloop -m every_loop
+	$(PYTEST)
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -61,10 +64,10 @@ docs: $(VENV)/installed
 	$(BIN)/python contrib/docs/reference.py
 
 faults: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 chaos: $(VENV)/installed-test
-	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -m chaos
+	CHAOS_RUNS=$(or $(RUNS),10) CHAOS_SEED=$(or $(SEED),1) $(PYTEST) -m chaos
 
 soak: $(VENV)/installed-test
 	PYTHONPATH=tests/support $(BIN)/python tests/faults/soak.py \

@@ -1,6 +1,7 @@
 """Every test marked ``anyio`` runs on asyncio and on trio; so does every process that is shared by
 the tests of a module."""
 
+import gc
 import signal
 import socket
 import sys
@@ -28,6 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(printed)
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what collection made, a million objects, from every later garbage collection: many
+    tests run one."""
+    gc.collect()
+    gc.freeze()
+
+
 LOOP_FIXTURES: dict[str, Literal["function", "module"]] = {
     "anyio_backend": "function",
     "backend": "module",
@@ -37,10 +45,15 @@ LOOP_FIXTURES: dict[str, Literal["function", "module"]] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "the event loops that tests run on, comma-separated: of asyncio, trio, uvloop"
     parser.addoption("--loops", default="asyncio,trio", help=text)
+    text = "those that tests marked every_loop run on as well"
+    parser.addoption("--more-loops", default="uvloop", help=text)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     loops = metafunc.config.getoption("--loops").split(",")
+    if metafunc.definition.get_closest_marker("every_loop"):
+        more = metafunc.config.getoption("--more-loops").split(",")
+        loops = list(dict.fromkeys(loops + more))
     for name, scope in LOOP_FIXTURES.items():
         if name in metafunc.fixturenames and not is_chosen(metafunc, name):
             metafunc.parametrize(name, loops, indirect=True, scope=scope)
