@@ -35,21 +35,21 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen_peers(names: str) -> list[Peer]:
-    """Ours, and of the others those that are asked for."""
+    """Ours, and those of the others that were named."""
     known = {peer.name: peer for peer in PEERS}
-    asked = {"all": list(known), "none": []}.get(names, names.split(","))
-    if unknown := [name for name in asked if name not in known]:
+    named = {"all": list(known), "none": []}.get(names, names.split(","))
+    if unknown := [name for name in named if name not in known]:
         raise SystemExit(f"no such peer: {', '.join(unknown)}; there are {', '.join(known)}")
-    return [peer for peer in PEERS if peer.name in (OURS, *asked)]
+    return [peer for peer in PEERS if peer.name in (OURS, *named)]
 
 
 def there(peers: Sequence[Peer]) -> list[Peer]:
-    """Those that can be started; the others are said."""
+    """The peers that can be started; report the others."""
     found = []
     for peer in peers:
         if missing := peer.missing():
-            said = ", ".join(Path(need).name for need in missing)
-            print(f"{peer.name} is skipped: no {said} here; {peer.install} gets it")
+            programs = ", ".join(Path(need).name for need in missing)
+            print(f"{peer.name} is skipped: no {programs} here; {peer.install} gets it")
         else:
             found.append(peer)
     return found

@@ -1,9 +1,9 @@
 """A fleet of agents that share an account: each a client of the OpenAI SDK, as it comes, with its
 two retries, its backoff and its obedience to Retry-After.
 
-An agent has one task after another: a chat request that has to be answered. Where the SDK gives up,
-the agent waits a second and asks again, so that a task's wait is all the time from its begin to its
-answer. A task that is not done when the time is over counts with the wait it had by then.
+An agent has one task after another: a chat request that has to succeed. Where the SDK gives up,
+the agent waits a second and tries again, so that a task's wait is all the time from its start to
+its response. A task that is not done when the time is over counts with the wait it had by then.
 """
 
 import asyncio
@@ -43,23 +43,23 @@ class Found:
 
     keys: Sequence[Key]
     seconds: float = 0.0
-    answers: Counter[str] = field(default_factory=Counter)  # by key
+    responses: Counter[str] = field(default_factory=Counter)  # by key
     tokens: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # attempts, by the status
     given_up: int = 0  # calls that the SDK tried in vain
     waits: list[float] = field(default_factory=list)
-    by_agent: list[int] = field(default_factory=list)  # answers
+    by_agent: list[int] = field(default_factory=list)  # responses
 
     def figures(self) -> dict[str, float]:
         return {
-            "answers_per_minute": self.answers.total() * 60 / self.seconds,
+            "responses_per_minute": self.responses.total() * 60 / self.seconds,
             "refused_429": float(self.refused["429"]),
             "refused_other": float(self.refused.total() - self.refused["429"]),
             "given_up": float(self.given_up),
             "wait_p50_seconds": _quantile(self.waits, 50),
             "wait_p99_seconds": _quantile(self.waits, 99),
-            "fairness": jain([self.answers[key.name] for key in self.keys]),
-            "fewest_answers": float(min(self.by_agent)),
+            "fairness": jain([self.responses[key.name] for key in self.keys]),
+            "fewest_responses": float(min(self.by_agent)),
             "agents_without": float(self.by_agent.count(0)),
             "tokens": float(self.tokens),
         }
@@ -76,11 +76,11 @@ def _quantile(values: Sequence[float], percent: int) -> float:
 
 
 class _Fleet:
-    def __init__(self, port: int, keys: Sequence[Key], asked: Mapping[str, Any]) -> None:
+    def __init__(self, port: int, keys: Sequence[Key], more: Mapping[str, Any]) -> None:
         self.found = Found(keys)
         self._url = f"http://127.0.0.1:{port}/v1"
         messages = [{"role": "user", "content": _PROMPT}]
-        self._question = {"messages": messages, **asked}
+        self._request = {"messages": messages, **more}
 
     async def run(self, seconds: float) -> None:
         hooks = {"response": [self._note_status]}
@@ -108,13 +108,13 @@ class _Fleet:
 
     async def _agent(self, key: Key, http: Any) -> None:
         client = openai.AsyncOpenAI(base_url=self._url, api_key=key.secret, http_client=http)
-        answers = 0
+        responses = 0
         with suppress(asyncio.CancelledError):
             while True:
                 await self._task(client)
-                self.found.answers[key.name] += 1
-                answers += 1
-        self.found.by_agent.append(answers)
+                self.found.responses[key.name] += 1
+                responses += 1
+        self.found.by_agent.append(responses)
 
     async def _task(self, client: openai.AsyncOpenAI) -> None:
         began_at = time.monotonic()
@@ -127,18 +127,18 @@ class _Fleet:
             self.found.waits.append(time.monotonic() - began_at)
 
     async def _call(self, client: openai.AsyncOpenAI) -> bool:
-        """Whether the SDK got an answer, retries and all."""
+        """Whether the SDK got a response, retries and all."""
         try:
-            answer = await client.chat.completions.create(**self._question)
+            response = await client.chat.completions.create(**self._request)
         except openai.APIError:
             self.found.given_up += 1
             return False
-        self.found.tokens += answer.usage.total_tokens
+        self.found.tokens += response.usage.total_tokens
         return True
 
 
-def play(port: int, keys: Sequence[Key], seconds: float, **asked: Any) -> Found:
-    """A fleet at the proxy on ``port``; ``asked`` is what its requests have beside the messages."""
-    fleet = _Fleet(port, keys, asked)
+def play(port: int, keys: Sequence[Key], seconds: float, **more: Any) -> Found:
+    """A fleet at the proxy on ``port``; ``more`` is in its requests beside the messages."""
+    fleet = _Fleet(port, keys, more)
     asyncio.run(fleet.run(seconds))
     return fleet.found

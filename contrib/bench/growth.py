@@ -20,7 +20,7 @@ from bench import plot
 from measures import Figures, Rig, beside_idle, beside_streams
 from peers import HERE, Peer, Running, ours_with, start
 from processes import settle_down_here
-from report import Column, aligned, told
+from report import Column, aligned, formatted
 from runs import Plan, mock
 
 CLIENTS = 32
@@ -78,7 +78,7 @@ def _cell(counts: dict[int, list[float]], number: int) -> str:
     """The figure, and how many times that with nothing open it is in the same rounds."""
     pairs = zip(counts[number], counts[min(counts)], strict=True)
     times = median(here / alone for here, alone in pairs)
-    return f"{told(counts[number], MICROSECONDS)}, {times:.2f} times"
+    return f"{formatted(counts[number], MICROSECONDS)}, {times:.2f} times"
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ rate. The rate is that of each connection in each direction: pieces of a segment
 another as on a wire, and behind them there is room for no more than a small queue; while that is
 full nothing is read, so that the sender's kernel has to wait.
 
-What a relay cannot see is TCP's handshake, for its own kernel answers that at once. So a new
+What a relay cannot see is TCP's handshake, for its own kernel does that at once. So a new
 connection's first bytes are kept for a round trip more, as they would have left that much later.
 What TCP makes of a long link besides (slow start, losses) is not imitated.
 """

@@ -1,5 +1,5 @@
 """A load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
-looks only for the bytes that tell the first token and the end of an answer."""
+looks only for the bytes that mark the first token and the end of a response."""
 
 import json
 import select
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from answers import MARK
+from responses import MARK
 
 PATIENCE = 30.0  # seconds without a byte until a run is given up
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -20,9 +20,9 @@ class Failed(Exception):
 
 @dataclass
 class Result:
-    """What a run gave: answers, and for each the seconds to the first token and to the end."""
+    """Figures of a run: responses, and for each the seconds to the first token and to the end."""
 
-    answers: int = 0
+    responses: int = 0
     seconds: float = 0.0
     own_cpu: float = 0.0
     first: list[float] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Result:
 
 
 def request_of(word: str, key: str, headers: tuple[str, ...] = (), prompt: int = 0) -> bytes:
-    """A chat request that the mock answers with what ``word`` stands for, about ``prompt`` bytes
+    """A chat request to which the mock sends what ``word`` stands for, about ``prompt`` bytes
     long."""
     text = "All work and no play makes a dull token. " * (prompt // 41)
     return request_saying(word, text, key, headers)
@@ -40,8 +40,8 @@ def request_saying(word: str, text: str, key: str, headers: tuple[str, ...] = ()
     """The same with ``text`` in it."""
     message = {"role": "user", "content": f"{word}: say something. {text}"}
     stream = word not in ("plain", "awaited")
-    asked = {"model": "gpt-oss-120b", "messages": [message], "stream": stream}
-    body = json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode()
+    request = {"model": "gpt-oss-120b", "messages": [message], "stream": stream}
+    body = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
     lines = (
         "POST /v1/chat/completions HTTP/1.1",
         "Host: localhost",
@@ -61,7 +61,7 @@ class Client:
     def __init__(self, port: int, request: bytes) -> None:
         self._port = port
         self._request = request
-        self.waits = False  # for an answer, or the rest of one
+        self.waits = False  # for a response, or the rest of one
         self.sock = self._connect()
 
     def _connect(self) -> socket.socket:
@@ -71,36 +71,36 @@ class Client:
 
     def ask(self) -> None:
         self.waits = True
-        self._begun = self._told = False
+        self._begun = self._has_token = False
         self._missing = -1  # of a body whose length is known
         self._seen = b""
-        self.asked_at = time.perf_counter()
+        self.requested_at = time.perf_counter()
         self.sock.sendall(self._request)
 
     def take(self, result: Result) -> bool:
-        """Read what is there; whether the answer is complete."""
+        """Read what is there; whether the response is complete."""
         try:
             data = self.sock.recv(262144)
         except ConnectionResetError:
             data = b""
         now = time.perf_counter()
         if not data:
-            raise Failed("cut off in the middle of an answer")
+            raise Failed("cut off in the middle of a response")
         if self._missing > 0:
             self._missing -= len(data)
         self._seen += data
         if not self._begun:
             self._begin()
-        if not self._told and MARK in self._seen:
-            self._told = True
-            result.first.append(now - self.asked_at)
+        if not self._has_token and MARK in self._seen:
+            self._has_token = True
+            result.first.append(now - self.requested_at)
         if not self._complete():
-            if self._told and self._begun:
+            if self._has_token and self._begun:
                 self._seen = self._seen[-len(_LAST_CHUNK) :]
             return False
         self.waits = False
-        result.answers += 1
-        result.total.append(now - self.asked_at)
+        result.responses += 1
+        result.total.append(now - self.requested_at)
         return True
 
     def _begin(self) -> None:
@@ -108,7 +108,7 @@ class Client:
         if not found:
             return
         if not head.startswith(b"HTTP/1.1 200"):
-            raise Failed(f"answered {self._seen[:300].decode(errors='replace')!r}")
+            raise Failed(f"responded {self._seen[:300].decode(errors='replace')!r}")
         self._begun = True
         _, sized, rest = head.lower().partition(b"content-length:")
         if sized:
@@ -144,7 +144,7 @@ class Load:
             client.ask()
 
     def run(self, seconds: float) -> Result:
-        """Keep all busy for ``seconds``; every answer begun is waited for."""
+        """Keep all busy for ``seconds``; wait for every response that has begun."""
         result = Result()
         began_at, before = time.perf_counter(), time.process_time()
         self.ask()
@@ -154,8 +154,8 @@ class Load:
         return result
 
     def gather(self, result: Result, until: float = 0.0) -> None:
-        """Take the answers under way; a client whose answer is complete asks again before
-        ``until``."""
+        """Read the responses in flight; before ``until`` a client whose response is complete sends
+        its next request."""
         busy = len(self._clients)
         while busy:
             for client in self._ready():

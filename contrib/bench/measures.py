@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from statistics import quantiles
 
-from answers import ANSWERS, MARK
 from load import PATIENCE, Failed, Load, Result, request_of
 from peers import CLIENT_KEY, Running, Setting, start
 from processes import KEEP_BYTECODE, WORKER_CORES, Process
+from responses import MARK, RESPONSES
 
 Figures = dict[str, float]
 HELD_WITHIN = 60.0  # seconds in which requests to be held have to reach the mock
@@ -46,9 +46,9 @@ class Rig:
         else:
             connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("GET", path)
-        told: dict[str, int] = json.loads(connection.getresponse().read())
+        counts: dict[str, int] = json.loads(connection.getresponse().read())
         connection.close()
-        return told
+        return counts
 
     def wait_held(self, count: int) -> None:
         until = time.monotonic() + HELD_WITHIN
@@ -65,12 +65,12 @@ def _percentiles(name: str, values: list[float]) -> Figures:
 
 
 def _figures(result: Result, word: str, cpu: float, mock_cpu: float) -> Figures:
-    tokens = result.answers * ANSWERS[word.encode()].tokens
+    tokens = result.responses * RESPONSES[word.encode()].tokens
     return {
-        "requests": result.answers,
-        "request_cpu_us": cpu / result.answers * 1e6,
+        "requests": result.responses,
+        "request_cpu_us": cpu / result.responses * 1e6,
         "token_cpu_us": cpu / tokens * 1e6,
-        "requests_per_second": result.answers / result.seconds,
+        "requests_per_second": result.responses / result.seconds,
         "tokens_per_second": tokens / result.seconds,
         "core_percent": cpu / result.seconds * 100,
         "rig_percent": (result.own_cpu + mock_cpu) / result.seconds * 100,
@@ -82,7 +82,7 @@ def _figures(result: Result, word: str, cpu: float, mock_cpu: float) -> Figures:
 def busy(
     rig: Rig, target: Running, word: str, clients: int, share: float = 1.0, prompt: int = 0
 ) -> Figures:
-    """So many clients, each of which asks again when it has its answer."""
+    """So many clients, each of which sends its next request when it has its response."""
     request = request_of(word, CLIENT_KEY, target.headers, prompt)
     with Load(target.port, request, clients) as load:
         load.run(rig.seconds * share / 5)  # warm: connections are made, on both sides
@@ -94,7 +94,7 @@ def busy(
 
 def two_workers(rig: Rig, target: Running, word: str, clients: int) -> Figures:
     """Two workers, and one, each time with two cores; if there are no more, the rig takes its part
-    of these, so what the CPU would be enough for is told as well."""
+    of these, so the rate that the CPU would be enough for is reported as well."""
     if not target.peer.scales:
         return {}
     one, two = (_with_workers(rig, target, number, word, clients) for number in (1, 2))
@@ -116,7 +116,7 @@ def _with_workers(rig: Rig, target: Running, workers: int, word: str, clients: i
 
 def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:
     """Beside connections on which nothing happens: as many to upstream as from clients."""
-    first_answer(target)
+    first_response(target)
     others = rig.ask("/count")["connections"]
     with Load(target.port, request_of("awaited", CLIENT_KEY, target.headers), rig.idle) as idle:
         idle.ask()
@@ -129,7 +129,7 @@ def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:
 
 def beside_streams(rig: Rig, target: Running, clients: int) -> Figures:
     """Beside streams of which the first token has come, and the rest has not."""
-    first_answer(target)
+    first_response(target)
     with Load(target.port, request_of("stuck", CLIENT_KEY, target.headers), rig.streams) as streams:
         streams.ask()
         rig.wait_held(rig.streams)
@@ -139,9 +139,9 @@ def beside_streams(rig: Rig, target: Running, clients: int) -> Figures:
         return figures
 
 
-def first_answer(target: Running) -> None:
+def first_response(target: Running) -> None:
     """Wait for it: some listen before they are ready."""
-    until = time.monotonic() + target.peer.patience
+    until = time.monotonic() + target.peer.timeout
     while True:
         try:
             _whole(target, "plain")
@@ -153,9 +153,9 @@ def first_answer(target: Running) -> None:
 
 
 def just_started(rig: Rig, target: Running) -> Figures:
-    first_answer(target)
+    first_response(target)
     return {
-        "answered_ms": (time.perf_counter() - target.process.started_at) * 1e3,
+        "responded_ms": (time.perf_counter() - target.process.started_at) * 1e3,
         "listening_ms": target.listening_after * 1e3,
         "idle_mib": target.process.resident() / 2**20,
     }
@@ -168,8 +168,8 @@ def _grown(target: Running, before: float, count: int) -> float:
 
 
 def idle_connections(rig: Rig, target: Running) -> Figures:
-    """Clients that have had one answer each, and stay."""
-    first_answer(target)
+    """Clients that have had one response each, and stay."""
+    first_response(target)
     before = target.process.resident()
     with Load(target.port, request_of("plain", CLIENT_KEY, target.headers), rig.idle) as load:
         load.ask_in_turn(8)
@@ -178,7 +178,7 @@ def idle_connections(rig: Rig, target: Running) -> Figures:
 
 def open_streams(rig: Rig, target: Running) -> Figures:
     """Streams of which the first token has come, and the rest has not."""
-    first_answer(target)
+    first_response(target)
     before = target.process.resident()
     request = request_of("stuck", CLIENT_KEY, target.headers)
     with Load(target.port, request, rig.streams) as load:
@@ -207,24 +207,24 @@ def import_time(rig: Rig, target: Running) -> Figures:
 
 
 def check(target: Running) -> str:
-    """That it answers, and all of it; returns what is odd about it."""
-    first_answer(target)
+    """Check that it responds, and completely; return what is odd about it."""
+    first_response(target)
     for word in ("plain", "burst", "paced"):
         first, total, body = _whole(target, word)
-        if body.count(MARK) != ANSWERS[word.encode()].events:
+        if body.count(MARK) != RESPONSES[word.encode()].events:
             raise Failed(f"{word}: {body.count(MARK)} events came through")
     return "" if first < total / 2 else "holds streams back until they end"
 
 
 def _whole(target: Running, word: str) -> tuple[float, float, bytes]:
-    """One answer; the seconds to its first token and to its end."""
+    """One response; the seconds to its first token and to its end."""
     body, began_at, first_at = b"", time.perf_counter(), 0.0
     with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as sock:
         sock.sendall(request_of(word, CLIENT_KEY, target.headers))
         response = HTTPResponse(sock)
         response.begin()
         if response.status != 200:
-            raise Failed(f"answered {response.status}: {response.read(300).decode()}")
+            raise Failed(f"responded {response.status}: {response.read(300).decode()}")
         while data := response.read1(65536):
             body += data
             if not first_at and MARK in body:

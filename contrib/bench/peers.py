@@ -1,7 +1,7 @@
 """Whom the proxy is measured beside: how each is found, set up and started.
 
 A peer is a row of ``PEERS``. Its configuration is what its users would have for this job: one
-worker, connections to upstream kept, nothing of a stream held back, a key asked of clients. In
+worker, connections to upstream kept, nothing of a stream buffered, a key required from clients. In
 commands, environments and configurations ``@NAME@`` stands for what ``Setting.values`` says.
 """
 
@@ -36,7 +36,7 @@ class Peer:
     headers: tuple[str, ...] = ()  # that its clients send
     imports: tuple[str, str] = ("", "")  # a Python, and the module whose import time counts
     scales: bool = False  # to as many workers as @WORKERS@ says
-    patience: float = 20.0  # seconds until it has to listen, and again to answer
+    timeout: float = 20.0  # seconds until it has to listen, and again to respond
 
     def missing(self) -> list[str]:
         needs = (filled(need, {}) for need in self.needs)
@@ -124,7 +124,7 @@ PEERS = (
         environment={"SSL_CERT_FILE": "@CA@", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         config="litellm.yaml",
         imports=("@TOOLS@/python", "litellm.proxy.proxy_server"),
-        patience=90.0,
+        timeout=90.0,
     ),
     Peer(
         "sglang-router",
@@ -138,7 +138,7 @@ PEERS = (
         ),
         version=_version_of("sglang-router"),
         environment={"SSL_CERT_FILE": "@CA@"},
-        patience=60.0,
+        timeout=60.0,
     ),
     Peer(
         "portkey",
@@ -213,7 +213,7 @@ class Running:
 def start(
     peer: Peer, setting: Setting, workers: int = 1, cores: Collection[int] = (PROXY_CORE,)
 ) -> Running:
-    """Start it; it listens, or it is ended and ``ConnectionError`` tells what it wrote last."""
+    """Start it; it listens, or it is ended and ``ConnectionError`` has what it wrote last."""
     port = free_port()
     directory = setting.directory / f"{peer.name}-{port}"
     directory.mkdir()
@@ -225,7 +225,7 @@ def start(
     environment = {name: filled(value, values) for name, value in peer.environment.items()}
     set_ones = {name: value for name, value in environment.items() if value}
     process = Process(cores, command, set_ones, directory / "output")
-    after = listening(port, process, peer.patience)
+    after = listening(port, process, peer.timeout)
     if after == float("inf"):
         process.stop()
         lines = process.output.read_text(errors="replace").strip().splitlines()[-3:]

@@ -116,9 +116,9 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def listening(port: int, process: Process, patience: float) -> float:
+def listening(port: int, process: Process, timeout: float) -> float:
     """Seconds from the start of the process until somebody listens; infinite if nobody does."""
-    while process.running() and time.perf_counter() - process.started_at < patience:
+    while process.running() and time.perf_counter() - process.started_at < timeout:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:

@@ -2,7 +2,7 @@
 
     python quota.py    # 100 agents with five keys, 30,000 tokens a minute, twice four minutes
 
-Each arm has a proxy of ours and a simulated Cerebras of its own, which keeps the account to its
+Each arm has a proxy of ours and a simulator of its own, which keeps the account to its
 quota, and a fleet of agents (``fleet.py``) in a process of its own; all arms run side by side, so
 that whatever else the machine does hits all alike. Whether tokens that were reserved and not used
 come back to the account (settled) or do not (kept) is not known of the real one: both are played.
@@ -42,22 +42,22 @@ class Figure(NamedTuple):
 
 
 FIGURES = (
-    Figure("answers a minute", "answers_per_minute", 1),
+    Figure("responses a minute", "responses_per_minute", 1),
     Figure("429 seen by agents", "refused_429"),
     Figure("other refusals seen", "refused_other"),
     Figure("calls given up by the SDK", "given_up"),
     Figure("wait p50, s", "wait_p50_seconds", 1),
     Figure("wait p99, s", "wait_p99_seconds", 1),
     Figure("Jain's index over the keys", "fairness", 3),
-    Figure("fewest answers of an agent", "fewest_answers"),
-    Figure("agents without an answer", "agents_without"),
-    Figure("quota used by answers, %", "quota_percent", 1),
+    Figure("fewest responses of an agent", "fewest_responses"),
+    Figure("agents without a response", "agents_without"),
+    Figure("quota used by responses, %", "quota_percent", 1),
 )
 
 
 @contextmanager
 def simulated(options: argparse.Namespace, settling: str, directory: Path) -> Iterator[int]:
-    """A simulated Cerebras that keeps its account to the quota; its port."""
+    """A simulator that keeps its account to the quota; its port."""
     port = free_port()
     flags = {
         "tokens-per-minute": options.tokens_per_minute,

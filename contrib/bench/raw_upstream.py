@@ -3,9 +3,9 @@ not what is measured.
 
     python raw_upstream.py PORT [CERTIFICATE_AND_KEY]
 
-Answers that are held are let go by ``GET /release``; ``GET /count`` tells how many there are, how
+Held responses are released by ``GET /release``; ``GET /count`` returns how many there are, how
 many connections, and the bytes of the last request's body as it came: ``{"held": 0, "connections":
-1, "body": 80}``. Any other GET gets a small answer, for peers that look whether their upstream is
+1, "body": 80}``. Any other GET gets a small response, for peers that look whether their upstream is
 well. A body that comes gzipped is inflated, all of it, for the API has to do that as well.
 """
 
@@ -20,9 +20,9 @@ import time
 import zlib
 from collections.abc import Callable
 
-from answers import ANSWERS, SMALL, Answer
+from responses import RESPONSES, SMALL, CannedResponse
 
-LOOKED_AT = 4096  # bytes of a body in which the word for the answer is looked for
+LOOKED_AT = 4096  # bytes of a body in which the word for the response is looked for
 READ = select.EPOLLIN | select.EPOLLRDHUP
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -35,9 +35,9 @@ class Connection:
         self._mock = mock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self._inbox = b""
-        self._missing = 0  # bytes of a body whose answer is decided
+        self._missing = 0  # bytes of a body whose response is decided
         self._inflate: Callable[[bytes], bytes] = bytes  # what is done with a body's pieces
-        self._answer: Answer | None = None
+        self._response: CannedResponse | None = None
         self._next_write = 0
         self._outbox = b""
         self._waits = False  # until the outbox can go on
@@ -54,7 +54,7 @@ class Connection:
             if not data:
                 return False
             self._take(data)
-            if not self._secure:  # epoll tells what is left; it knows nothing of what TLS holds
+            if not self._secure:  # epoll reports what is left; it does not know what TLS buffers
                 return True
 
     def _take(self, data: bytes) -> None:
@@ -64,14 +64,14 @@ class Connection:
         else:
             self._inbox += data
             self._look()
-        if self._answer and self._missing <= 0:
-            self._begin(self._answer)
+        if self._response and self._missing <= 0:
+            self._begin(self._response)
 
     def _look(self) -> None:
         head, found, body = self._inbox.partition(b"\r\n\r\n")
         if found and head.startswith(b"GET "):
             self._inbox = b""
-            self.send(self._mock.told(head.split(b" ", 2)[1]))
+            self.send(self._mock.response_to(head.split(b" ", 2)[1]))
         elif found:
             self._look_into(head, body)
 
@@ -87,21 +87,21 @@ class Connection:
         packed = b"\r\ncontent-encoding: gzip" in head.lower()
         self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress if packed else bytes
         start = self._inflate(body)[:LOOKED_AT]
-        self._answer = next(a for word, a in ANSWERS.items() if word + b": say" in start)
+        self._response = next(a for word, a in RESPONSES.items() if word + b": say" in start)
 
-    def _begin(self, answer: Answer) -> None:
-        self._answer, self._missing, self._next_write = None, 0, 1
-        self.send(answer.writes[0])
-        if answer.held:
-            self._mock.held[self] = answer
-        elif len(answer.writes) > 1:
-            self._mock.later(time.monotonic(), self, answer)
+    def _begin(self, response: CannedResponse) -> None:
+        self._response, self._missing, self._next_write = None, 0, 1
+        self.send(response.writes[0])
+        if response.held:
+            self._mock.held[self] = response
+        elif len(response.writes) > 1:
+            self._mock.later(time.monotonic(), self, response)
 
-    def go_on(self, answer: Answer) -> bool:
+    def go_on(self, response: CannedResponse) -> bool:
         """Write what is next; whether there is more."""
-        self.send(answer.writes[self._next_write])
+        self.send(response.writes[self._next_write])
         self._next_write += 1
-        return self._next_write < len(answer.writes)
+        return self._next_write < len(response.writes)
 
     def send(self, data: bytes) -> None:
         if self._outbox:
@@ -128,13 +128,13 @@ class Mock:
 
     def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
         self.epoll = select.epoll()
-        self.held: dict[Connection, Answer] = {}
+        self.held: dict[Connection, CannedResponse] = {}
         self.last_body = 0
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
         self._listener.setblocking(False)
         self._connections: dict[int, Connection] = {}
-        self._due: list[tuple[float, int, Connection, Answer]] = []
+        self._due: list[tuple[float, int, Connection, CannedResponse]] = []
         self.epoll.register(self._listener, select.EPOLLIN)
 
     def serve(self) -> None:
@@ -166,21 +166,21 @@ class Mock:
             self.held.pop(connection, None)
             connection.sock.close()
 
-    def later(self, began_at: float, connection: Connection, answer: Answer) -> None:
-        heapq.heappush(self._due, (began_at + answer.pace, id(connection), connection, answer))
+    def later(self, began_at: float, connection: Connection, response: CannedResponse) -> None:
+        heapq.heappush(self._due, (began_at + response.pace, id(connection), connection, response))
 
     def _send_due(self) -> None:
         now = time.monotonic()
         while self._due and self._due[0][0] <= now:
-            due_at, _, connection, answer = heapq.heappop(self._due)
-            if connection.sock.fileno() >= 0 and connection.go_on(answer):
-                self.later(due_at, connection, answer)
+            due_at, _, connection, response = heapq.heappop(self._due)
+            if connection.sock.fileno() >= 0 and connection.go_on(response):
+                self.later(due_at, connection, response)
 
-    def told(self, path: bytes) -> bytes:
+    def response_to(self, path: bytes) -> bytes:
         if path == b"/release":
             held, self.held = self.held, {}
-            for connection, answer in held.items():
-                connection.go_on(answer)
+            for connection, response in held.items():
+                connection.go_on(response)
         elif path == b"/count":
             connections = len(self._connections)
             count = {"held": len(self.held), "connections": connections, "body": self.last_body}

@@ -67,7 +67,7 @@ TABLES = {
     ),
     "start": (
         Column("listening ms", "listening_ms"),
-        Column("first answer ms", "answered_ms"),
+        Column("first response ms", "responded_ms"),
         Column("idle MiB", "idle_mib", 1),
     ),
     "connections": (Column("KiB/connection", "connection_kib", 1),),
@@ -105,7 +105,7 @@ def run_of(plan: Plan, entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def told(values: Sequence[float], column: Column) -> str:
+def formatted(values: Sequence[float], column: Column) -> str:
     low, middle, high = (
         f"{v:.{column.digits}f}" for v in (min(values), median(values), max(values))
     )
@@ -121,7 +121,7 @@ def medians(entry: Entry, figure: str) -> dict[str, float]:
 
 
 def ratios(entry: Entry) -> dict[str, float]:
-    """Ours by each peer's, of what the scenario's first column tells."""
+    """Ours by each peer's, of the scenario's first column."""
     values = medians(entry, TABLES[entry["table"]][0].figure)
     ours = values.get(OURS)
     if ours is None:
@@ -138,7 +138,7 @@ def _rows(entry: Entry) -> Iterator[list[str]]:
         cells = []
         for column in columns:
             values = [figures[column.figure] for figures in rounds if column.figure in figures]
-            cells.append(told(values, column) if values else "–")
+            cells.append(formatted(values, column) if values else "–")
         if cells.count("–") < len(cells):
             yield [name, *cells, f"{ratio[name]:.2f}" if name in ratio else ""]
 

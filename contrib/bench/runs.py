@@ -77,7 +77,7 @@ def mock(scheme: str, plan: Plan) -> Iterator[Rig]:
 
 @contextmanager
 def all_started(peers: Sequence[Peer], rig: Rig) -> Iterator[list[Running]]:
-    """Those that start and answer, each stopped until its turn; the others are said."""
+    """The peers that start and respond, each stopped until its turn; report the others."""
     targets: list[Running] = []
     with ExitStack() as stack:
         for peer in peers:

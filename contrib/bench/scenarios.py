@@ -29,7 +29,9 @@ class Scenario:
     scheme: str = "http"  # of the upstream
     rounds: int = 0  # at least so many
     once: int = 0  # if not zero, so many rounds and no more
-    direct: bool = False  # measures the mock as well, in the same rounds: what is added is told
+    direct: bool = (
+        False  # measures the mock as well, in the same rounds: the difference is reported
+    )
     fresh: bool = False  # each round has a process of its own, just started
 
 
@@ -45,11 +47,11 @@ _PLAIN_32 = _busy("plain", 32)
 _BURST_16 = _busy("burst", 16)
 
 SCENARIOS = (
-    Scenario("start", "from start to first answer; memory", "start", just_started, fresh=True),
+    Scenario("start", "from start to first response; memory", "start", just_started, fresh=True),
     Scenario("import", "of the module, in a new Python", "import", import_time),
     Scenario(
         "idle connections",
-        "memory for each of 1,000 clients that stay after an answer",
+        "memory for each of 1,000 clients that stay connected after a response",
         "connections",
         idle_connections,
         fresh=True,
@@ -63,7 +65,7 @@ SCENARIOS = (
     ),
     Scenario(
         "plain, 1",
-        "plain replies, one client: what is added to the total",
+        "plain responses, one client: added to the total time",
         "added plain",
         _busy("plain", 1, share=0.5),
         rounds=7,
@@ -71,14 +73,14 @@ SCENARIOS = (
     ),
     Scenario(
         "stream, 1",
-        "streams of five tokens, one client: what is added to TTFT and total",
+        "streams of five tokens, one client: added to TTFT and total time",
         "added stream",
         _busy("brief", 1, share=0.5),
         rounds=7,
         direct=True,
     ),
-    Scenario("plain, 32", "plain replies, 32 connections", "plain", _PLAIN_32, direct=True),
-    Scenario("plain, 256", "plain replies, 256 connections", "plain", _busy("plain", 256)),
+    Scenario("plain, 32", "plain responses, 32 connections", "plain", _PLAIN_32, direct=True),
+    Scenario("plain, 256", "plain responses, 256 connections", "plain", _busy("plain", 256)),
     Scenario("burst, 16", "100 tokens at once, 16 streams", "stream", _BURST_16, direct=True),
     Scenario("paced, 1", "200 tokens a second, one stream", "stream", _busy("paced", 1)),
     Scenario("paced, 16", "200 tokens a second, 16 streams", "stream", _busy("paced", 16)),

@@ -4,9 +4,9 @@
     python worth.py gzip    # UPSTREAM_GZIP_MIN_BYTES: long prompts over 20 Mbit/s
 
 Our proxy runs with and without the setting, side by side, with TLS to the raw mock upstream and a
-link (``link.py``) before that. In a round each is asked, the order changing from round to round.
-Times are the client's: request sent → first token. The mock's first token comes 5 ms after the
-request.
+link (``link.py``) before that. In a round each gets a request, in an order that changes from round
+to round. Times are the client's: request sent → first token. The mock's first token comes 5 ms
+after the request.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from load import Load, Result, request_of, request_saying
 from measures import Rig
 from peers import CLIENT_KEY, HERE, Running, Setting, ours_with, start
 from processes import OTHER_CORE, free_port, listening, settle_down_here, started
-from report import Column, aligned, told
+from report import Column, aligned, formatted
 from runs import Plan, mock
 
 SIZES = {"10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000}
@@ -43,8 +43,8 @@ class Outcome:
     def note(self, name: str, milliseconds: float) -> None:
         self.rounds.setdefault(name, []).append(milliseconds)
 
-    def told(self, name: str) -> str:
-        return told(self.rounds[name], MILLISECONDS)
+    def formatted(self, name: str) -> str:
+        return formatted(self.rounds[name], MILLISECONDS)
 
     def median(self, name: str) -> float:
         return median(self.rounds[name])
@@ -74,7 +74,7 @@ def ours(
 
 
 def first_token(target: Running, request: bytes) -> float:
-    """Milliseconds to the first token of one answer, which is read to its end."""
+    """Milliseconds to the first token of one response, which is read to its end."""
     result = Result()
     with Load(target.port, request, 1) as load:
         load.ask()
@@ -108,13 +108,13 @@ def warm(options: argparse.Namespace) -> Outcome:
                     outcome.note(f"{target.peer.name} {which}", first_token(target, request))
         for target in targets:
             name, found = target.peer.name, connections_of_first_requests(target)
-            times = [outcome.told(f"{name} {which}") for which in ("first", "next")]
+            times = [outcome.formatted(f"{name} {which}") for which in ("first", "next")]
             outcome.rows.append([name, found, *times])
     return outcome
 
 
 def connections_of_first_requests(target: Running) -> str:
-    """As its log tells: warm, reused or new. Every other request was a first one."""
+    """By its log: warm, reused or new. Every other request was a first one."""
     lines = map(json.loads, target.process.output.read_text("utf-8").splitlines())
     found = [line["connection"] for line in lines if "connection" in line][::2]
     return ", ".join(f"{count} {kind}" for kind, count in Counter(found).items())
@@ -123,7 +123,8 @@ def connections_of_first_requests(target: Running) -> str:
 def prompt(size: int) -> str:
     """So many characters of what an agent would send: this project's code and prose."""
     root = HERE.parent.parent
-    paths = [*sorted(root.glob("*/*.py")), *sorted(root.glob("contrib/*/*.py")), *root.glob("*.md")]
+    folders = ("ape_cerebras", "tests", "contrib")
+    paths = [path for folder in folders for path in sorted((root / folder).glob("*/*.py"))]
     text = "\n".join(path.read_text("utf-8") for path in paths)
     return (text * (size // len(text) + 1))[:size]
 
@@ -147,7 +148,7 @@ def gzip(options: argparse.Namespace) -> Outcome:
                     outcome.note(f"{title} {name}", first_token(target, request))
                     sent[name] = f"{rig.ask('/count')['body'] / 1e3:.1f}"
             saved = outcome.median(f"{title} gzip") - outcome.median(f"{title} plain")
-            times = [outcome.told(f"{title} {name}") for name in arms]
+            times = [outcome.formatted(f"{title} {name}") for name in arms]
             outcome.rows.append([title, *(sent[name] for name in arms), *times, f"{saved:+.1f}"])
     return outcome
 

@@ -34,18 +34,18 @@ def test_the_index_of_fairness(fleet: Any, shares: list[int], index: float) -> N
 def test_the_figures_of_a_fleet(fleet: Any) -> None:
     keys = (fleet.Key("anna", 2), fleet.Key("ben", 1))
     found = fleet.Found(keys, seconds=30.0, tokens=900, given_up=2, by_agent=[3, 0, 1])
-    found.answers.update({"anna": 3, "ben": 1})
+    found.responses.update({"anna": 3, "ben": 1})
     found.refused.update({"429": 8, "503": 1})
     found.waits = [float(number) for number in range(101)]
     assert found.figures() == {
-        "answers_per_minute": 8.0,
+        "responses_per_minute": 8.0,
         "refused_429": 8.0,
         "refused_other": 1.0,
         "given_up": 2.0,
         "wait_p50_seconds": 50.0,
         "wait_p99_seconds": 99.0,
         "fairness": pytest.approx(0.8),
-        "fewest_answers": 0.0,
+        "fewest_responses": 0.0,
         "agents_without": 1.0,
         "tokens": 900.0,
     }
@@ -63,10 +63,10 @@ def test_a_short_look(tmp_path: Path) -> None:
     assert list(told) == ["kept"]
     assert list(told["kept"]) == ["without", "both"]
     for figures in told["kept"].values():
-        assert figures["answers_per_minute"] > 0
+        assert figures["responses_per_minute"] > 0
         assert 0 < figures["quota_percent"] <= 100
     assert re.search("^reservations kept +without +both$", done.stdout, re.MULTILINE)
-    assert re.search(r"^answers a minute +\d+\.\d +\d+\.\d$", done.stdout, re.MULTILINE)
+    assert re.search(r"^responses a minute +\d+\.\d +\d+\.\d$", done.stdout, re.MULTILINE)
 
 
 def test_every_figure_has_its_row_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""What the mock upstream answers: canned bytes, and when they are written.
+"""Responses of the mock upstream: canned bytes, and when they are written.
 
-The kind of an answer is a word that the request's question begins with. A token is written as the
-text ``some words``, which nothing else has in it, so that whoever reads an answer can count them.
+The first word of the request's message chooses the response. A token is written as the
+text ``some words``, which nothing else has in it, so that a reader of the response can count them.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ _USAGE = (
 )
 
 
-class Answer(NamedTuple):
+class CannedResponse(NamedTuple):
     """``writes`` go out one after the other, ``pace`` seconds apart; the second and later ones only
-    after the order to, where the answer is ``held``."""
+    after the order to, where the response is ``held``."""
 
     writes: tuple[bytes, ...]
     events: int  # that have text in them
@@ -59,19 +59,21 @@ def _tail(tokens: int) -> bytes:
 
 
 SMALL = _reply(b'{"status":"ok"}')
-ANSWERS = {
-    b"plain": Answer((_PLAIN,), events=1, tokens=100),
+RESPONSES = {
+    b"plain": CannedResponse((_PLAIN,), events=1, tokens=100),
     # All that a stream has, in one write.
-    b"burst": Answer((_HEAD + _TOKEN * 100 + _tail(100),), events=100, tokens=100),
+    b"burst": CannedResponse((_HEAD + _TOKEN * 100 + _tail(100),), events=100, tokens=100),
     # A token at a time, 200 a second.
-    b"paced": Answer((_HEAD, *(_TOKEN,) * 100, _tail(100)), events=100, tokens=100, pace=0.005),
+    b"paced": CannedResponse(
+        (_HEAD, *(_TOKEN,) * 100, _tail(100)), events=100, tokens=100, pace=0.005
+    ),
     # The same, soon over: for many first tokens in little time.
-    b"brief": Answer((_HEAD, *(_TOKEN,) * 5, _tail(5)), events=5, tokens=5, pace=0.005),
+    b"brief": CannedResponse((_HEAD, *(_TOKEN,) * 5, _tail(5)), events=5, tokens=5, pace=0.005),
     # As Cerebras does it: 200 events a second, four at a time, of several tokens each.
-    b"wafer": Answer(
+    b"wafer": CannedResponse(
         (_HEAD, *(_FIVE_TOKENS * 4,) * 25, _tail(500)), events=100, tokens=500, pace=0.02
     ),
     # An open stream of which nothing more comes, and a plain reply that is waited for.
-    b"stuck": Answer((_HEAD + _TOKEN, _tail(1)), events=1, tokens=1, held=True),
-    b"awaited": Answer((b"", _PLAIN), events=1, tokens=100, held=True),
+    b"stuck": CannedResponse((_HEAD + _TOKEN, _tail(1)), events=1, tokens=1, held=True),
+    b"awaited": CannedResponse((b"", _PLAIN), events=1, tokens=100, held=True),
 }
