@@ -17,7 +17,7 @@ import anyio
 from .config.config import Config, ConfigError
 from .config.settings import SETTINGS
 from .config.values import BACKEND_HELP, Origin, whole
-from .downstream.listener import CannotListen, open_ports_now
+from .downstream.listener import CannotListen, open_ports
 from .net.event_loop import run_on
 from .process.collector import look_at_what_is_new
 from .process.process import report_not_listening, run_until_stopped, to_standard_output
@@ -169,7 +169,7 @@ def _serve(options: argparse.Namespace) -> int:
         work = partial(_serve_proxy, options.demo, config, None)
         return run_until_stopped(work, address, config.backend, hang_ups_held=rereads)
     try:
-        ports = open_ports_now(config.host, config.port, config.scrapers_port)
+        ports = open_ports(config.host, config.port, config.scrapers_port)
     except CannotListen as error:
         report_not_listening(address, error)
         return 1

@@ -201,17 +201,18 @@ class Proxy:
         self, error: ProxyError, exchange: Exchange, downstream: Downstream
     ) -> None:
         """Respond with an error while no byte has gone out; after that, cut the response."""
-        if downstream.response_started:
-            fits = error.status and downstream.can_take_event
+        if downstream.response.started:
+            state = downstream.stream_state
+            fits = error.status and state is not None and state.can_take_event
             await downstream.abort(error_event(error) if fits else b"")
-        if downstream.response_started or not error.status:
+        if downstream.response.started or not error.status:
             return
-        if not error.keeps or downstream.awaits_100_continue:
+        if not error.keeps or downstream.response.awaits_100_continue:
             downstream.close_after_response()
         headers = ((b"content-type", b"application/json"), *error.headers)
         with suppress(ProxyError):  # which leaves the connection unfit for more
             await downstream.respond(exchange, error.status, headers, error_body(error))
-            if not downstream.announced_close:
+            if downstream.response.keeps_alive:
                 await downstream.read_body()  # the rest of it, for the next request's sake
 
     def _account_for(self, exchange: Exchange) -> None:
@@ -275,7 +276,7 @@ class Proxy:
         ``graceful_shutdown_timeout`` is over."""
         self.begin_drain()
         with anyio.move_on_after(self.config.graceful_shutdown_timeout):
-            await self._connections.wait_until_empty()
+            await self._connections.wait_for_fewer_than(1)
         self.close()
 
     def close(self) -> None:

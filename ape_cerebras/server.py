@@ -45,7 +45,9 @@ async def serve(
     """
     with ExitStack() as stack:
         if place is None:
-            ports = await open_ports(config.host, config.port, config.scrapers_port)
+            ports = await anyio.to_thread.run_sync(
+                open_ports, config.host, config.port, config.scrapers_port
+            )
         else:
             ports = place.ports
         stack.callback(ports.close)

@@ -174,7 +174,7 @@ class Relay:
     ) -> None:
         try:
             while (chunk := await response.next_chunk()) is not None:
-                if exchange.done_seen and downstream.response_complete:
+                if exchange.done_seen and downstream.response.ended:
                     break  # more came after the end than was worth waiting for
                 await self._pass_chunk(chunk, response.arrived_at, downstream, meter)
                 if exchange.done_seen:
@@ -218,13 +218,13 @@ class Relay:
         assembly = Assembly()
 
         async def answer() -> None:
-            if not downstream.response_complete:
+            if not downstream.response.ended:
                 status, body = assembly.reply()
                 await downstream.respond(exchange, status, plain_headers(response.headers), body)
 
         try:
             while (chunk := await response.next_chunk()) is not None:
-                if downstream.response_complete:
+                if downstream.response.ended:
                     break
                 await _look_into(chunk, meter, response.arrived_at, None)
                 await _take_in(chunk, assembly)

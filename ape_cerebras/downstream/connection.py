@@ -37,8 +37,9 @@ class Downstream:
     """One client's connection. A read raises ClientGone where the client disconnects in the middle
     of a request; a write raises that and ClientStalled.
 
-    ``stream`` has the timestamps and the waiting times. ``completed_at``: when the client's socket
-    had taken the last byte of a complete response; None until then.
+    ``stream`` has the timestamps and the waiting times. Of the current exchange there are
+    ``response``; ``stream_state``, where the body is a stream of events; and ``completed_at``: when
+    the client's socket had taken the last byte of a complete response, None until then.
     """
 
     def __init__(self, stream: TimestampedStream, config: Config) -> None:
@@ -51,9 +52,9 @@ class Downstream:
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
-        self._response = ResponseWriter()
+        self.response = ResponseWriter()
         self._held_status: tuple[Exchange, int] | None = None
-        self._stream_state: StreamState | None = None
+        self.stream_state: StreamState | None = None
         self._without_timestamp_before = self.stream.reads_without_timestamp
         self.completed_at: float | None = None
 
@@ -72,7 +73,7 @@ class Downstream:
         """
         request, for_h11 = await self.reader.read_head()
         self._requests_left -= 1
-        self._response.begin(for_h11, has_body=not self.reader.complete)
+        self.response.begin(for_h11, has_body=not self.reader.complete)
         return request
 
     async def read_body(self) -> bytes:
@@ -80,15 +81,10 @@ class Downstream:
 
         Raises what ``ChunkedReader`` raises, RequestTimeout, ClientGone.
         """
-        if self.awaits_100_continue and not self.response_started:
-            self._buffer.hold(self._response.interim(100))
+        if self.response.awaits_100_continue and not self.response.started:
+            self._buffer.hold(self.response.interim(100))
             await self.flush()
         return await self.reader.read_body()
-
-    @property
-    def awaits_100_continue(self) -> bool:
-        """Whether the client holds its body back until asked for it (RFC 9110 section 10.1.1)."""
-        return self._response.awaits_100_continue
 
     @property
     def request_timestamped(self) -> bool:
@@ -107,7 +103,7 @@ class Downstream:
         """Send the client bytes without meaning, if there is room for them just now: an interim
         response before the head (RFC 9110 section 15.2), a leading zero of the next chunk's size
         after it (RFC 9112 section 7.1). Return False where there never is."""
-        stream, response = self.stream, self._response
+        stream, response = self.stream, self.response
         if not isinstance(stream, SocketStream) or response.request.http_version != b"1.1":
             return False
         if not response.started:
@@ -117,25 +113,6 @@ class Downstream:
         return True
 
     # Responses
-
-    @property
-    def response_started(self) -> bool:
-        """Whether a head has been written."""
-        return self._response.started
-
-    @property
-    def response_complete(self) -> bool:
-        return self._response.ended
-
-    @property
-    def announced_close(self) -> bool:
-        """Whether the response is complete, and its head said that the connection ends with it."""
-        return self._response.ended and not self._response.keeps_alive
-
-    @property
-    def can_take_event(self) -> bool:
-        """Whether a final error event fits behind the bytes sent so far."""
-        return self._stream_state is not None and self._stream_state.can_take_event
 
     def send_head(
         self,
@@ -147,7 +124,7 @@ class Downstream:
         """Hold a response's head, with the exchange's ids, Date and the framing added.
         ``stream_state`` is of a response whose body is a stream of events."""
         self._held_status = exchange, status
-        self._stream_state = stream_state
+        self.stream_state = stream_state
         self._closing = self._closing or self._requests_left <= 0
         if exchange.request_id:
             headers = (
@@ -155,20 +132,20 @@ class Downstream:
                 (b"x-request-id", exchange.request_id.encode()),
                 (b"x-trace-id", exchange.trace_id.encode()),
             )
-        self._buffer.hold(self._response.head(status, headers, closing=self._closing))
+        self._buffer.hold(self.response.head(status, headers, closing=self._closing))
 
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before enough is held to
         be worth a write."""
-        self._buffer.hold(self._response.frame(chunk))
+        self._buffer.hold(self.response.frame(chunk))
         if not hold or self._buffer.size >= _MAX_HELD:
             await self.flush()
 
     async def send_end(self) -> None:
         """End the response as complete; once is enough."""
-        if self._response.ended:
+        if self.response.ended:
             return
-        self._buffer.hold(self._response.end())
+        self._buffer.hold(self.response.end())
         await self.flush()
         self.completed_at = self.stream.written_at
 
@@ -176,8 +153,8 @@ class Downstream:
         """Send a whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
         length = (b"content-length", str(len(body)).encode())
         self.send_head(exchange, status, (*headers, length))
-        if self._response.has_body:
-            self._buffer.hold(self._response.frame(body))
+        if self.response.has_body:
+            self._buffer.hold(self.response.frame(body))
         await self.send_end()
 
     async def flush(self) -> None:
@@ -209,28 +186,28 @@ class Downstream:
     def reusable(self) -> bool:
         """Whether the connection goes on: the client took the whole response, and its head did not
         announce an end, whatever was asked for since; its next request may be on its way."""
-        done = self._response.ended and self._response.keeps_alive and self.reader.complete
+        done = self.response.ended and self.response.keeps_alive and self.reader.complete
         return done and self.completed_at is not None
 
     async def abort(self, final_event: bytes = b"") -> None:
         """Cut the response short, so that nobody can take the bytes sent for a complete one."""
         with suppress(ClientGone, ClientStalled):
             if not self._buffer.torn:
-                if final_event and not self._response.ended:
-                    self._buffer.hold(self._response.frame(final_event))
+                if final_event and not self.response.ended:
+                    self._buffer.hold(self.response.frame(final_event))
                 await self.flush()
         await self.close_at_once()
-        self._response.fail()  # even if it was complete, nothing more goes over this connection
+        self.response.fail()  # even if it was complete, nothing more goes over this connection
 
     async def aclose(self) -> None:
         """Close so that a complete response reaches the client."""
-        if self._response.ended:
+        if self.response.ended:
             await self.reader.linger()
         await self.close_at_once()
 
     async def close_at_once(self) -> None:
         """Close, whatever is under way."""
-        response = self._response
+        response = self.response
         # Where the connection's end is the body's end, only a reset shows that it was cut.
         ends_with_connection = response.started and not (response.ended or response.chunked)
         if ends_with_connection and isinstance(self.stream, SocketStream):

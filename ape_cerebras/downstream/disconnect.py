@@ -9,6 +9,7 @@ socket answers further data with a reset, so a harmless probe is sent and the re
 Where no probe can be sent, a FIN counts as a disconnect.
 """
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -83,33 +84,25 @@ class DisconnectWatcher:
         return bool(cancelled)
 
     def _check(self) -> None:
-        try:
-            gone = self._downstream.reader.read_ahead_nowait() and self._has_ended()
-        except ClientGone:
-            gone = True
-        if gone:
-            self._leave()
-
-    def _has_ended(self) -> bool:
-        """Whether nothing more is read, and the client can be taken for gone."""
-        return self._has_only_ended() or self._downstream.stream.peer_is_gone()
-
-    def _has_only_ended(self) -> bool:
-        """Whether the client has ended its sending and cannot be probed. It is probed once."""
-        if not self._downstream.reader.ended or self._probed:
-            return False
-        self._probed = True
-        return not self._downstream.send_probe()
-
-    def _leave(self) -> None:
+        with suppress(ClientGone):
+            if not (self._downstream.reader.read_ahead_nowait() and self._is_gone()):
+                return
         self._gone = True
         self._scope.cancel()
 
     async def _wait(self) -> None:
-        try:
+        with suppress(ClientGone):
             await self._downstream.reader.read_ahead()
-            while not self._has_ended():  # noqa: ASYNC110 - the loop has no event for it
+            while not self._is_gone():  # noqa: ASYNC110 - the loop has no event for it
                 await anyio.sleep(_POLL_EVERY)
-        except ClientGone:
-            pass
-        self._leave()
+        self._gone = True
+        self._scope.cancel()
+
+    def _is_gone(self) -> bool:
+        """Whether the client, from which nothing more is read, is gone. Once it has ended its
+        sending it is probed, once."""
+        if self._downstream.reader.ended and not self._probed:
+            self._probed = True
+            if not self._downstream.send_probe():
+                return True
+        return self._downstream.stream.peer_is_gone()

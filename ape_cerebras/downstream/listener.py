@@ -4,7 +4,7 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 
@@ -24,7 +24,6 @@ __all__ = (
     "announce",
     "open_listeners",
     "open_ports",
-    "open_ports_now",
 )
 
 _BACKLOG = 2048
@@ -53,70 +52,43 @@ class CannotListen(OSError):
     """``filename`` is the address, in the words of the settings."""
 
 
-class _Address(NamedTuple):
-    family: int
-    address: tuple[Any, ...]
-
-
-async def open_ports(host: str, port: int, scrapers_port: int | None) -> Ports:
-    """``open_ports_now`` in a thread, as looking a host up can take its time."""
-    return await anyio.to_thread.run_sync(open_ports_now, host, port, scrapers_port)
-
-
-def open_ports_now(host: str, port: int, scrapers_port: int | None) -> Ports:
-    """The sockets for both ports, or for the one that there is. Raises CannotListen."""
-    clients = _open_listeners(host, port)
+def open_ports(host: str, port: int, scrapers_port: int | None) -> Ports:
+    """Open the sockets of both ports, or of the one that there is. Looking up a host may block.
+    Raises CannotListen."""
+    clients = open_listeners(host, port)
     if scrapers_port is None:
         return Ports(clients)
     try:
-        return Ports(clients, _open_listeners(host, scrapers_port))
+        return Ports(clients, open_listeners(host, scrapers_port))
     except CannotListen:
         Ports(clients).close()
         raise
 
 
-async def open_listeners(host: str, port: int) -> list[socket.socket]:
-    """Listening, non-blocking sockets on every address that ``host`` means and this machine has.
+def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Open listening, non-blocking sockets on every address of ``host`` that this machine has.
+    With port 0 all get the one port that the first was given. Looking up a host may block.
 
-    With port 0 all get the one port that the first was given. Raises CannotListen, also where the
-    machine has none of the addresses.
+    Raises CannotListen, also where the machine has none of the addresses.
     """
-    return await anyio.to_thread.run_sync(_open_listeners, host, port)
-
-
-def _open_listeners(host: str, port: int) -> list[socket.socket]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return _open_listeners_on(_Address(family, address) for family, *_, address in found)
-    except OSError as error:
-        raise CannotListen(error.errno, error.strerror, f"{host}:{port}") from None
-
-
-def _open_listeners_on(addresses: Iterable[_Address]) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
-        for family, address in dict.fromkeys(addresses):
-            if address[1] == 0 and listeners:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            if port == 0 and listeners:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            listener = _open_listener_if_here(family, address)
-            if listener is not None:
-                listeners.append(listener)
-    except BaseException:
+            try:
+                listeners.append(_open_listener(family, address))
+            except OSError as error:
+                if error.errno not in _NO_SUCH_ADDRESS_HERE:
+                    raise
+        if not listeners:
+            raise OSError(errno.EADDRNOTAVAIL, "This machine has none of the host's addresses")
+    except OSError as error:
         for listener in listeners:
             listener.close()
-        raise
-    if not listeners:
-        raise OSError(errno.EADDRNOTAVAIL, "This machine has none of the host's addresses")
+        raise CannotListen(error.errno, error.strerror, f"{host}:{port}") from None
     return listeners
-
-
-def _open_listener_if_here(family: int, address: tuple[object, ...]) -> socket.socket | None:
-    try:
-        return _open_listener(family, address)
-    except OSError as error:
-        if error.errno in _NO_SUCH_ADDRESS_HERE:
-            return None
-        raise
 
 
 def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
@@ -192,19 +164,15 @@ class Connections:
     async def wait_for_room(self) -> None:
         """Wait until another connection may be accepted. A worker that has more of them than
         another lets that one go first."""
-        while len(self._open) >= self._limit:
-            await self._wait_for_close()
+        await self.wait_for_fewer_than(self._limit)
         if self._place is not None and self._place.board.is_ahead(self._place.number):
             await anyio.sleep(_YIELD_TO_OTHERS)
 
-    async def wait_until_empty(self) -> None:
-        while self._open:
-            await self._wait_for_close()
-
-    async def _wait_for_close(self) -> None:
-        if self._closed_one.is_set():
-            self._closed_one = anyio.Event()
-        await self._closed_one.wait()
+    async def wait_for_fewer_than(self, count: int) -> None:
+        while len(self._open) >= count:
+            if self._closed_one.is_set():
+                self._closed_one = anyio.Event()
+            await self._closed_one.wait()
 
 
 class Acceptor:

@@ -73,7 +73,7 @@ class RequestReader:
             if last:
                 self.end_wait_soon()
             while not self._arrived and not self.ended:
-                await self._read()
+                await self._read(in_request=False)
                 if may_skip_line and self._arrived.startswith(b"\r\n"):
                     may_skip_line = False
                     del self._arrived[:2]
@@ -102,7 +102,7 @@ class RequestReader:
                 while arrived.find(HEAD_END, max(0, checked - 3)) < 0:
                     check_part(bytes(arrived), checked, self._limits)
                     checked = len(arrived)
-                    await self._read_more()
+                    await self._read()
         end = arrived.index(HEAD_END) + len(HEAD_END)
         head = bytes(arrived[:end])
         del arrived[:end]
@@ -127,7 +127,7 @@ class RequestReader:
                     if reader.paused:
                         await anyio.lowlevel.checkpoint()
                     else:
-                        await self._read_more()
+                        await self._read()
                     whole += reader.take(self._arrived)
             body = bytes(whole)
         self.complete = True
@@ -135,39 +135,31 @@ class RequestReader:
 
     # Bytes
 
-    async def _read_more(self) -> None:
-        """Read on in the middle of a request. Raises ClientGone where nothing more comes."""
-        await self._read()
-        if self.ended:
-            raise ClientGone
-
-    async def _read(self) -> None:
-        """Read the next bytes, or the end. Raises ClientGone where the connection is broken."""
+    async def _read(self, *, in_request: bool = True) -> None:
+        """Read the next bytes, or the end. Raises ClientGone where the connection is broken, and
+        where it ends in the middle of a request."""
         try:
             self._arrived += await self._stream.receive()
         except _ENDS as end:
             self._note_end(end)
+            if in_request:
+                raise ClientGone from None
 
     def _note_end(self, end: Exception) -> None:
         self.ended = True
         if not isinstance(end, EndOfStream):
             raise ClientGone from None
 
-    @property
-    def may_read_ahead(self) -> bool:
-        """Whether more may arrive, and there is room for it."""
-        return not self.ended and len(self._arrived) < _READ_AHEAD
-
     async def read_ahead(self) -> None:
         """Read bytes of later requests until the client ends its sending or has sent a lot. Raises
         ClientGone where the connection is broken."""
-        while self.may_read_ahead:
-            await self._read()
+        while not self.ended and len(self._arrived) < _READ_AHEAD:
+            await self._read(in_request=False)
 
     def read_ahead_nowait(self) -> bool:
-        """Do the same with the bytes that have arrived; return False where more may arrive."""
+        """Do the same with the bytes that have arrived. Return False where more may arrive."""
         try:
-            while self.may_read_ahead:
+            while not self.ended and len(self._arrived) < _READ_AHEAD:
                 self._arrived += self._stream.receive_nowait()
         except WouldBlock:
             return False

@@ -13,7 +13,6 @@ requests; the reader of a response translates them.
 
 import re
 from collections.abc import Callable
-from typing import Protocol
 
 from ..errors import BadRequest, BodyTooLarge, HeadersTooLarge
 from .messages import FORBIDDEN, TOKEN, Headers, parse_fields
@@ -39,26 +38,12 @@ _MALFORMED = "The request's framing is malformed."
 _MOSTLY_FRAMING = "The request body is more framing than body."
 
 
-class BodyReader(Protocol):
-    """Reads one body.
-
-    ``ended``: whether it is complete. ``paused``: whether the last ``take`` left data that it could
-    have taken, so as not to hold the event loop.
-    """
-
-    @property
-    def ended(self) -> bool: ...
-
-    @property
-    def paused(self) -> bool: ...
-
-    def take(self, arrived: bytearray) -> bytes:
-        """Remove bytes of the body from ``arrived``; return the data in them. Once the body has
-        ended, the bytes left there are not its own. Raises ProxyError."""
-
-
 class SizedReader:
-    """Reads a body of ``size`` bytes."""
+    """Reads a body of ``size`` bytes.
+
+    Of every reader: ``ended`` is whether the body is complete; ``paused`` whether the last ``take``
+    left data that it could have taken, so as not to hold the event loop.
+    """
 
     paused = False
 
@@ -67,6 +52,8 @@ class SizedReader:
         self.ended = not size
 
     def take(self, arrived: bytearray) -> bytes:
+        """Remove bytes of the body from ``arrived``; return the data in them. Once the body has
+        ended, the bytes left there are not its own."""
         data = bytes(arrived[: self._missing])
         del arrived[: len(data)]
         self._missing -= len(data)
@@ -99,7 +86,7 @@ class ChunkedReader:
         self.ended = self.paused = False
 
     def take(self, arrived: bytearray) -> bytes:
-        """See ``BodyReader``; of very many chunks only the first are read before a pause."""
+        """See ``SizedReader``; of very many chunks only the first are read before a pause."""
         data = bytearray()
         at, end = -1, 0
         self._chunks_left = _MAX_CHUNKS
@@ -200,6 +187,9 @@ class ChunkedReader:
         elif parse_fields((line,)) is None:
             raise BadRequest(_MALFORMED, keeps=False)
         return end + 2
+
+
+BodyReader = SizedReader | ChunkedReader
 
 
 def reader_for(

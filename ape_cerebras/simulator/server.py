@@ -204,7 +204,7 @@ class Simulator:
         """Listen, and serve until cancelled; reports the port. Raises OSError."""
         with ExitStack() as stack:
             logs = Logs("error", sys.stderr.buffer.write)
-            listeners = await open_listeners(host, port)
+            listeners = await anyio.to_thread.run_sync(open_listeners, host, port)
             for listener in listeners:
                 stack.callback(listener.close)
             async with anyio.create_task_group() as tasks:

@@ -74,7 +74,7 @@ class Arrivals:
 
 @asynccontextmanager
 async def accepting(host: str = "127.0.0.1") -> AsyncIterator[tuple[socket.socket, Arrivals]]:
-    (listener,) = await open_listeners(host, 0)
+    (listener,) = open_listeners(host, 0)
     arrivals = Arrivals(listener)
     with closing(listener), closing(arrivals):
         async with anyio.create_task_group() as tasks:
@@ -92,7 +92,7 @@ def client_of(listener: socket.socket) -> socket.socket:
 
 async def has_ipv6() -> bool:
     try:
-        for listener in await open_listeners("::1", 0):
+        for listener in open_listeners("::1", 0):
             listener.close()
     except OSError:
         return False
@@ -123,7 +123,7 @@ async def test_a_port_can_be_listened_on_again_at_once() -> None:
             await arrivals.until_there_are(1)
             port = listener.getsockname()[1]
             arrivals.close()  # by our side first, which leaves it in TIME_WAIT
-    (again,) = await open_listeners("127.0.0.1", port)
+    (again,) = open_listeners("127.0.0.1", port)
     again.close()
 
 
@@ -234,7 +234,7 @@ async def test_a_connection_that_could_not_be_watched_does_not_end_the_loop(
 
 
 async def test_a_listener_that_does_not_listen_is_an_error_and_no_endless_loop() -> None:
-    (listener,) = await open_listeners("127.0.0.1", 0)
+    (listener,) = open_listeners("127.0.0.1", 0)
     arrivals = Arrivals(listener)
     listener.close()
     with anyio.fail_after(PATIENCE), pytest.raises(OSError, match="Bad file") as caught:
@@ -259,7 +259,7 @@ async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
 
 
 async def test_what_waits_in_the_backlog_can_be_taken_before_the_end() -> None:
-    (listener,) = await open_listeners("127.0.0.1", 0)
+    (listener,) = open_listeners("127.0.0.1", 0)
     arrivals = Arrivals(listener)
     with closing(listener), closing(arrivals), ExitStack() as clients:
         for _ in range(3):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_port_0_picks_one_that_is_then_known() -> None:
-    (listener,) = await open_listeners("127.0.0.1", 0)
+    (listener,) = open_listeners("127.0.0.1", 0)
     with closing(listener):
         address, port = listener.getsockname()
         assert address == "127.0.0.1"
@@ -35,7 +35,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 async def test_port_0_is_one_port_on_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2", "127.0.0.3")
-    listeners = await open_listeners("several", 0)
+    listeners = open_listeners("several", 0)
     with ExitStack() as stack:
         for listener in listeners:
             stack.enter_context(closing(listener))
@@ -47,7 +47,7 @@ async def test_port_0_is_one_port_on_several_addresses(monkeypatch: pytest.Monke
 
 async def test_addresses_that_are_not_here_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, "192.0.2.1", "127.0.0.1")
-    (listener,) = await open_listeners("several", 0)
+    (listener,) = open_listeners("several", 0)
     with closing(listener):
         assert listener.getsockname()[0] == "127.0.0.1"
 
@@ -55,21 +55,21 @@ async def test_addresses_that_are_not_here_are_passed_over(monkeypatch: pytest.M
 async def test_where_one_address_cannot_be_had_none_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (taken,) = await open_listeners("127.0.0.2", 0)
+    (taken,) = open_listeners("127.0.0.2", 0)
     with closing(taken):
         resolve_to(monkeypatch, "127.0.0.1", "127.0.0.2")
         before = set(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="in use"):
-            await open_listeners("several", taken.getsockname()[1])
+            open_listeners("several", taken.getsockname()[1])
         assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
-    (listener,) = await open_listeners("127.0.0.1", 0)
+    (listener,) = open_listeners("127.0.0.1", 0)
     with closing(listener):
         before = set(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="in use") as caught:
-            await open_listeners("127.0.0.1", listener.getsockname()[1])
+            open_listeners("127.0.0.1", listener.getsockname()[1])
         assert caught.value.errno == errno.EADDRINUSE
         assert set(os.listdir("/proc/self/fd")) == before
 
@@ -77,5 +77,5 @@ async def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
 async def test_an_address_of_another_machine_is_an_error(host: str) -> None:
     with pytest.raises(OSError, match="none of the host's addresses") as caught:
-        await open_listeners(host, 0)
+        open_listeners(host, 0)
     assert caught.value.errno == errno.EADDRNOTAVAIL

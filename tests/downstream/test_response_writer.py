@@ -56,7 +56,7 @@ async def test_a_response_is_framed_as_h11_frames_it(
     expected = b"".join(oracle.send(event) or b"" for event in events)
     got = await client.receive()
     assert _head_and_body(got) == _head_and_body(expected)
-    assert downstream.announced_close == (oracle.our_state is h11.MUST_CLOSE)
+    assert downstream.response.keeps_alive == (oracle.our_state is not h11.MUST_CLOSE)
 
 
 def _head_and_body(raw: bytes) -> tuple[bytes, set[bytes], bytes]:
@@ -77,4 +77,4 @@ async def test_a_body_of_another_length_than_was_told_does_not_end_well(body: by
 
     with pytest.raises(Misframed):
         await respond()
-    assert not downstream.response_complete
+    assert not downstream.response.ended

@@ -140,7 +140,7 @@ async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> No
 
 @stamped_by_kernel
 async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
-    [listener] = await open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     accepted: list[SocketStream] = []
     read = anyio.Event()
 
@@ -474,7 +474,7 @@ async def test_what_is_held_leaves_in_one_write() -> None:
 
 async def test_nagles_algorithm_is_off_on_both_legs() -> None:
     """It costs tens of milliseconds of TTFT together with delayed acknowledgements."""
-    [listener] = await open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     accepted: list[SocketStream] = []
     with listener:
         upstream_leg = await connect_tcp(*listener.getsockname())

@@ -42,7 +42,7 @@ def test_who_is_ahead_lets_others_go_first(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_the_first_that_is_up_waits_for_the_others(tmp_path: Path) -> None:
     board, lines, served = Board(2), Lines(), anyio.Event()
-    [listener] = await open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     place = Place(1, board, Ports([listener]), str(tmp_path))
 
     async def run() -> None:

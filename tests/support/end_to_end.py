@@ -138,7 +138,7 @@ async def serve_each(
     converse: Callable[[SocketStream], Coroutine[Any, Any, None]], *, task_status: TaskStatus[int]
 ) -> None:
     """Listen on a port, which is told, and have each connection a task of its own."""
-    [listener] = await open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     with listener:
         async with anyio.create_task_group() as tasks:
             task_status.started(listener.getsockname()[1])

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
 @asynccontextmanager
 async def listening(host: str = "127.0.0.1") -> AsyncIterator[int]:
-    listeners = await open_listeners(host, 0)
+    listeners = open_listeners(host, 0)
     yield listeners[0].getsockname()[1]
     for listener in listeners:
         listener.close()
@@ -135,7 +135,7 @@ LARGE = b"x" * 8_000_000  # more than fits in between
 async def overtaken(answer: bytes) -> AsyncIterator[tuple[SocketStream, UpstreamStream]]:
     """A server that has answered before it takes anything of a large request, and who makes that
     request."""
-    [listener] = await open_listeners("127.0.0.1", 0)
+    [listener] = open_listeners("127.0.0.1", 0)
     with listener:
         raw = await connect_tcp(*listener.getsockname())
         await anyio.wait_readable(listener)
