@@ -1,9 +1,9 @@
-"""What the proxy costs on this machine, and beside it what people would use instead.
+"""Benchmarks of the proxy on this machine, beside proxies that people would use instead.
 
-Proxies have one core to themselves; a raw mock upstream and the load generator share another. Our
-logs, metrics, check of keys, limits and deadlines are all on. A round of a scenario is measured
-with each proxy in turn, the others stopped, so that drift hits all alike. Run it with nothing else
-on the machine: ``make bench``.
+A proxy has one core to itself; a raw mock upstream and the load generator share another. Our logs,
+metrics, key check, limits and deadlines are all on. Within a round of a scenario the proxies run
+one after another, the others stopped, so that drift affects all of them equally. ``make bench``,
+on a machine with nothing else to do.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A fleet of agents that share an account: each a client of the OpenAI SDK, as it comes, with its
-two retries, its backoff and its obedience to Retry-After.
+"""A fleet of agents that share an account: each a client of the OpenAI SDK with its default two
+retries, its backoff and its handling of Retry-After.
 
-An agent has one task after another: a chat request that has to succeed. Where the SDK gives up,
+An agent does one task after another: a chat request that has to succeed. Where the SDK gives up,
 the agent waits a second and tries again, so that a task's wait is all the time from its start to
-its response. A task that is not done when the time is over counts with the wait it had by then.
+its response. A task that is unfinished at the end counts with the wait it had by then.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""Whether a request costs more the more is open: connections on which nothing happens, as many to
-upstream as from clients; or streams in their middle.
+"""CPU of a request beside many open connections: idle ones, as many to upstream as from clients; or
+streams in their middle.
 
     python growth.py    # our proxy: CPU of a plain request of 32 clients, beside so many
 
-For each figure a proxy is started anew, and in each round every number has its turn, so that drift
-hits all alike. What is open takes two descriptors of the proxy each, so where a process may not
-have twice as many as the largest number, that number is what it may.
+Each figure gets a new proxy, and each round measures every number, so that drift affects all of
+them equally. An open connection takes two descriptors of the proxy, so the largest number is
+limited to what the process may open.
 """
 
 import argparse

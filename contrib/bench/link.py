@@ -1,16 +1,16 @@
-"""A link with a length and a width, between two programs on one machine: a relay of TCP connections
-that hands on what it reads some time later, and no more of it than a rate allows.
+"""A link with a delay and a rate, between two programs on one machine: a relay of TCP connections
+that forwards what it reads after a fixed time, and no more of it than the rate allows.
 
     python link.py PORT UPSTREAM_PORT [--delay-ms 20] [--rate-mbit 20]
 
 The delay is that of each direction: 20 ms are 40 ms of round trip. It keeps the order and limits no
 rate. The rate is that of each connection in each direction: pieces of a segment's size follow one
-another as on a wire, and behind them there is room for no more than a small queue; while that is
-full nothing is read, so that the sender's kernel has to wait.
+another as on a wire, and behind them is room for a small queue only; while that is full nothing is
+read, so that the sender's kernel has to wait.
 
-What a relay cannot see is TCP's handshake, for its own kernel does that at once. So a new
-connection's first bytes are kept for a round trip more, as they would have left that much later.
-What TCP makes of a long link besides (slow start, losses) is not imitated.
+The relay does not see TCP's handshake, which its own kernel does at once. So it keeps a new
+connection's first bytes for a round trip more, as they would have left that much later. Other
+effects of a long link on TCP (slow start, losses) are not imitated.
 """
 
 import argparse

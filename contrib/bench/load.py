@@ -1,5 +1,6 @@
-"""A load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
-looks only for the bytes that mark the first token and the end of a response."""
+"""Load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
+looks only for the bytes that mark the first token and the end of a response.
+"""
 
 import json
 import select

@@ -1,5 +1,6 @@
-"""How a round is measured: each function takes the rig and a target, and returns figures by name,
-which ends in their unit."""
+"""Measurements of one round: each function takes the rig and a target, and returns figures by name;
+a name ends in the unit.
+"""
 
 import json
 import os

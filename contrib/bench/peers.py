@@ -1,8 +1,8 @@
-"""Whom the proxy is measured beside: how each is found, set up and started.
+"""The proxies that ours is measured beside: how each is found, set up and started.
 
 A peer is a row of ``PEERS``. Its configuration is what its users would have for this job: one
 worker, connections to upstream kept, nothing of a stream buffered, a key required from clients. In
-commands, environments and configurations ``@NAME@`` stands for what ``Setting.values`` says.
+commands, environments and configurations ``@NAME@`` stands for a value of ``Setting.values``.
 """
 
 import re

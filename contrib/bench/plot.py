@@ -1,4 +1,4 @@
-"""A picture of a run, for the README: ``python plot.py IMAGE results.json …``. Needs matplotlib."""
+"""Plot a run for the documentation: ``python plot.py IMAGE results.json …``. Needs matplotlib."""
 
 import sys
 from typing import Any, NamedTuple

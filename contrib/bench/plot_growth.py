@@ -1,5 +1,4 @@
-"""A picture of what ``growth.py`` found: ``python plot_growth.py IMAGE growth.json``. Needs
-matplotlib."""
+"""Plot what ``growth.py`` measured: ``python plot_growth.py IMAGE JSON``. Needs matplotlib."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Processes of the bench: started on a core of their own, looked at by /proc, ended by their id."""
+"""Processes of the bench: each on a core of its own, measured through /proc, ended by its id."""
 
 import os
 import resource

@@ -1,11 +1,11 @@
-"""What pacing is worth to a fleet of agents whose account has a quota of tokens.
+"""Benchmark of quota pacing: a fleet of agents whose account has a quota of tokens.
 
     python quota.py    # 100 agents with five keys, 30,000 tokens a minute, twice four minutes
 
-Each arm has a proxy of ours and a simulator of its own, which keeps the account to its
-quota, and a fleet of agents (``fleet.py``) in a process of its own; all arms run side by side, so
-that whatever else the machine does hits all alike. Whether tokens that were reserved and not used
-come back to the account (settled) or do not (kept) is not known of the real one: both are played.
+Each arm has a proxy of ours, a simulator that keeps its account to the quota, and a fleet of agents
+(``fleet.py``) in a process of its own; all arms run side by side, so that other load on the machine
+affects all of them equally. It is not known whether the real account gets unused reservations back
+(settled) or not (kept): both are measured.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""A raw stand-in for the API on bare epoll: canned bytes, no parsing worth the name, so that it is
-not what is measured.
+"""Raw mock of the API on bare epoll: canned bytes and almost no parsing, so that the mock is not
+what is measured.
 
     python raw_upstream.py PORT [CERTIFICATE_AND_KEY]
 
-Held responses are released by ``GET /release``; ``GET /count`` returns how many there are, how
-many connections, and the bytes of the last request's body as it came: ``{"held": 0, "connections":
-1, "body": 80}``. Any other GET gets a small response, for peers that look whether their upstream is
-well. A body that comes gzipped is inflated, all of it, for the API has to do that as well.
+``GET /release`` releases held responses; ``GET /count`` returns how many there are, how many
+connections, and the size of the last request's body as it came: ``{"held": 0, "connections": 1,
+"body": 80}``. Any other GET gets a small response, for peers that check their upstream's health. A
+gzip body is inflated completely, as the API has to do that as well.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""What is printed and kept of a run: tables, and JSON that says the same and every round.
+"""Reports of a run: printed tables, and JSON with the same and every round.
 
     python report.py results.json …
 

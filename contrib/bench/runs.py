@@ -1,5 +1,6 @@
-"""How rounds follow one another: the mock and the proxies are started, each scenario is measured
-with each proxy in turn, the others stopped meanwhile."""
+"""Sequence of rounds: start the mock and the proxies, and measure each scenario with each proxy in
+turn, the others stopped meanwhile.
+"""
 
 import subprocess
 import sys

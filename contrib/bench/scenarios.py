@@ -1,4 +1,4 @@
-"""What is measured: a row each. Other questions are further rows."""
+"""The scenarios: a row each. Add a row to measure something else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

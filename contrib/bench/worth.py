@@ -1,4 +1,4 @@
-"""What two settings are worth to a first token, behind a link as long or as narrow as real ones.
+"""Benefit of two settings for TTFT, behind a link as long or as narrow as real ones.
 
     python worth.py warm    # WARM_CONNECTIONS: first requests after a quiet minute, 40 ms away
     python worth.py gzip    # UPSTREAM_GZIP_MIN_BYTES: long prompts over 20 Mbit/s

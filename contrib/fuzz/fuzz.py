@@ -2,7 +2,7 @@
 
     python contrib/fuzz/fuzz.py [--seconds 60] [request-head chunks events edits response-head]
 
-An input that fails is kept in contrib/fuzz/finds, and belongs into tests/promises/test_fuzzed.py;
+A failing input is kept in contrib/fuzz/finds, and should be added to tests/promises/test_fuzzed.py;
 the exit status is 1 then.
 """
 
@@ -79,7 +79,7 @@ def fuzz(name: str, seconds: int) -> None:
 
 
 def words_of(seeds: Iterable[bytes]) -> set[str]:
-    """Words, and what stands between them, as libFuzzer wants to be told."""
+    """Words and separators, in libFuzzer's dictionary format."""
     found = {word for seed in seeds for word in re.findall(rb"\w+|\W+", seed)}
     return {"".join(f"\\x{byte:02x}" for byte in word) for word in found}
 

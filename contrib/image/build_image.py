@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Builds the image with what there is: docker, podman or buildah.
+"""Build the image with docker, podman or buildah, whichever is there: ``make image``.
 
-``make image``. Arguments go on to the builder, such as ``--build-arg BASE=…``. pip inside the build
-asks the index that pip asks here: its configuration, and the CA bundle that names, come as secrets.
+Arguments go to the builder, such as ``--build-arg BASE=…``. pip inside the build uses the index of
+pip outside: its configuration, and the CA bundle that names, are passed as secrets.
 """
 
 import shutil
@@ -55,14 +55,14 @@ def pip_secrets(folder: Path) -> list[str]:
 
 
 def _pip_settings() -> dict[str, str]:
-    """What ``pip config list`` tells, a line ``scope.name='value'`` each; files first, then the
-    environment, which counts more. Folders of this machine mean nothing inside the build."""
+    """The settings of ``pip config list``, a line ``scope.name='value'`` each; files first, then
+    the environment, which takes precedence. Folders of this machine mean nothing inside the build."""
     command = (sys.executable, "-m", "pip", "config", "list")
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     pairs = (line.split("=", 1) for line in listed.splitlines() if "=" in line)
     by_scope = sorted(pairs, key=lambda pair: pair[0].startswith(":env:"))
-    told = {name.rpartition(".")[2]: value.strip("'\"") for name, value in by_scope}
-    return {name: value for name, value in told.items() if "file:" not in value}
+    settings = {name.rpartition(".")[2]: value.strip("'\"") for name, value in by_scope}
+    return {name: value for name, value in settings.items() if "file:" not in value}
 
 
 def _run_quietly(command: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
-"""A container of an image's root: read-only, an unprivileged user, no capability, no new
-privileges, little memory, a network of its own. By runc, without a daemon."""
+"""Run an image's root as a container: read-only, an unprivileged user, no capability, no new
+privileges, little memory, a network of its own. Uses runc, without a daemon.
+"""
 
 import json
 import subprocess

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds the image where there is no engine, runs it, and asks it: ``make image-test``.
+"""Build the image without a container engine, run it and test it: ``make image-test``.
 
 debootstrap makes a base that stands for python:3.13-slim, Debian with Python 3.13, from the mirror
 that apt uses here; buildah builds the image on it; runc runs that as a hardened container, on both
@@ -29,7 +29,7 @@ TOOLS = ("buildah", "debootstrap", "runc")
 PATIENCE = 30.0  # seconds
 ANY_USER = "65534:65534"  # the image has no file that only its own user may read
 MIB = 2**20
-# How the proxy is started, and the memory it gets; what asks it inside is part of that.
+# How the proxy is started, and its memory, which the programs that test it inside share.
 WAYS = (
     (("--backend", "asyncio"), 64 * MIB),
     (("--backend", "trio"), 64 * MIB),
@@ -105,10 +105,12 @@ def _mirror() -> str:
     """Debian's, as apt knows it."""
     command = ("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
     of_debian = ("Origin: Debian", "Label: Debian")
-    told = subprocess.run((*command, *of_debian), capture_output=True, text=True, check=True).stdout
-    if not told:
+    listed = subprocess.run(
+        (*command, *of_debian), capture_output=True, text=True, check=True
+    ).stdout
+    if not listed:
         raise SystemExit("apt knows no mirror of Debian; run apt-get update")
-    return told.splitlines()[0]
+    return listed.splitlines()[0]
 
 
 def _added_bytes(store: Store, folder: Path) -> int:
@@ -171,17 +173,21 @@ def _text(events: list[str]) -> str:
 def _wrong_bodies(container: Container) -> None:
     """Bodies that are not JSON."""
     for body in ("", " ", "{", '{"a":1,}', "{'a':1}", "nul", "{} x", "{}{}"):
-        told = _curl(container, "-w", "%{http_code}", CHAT, "-H", JSON, "-d", body)
-        assert told.endswith("400"), (body, told)
-        assert json.loads(told[:-3])["type"] == "invalid_request_error"
+        body_and_status = _curl(container, "-w", "%{http_code}", CHAT, "-H", JSON, "-d", body)
+        assert body_and_status.endswith("400"), (body, body_and_status)
+        assert json.loads(body_and_status[:-3])["type"] == "invalid_request_error"
 
 
 def _confined(container: Container, run: Run) -> None:
     """What the container was to be without, the process is without."""
     status = container.exec("cat", "/proc/1/status").stdout.splitlines()
-    told = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
-    assert told["Uid"] == [run.image["User"].partition(":")[0]] * 4
-    assert (told["CapEff"], told["CapBnd"], told["NoNewPrivs"]) == (["0" * 16], ["0" * 16], ["1"])
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
+    assert fields["Uid"] == [run.image["User"].partition(":")[0]] * 4
+    assert (fields["CapEff"], fields["CapBnd"], fields["NoNewPrivs"]) == (
+        ["0" * 16],
+        ["0" * 16],
+        ["1"],
+    )
     assert "Read-only file system" in container.exec("touch", "/tmp/any").stderr
     limits = container.exec("sh", "-c", f"cat {CGROUP_LIMITS} 2>/dev/null")
     assert limits.stdout.split() == [str(run.memory)]
