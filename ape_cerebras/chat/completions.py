@@ -1,19 +1,22 @@
-"""One chat request up, its response down: the heart of the proxy.
+"""The handler of POST /v1/chat/completions: one request up, its response down.
 
-A chunk is stamped where it arrives, sent to the client, and only then looked at. Up to the first
-token each chunk is written as it comes; after it chunks that arrived together are written together,
-as soon as upstream has nothing more to read: no byte is ever held back while we wait.
+The order is the measurement: a chunk is timestamped where it arrives, sent to the client, and only
+then looked at. Up to the first token each chunk is written as it comes. After it, chunks that
+arrived together are written together, as soon as upstream has nothing more to read: no byte is held
+back while the proxy waits.
 
 Where a plain request was converted into one for a stream, so that its first token can be timed, the
-client gets nothing before the end, and then what the chunks add up to.
+client gets nothing before the end, and then one reply that the chunks are reassembled to.
 """
+
+from contextlib import suppress
 
 import orjson
 
 from ..config.config import Config
 from ..downstream.connection import Downstream
 from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
-from ..http1.messages import Request
+from ..http1.messages import Headers, Request
 from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_reservation
 from ..net.steps import yield_shielded
@@ -21,53 +24,59 @@ from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamClient, UpstreamResponse
 from ..upstream.tries import RetryingClient
 from .assembly import Assembly
-from .compression import Compression
-from .crossing import headers_down, headers_up, plain_headers
 from .meter import Meter, StreamMeter, meter_for
 from .models import Catalogue
-from .request import ChatRequest, read_chat_request
-from .sse import parts
+from .request import ChatRequest, Compression, read_chat_request
+from .sse import PART_BYTES, parts
 
-__all__ = ("Relay", "error_body")
+__all__ = ("Relay", "error_body", "error_event")
 
 _PATH = "/v1/chat/completions"
 _END_TIMEOUT = 0.05  # seconds to wait for the end of a body whose content has ended
+_JSON = (b"content-type", b"application/json")
 
-
-def _error(error: ProxyError) -> dict[str, object]:
-    # No null among them: older clients that check the flat shape want four strings.
-    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
-    return {"error": shape, **shape}
-
-
-def error_body(error: ProxyError) -> bytes:
-    """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
-    return orjson.dumps(_error(error))
-
-
-def error_event(error: ProxyError) -> bytes:
-    """The same inside a stream. ``status_code`` is what the Cerebras SDK tells; without it, it
-    would tell the status of the stream's head: 200."""
-    return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error(error)})
-
-
-async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
-    """Meter a chunk. Also if the client is gone: what has been used is used."""
-    for part in parts(chunk):
-        meter.feed(part, arrived_at, sent_at)
-        if len(part) < len(chunk):
-            await yield_shielded()
-
-
-async def _take_in(chunk: bytes, assembly: Assembly) -> None:
-    for part in parts(chunk):
-        assembly.feed(part)
-        if len(part) < len(chunk):
-            await yield_shielded()
+# Fields that concern one connection only (RFC 9110 section 7.6.1), or the other one not.
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",  # never standard, still sent
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+_NOT_DOWN = _HOP_BY_HOP | {
+    # Upstream's edge describes itself in these, not the response.
+    *(b"alt-svc", b"server", b"set-cookie", b"strict-transport-security"),
+    # Ours take the place of these.
+    *(b"x-request-id", b"x-trace-id"),
+}
+# Fields that a client may send to the API: its own parameters, and who asks. An allow-list, because
+# whatever else agents and gateways send (cookies, addresses, keys) is not the API's business.
+_UP = frozenset(
+    (
+        b"accept",
+        b"cf-ray",
+        b"content-encoding",
+        b"content-type",
+        b"idempotency-key",
+        b"queue_threshold",
+        b"tracestate",
+        b"user-agent",
+        b"x-amz-cf-id",
+        b"x-delay-time",
+        b"x-simulate",  # faults and times of the simulator; the real API ignores it
+    )
+)
+_UP_PREFIXES = (b"x-cerebras-", b"x-stainless-")
 
 
 class Relay:
-    """The handler of chat completions."""
+    """Relays chat exchanges, one ``handle`` each."""
 
     def __init__(
         self,
@@ -79,13 +88,14 @@ class Relay:
         self._config = config
         self._catalogue = catalogue
         self._upstream = upstream
-        self._compression = Compression(config)
+        self._compression = Compression(config.upstream_gzip_min_bytes)
         self._admission = admission
 
     async def handle(self, exchange: Exchange, downstream: Downstream) -> None:
         """Relay one exchange. Raises ProxyError of every kind."""
-        assert exchange.request is not None  # noqa: S101 - the routes matched it
-        chat = self._read(exchange.request, exchange.body)
+        request = exchange.request
+        assert request is not None  # noqa: S101 - the routes matched it
+        chat = self._read(request, exchange.body)
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
@@ -95,9 +105,9 @@ class Relay:
             async with downstream.watch_disconnect():
                 if self._admission.is_limited:
                     async with self._admission.admitted(exchange):
-                        await self._relay(exchange, downstream, chat)
+                        await self._send(request, chat, exchange, downstream)
                 else:
-                    await self._relay(exchange, downstream, chat)
+                    await self._send(request, chat, exchange, downstream)
         except ClientGone:
             # SDKs close a stream's connection as soon as they have read the end marker.
             if downstream.completed_at is None:
@@ -114,15 +124,17 @@ class Relay:
             bounds=self._config.completion_bounds,
         )
 
-    async def _relay(self, exchange: Exchange, downstream: Downstream, chat: ChatRequest) -> None:
-        assert exchange.request is not None  # noqa: S101
-        trace = (
+    async def _send(
+        self, request: Request, chat: ChatRequest, exchange: Exchange, downstream: Downstream
+    ) -> None:
+        headers: Headers = (
+            *_headers_up(request.headers),
             (b"traceparent", exchange.traceparent),
             (b"x-trace-id", exchange.trace_id.encode()),
         )
-        headers, body = (*headers_up(exchange.request), *trace), chat.body
-        if chat.model is not None:  # else it is opaque, and maybe packed already
-            headers, body = await self._compression.pack(headers, body)
+        body = chat.body
+        if chat.model is not None:  # else it is binary, and may be compressed already
+            headers, body = await self._compression.compress(headers, body)
         awaits_token = chat.converted or chat.stream is not False
         try:
             with await self._upstream.send(
@@ -130,113 +142,31 @@ class Relay:
             ) as response:
                 if self._admission.paces_quota:
                     await self._admission.update_quota(exchange)
-                await self._pass_down(response, downstream, exchange, converted=chat.converted)
+                await self._respond(response, exchange, downstream, converted=chat.converted)
         finally:
             self._account(exchange)
 
-    async def _pass_down(
+    async def _respond(
         self,
         response: UpstreamResponse,
-        downstream: Downstream,
         exchange: Exchange,
+        downstream: Downstream,
         *,
         converted: bool,
     ) -> None:
-        gaps = self._config.buckets["gap"]
         content_type = response.header(b"content-type")
-        meter = meter_for(exchange, response.status, content_type, gaps)
-        if converted and isinstance(meter, StreamMeter):
-            await self._put_together(response, downstream, meter, exchange)
-        else:
-            await self._pass_on(response, downstream, meter, exchange)
-
-    async def _pass_on(
-        self,
-        response: UpstreamResponse,
-        downstream: Downstream,
-        meter: Meter,
-        exchange: Exchange,
-    ) -> None:
+        meter = meter_for(exchange, response.status, content_type, self._config.buckets["gap"])
         streams = isinstance(meter, StreamMeter)
+        if converted and streams:
+            reply_headers = _reply_headers(response.headers)
+            await _relay(response, _Reassembled(exchange, downstream, meter, reply_headers))
+            return
         if exchange.stream is None:
             exchange.stream = streams
         response.before_wait(downstream.flush)
-        headers = headers_down(response.headers, stream=streams)
+        headers = _headers_down(response.headers, stream=streams)
         downstream.send_head(exchange, response.status, headers, meter)
-        await self._pass_body(response, downstream, meter, exchange)
-
-    async def _pass_body(
-        self,
-        response: UpstreamResponse,
-        downstream: Downstream,
-        meter: Meter,
-        exchange: Exchange,
-    ) -> None:
-        try:
-            while (chunk := await response.next_chunk()) is not None:
-                if exchange.done_seen and downstream.response.ended:
-                    break  # more came after the end than was worth waiting for
-                await self._pass_chunk(chunk, response.arrived_at, downstream, meter)
-                if exchange.done_seen:
-                    # What is here already still goes through. As soon as there is nothing more to
-                    # read the client gets its end, and upstream a moment to end its body.
-                    response.before_wait(downstream.send_end)
-                    response.wind_down(_END_TIMEOUT)
-            await self._end(downstream, meter)
-        except (IdleTimeout, Truncated):
-            if not exchange.done_seen:
-                raise
-            await downstream.send_end()
-
-    async def _pass_chunk(
-        self, chunk: bytes, arrived_at: float, downstream: Downstream, meter: Meter
-    ) -> None:
-        sent_at = None
-        try:
-            await downstream.send_chunk(chunk, hold=meter.may_hold(chunk))
-            sent_at = downstream.stream.written_at
-        finally:
-            await _look_into(chunk, meter, arrived_at, sent_at)
-
-    async def _end(self, downstream: Downstream, meter: Meter) -> None:
-        if not meter.complete:
-            raise Truncated
-        try:
-            await downstream.send_end()
-        finally:
-            meter.end()
-
-    async def _put_together(
-        self,
-        response: UpstreamResponse,
-        downstream: Downstream,
-        meter: StreamMeter,
-        exchange: Exchange,
-    ) -> None:
-        """Answer plainly what comes as a stream. A failure before the end is raised, and answered
-        with its status: no byte has gone out."""
-        assembly = Assembly()
-
-        async def answer() -> None:
-            if not downstream.response.ended:
-                status, body = assembly.reply()
-                await downstream.respond(exchange, status, plain_headers(response.headers), body)
-
-        try:
-            while (chunk := await response.next_chunk()) is not None:
-                if downstream.response.ended:
-                    break
-                await _look_into(chunk, meter, response.arrived_at, None)
-                await _take_in(chunk, assembly)
-                if meter.complete:  # as for streams: nobody waits for the end of the framing
-                    response.before_wait(answer)
-                    response.wind_down(_END_TIMEOUT)
-        except (IdleTimeout, Truncated):
-            if not meter.complete:
-                raise
-        if not meter.complete:
-            raise Truncated
-        await answer()
+        await _relay(response, _PassedOn(exchange, downstream, meter))
 
     def _account(self, exchange: Exchange) -> None:
         exchange.model = exchange.model or exchange.response_model
@@ -246,3 +176,153 @@ class Relay:
             exchange.cost = prices.cost(exchange.model, prompt, completion, cached)
         if exchange.upstream_code == "model_not_found":
             self._catalogue.note_missing(exchange.model, exchange.trace_id)
+
+
+class _PassedOn:
+    """A body that goes to the client chunk by chunk, as it comes."""
+
+    def __init__(self, exchange: Exchange, downstream: Downstream, meter: Meter) -> None:
+        self._exchange = exchange
+        self._downstream = downstream
+        self._meter = meter
+
+    async def take(self, chunk: bytes, arrived_at: float) -> bool:
+        """Send a chunk, then look at it, also if the client is gone: what has been used is used.
+        Return whether the content has ended."""
+        sent_at = None
+        try:
+            await self._downstream.send_chunk(chunk, hold=self._meter.may_hold(chunk))
+            sent_at = self._downstream.stream.written_at
+        finally:
+            if len(chunk) <= PART_BYTES:
+                self._meter.feed(chunk, arrived_at, sent_at)
+            else:
+                await _look_into(chunk, self._meter, arrived_at, sent_at)
+        return self._exchange.done_seen
+
+    async def finish(self) -> None:
+        if not self._meter.complete:
+            raise Truncated
+        try:
+            await self._downstream.send_end()
+        finally:
+            self._meter.end()
+
+
+class _Reassembled:
+    """A stream that goes to the client as one plain reply. A failure before its end is raised, so
+    that the client gets its status: no byte has gone out."""
+
+    def __init__(
+        self, exchange: Exchange, downstream: Downstream, meter: Meter, headers: Headers
+    ) -> None:
+        self._exchange = exchange
+        self._downstream = downstream
+        self._meter = meter
+        self._headers = headers
+        self._assembly = Assembly()
+
+    async def take(self, chunk: bytes, arrived_at: float) -> bool:
+        """Look at a chunk and keep it. Return whether the content has ended."""
+        await _look_into(chunk, self._meter, arrived_at, None)
+        for part in parts(chunk):
+            self._assembly.feed(part)
+            if len(part) < len(chunk):
+                await yield_shielded()
+        return self._meter.complete
+
+    async def finish(self) -> None:
+        if not self._meter.complete:
+            raise Truncated
+        status, body = self._assembly.reply()
+        await self._downstream.respond(self._exchange, status, self._headers, body)
+
+
+async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -> None:
+    """Relay a body to its end. Raises Truncated, IdleTimeout, and what the output raises.
+
+    The content may end before the body's framing does. Chunks that have arrived by then still go
+    through, the client gets its end, and upstream gets a moment to end the body, so that the
+    connection can be used again.
+    """
+    done = ended = False
+    while not ended:
+        try:
+            chunk = await response.next_chunk()
+        except (IdleTimeout, Truncated) as failure:
+            if not done:
+                raise
+            ended = isinstance(failure, Truncated)
+            break
+        if chunk is None:
+            ended = True
+        elif await output.take(chunk, response.arrived_at) and not done:
+            done = True
+            response.wind_down(0)
+    await output.finish()
+    if not ended:
+        response.wind_down(_END_TIMEOUT)
+        with suppress(IdleTimeout, Truncated):
+            await response.next_chunk()
+
+
+async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
+    """Meter a chunk in parts, between which the event loop goes on."""
+    for part in parts(chunk):
+        meter.feed(part, arrived_at, sent_at)
+        if len(part) < len(chunk):
+            await yield_shielded()
+
+
+def _listed_in_connection(headers: Headers) -> set[bytes]:
+    """Fields that the sender declared hop-by-hop itself."""
+    return {
+        name.strip().lower()
+        for field, value in headers
+        if field == b"connection"
+        for name in value.split(b",")
+    }
+
+
+def _headers_up(headers: Headers) -> Headers:
+    """The client's header fields that go upstream."""
+    listed = _listed_in_connection(headers) - {b"content-type", b"content-encoding"}
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if (name in _UP or name.startswith(_UP_PREFIXES)) and name not in listed
+    )
+
+
+def _headers_down(headers: Headers, *, stream: bool) -> Headers:
+    """Upstream's header fields that go to the client. A stream has no length, so that an error
+    event can be put behind a part of it."""
+    dropped = _listed_in_connection(headers)
+    if stream:
+        dropped.add(b"content-length")
+    return tuple(
+        (name, value) for name, value in headers if name not in _NOT_DOWN and name not in dropped
+    )
+
+
+def _reply_headers(headers: Headers) -> Headers:
+    """Fields of a stream's head that go down with a plain reply in its place."""
+    kept = _headers_down(headers, stream=True)
+    return (_JSON, *(field for field in kept if field[0] != _JSON[0]))
+
+
+def _error_fields(error: ProxyError) -> dict[str, object]:
+    # No null among them: older clients that check the flat shape want four strings.
+    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
+    return {"error": shape, **shape}
+
+
+def error_body(error: ProxyError) -> bytes:
+    """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
+    return orjson.dumps(_error_fields(error))
+
+
+def error_event(error: ProxyError) -> bytes:
+    """The same inside a stream. ``status_code`` is what the Cerebras SDK reports; without it, it
+    would report the status of the stream's head: 200."""
+    return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error_fields(error)})

@@ -16,16 +16,22 @@ A body is parsed once, by orjson, in one go: 2 to 10 ms for 1 MB, whatever is in
 would take longer are refused before they are parsed.
 """
 
+import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import anyio
 import orjson
+from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.to_thread import run_sync
 
 from ..config.values import CompletionBounds
 from ..errors import BadRequest, UnsupportedMedia
+from ..http1.messages import Headers
 
-__all__ = ("ChatRequest", "count_contents", "read_chat_request")
+__all__ = ("ChatRequest", "Compression", "count_contents", "read_chat_request")
 
 _JSON = b"application/json"
 _MESSAGE_PACK = frozenset(
@@ -64,6 +70,10 @@ _READ_NAME = re.compile(
 )
 
 _AS_THEY_ARE = CompletionBounds()
+
+_GZIP_LEVEL = 1
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS  # with gzip's header
+_GZIP = (b"content-encoding", b"gzip")
 
 
 class ChatRequest(NamedTuple):
@@ -281,3 +291,36 @@ def _edited(body: bytes, names: dict[str, int], changes: dict[str, Any]) -> byte
         parts += (body[at : old.start(1)], orjson.dumps(changes[name]))
         at = old.end(1)
     return b"".join((*parts, body[at:]))
+
+
+def _gzip(body: bytes) -> bytes:
+    return zlib.compress(body, _GZIP_LEVEL, _GZIP_WINDOW)
+
+
+class Compression:
+    """Compresses bodies of ``min_bytes`` or more for the way upstream; None: no body. To be made
+    inside a running event loop.
+
+    On a slow uplink a long prompt is on its way for longer than it takes to compress it. Level 1 of
+    gzip makes a third of a prompt of 1 MB (prose and code) in 15 ms, level 6 a quarter in 38 ms
+    (zlib 1.2.13, one core of a server): worth its time only on uplinks of less than 20 Mbit/s.
+
+    zlib releases the interpreter while it works, so a thread does it and the event loop goes on.
+    The threads have a limit of their own, so that other work for threads (name lookups) need not
+    wait. A client that disconnects meanwhile is released when the thread is done.
+    """
+
+    def __init__(self, min_bytes: int | None) -> None:
+        self._min_bytes = min_bytes
+        self._threads = anyio.CapacityLimiter(os.cpu_count() or 1)
+
+    async def compress(self, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        """Return the headers and the body of a request, the body compressed if it is large enough
+        and gets smaller by it. It must not be compressed already."""
+        if self._min_bytes is None or len(body) < self._min_bytes:
+            return headers, body
+        compressed = await run_sync(_gzip, body, limiter=self._threads)
+        await checkpoint_if_cancelled()  # the client may have disconnected, which ends no thread
+        if len(compressed) >= len(body):
+            return headers, body
+        return (*(field for field in headers if field[0] != b"content-encoding"), _GZIP), compressed

@@ -12,7 +12,7 @@ shape has a path of its own: no line is split, no state is kept. Measured on one
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ("EventReader", "parts")
+__all__ = ("PART_BYTES", "EventReader", "parts")
 
 _PLAIN_START, _PLAIN_END = b"data: ", b"\n\n"
 _BETWEEN_PLAIN = b"\n\ndata: "
@@ -21,15 +21,16 @@ _DATA, _DATA_COLON = b"data", b"data:"
 _BOM = b"\xef\xbb\xbf"
 _BESIDES_PAYLOAD = len(_BOM) + len(_PLAIN_START)
 
-# What costs are lines, not bytes: a read of 64 KiB can hold one event, or ten thousand.
+# What costs time are lines, not bytes: a read of 64 KiB can hold one event, or ten thousand.
 _LINES_AT_ONCE = 600  # 64 KiB of the API's own events
-_PART = 2 * 1024  # bytes, each of which may be a line
+PART_BYTES = 2 * 1024
+"""A chunk of no more bytes is not parted: each of them may be a line."""
 
 
 def parts(chunk: bytes) -> Iterable[bytes]:
     """A chunk of a stream in parts, each little work for whoever looks into its events; mostly
     that is the chunk itself. Cut between events where they end as ours do."""
-    if len(chunk) <= _PART:
+    if len(chunk) <= PART_BYTES:
         return (chunk,)
     lines = chunk.count(b"\n") + chunk.count(b"\r")
     return _parts(chunk) if lines > _LINES_AT_ONCE else (chunk,)
@@ -37,9 +38,9 @@ def parts(chunk: bytes) -> Iterable[bytes]:
 
 def _parts(chunk: bytes) -> Iterator[bytes]:
     at = 0
-    while len(chunk) - at > _PART:
-        last = chunk.rfind(_PLAIN_END, at, at + _PART)
-        end = at + _PART if last < 0 else last + len(_PLAIN_END)
+    while len(chunk) - at > PART_BYTES:
+        last = chunk.rfind(_PLAIN_END, at, at + PART_BYTES)
+        end = at + PART_BYTES if last < 0 else last + len(_PLAIN_END)
         yield chunk[at:end]
         at = end
     yield chunk[at:]

@@ -84,8 +84,9 @@ class UpstreamResponse:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Give the connection back."""
         self._waiting.close()
+        self._raw.before_wait = None
         self._lease.give_back(self._connection)
 
     async def begin(
@@ -175,13 +176,14 @@ class UpstreamResponse:
         return self._connection.transport.arrived_at
 
     def before_wait(self, hook: Callable[[], Awaitable[None]]) -> None:
-        """Have ``hook`` awaited whenever there is nothing more to read for now."""
+        """Have ``hook`` awaited whenever a read has to wait, until the content has ended."""
         self._raw.before_wait = hook
 
     def wind_down(self, seconds: float) -> None:
-        """The answer has all been read, but for the end of its framing: wait no longer than that
-        for it, and count the wait no more."""
+        """Wait no longer than that for the rest: the content has ended, but not the body's framing.
+        With 0 no read waits at all. Nothing is flushed before these waits, and none is counted."""
         self._waiting.close()
+        self._raw.before_wait = None
         self._raw.read_timeout = seconds
 
 

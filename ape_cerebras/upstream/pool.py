@@ -173,7 +173,6 @@ class Pool:
             connection.transport.close()
 
     def _put_idle(self, connection: Connection) -> None:
-        connection.transport.raw.before_wait = None
         connection.transport.raw.peek_arrivals(False)
         connection.idle_since = self._clock()
         self._idle.append(connection)

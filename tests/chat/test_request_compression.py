@@ -23,8 +23,8 @@ from end_to_end import (
 from sdks import MESSAGE_PACK, QUESTION
 from served import serving
 
-from ape_cerebras.chat import compression
-from ape_cerebras.chat.compression import Compression
+from ape_cerebras.chat import request
+from ape_cerebras.chat.request import Compression
 from ape_cerebras.config.config import Config
 from ape_cerebras.http1.messages import Headers
 
@@ -36,34 +36,35 @@ HEADERS: Headers = ((b"content-type", b"application/json"), (b"accept", b"*/*"))
 LEAST = {"UPSTREAM_GZIP_MIN_BYTES": "1000"}
 
 
-async def pack(headers: Headers, body: bytes, **settings: str) -> tuple[Headers, bytes]:
+async def compress(headers: Headers, body: bytes, **settings: str) -> tuple[Headers, bytes]:
     config = Config.from_environment({"CEREBRAS_API_KEY": "csk-x", **settings})
-    headers, packed = await Compression(config).pack(headers, body)
-    return headers, packed
+    compression = Compression(config.upstream_gzip_min_bytes)
+    headers, compressed = await compression.compress(headers, body)
+    return headers, compressed
 
 
 async def test_it_is_off_by_default() -> None:
     body = WORDS * 100_000
-    assert await pack(HEADERS, body) == (HEADERS, body)
+    assert await compress(HEADERS, body) == (HEADERS, body)
 
 
 async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
     small, large = b"a" * 999, b"a" * 1000
-    assert await pack(HEADERS, small, **LEAST) == (HEADERS, small)
-    headers, packed = await pack(HEADERS, large, **LEAST)
+    assert await compress(HEADERS, small, **LEAST) == (HEADERS, small)
+    headers, compressed = await compress(HEADERS, large, **LEAST)
     assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
-    assert gzip.decompress(packed) == large
-    assert len(packed) < 100
+    assert gzip.decompress(compressed) == large
+    assert len(compressed) < 100
 
 
 async def test_what_would_not_get_smaller_stays_as_it_is() -> None:
     body = os.urandom(5000)
-    assert await pack(HEADERS, body, **LEAST) == (HEADERS, body)
+    assert await compress(HEADERS, body, **LEAST) == (HEADERS, body)
 
 
 async def test_there_is_one_content_encoding() -> None:
     plain = (*HEADERS, (b"content-encoding", b"identity"))
-    headers, _ = await pack(plain, WORDS * 100, **LEAST)
+    headers, _ = await compress(plain, WORDS * 100, **LEAST)
     assert headers == (*HEADERS, (b"content-encoding", b"gzip"))
 
 
@@ -114,9 +115,9 @@ async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> Non
     assert (line["outcome"], line["model"]) == ("completed", "gpt-oss-120b")
 
 
-PACKED = gzip.compress(QUESTION_AT_LENGTH, 0)  # larger than it was, and still not ours to touch
+COMPRESSED = gzip.compress(QUESTION_AT_LENGTH, 0)  # larger than it was, and still not ours to touch
 UNTOUCHED = {
-    "gzip": (b"Content-Type: application/json\r\nContent-Encoding: gzip", PACKED),
+    "gzip": (b"Content-Type: application/json\r\nContent-Encoding: gzip", COMPRESSED),
     "MessagePack": (b"Content-Type: application/msgpack", MESSAGE_PACK + WORDS * 100),
     "small": (b"Content-Type: application/json", b'{"model":"m"}'),
 }
@@ -179,7 +180,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(compression, "_gzip", gate)
+    monkeypatch.setattr(request, "_gzip", gate)
     yield gate
     gate.opened.set()
 
@@ -253,7 +254,7 @@ async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPa
         assert not threading.Event().wait(0.05)
         return gzip.compress(body)
 
-    monkeypatch.setattr(compression, "_gzip", slow)
+    monkeypatch.setattr(request, "_gzip", slow)
     async with (
         running_upstream(answer_stream) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
