@@ -17,7 +17,7 @@ import anyio
 from .config.config import Config, ConfigError
 from .config.settings import SETTINGS
 from .config.values import BACKEND_HELP, Origin, whole
-from .downstream.listener import CannotListen, open_ports
+from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
 from .process.collector import look_at_what_is_new
 from .process.process import report_not_listening, run_until_stopped, to_standard_output
@@ -26,7 +26,7 @@ from .process.signals import at_each_hang_up, hold_hang_ups, unless_stopped
 from .process.unexpected import take_over
 from .process.workers import serve_with_workers
 from .server import serve
-from .telemetry.place import Place
+from .telemetry.multiprocess import WorkerSlot
 from .version import VERSION
 
 __all__ = ("main",)
@@ -166,7 +166,7 @@ def _serve(options: argparse.Namespace) -> int:
     if rereads:
         hold_hang_ups()
     if config.async_workers == 1:
-        work = partial(_serve_proxy, options.demo, config, None)
+        work = partial(_serve_proxy, options.demo, config, None, None)
         return run_until_stopped(work, address, config.backend, hang_ups_held=rereads)
     try:
         ports = open_ports(config.host, config.port, config.scrapers_port)
@@ -176,7 +176,13 @@ def _serve(options: argparse.Namespace) -> int:
     return serve_with_workers(config, ports, partial(_serve_proxy, options.demo))
 
 
-async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: anyio.Event) -> None:
+async def _serve_proxy(
+    demo: bool,
+    config: Config,
+    slot: WorkerSlot | None,
+    ports: Ports | None,
+    stop: anyio.Event,
+) -> None:
     async with anyio.create_task_group() as tasks:
         if demo:
             from .simulator.server import Simulator
@@ -184,7 +190,7 @@ async def _serve_proxy(demo: bool, config: Config, place: Place | None, stop: an
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
             config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
         async with anyio.create_task_group() as serving:
-            proxy = await serving.start(partial(serve, place=place), config)
+            proxy = await serving.start(partial(serve, slot=slot, ports=ports), config)
             if config.ape_api_keys_file is not None:
                 tasks.start_soon(at_each_hang_up, proxy.reread_keys)
             await stop.wait()

@@ -15,7 +15,7 @@ from .chat.completions import Relay, error_body, error_event
 from .chat.models import Catalogue, ModelList
 from .config.config import Config
 from .downstream.connection import Downstream
-from .downstream.listener import Connections, addresses_of
+from .downstream.listener import Connections, Ports, addresses_of
 from .errors import (
     Draining,
     ExchangeTimeout,
@@ -34,7 +34,7 @@ from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.logs import Logs
 from .telemetry.metrics import Metrics
-from .telemetry.place import Place, Ports
+from .telemetry.multiprocess import WorkerSlot
 from .telemetry.timings import Timings
 from .telemetry.trace_context import identify
 from .upstream.circuit_breaker import CircuitBreaker
@@ -63,7 +63,7 @@ class Proxy:
 
     ``write_line`` gets each log line, newline included, and must not block; ``lines_dropped``
     returns how many it lost. ``connect`` makes the streams to upstream. ``ports`` are the sockets
-    that are listened on, if there are any. ``place`` is a worker's.
+    that are listened on, if there are any. ``slot`` is a worker's.
 
     ``addresses`` and ``scrapers_addresses``: host and port of each of these sockets.
     """
@@ -76,22 +76,22 @@ class Proxy:
         lines_dropped: Callable[[], float] = lambda: 0,
         connect: Connect = connect_tcp,
         ports: Ports | None = None,
-        place: Place | None = None,
+        slot: WorkerSlot | None = None,
     ) -> None:
         self.config = config
-        self._place = place
+        self._slot = slot
         self._clock = loop_clock()
-        self.logs = Logs(config.log_level, write_line, place.number if place else None)
+        self.logs = Logs(config.log_level, write_line, slot.number if slot else None)
         self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
         self._in_flight = 0
         self._drained = False
-        self._metrics = Metrics(config, current_backend(), place)
+        self._metrics = Metrics(config, current_backend(), slot)
         self._upstream = UpstreamClient(config, connect)
         self._warmup = Warmup(config, self._upstream.pool)
         circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
         draining = self.drain_began.is_set
-        self._health = Health(config, self._metrics, self.logs, place, draining, circuit)
+        self._health = Health(config, self._metrics, self.logs, slot, draining, circuit)
         self._limits = open_limit_store(config, self.logs)
         self._api_keys = ApiKeys(config)
         self._admission = Admission(config, self._api_keys, self._limits)
@@ -100,7 +100,7 @@ class Proxy:
         client = tries_at(self._upstream, config, circuit, self.logs)
         chat = Relay(config, client, self._admission, self._catalogue)
         routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
-        self._connections = Connections(config.max_connections, place)
+        self._connections = Connections(config.max_connections, slot)
         self.for_clients = Entrance(routes.main, self._connections)
         # Apart, so that scrapes are served also where clients have all the connections there may
         # be.
@@ -256,7 +256,7 @@ class Proxy:
             due_at = self._clock() + _LAG_SAMPLE
             await anyio.sleep(_LAG_SAMPLE)
             self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
-            if self._place is not None:  # another worker may be scraped for this one's gauges
+            if self._slot is not None:  # another worker may be scraped for this one's gauges
                 self._metrics.refresh()
 
     async def reread_keys(self) -> None:

@@ -16,10 +16,10 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from .config.config import Config
-from .downstream.listener import Acceptor, announce, open_ports
+from .downstream.listener import Acceptor, Ports, announce, open_ports
 from .proxy import Entrance, Proxy
 from .telemetry.logs import LineWriter
-from .telemetry.place import Board, Place, Ports
+from .telemetry.multiprocess import Scoreboard, WorkerSlot
 from .upstream.connect import Connect, connect_tcp
 
 __all__ = ("serve",)
@@ -34,25 +34,24 @@ async def serve(
     *,
     write_line: Callable[[bytes], object] | None = None,
     connect: Connect = connect_tcp,
-    place: Place | None = None,
+    slot: WorkerSlot | None = None,
+    ports: Ports | None = None,
     task_status: TaskStatus[Proxy] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled; reports the Proxy once it listens.
 
     ``write_line`` gets the log's lines and must not block; by default a thread writes them to
-    standard output. ``connect`` makes the streams to upstream. ``place`` is a worker's: its parent
-    has opened the sockets. Raises OSError where it cannot listen.
+    standard output. ``connect`` makes the streams to upstream. ``slot`` is a worker's, whose
+    parent has opened ``ports``. Raises OSError where it cannot listen.
     """
     with ExitStack() as stack:
-        if place is None:
+        if ports is None:
             ports = await anyio.to_thread.run_sync(
                 open_ports, config.host, config.port, config.scrapers_port
             )
-        else:
-            ports = place.ports
         stack.callback(ports.close)
         if write_line is None:
-            writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=place is not None))
+            writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=slot is not None))
             write_line, lines_dropped = writer, lambda: float(writer.dropped)
         else:
             lines_dropped = float  # none is lost
@@ -62,22 +61,22 @@ async def serve(
             lines_dropped=lines_dropped,
             connect=connect,
             ports=ports,
-            place=place,
+            slot=slot,
         )
         stack.callback(proxy.close)
-        await _serve_on(ports, proxy, place, task_status)
+        await _serve_on(ports, proxy, slot, task_status)
 
 
 async def _serve_on(
-    ports: Ports, proxy: Proxy, place: Place | None, task_status: TaskStatus[Proxy]
+    ports: Ports, proxy: Proxy, slot: WorkerSlot | None, task_status: TaskStatus[Proxy]
 ) -> None:
     upstream = str(proxy.config.cerebras_base_url)
-    if place is None:
+    if slot is None:
         announce(proxy.logs, proxy.config, ports, upstream=upstream)
     else:
-        place.board.set_up(place.number)
+        slot.scoreboard.mark_up(slot.number)
         proxy.logs.event("info", "Worker serves", process=os.getpid(), upstream=upstream)
-        await _wait_for_all_workers(place.board)
+        await _wait_for_all_workers(slot.scoreboard)
     acceptors = [
         Acceptor(listener, proxy.logs, proxy.for_clients.connections) for listener in ports.clients
     ]
@@ -108,8 +107,8 @@ async def _accept(acceptor: Acceptor, tasks: TaskGroup, proxy: Proxy, entrance: 
         tasks.start_soon(proxy.handle, await acceptor.accept(), entrance)
 
 
-async def _wait_for_all_workers(board: Board) -> None:
+async def _wait_for_all_workers(scoreboard: Scoreboard) -> None:
     """At the start only, because the first would accept all the connections that wait already."""
     with anyio.move_on_after(_START_TOGETHER):
-        while board.up < board.workers and not board.restarts:  # noqa: ASYNC110 - other processes
+        while scoreboard.up < scoreboard.workers and not scoreboard.restarts:  # noqa: ASYNC110 - other processes
             await anyio.sleep(_POLL_EVERY)

@@ -2,9 +2,9 @@
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -12,7 +12,7 @@ from ..config.config import Config
 from ..net.socket_stream import SocketStream, TimestampedStream
 from ..net.timestamps import enable_timestamps, loop_clock
 from ..telemetry.logs import Logs
-from ..telemetry.place import Place, Ports
+from ..telemetry.multiprocess import WorkerSlot
 from ..version import VERSION
 from .connection import Downstream
 
@@ -20,6 +20,7 @@ __all__ = (
     "Acceptor",
     "CannotListen",
     "Connections",
+    "Ports",
     "addresses_of",
     "announce",
     "open_listeners",
@@ -50,6 +51,18 @@ _NO_SUCH_ADDRESS_HERE = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 class CannotListen(OSError):
     """``filename`` is the address, in the words of the settings."""
+
+
+class Ports(NamedTuple):
+    """The listening sockets of a service: for its clients, and for scrapers, if they have their own
+    port."""
+
+    clients: Sequence[socket.socket] = ()
+    scrapers: Sequence[socket.socket] = ()
+
+    def close(self) -> None:
+        for listener in (*self.clients, *self.scrapers):
+            listener.close()
 
 
 def open_ports(host: str, port: int, scrapers_port: int | None) -> Ports:
@@ -132,13 +145,13 @@ class Connections:
     """The open connections of one entrance, at most ``limit``.
 
     A connection is added when it is accepted, and gets its ``Downstream`` when its task begins: so
-    the accept loop knows how many there are without waiting for tasks. ``place`` is a worker's,
+    the accept loop knows how many there are without waiting for tasks. ``slot`` is a worker's,
     which reports its number of connections to the others.
     """
 
-    def __init__(self, limit: int, place: Place | None) -> None:
+    def __init__(self, limit: int, slot: WorkerSlot | None) -> None:
         self._limit = limit
-        self._place = place
+        self._slot = slot
         self._open: dict[TimestampedStream, Downstream | None] = {}
         self._closed_one = anyio.Event()
 
@@ -158,14 +171,14 @@ class Connections:
         self._closed_one.set()
 
     def _report(self) -> None:
-        if self._place is not None:
-            self._place.board.set_open(self._place.number, len(self._open))
+        if self._slot is not None:
+            self._slot.scoreboard.set_connections(self._slot.number, len(self._open))
 
     async def wait_for_room(self) -> None:
         """Wait until another connection may be accepted. A worker that has more of them than
         another lets that one go first."""
         await self.wait_for_fewer_than(self._limit)
-        if self._place is not None and self._place.board.is_ahead(self._place.number):
+        if self._slot is not None and self._slot.scoreboard.has_more_connections(self._slot.number):
             await anyio.sleep(_YIELD_TO_OTHERS)
 
     async def wait_for_fewer_than(self, count: int) -> None:

@@ -9,13 +9,13 @@ ask for them: none can come at a bad moment, or reach a worker's first steps in 
 All workers accept from the same sockets, so that a connection that waits is taken by one that
 lives. With sockets of their own (SO_REUSEPORT) the kernel would go on giving connections to one
 that has died. They are spread evenly because a worker that has more of them than another waits for
-a moment before it takes the next (``Board.is_ahead``): of 32 connections, one of two workers had 17
-at most. By chance alone it had up to 30, and by the kernel's hash 21.
+a moment before it takes the next (``Scoreboard.has_more_connections``): of 32 connections, one of
+two workers had 17 at most. By chance alone it had up to 30, and by the kernel's hash 21.
 
 A drain is the workers' own; SIGTERM tells them to, and may well come twice: from the parent, and
 from who signals all processes of the service. What only the parent can know, that there is no time
-left, is on the board. Ctrl-C and the end of a terminal reach all processes of a group, and are the
-parent's affair. If the parent is gone, a pipe that it held open tells.
+left, is on the scoreboard. Ctrl-C and the end of a terminal reach all processes of a group, and
+are the parent's affair. If the parent is gone, a pipe that it held open tells.
 """
 
 import os
@@ -35,18 +35,17 @@ import anyio
 
 from ..config.config import Config
 from ..config.keys_file import read_keys_file
-from ..downstream.listener import announce
+from ..downstream.listener import Ports, announce
 from ..limits.api_keys import log_rejected_keys_file
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
-from ..telemetry.multiprocess import forget_worker, share_values
-from ..telemetry.place import Board, Place, Ports
+from ..telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
 from .signals import IGNORED, ending_signals, until_told
 from .unexpected import tell
 
 __all__ = ("Work", "next_pause", "serve_with_workers")
 
-Work = Callable[[Config, Place, anyio.Event], Awaitable[None]]
+Work = Callable[[Config, WorkerSlot, Ports, anyio.Event], Awaitable[None]]
 
 _STANDARD_OUTPUT = 1
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - made there with a name of its own, for us alone
@@ -118,7 +117,7 @@ class _Parent:
         self._work = work
         self._output = _Output()
         self._logs = Logs(config.log_level, self._output)
-        self._board = Board(config.async_workers)
+        self._scoreboard = Scoreboard(config.async_workers)
         self._slots = [_Slot(number + 1) for number in range(config.async_workers)]
         self._lifeline, self._held_open = os.pipe()
         self._ending = False
@@ -140,7 +139,7 @@ class _Parent:
             self._logs.event("error", "No directory for the metrics of workers", reason=reason)
             return 1
         try:
-            announce(self._logs, self._config, self._ports, workers=self._board.workers)
+            announce(self._logs, self._config, self._ports, workers=self._scoreboard.workers)
             return self._watch()
         finally:
             self._output.flush(_LAST_WORDS)
@@ -202,10 +201,10 @@ class _Parent:
         status = 1
         try:
             self._settle_in(number)
-            place = Place(number, self._board, self._ports, self._directory)
-            work = partial(self._work, self._config, place)
-            is_hurried = self._board.is_hurried
-            run_on(self._config.backend, until_told, work, self._lifeline, is_hurried)
+            slot = WorkerSlot(number, self._scoreboard, self._directory)
+            work = partial(self._work, self._config, slot, self._ports)
+            must_end_now = self._scoreboard.must_end_now
+            run_on(self._config.backend, until_told, work, self._lifeline, must_end_now)
             self._leave(number)
             status = 0
         except BaseException as error:
@@ -225,9 +224,9 @@ class _Parent:
 
     def _leave(self, number: int) -> None:
         """Of workers without a parent the last one clears up."""
-        self._board.set_down(number)
+        self._scoreboard.mark_down(number)
         is_orphan, _, _ = select.select([self._lifeline], [], [], 0)
-        if is_orphan and not self._board.up:
+        if is_orphan and not self._scoreboard.up:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     # Keys
@@ -252,7 +251,7 @@ class _Parent:
         """The first time, let exchanges finish; the second time, do not."""
         grace = self._config.graceful_shutdown_timeout
         if self._ending:
-            self._board.hurry()
+            self._scoreboard.end_now()
             grace = 0.0
         self._ending = True
         self._kill_at = time.monotonic() + grace + _BEYOND_GRACE
@@ -269,18 +268,18 @@ class _Parent:
     def _bury(self, slot: _Slot, code: int) -> None:
         """``code`` is an exit status, or less than 0 a signal's number."""
         process, slot.process = slot.process, 0
-        self._board.set_down(slot.number)
+        self._scoreboard.mark_down(slot.number)
         forget_worker(self._directory, slot.number)
         if self._ending:
             # SIGTERM ends one that does not serve yet, or no longer.
             self._status |= code not in (0, -signal.SIGTERM)
             return
-        if not self._board.was_up:  # nor will its successors be
+        if not self._scoreboard.has_served:  # nor will its successors be
             self._logs.event("error", "No worker can serve")
             self._status = 1
             self._end()
             return
-        self._board.count_restart()
+        self._scoreboard.count_restart()
         how = {"signal": -code} if code < 0 else {"exit_status": code}
         level = "error" if code else "warning"
         self._schedule(slot, level, "Worker ended", process=process, **how)

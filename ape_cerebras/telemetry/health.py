@@ -10,7 +10,7 @@ from .degradation import Degradation
 from .exchange import Exchange
 from .logs import Logs
 from .metrics import Metrics
-from .place import Place
+from .multiprocess import WorkerSlot
 from .timings import Timings
 from .waste import Waste
 
@@ -18,20 +18,20 @@ __all__ = ("Health",)
 
 
 class Health:
-    """Of one proxy. ``is_draining`` says whether that ends; ``place`` is a worker's."""
+    """Of one proxy. ``is_draining`` says whether that ends; ``slot`` is a worker's."""
 
     def __init__(
         self,
         config: Config,
         metrics: Metrics,
         logs: Logs,
-        place: Place | None,
+        slot: WorkerSlot | None,
         is_draining: Callable[[], bool],
         circuit: CircuitBreaker | None,
     ) -> None:
         self._metrics = metrics
         self._logs = logs
-        self._place = place
+        self._slot = slot
         self._is_draining = is_draining
         self._circuit = circuit
         if circuit is not None:
@@ -62,9 +62,9 @@ class Health:
             report["degraded"] = self._degraded
         if self._circuit is not None:
             report["upstream_circuit"] = self._circuit.state
-        if self._place is not None:
-            board = self._place.board
-            report["workers"] = {"up": board.up, "configured": board.workers}
+        if self._slot is not None:
+            scoreboard = self._slot.scoreboard
+            report["workers"] = {"up": scoreboard.up, "configured": scoreboard.workers}
         return (503 if draining else 200), report
 
     def look(self) -> None:

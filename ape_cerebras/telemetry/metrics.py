@@ -20,8 +20,7 @@ from .degradation import REASONS
 from .exchange import CUT_SHORT, Exchange
 from .instruments import QuickHistogram, following
 from .model_metrics import ModelMetrics
-from .multiprocess import STEM, AllWorkers, Source, render
-from .place import Place
+from .multiprocess import STEM, AllWorkers, Source, WorkerSlot, render
 from .timings import Timings
 from .try_counts import TryCounts
 
@@ -89,9 +88,9 @@ _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specific
 class Metrics:
     """All metrics of one proxy."""
 
-    def __init__(self, config: Config, backend: str, place: Place | None = None) -> None:
+    def __init__(self, config: Config, backend: str, slot: WorkerSlot | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._source: Source = self._registry if place is None else AllWorkers(place)
+        self._source: Source = self._registry if slot is None else AllWorkers(slot)
         self._watched: tuple[tuple[Callable[[float], object], Callable[[], float]], ...] = ()
         self._buckets = config.buckets
         self.models = ModelMetrics(config, self._counter, self._gauge)

@@ -12,10 +12,12 @@ moments are a little apart.
 """
 
 import json
+import mmap
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Protocol
 
@@ -27,9 +29,16 @@ from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from .place import Place
-
-__all__ = ("STEM", "AllWorkers", "Source", "forget_worker", "render", "share_values")
+__all__ = (
+    "STEM",
+    "AllWorkers",
+    "Scoreboard",
+    "Source",
+    "WorkerSlot",
+    "forget_worker",
+    "render",
+    "share_values",
+)
 
 STEM = "cerebras_proxy"
 
@@ -39,6 +48,7 @@ _ACCEPTS_OPENMETRICS = re.compile(
     rb"(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))",
     re.IGNORECASE,
 )
+_WORD = 8  # bytes
 _AT_ONCE = 100  # samples
 _LINES_ABOVE = 2  # a metric's samples: its help and its type
 _END = b"# EOF\n"  # of OpenMetrics
@@ -101,24 +111,91 @@ def forget_worker(directory: str, number: int) -> None:
     mark_process_dead(number, directory)  # type: ignore[no-untyped-call]
 
 
+class Scoreboard:
+    """Memory that the parent and its workers share; to be made before the workers are started.
+
+    It holds whole numbers, each written by one process at a time and read by all. A number is one
+    machine word, so that nobody reads half of one. ``workers`` is how many there should be.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        words = memoryview(mmap.mmap(-1, _WORD * (3 + 2 * workers))).cast("q")
+        self._of_all, self._up, self._open = words[:3], words[3 : 3 + workers], words[-workers:]
+
+    # Written by the parent
+
+    @property
+    def restarts(self) -> int:
+        return self._of_all[0]
+
+    def count_restart(self) -> None:
+        self._of_all[0] += 1
+
+    def must_end_now(self) -> bool:
+        """Whether exchanges in flight have to end now."""
+        return bool(self._of_all[1])
+
+    def end_now(self) -> None:
+        self._of_all[1] = 1
+
+    # Written by a worker about itself, by its number (from 1)
+
+    @property
+    def up(self) -> int:
+        """How many workers serve."""
+        return sum(self._up)
+
+    @property
+    def has_served(self) -> bool:
+        """Whether any worker has served."""
+        return bool(self._of_all[2])
+
+    def mark_up(self, number: int) -> None:
+        self._up[number - 1] = self._of_all[2] = 1
+
+    def mark_down(self, number: int) -> None:
+        """Also called by the parent, for a worker that has died."""
+        self._up[number - 1] = self._open[number - 1] = 0
+
+    def set_connections(self, number: int, connections: int) -> None:
+        self._open[number - 1] = connections
+
+    def has_more_connections(self, number: int) -> bool:
+        """Whether another worker that serves has fewer connections open."""
+        own = self._open[number - 1]
+        return any(up and count < own for up, count in zip(self._up, self._open, strict=True))
+
+
+@dataclass(frozen=True)
+class WorkerSlot:
+    """What one worker knows of itself and the others; all but ``number`` is the same for all."""
+
+    number: int
+    """From 1; the successor of a worker that died has the same."""
+    scoreboard: Scoreboard
+    directory: str
+    """Of the files that hold the workers' metrics."""
+
+
 class AllWorkers:
     """What all workers count, in the order of its names, and how the workers are."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, slot: WorkerSlot) -> None:
+        self._slot = slot
 
     def collect(self) -> Iterator[Metric | None]:
         sums = _Sums()
-        for path in _files_in(self._place.metrics):
+        for path in _files_in(self._slot.directory):
             with suppress(FileNotFoundError):  # of a worker that has just been forgotten
                 yield from sums.add(path)
         yield from sums.metrics()
-        board = self._place.board
-        yield GaugeMetricFamily(f"{STEM}_workers_up", "Workers that serve", value=board.up)
+        scoreboard = self._slot.scoreboard
+        yield GaugeMetricFamily(f"{STEM}_workers_up", "Workers that serve", value=scoreboard.up)
         configured, text = f"{STEM}_workers_configured", "Workers there should be"
-        yield GaugeMetricFamily(configured, text, value=board.workers)
+        yield GaugeMetricFamily(configured, text, value=scoreboard.workers)
         restarts, text = f"{STEM}_worker_restarts", "Workers that ended and were replaced"
-        yield CounterMetricFamily(restarts, text, value=board.restarts)
+        yield CounterMetricFamily(restarts, text, value=scoreboard.restarts)
 
 
 def _files_in(directory: str) -> list[str]:

@@ -22,7 +22,7 @@ from served import PATIENCE, Served, serving
 from tools import tool
 
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.place import Board, Place, Ports
+from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerSlot
 
 __all__ = (
     "CONTRIB",
@@ -54,8 +54,8 @@ _FAULTS = ("", "", "", "", "fault=cut, at=4", "fault=429", "fault=503", "fault=e
 def known_names(directory: Path) -> set[str]:
     """The names of all series that a proxy, or one of several workers, can have."""
     found: set[str] = set()
-    for place in (None, Place(1, Board(2), Ports(), str(directory))):
-        metrics = watching(Metrics(settled(), "asyncio", place))
+    for slot in (None, WorkerSlot(1, Scoreboard(2), str(directory))):
+        metrics = watching(Metrics(settled(), "asyncio", slot))
         text = rendered(metrics)[0].decode()
         for name, kind in re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE):
             parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)

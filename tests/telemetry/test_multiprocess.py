@@ -11,8 +11,7 @@ from scraping import OPENMETRICS, families, made, settled, value, watching
 
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.telemetry.multiprocess import forget_worker, share_values
-from ape_cerebras.telemetry.place import Board, Place, Ports
+from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
 from ape_cerebras.upstream.quota import read_quota
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -30,12 +29,12 @@ class Crew:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.board = Board(2)
+        self.scoreboard = Scoreboard(2)
 
     def worker(self, number: int, in_flight: float = 3) -> Metrics:
         share_values(str(self.directory), number)
-        place = Place(number, self.board, Ports(), str(self.directory))
-        return watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio", place), in_flight)
+        slot = WorkerSlot(number, self.scoreboard, str(self.directory))
+        return watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio", slot), in_flight)
 
     def forget(self, number: int) -> None:
         forget_worker(str(self.directory), number)
@@ -152,9 +151,9 @@ def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
 
 def test_how_the_workers_are(crew: Crew) -> None:
     worker = crew.worker(1)
-    crew.board.set_up(1)
+    crew.scoreboard.mark_up(1)
     for _ in range(3):
-        crew.board.count_restart()
+        crew.scoreboard.count_restart()
     assert value(worker, "workers_up") == 1
     assert value(worker, "workers_configured") == 2
     assert value(worker, "worker_restarts_total") == 3
