@@ -6,14 +6,17 @@ A page names a table between two comments, ``<!-- reference: NAME -->`` and ``<!
 -->``; what stands between them is replaced. A test fails while a page is not current.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
+import ape_cerebras
 from ape_cerebras.config.config import Config
 from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.errors import ProxyError
@@ -131,6 +134,26 @@ def flags(of: type, given: Sequence[tuple[str, Callable[[str], Any], str]]) -> s
     return table(("flag", "default", "meaning"), rows)
 
 
+# The package
+
+
+def picture() -> str:
+    """The drawing in the package's docstring, without its indentation."""
+    lines = str(ape_cerebras.__doc__).splitlines()
+    drawn = [line for line in lines if line.startswith("     ")]
+    return f"```text\n{dedent(chr(10).join(drawn))}\n```\n"
+
+
+def rooms() -> str:
+    package = Path(str(ape_cerebras.__file__)).parent
+    rows = []
+    for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
+        docstring = str(ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))))
+        first = docstring.partition("\n\n")[0].replace("\n", " ")
+        rows.append((code(folder.name), first))
+    return table(("room", "what it is for"), rows)
+
+
 # Benchmarks
 
 
@@ -146,6 +169,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "simulator flags": lambda: flags(Simulation, SIMULATION_FLAGS),
     "account flags": lambda: flags(AccountLimits, LIMIT_FLAGS),
+    "picture of the rooms": picture,
+    "rooms": rooms,
     "bench scenarios": scenarios,
 }
 

@@ -56,7 +56,7 @@ def pip_secrets(folder: Path) -> list[str]:
 
 def _pip_settings() -> dict[str, str]:
     """The settings of ``pip config list``, a line ``scope.name='value'`` each; files first, then
-    the environment, which takes precedence. Folders of this machine mean nothing inside the build."""
+    the environment, which takes precedence. Paths of this machine mean nothing in the build."""
     command = (sys.executable, "-m", "pip", "config", "list")
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     pairs = (line.split("=", 1) for line in listed.splitlines() if "=" in line)
