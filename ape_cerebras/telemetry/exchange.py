@@ -119,7 +119,9 @@ OUTCOMES = {
     ),
     "upstream_connect_timeout": Outcome("error", True, True, "no connection to the API in time"),
     "upstream_tls_failed": Outcome("error", True, True, "the TLS handshake with the API failed"),
-    "upstream_invalid": Outcome("error", True, True, "the API's response is not valid HTTP"),
+    "upstream_invalid": Outcome(
+        "error", True, True, "the API's response is not valid, or quotes the account's key"
+    ),
     "upstream_timeout": Outcome("error", True, True, "no response head from the API in time"),
     "upstream_stalled": Outcome(
         "error", True, True, "the response began, then paused for longer than allowed"

@@ -22,6 +22,8 @@ from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
 from ape_cerebras.simulator.quota import LIMIT_FLAGS, AccountLimits
+from ape_cerebras.telemetry.exchange import OUTCOMES
+from ape_cerebras.telemetry.logs import DEBUG_FIELDS, FIRST_FIELDS, LOG_FIELDS
 
 __all__ = ("TABLES", "current")
 
@@ -96,6 +98,40 @@ def shown(field: "Field[Any]") -> str:
     return code(f"{value:g}" if isinstance(value, float) else str(value).removesuffix(":443"))
 
 
+# Log lines and outcomes
+
+
+def log_fields() -> str:
+    parts = {
+        "Of every line": FIRST_FIELDS,
+        "Of an exchange": LOG_FIELDS,
+        "With `LOG_LEVEL=debug`": DEBUG_FIELDS,
+    }
+    tables = []
+    for heading, fields_there in parts.items():
+        rows = [(code(each.key), each.meaning) for each in fields_there]
+        tables.append(f"### {heading}\n\n{table(('field', 'meaning'), rows)}")
+    return "\n".join(tables)
+
+
+def outcomes() -> str:
+    head = ("outcome", "meaning", "level", "failed", "degrades")
+    rows = [
+        (
+            code(name),
+            each.meaning,
+            each.level,
+            *(yes(flag) for flag in (each.failed, each.degrades)),
+        )
+        for name, each in OUTCOMES.items()
+    ]
+    return table(head, rows)
+
+
+def yes(flag: bool) -> str:
+    return "yes" if flag else NONE
+
+
 # Errors
 
 
@@ -165,6 +201,8 @@ def scenarios() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
+    "log fields": log_fields,
+    "outcomes": outcomes,
     "errors": errors,
     "faults": faults,
     "simulator flags": lambda: flags(Simulation, SIMULATION_FLAGS),
