@@ -40,7 +40,7 @@ from .telemetry.trace_context import identify
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_tcp
-from .upstream.tries import tries_at
+from .upstream.retry import RetryingClient
 from .upstream.warmup import Warmup
 
 __all__ = ("Entrance", "Proxy")
@@ -88,7 +88,7 @@ class Proxy:
         self._drained = False
         self._metrics = Metrics(config, current_backend(), slot)
         self._upstream = UpstreamClient(config, connect)
-        self._warmup = Warmup(config, self._upstream.pool)
+        self._warmup = Warmup(self._upstream.pool)
         circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
         draining = self.drain_began.is_set
         self._health = Health(config, self._metrics, self.logs, slot, draining, circuit)
@@ -97,7 +97,8 @@ class Proxy:
         self._admission = Admission(config, self._api_keys, self._limits)
         models = ModelList(config, self._upstream)
         self._catalogue = Catalogue(config, self._upstream, models, self._metrics.models, self.logs)
-        client = tries_at(self._upstream, config, circuit, self.logs)
+        retries = config.retry_attempts, config.retry_backoff
+        client = RetryingClient(self._upstream, *retries, circuit, self.logs)
         chat = Relay(config, client, self._admission, self._catalogue)
         routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
         self._connections = Connections(config.max_connections, slot)

@@ -21,8 +21,8 @@ from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_reservation
 from ..net.steps import yield_shielded
 from ..telemetry.exchange import Exchange
-from ..upstream.client import UpstreamClient, UpstreamResponse
-from ..upstream.tries import RetryingClient
+from ..upstream.client import UpstreamRequest, UpstreamResponse
+from ..upstream.retry import RetryingClient
 from .assembly import Assembly
 from .meter import Meter, StreamMeter, meter_for
 from .models import Catalogue
@@ -81,7 +81,7 @@ class Relay:
     def __init__(
         self,
         config: Config,
-        upstream: UpstreamClient | RetryingClient,
+        upstream: RetryingClient,
         admission: Admission,
         catalogue: Catalogue,
     ) -> None:
@@ -136,10 +136,9 @@ class Relay:
         if chat.model is not None:  # else it is binary, and may be compressed already
             headers, body = await self._compression.compress(headers, body)
         awaits_token = chat.converted or chat.stream is not False
+        upstream_request = UpstreamRequest("POST", _PATH, headers, body, awaits_token)
         try:
-            with await self._upstream.send(
-                exchange, "POST", _PATH, headers, body, awaits_token=awaits_token
-            ) as response:
+            with await self._upstream.send(exchange, upstream_request) as response:
                 if self._admission.paces_quota:
                     await self._admission.update_quota(exchange)
                 await self._respond(response, exchange, downstream, converted=chat.converted)

@@ -26,7 +26,7 @@ from ..net.timestamps import loop_clock
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from ..telemetry.model_metrics import ModelMetrics
-from ..upstream.client import UpstreamClient, WaitingForUpstream
+from ..upstream.client import UpstreamClient, UpstreamRequest, waiting_for_upstream
 
 __all__ = (
     "Catalogue",
@@ -74,8 +74,9 @@ _MISSING_CHARACTERS = 256
 async def _fetch(
     upstream: UpstreamClient, exchange: Exchange, path: str, max_bytes: int, *, with_key: bool
 ) -> bytes:
-    with await upstream.send(exchange, "GET", path, (), with_key=with_key) as response:
-        body = await response.whole(max_bytes)
+    request = UpstreamRequest("GET", path, with_key=with_key)
+    with await upstream.send(exchange, request) as response:
+        body = await response.read_all(max_bytes)
     if response.status != 200:
         raise InvalidResponse
     return body
@@ -105,7 +106,7 @@ class ModelList:
         """The list as JSON: upstream's own bytes where there are any."""
         if self._clock() >= self._good_until:
             # Through another's fetch, which serves all.
-            with WaitingForUpstream(exchange, self._clock):
+            with waiting_for_upstream(exchange, self._clock):
                 await self._fetching.acquire()
             try:
                 if self._clock() >= self._good_until:

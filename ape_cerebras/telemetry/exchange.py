@@ -199,7 +199,7 @@ class Exchange:
     response_backlogged: bool = False  # more of it was unread than the kernel holds
     upstream_wait_seconds: float = 0.0  # for a connection, head, body or shared fetch
 
-    # upstream/tries
+    # upstream/retry
     attempts: int | None = None  # started, where there was or was to be more than one
     retry_seconds: float | None = None  # from the first attempt to the last, or the wait for it
     retry_reasons: tuple[str, ...] = ()  # the reason for each retry

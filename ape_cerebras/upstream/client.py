@@ -1,81 +1,135 @@
-"""One request to the API and its response: the key put in, deadlines kept, errors translated."""
+"""One request to the API and its response: the account's key added, timeouts kept, failures named.
+
+``UpstreamClient.send`` returns when the head of the response has arrived, and the body too where
+it is an error's. ``UpstreamResponse`` then gives the body chunk by chunk, as it arrives.
+"""
 
 import json
 import re
-from collections import deque
-from collections.abc import Awaitable, Callable
-
-import httpcore
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from ..config.config import Config
-from ..errors import (
-    FirstByteTimeout,
-    IdleTimeout,
-    InvalidResponse,
-    KeyRefused,
-    ResponseWithheld,
-    Truncated,
-)
+from ..errors import InvalidResponse, KeyRefused, ResponseWithheld
 from ..http1.messages import Headers
-from ..net.socket_stream import TimestampedStream
 from ..net.timestamps import loop_clock
-from ..telemetry.exchange import NO_QUOTA, Exchange
-from .connect import RECEIVE_BUFFER, Connect, connect_tcp
-from .pool import Lease, Pool, ssl_context_for
-from .quota import read_quota
-from .quotes import KeyLeakDetector
+from ..telemetry.exchange import NO_QUOTA, Exchange, Quota
+from .connect import RECEIVE_BUFFER, Connect, connect_tcp, ssl_context_for
+from .connection import Connection
+from .pool import Pool
 
 __all__ = (
+    "KeyLeakDetector",
     "UpstreamClient",
+    "UpstreamRequest",
     "UpstreamResponse",
-    "WaitingForUpstream",
-    "forget_try",
+    "forget_attempt",
     "read_error_code",
+    "read_quota",
+    "waiting_for_upstream",
 )
 
-# Followed nowhere: where requests go is configuration only.
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_ERROR_AT_MOST = 64 * 1024  # bytes of its body; those of the API have a few hundred
-_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))  # not followed: only the settings name the API
+_ERROR_AT_MOST = 64 * 1024  # bytes of an error's body; the API's have a few hundred
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+_QUOTA_FIELD = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
+_NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
+_ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 
-class WaitingForUpstream:
-    """Counts the time that a block takes as waited for upstream."""
 
-    def __init__(self, exchange: Exchange, clock: Callable[[], float]) -> None:
-        self._exchange = exchange
-        self._clock = clock
-        self._began_at = clock()
+class UpstreamRequest(NamedTuple):
+    """``path`` is one of our own, never the client's; ``headers`` have been checked.
 
-    def __enter__(self) -> None:
-        pass
+    ``awaits_token``: time the first chunk apart from those that follow it closely, for it may carry
+    the first token. ``with_key``: authenticate with the account's key.
+    """
 
-    def __exit__(self, *_: object) -> None:
-        self._exchange.upstream_wait_seconds += self._clock() - self._began_at
+    method: str
+    path: str
+    headers: Headers = ()
+    body: bytes = b""
+    awaits_token: bool = False
+    with_key: bool = True
+
+
+class UpstreamClient:
+    """The API. ``connect`` opens a stream to a host and port; over TCP by default."""
+
+    def __init__(self, config: Config, connect: Connect = connect_tcp) -> None:
+        self._config = config
+        self._clock = loop_clock()
+        url = config.cerebras_base_url
+        host = f"[{url.host}]" if ":" in url.host else url.host
+        default_port = url.port == _DEFAULT_PORTS[url.scheme]
+        self._host = (host if default_port else f"{host}:{url.port}").encode()
+        self._prefix = url.prefix.encode()
+        # Identity: a body that is relayed byte for byte must be readable on its way.
+        self._without_key: Headers = ((b"accept-encoding", b"identity"),)
+        authorization = b"Bearer " + config.cerebras_api_key.encode()
+        self._with_key: Headers = ((b"authorization", authorization), *self._without_key)
+        ssl_context = ssl_context_for(url.scheme, config.ssl_cert_file)
+        self.pool = Pool(config, connect, ssl_context)
+
+    async def send(self, exchange: Exchange, request: UpstreamRequest) -> "UpstreamResponse":
+        """Send a request; return its response when the head has arrived.
+
+        Raises what ``Pool.lease`` and ``Connection.request`` raise, InvalidResponse, KeyRefused,
+        and for an error's body what ``UpstreamResponse.next_chunk`` raises.
+        """
+        with waiting_for_upstream(exchange, self._clock):
+            lease = await self.pool.lease()
+        exchange.connection = lease.use
+        exchange.pool_wait_seconds = lease.waited
+        exchange.connect_seconds, exchange.tls_seconds = lease.connect, lease.tls
+        response = UpstreamResponse(
+            exchange, self.pool, lease.connection, self._config, request.awaits_token
+        )
+        own = self._with_key if request.with_key else self._without_key
+        try:
+            await response.begin(
+                request.method,
+                self._prefix + request.path.encode(),
+                self._host,
+                (*own, *request.headers),
+                request.body,
+            )
+        except BaseException:
+            response.close()
+            raise
+        return response
 
 
 class UpstreamResponse:
-    """A response whose head has arrived. A context manager: its connection is held until the end.
+    """A response whose head has arrived: a context manager that holds its connection.
 
-    ``headers`` have lower-case names.
+    ``headers`` have lower-case names. ``arrived_at``: when the latest chunk arrived.
     """
 
     def __init__(
-        self, exchange: Exchange, lease: Lease, config: Config, *, awaits_token: bool
+        self,
+        exchange: Exchange,
+        pool: Pool,
+        connection: Connection,
+        config: Config,
+        awaits_token: bool,
     ) -> None:
         self._exchange = exchange
+        self._pool = pool
+        self._connection = connection
         self._config = config
-        self._lease = lease
-        self._connection = lease.connection
-        self._raw = lease.connection.transport.raw
         self._awaits_token = awaits_token
-        self._raw.peek_arrivals(awaits_token)
-        self._waiting = _WaitAccount(exchange, self._raw)
-        self._quotes = KeyLeakDetector(b"", 0)
-        self._ahead: deque[bytes | None] = deque()
+        self._ahead: list[bytes | None] = []
         self.status = 0
         self.headers: Headers = ()
+        raw = self._raw = connection.stream.raw
+        raw.most_at_once = 0
+        self._counting = True
+        self._waited_before = raw.read_wait_seconds + raw.write_wait_seconds
+        self._untimed_before = raw.reads_without_timestamp
+        if awaits_token:
+            raw.peek_arrivals(True)
 
     def __enter__(self) -> "UpstreamResponse":
         return self
@@ -84,62 +138,79 @@ class UpstreamResponse:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
-        self._waiting.close()
-        self._raw.before_wait = None
-        self._lease.give_back(self._connection)
+        """Give the connection back as it was. A response not read to its end closes it."""
+        self._stop_counting()
+        self._raw.before_wait = self._raw.read_timeout = None
+        if self._awaits_token:
+            self._raw.peek_arrivals(False)
+        self._pool.give_back(self._connection)
+
+    def _stop_counting(self) -> None:
+        """Record the time waited on the connection, and how the bytes arrived; once."""
+        if self._counting:
+            self._counting = False
+            raw, exchange = self._raw, self._exchange
+            waited = raw.read_wait_seconds + raw.write_wait_seconds - self._waited_before
+            exchange.upstream_wait_seconds += waited
+            exchange.response_timestamped = raw.reads_without_timestamp == self._untimed_before
+            exchange.response_backlogged = raw.most_at_once >= RECEIVE_BUFFER
 
     async def begin(
         self, method: str, target: bytes, host: bytes, headers: Headers, body: bytes
     ) -> None:
-        """Send the request; return when the head of its answer has arrived, and the body too if it
-        is an error's.
-
-        Raises FirstByteTimeout, InvalidResponse, KeyRefused, and what ``next_chunk`` raises.
-        """
-        transport = self._connection.transport
-        transport.sent_at = None
-        self._raw.read_timeout = None
-        self._raw.set_deadline(self._config.upstream_first_byte_timeout)
+        """Send the request and read the head; for ``UpstreamClient`` only."""
+        exchange, config, connection = self._exchange, self._config, self._connection
+        self._raw.set_deadline(config.upstream_first_byte_timeout)
         try:
-            head = await self._connection.ask(method, target, host, headers, body)
-        except (httpcore.ReadTimeout, httpcore.WriteTimeout):
-            raise FirstByteTimeout from None
-        except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
-            raise InvalidResponse from None
+            head = await connection.request(method, target, host, headers, body)
         finally:
-            self._exchange.sent_at = transport.sent_at
+            exchange.sent_at = connection.sent_at
             self._raw.set_deadline(None)
-        self._raw.read_timeout = self._config.upstream_idle_timeout
-        await self._look_into(head.status, head.headers)
-
-    async def _look_into(self, status: int, headers: Headers) -> None:
-        if status in _REDIRECTS:
+        if head.status in _REDIRECTS:
             raise InvalidResponse
-        self.status = self._exchange.upstream_status = status
-        self.headers = headers
-        self._exchange.head_at = self._connection.transport.arrived_at
-        self._exchange.quota = read_quota(headers)
-        self._quotes = KeyLeakDetector(self._config.cerebras_api_key.encode(), status)
-        if self._quotes.are_in(b"\n".join([value for _, value in headers])):
+        self._raw.read_timeout = config.upstream_idle_timeout
+        self.status = exchange.upstream_status = head.status
+        self.headers = head.headers
+        exchange.head_at = connection.arrived_at
+        exchange.quota = read_quota(head.headers)
+        self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), head.status)
+        if self._leaks.found_in(b"".join([b"%b\n" % value for _, value in head.headers])):
             raise ResponseWithheld
-        if status == 401:
+        if head.status == 401:
             raise KeyRefused
-        if status >= 400:
-            await self._read_ahead()
+        if head.status >= 400:
+            await self._read_error()
+
+    async def _read_error(self) -> None:
+        """Read an error's body, or its first 64 KiB, before any of it is passed on."""
+        ahead: list[bytes | None] = []
+        size = 0
+        while size < _ERROR_AT_MOST and (not ahead or ahead[-1] is not None):
+            ahead.append(chunk := await self.next_chunk())
+            size += len(chunk or b"")
+        self._exchange.upstream_code = read_error_code(b"".join(filter(None, ahead)))
+        self._ahead = ahead
 
     def header(self, name: bytes) -> bytes:
-        """The value of ``name`` (lower case); empty where there is none."""
+        """The first value of ``name`` (lower case); empty where there is none."""
         return next((value for each, value in self.headers if each == name), b"")
 
     async def next_chunk(self) -> bytes | None:
-        """The next piece of the body; None at its end. Raises Truncated, IdleTimeout,
+        """The next piece of the body; None at its end. Raises Truncated, IdleTimeout and
         ResponseWithheld."""
-        return self._ahead.popleft() if self._ahead else await self._receive()
+        if self._ahead:
+            return self._ahead.pop(0)
+        if self._awaits_token and self._exchange.first_token_at is not None:
+            self._awaits_token = False
+            self._raw.peek_arrivals(False)
+        chunk = await self._connection.next_chunk()
+        if chunk is not None and self._leaks.found_in(chunk):
+            raise ResponseWithheld
+        return chunk
 
-    async def whole(self, at_most: int) -> bytes:
-        """The body, of no more bytes than that. Raises InvalidResponse, and what ``next_chunk``
-        raises."""
+    async def read_all(self, at_most: int) -> bytes:
+        """The body. Raises InvalidResponse where it has more bytes than ``at_most``, and what
+        ``next_chunk`` raises."""
         body = bytearray()
         while (chunk := await self.next_chunk()) is not None:
             body += chunk
@@ -147,33 +218,9 @@ class UpstreamResponse:
                 raise InvalidResponse
         return bytes(body)
 
-    async def _read_ahead(self) -> None:
-        """Take in the body, as far as it is that of an error, before any of it is passed on. Raises
-        what ``next_chunk`` raises."""
-        size = 0
-        while size < _ERROR_AT_MOST and (not self._ahead or self._ahead[-1] is not None):
-            self._ahead.append(chunk := await self._receive())
-            size += len(chunk or b"")
-        self._exchange.upstream_code = read_error_code(b"".join(filter(None, self._ahead)))
-
-    async def _receive(self) -> bytes | None:
-        if self._awaits_token and self._exchange.first_token_at is not None:
-            self._awaits_token = False
-            self._raw.peek_arrivals(False)
-        try:
-            chunk = await self._connection.next_chunk()
-        except httpcore.ReadTimeout:
-            raise IdleTimeout from None
-        except (httpcore.RemoteProtocolError, httpcore.ReadError):
-            raise Truncated from None
-        if chunk is not None and self._quotes.end_in(chunk):
-            raise ResponseWithheld
-        return chunk
-
     @property
     def arrived_at(self) -> float:
-        """When the bytes of the latest chunk arrived."""
-        return self._connection.transport.arrived_at
+        return self._connection.arrived_at
 
     def before_wait(self, hook: Callable[[], Awaitable[None]]) -> None:
         """Have ``hook`` awaited whenever a read has to wait, until the content has ended."""
@@ -182,114 +229,77 @@ class UpstreamResponse:
     def wind_down(self, seconds: float) -> None:
         """Wait no longer than that for the rest: the content has ended, but not the body's framing.
         With 0 no read waits at all. Nothing is flushed before these waits, and none is counted."""
-        self._waiting.close()
+        self._stop_counting()
         self._raw.before_wait = None
         self._raw.read_timeout = seconds
 
 
-class _WaitAccount:
-    """Writes down for an exchange what is waited on a connection, from its making to ``close``, and
-    how what came meanwhile came: stamped by the kernel, and piled up or not."""
+class KeyLeakDetector:
+    """Searches a response for the account's key, however it is cut into chunks.
 
-    def __init__(self, exchange: Exchange, raw: TimestampedStream) -> None:
-        self._exchange = exchange
-        self._raw = raw
-        self._before = raw.read_wait_seconds + raw.write_wait_seconds
-        self._without_timestamp_before = raw.reads_without_timestamp
-        self._open = True
-        raw.most_at_once = 0
+    It searches for the key's beginning, because APIs quote a key as that and stars: 8 characters,
+    which no model writes by chance, or 6 in an error, which no model wrote. A key of fewer than 16
+    characters is searched for as a whole; one of fewer than 8 may be a word, and is not.
+    """
 
-    def close(self) -> None:
-        """Settle; once is enough."""
-        if self._open:
-            self._open = False
-            waited = self._raw.read_wait_seconds + self._raw.write_wait_seconds - self._before
-            self._exchange.upstream_wait_seconds += waited
-            self._exchange.response_timestamped = (
-                self._raw.reads_without_timestamp == self._without_timestamp_before
-            )
-            self._exchange.response_backlogged = self._raw.most_at_once >= RECEIVE_BUFFER
+    def __init__(self, key: bytes, status: int) -> None:
+        part = key[: 6 if status >= 400 else 8] if len(key) >= 16 else key
+        self._wanted = part if len(key) >= 8 else b""
+        self._tail = b""
+
+    def found_in(self, chunk: bytes) -> bool:
+        """Whether the key ends in ``chunk``, the next of the response."""
+        wanted = self._wanted
+        if not wanted:
+            return False
+        text = self._tail + chunk
+        self._tail = text[1 - len(wanted) :]
+        return wanted in text
 
 
-class UpstreamClient:
-    """The API. ``connect`` makes a stream to host and port; by default over TCP."""
-
-    def __init__(self, config: Config, connect: Connect = connect_tcp) -> None:
-        self._config = config
-        self._clock = loop_clock()
-        where = config.cerebras_base_url
-        default_port = where.port == _DEFAULT_PORTS[where.scheme]
-        bracketed = f"[{where.host}]" if ":" in where.host else where.host
-        self._host = (bracketed if default_port else f"{bracketed}:{where.port}").encode()
-        self._own_headers: Headers = (
-            (b"authorization", b"Bearer " + config.cerebras_api_key.encode()),
-            # What is relayed byte for byte has to be readable on its way.
-            (b"accept-encoding", b"identity"),
-        )
-        self._prefix = where.prefix.encode()
-        self.pool = Pool(config, connect, ssl_context_for(config))
-
-    async def send(
-        self,
-        exchange: Exchange,
-        method: str,
-        path: str,
-        headers: Headers,
-        body: bytes = b"",
-        *,
-        awaits_token: bool = False,
-        with_key: bool = True,
-    ) -> UpstreamResponse:
-        """Send a request; the response, once its head has arrived.
-
-        ``path`` is one of our own, never the client's. ``awaits_token``: whether it matters when
-        the first of what comes has come, though more may have joined it. ``with_key``: whether it
-        is asked in the account's name.
-
-        Raises what ``Pool.lease`` and ``UpstreamResponse.begin`` raise.
-        """
-        with WaitingForUpstream(exchange, self._clock):
-            lease = await self.pool.lease()
-        _note(lease, exchange)
-        response = UpstreamResponse(exchange, lease, self._config, awaits_token=awaits_token)
-        own = self._own_headers if with_key else self._own_headers[1:]
-        target, fields = self._prefix + path.encode(), (*own, *headers)
-        try:
-            await response.begin(method, target, self._host, fields, body)
-        except BaseException:
-            response.close()
-            raise
-        return response
+def read_quota(headers: Headers) -> Quota:
+    """The account's quota as the ``x-ratelimit-*`` headers report it."""
+    values: dict[bytes, dict[tuple[str, str], float]] = {b"limit": {}, b"remaining": {}}
+    malformed = 0
+    for name, value in headers:
+        field = _QUOTA_FIELD.fullmatch(name) if name.startswith(b"x-ratelimit-") else None
+        if field is None:
+            continue
+        if _NUMBER.fullmatch(value):
+            which, kind, window = field.groups()
+            values[which][kind.decode(), window.decode()] = float(value)
+        else:
+            malformed += 1
+    return Quota(values[b"limit"], values[b"remaining"], malformed)
 
 
 def read_error_code(body: bytes) -> str | None:
-    """The ``code`` in an error of the API, whose 4xx are flat and whose 5xx are wrapped; None where
-    there is none that looks like one."""
+    """The ``code`` in an error's body; None where there is none that looks like one. The API's 4xx
+    are flat objects, its 5xx are wrapped in ``error``."""
     try:
-        response = json.loads(body.decode("utf-8", "replace"))
+        content = json.loads(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
-    error = response.get("error", response) if isinstance(response, dict) else None
+    error = content.get("error", content) if isinstance(content, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
 
 
-def forget_try(exchange: Exchange) -> None:
-    """Take back what is written down of a try that another follows. What was waited stays."""
+@contextmanager
+def waiting_for_upstream(exchange: Exchange, clock: Callable[[], float]) -> Iterator[None]:
+    """Count the time that the block takes, however it ends, as waited for upstream."""
+    began_at = clock()
+    try:
+        yield
+    finally:
+        exchange.upstream_wait_seconds += clock() - began_at
+
+
+def forget_attempt(exchange: Exchange) -> None:
+    """Clear the fields of an attempt that is retried. The time it waited stays."""
     exchange.connection = exchange.pool_wait_seconds = None
     exchange.connect_seconds = exchange.tls_seconds = None
     exchange.sent_at = exchange.head_at = None
     exchange.upstream_status = exchange.upstream_code = None
     exchange.quota = NO_QUOTA
     exchange.response_timestamped, exchange.response_backlogged = None, False
-
-
-def _note(lease: Lease, exchange: Exchange) -> None:
-    exchange.connection = lease.use
-    exchange.pool_wait_seconds = _rounded(lease.waited)
-    exchange.connect_seconds = _rounded(lease.connect)
-    exchange.tls_seconds = _rounded(lease.tls)
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)

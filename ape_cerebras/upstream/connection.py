@@ -1,144 +1,236 @@
-"""One connection to upstream: a request at a time, and its answer, piece by piece."""
+"""HTTP/1.1 over one stream: a request at a time, and its response, head first, piece by piece.
+
+Writes are held until the response is read, so that head and body of a request leave in one piece.
+Closing awaits nothing, so that a cancelled request closes its connection there and then.
+"""
 
 import math
+import ssl
 from functools import lru_cache
 
 import anyio
 import h11
 import httpcore
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio.abc import ByteStream
 
-from ..errors import ProxyError
+from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, ProxyError, Truncated
 from ..http1.body import BodyReader
 from ..http1.messages import Headers, with_fields
 from ..http1.response_head import ResponseHead
-from ..net.socket_stream import READ_BYTES
-from .connect import UpstreamStream
+from ..net.outbox import WriteBuffer
+from ..net.socket_stream import READ_BYTES, PeerStalled, TimestampedStream
 
-__all__ = ("Connection",)
+__all__ = ("Connection", "UpstreamStream")
 
 _END = h11.EndOfMessage()
+_AT_ONCE = 64 * 1024
+"""Bytes of a request that are sent before anything is read. The kernel takes as many."""
+
+
+class UpstreamStream(httpcore.AsyncNetworkStream):
+    """httpcore's network stream over one of ours.
+
+    ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it.
+    """
+
+    def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
+        self.raw = raw
+        self._stream = stream
+        self.buffer = WriteBuffer(stream)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next bytes; empty at the end. Raises httpcore's ReadError and ReadTimeout."""
+        try:
+            return await self._stream.receive(max_bytes)
+        except EndOfStream:
+            return b""
+        except PeerStalled:
+            raise httpcore.ReadTimeout from None
+        except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
+            raise httpcore.ReadError from None
+
+    async def receive_now(self) -> bytes | None:
+        """What has arrived, read through TLS too: b"" at the end, None where nothing has arrived.
+
+        Never waits. TLS streams of anyio cannot do that, so the timeout of the socket below is 0
+        meanwhile. It has to be a read, not a look at the socket: a server may send a TLS session
+        ticket at any time, which is no response.
+        """
+        self.raw.read_timeout = 0
+        try:
+            return await self._stream.receive(READ_BYTES)
+        except PeerStalled:
+            return None
+        except (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError):
+            return b""
+        finally:
+            self.raw.read_timeout = None
+
+    async def aclose(self) -> None:
+        self.raw.close()
 
 
 @lru_cache(maxsize=16)
 def _request(method: str, target: bytes, host: bytes) -> h11.Request:
-    """What h11 has to know of a request's head; nearly always the same."""
+    """A request's head as far as h11 needs it; nearly always the same."""
     return h11.Request(method=method, target=target, headers=[(b"host", host)])
 
 
-class Connection(httpcore.AsyncHTTP11Connection):
-    """httpcore's HTTP/1.1 connection, one request at a time and read piece by piece.
+class Connection:
+    """A connection to the API. Its owner lends it to one exchange at a time.
 
-    A pool that lends a connection to one exchange only needs no lock around its state, and nobody
-    listens to httpcore's traces: they took a tenth of the time of a plain request. Its async
-    generators are finished by the garbage collector where they are left early, of which trio warns.
-    h11 keeps account of where messages and connections end; bodies are read by ``bodies`` in its
-    place. The protected members used here are what pins httpcore's version.
+    h11 writes request heads, and decides from both heads whether the connection goes on;
+    ``http1/body`` reads the bodies.
+    ``sent_at``: when the latest request had been written, None before. ``arrived_at``: when the
+    latest bytes arrived; those that arrive while the request is still being written count as
+    arrived with the request's end, because no duration is negative. Both on the loop's clock.
     """
 
-    def __init__(self, origin: httpcore.Origin, transport: UpstreamStream) -> None:
-        super().__init__(origin, transport)
-        self.transport = transport
+    def __init__(self, stream: UpstreamStream) -> None:
+        self.stream = stream
+        self._h11 = h11.Connection(h11.CLIENT)
+        self.sent_at: float | None = None
+        self.arrived_at = -math.inf
+        self._head = ResponseHead()
+        self._reader: BodyReader | None = None  # None where the body ends with the connection
+        self._arrived = bytearray()  # of the body, and not read yet
+        self._has_news = False  # whether some of that has arrived since the reader looked
+        self._ended_cleanly = False
+        # The pool's:
         self.idle_since = 0.0
         self.end_at = math.inf
-        self.used = False
-        """Whether a request has gone over it."""
-        self.closed_by_upstream = False
-        """As far as that is known."""
-        self.watched = False
-        """Whether that becomes known at once."""
-        self._reader: BodyReader | None = None  # of an answer that says where its body ends
-        self._arrived = bytearray()  # of such a body, and not read yet
-        self._untaken = False  # whether some of that has come since it was read last
-        self._nothing_left_over = False
+        self.used = False  # a request has been sent over it
+        self.closed_by_upstream = False  # as far as that is known
+        self.watched = False  # that becomes known at once
 
-    async def ask(
+    async def request(
         self, method: str, target: bytes, host: bytes, headers: Headers = (), body: bytes = b""
     ) -> ResponseHead:
-        """Send a request; the head of its answer.
+        """Send a request; return the head of its response. Interim responses are skipped.
 
-        ``headers`` are those beside Host and Content-Length; they must have been checked. Raises
-        httpcore's ReadError, WriteError, timeouts and RemoteProtocolError, and InvalidResponse.
+        ``headers`` are those beside Host and Content-Length, and have been checked. Raises
+        FirstByteTimeout and InvalidResponse.
         """
-        self._nothing_left_over = False
-        say, hold = self._h11_state.send, self.transport.hold
+        self._ended_cleanly = False
+        self.sent_at = None
+        head = self._head = ResponseHead()
+        encode, buffer = self._h11.send, self.stream.buffer
         length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
-        hold(with_fields(say(_request(method, target, host)) or b"", (*length, *headers)))
-        hold(body)
-        say(_END)
-        head = await self.transport.read_head()
+        lines = encode(_request(method, target, host)) or b""
+        buffer.hold(with_fields(lines, (*length, *headers)))
+        buffer.hold(body)
+        encode(_END)
+        try:
+            await (self._flush() if buffer.size <= _AT_ONCE else self._flush_listening())
+            if not head.complete:
+                await self._read_head()
+        except (httpcore.ReadTimeout, httpcore.WriteTimeout):
+            raise FirstByteTimeout from None
+        except httpcore.ReadError:
+            raise InvalidResponse from None
+        if not head.complete:  # the connection ended before it
+            raise InvalidResponse
+        self.arrived_at = max(self.stream.raw.arrived_at, self.sent_at or -math.inf)
         self._reader = head.body_reader()
-        if self._reader is None:
-            self._tell_of(head)
-        self._take_in(self.transport.take_behind_head())
         return head
 
-    def _tell_of(self, head: ResponseHead) -> None:
-        """Have h11 know of the answer: at its end, where its body is read in h11's place, for until
-        then nothing hangs on it, and a first token waits for nothing."""
-        self._h11_state.receive_data(head.for_h11)
-        self._next_event()
+    async def _read_head(self) -> None:
+        while data := await self.stream.read(READ_BYTES):
+            behind = self._head.feed(data)
+            if self._head.complete:
+                self._arrived += data[len(data) - behind :]
+                self._has_news = behind > 0
+                return
 
-    def _take_in(self, data: bytes) -> None:
-        if self._reader is not None:
-            self._arrived += data
-            self._untaken = bool(data)
-        elif data:
-            self._h11_state.receive_data(data)
+    async def _flush(self) -> None:
+        try:
+            await self.stream.buffer.flush()
+        except BrokenResourceError:
+            # A server may reject a body while it is on its way, respond, and close. Its response
+            # can still be read, so the read reports what the write found.
+            pass
+        except PeerStalled:
+            raise httpcore.WriteTimeout from None
+        self.sent_at = self.stream.raw.left_at
+
+    async def _flush_listening(self) -> None:
+        """Write a large request and read at the same time: a server may reject it early and stop
+        reading without closing. A rejection, or the end, ends the writing (RFC 9112 section
+        9.5)."""
+        raw = self.stream.raw
+        waited = raw.read_wait_seconds
+        failures: list[Exception] = []
+
+        async def listen() -> None:
+            try:
+                await self._read_head()
+            except InvalidResponse as error:
+                failures.append(error)
+            except (httpcore.ReadError, httpcore.ReadTimeout):  # the write reports them
+                return
+            if not 200 <= self._head.status < 300:
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            try:
+                await self._flush()
+            except httpcore.WriteTimeout as error:
+                failures.append(error)
+            tasks.cancel_scope.cancel()
+        self.sent_at = raw.left_at
+        raw.read_wait_seconds = waited  # both waited for the same
+        if failures:
+            raise failures[0]
 
     async def next_chunk(self) -> bytes | None:
-        """The next piece of the answer's body, as it came, without its framing; None at its end.
+        """The next piece of the body, without its framing; None at its end.
 
-        Raises httpcore's ReadError, ReadTimeout and RemoteProtocolError.
+        Raises IdleTimeout and Truncated.
         """
-        if self._reader is not None:
-            return await self._next_piece(self._reader)
-        while (event := self._next_event()) is h11.NEED_DATA:
-            self._h11_state.receive_data(await self.transport.read(READ_BYTES))
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        self._end()
-        return None
-
-    def _next_event(self) -> object:
+        reader = self._reader
         try:
-            return self._h11_state.next_event()
-        except h11.RemoteProtocolError as error:
-            error.__traceback__ = error.__context__ = None  # its frames hold this connection
-            raise httpcore.RemoteProtocolError("The answer is cut off.") from None
-
-    async def _next_piece(self, reader: BodyReader) -> bytes | None:
-        if reader.paused:
-            await anyio.lowlevel.checkpoint()
-        while not reader.ended:
-            if not (self._untaken or reader.paused):
-                arrived = await self.transport.read(READ_BYTES)
-                if not arrived:
-                    raise httpcore.RemoteProtocolError("The body ended before its end.")
-                self._arrived += arrived
-            if data := self._take(reader):
-                return data
-        self._tell_of(self.transport.head)
-        self._next_event()  # the end of the message
-        self._end()
-        return None
-
-    def _take(self, reader: BodyReader) -> bytes:
-        self._untaken = False
-        try:
-            return reader.take(self._arrived)
-        except ProxyError:
-            raise httpcore.RemoteProtocolError("The body's framing is malformed.") from None
-
-    def _end(self) -> None:
-        state = self._h11_state
-        left_over = self._arrived or state.trailing_data[0]
+            if reader is None:
+                data = bytes(self._arrived) or await self._receive()
+                self._arrived.clear()
+                return data or None
+            if reader.paused:
+                await anyio.lowlevel.checkpoint()
+            while not reader.ended:
+                if not (self._has_news or reader.paused):
+                    arrived = await self._receive()
+                    if not arrived:
+                        raise Truncated
+                    self._arrived += arrived
+                self._has_news = False
+                if data := reader.take(self._arrived):
+                    return data
+        except httpcore.ReadTimeout:
+            raise IdleTimeout from None
+        except (httpcore.ReadError, ProxyError):  # the latter: malformed framing
+            raise Truncated from None
+        # Only now, so that no first token waits for it.
+        state = self._h11
+        state.receive_data(self._head.for_h11)
+        state.next_event()
+        state.next_event()
         if state.our_state is h11.DONE and state.their_state is h11.DONE:
             state.start_next_cycle()
-            self._nothing_left_over = not left_over
+            self._ended_cleanly = not self._arrived
+        return None
+
+    async def _receive(self) -> bytes:
+        data = await self.stream.read(READ_BYTES)
+        self.arrived_at = max(self.stream.raw.arrived_at, self.sent_at or -math.inf)
+        return data
 
     @property
     def reusable(self) -> bool:
-        """Whether the last answer ended cleanly, with nothing read beyond its end, and its request
-        has all gone out."""
-        fit = self._nothing_left_over and not self.transport.torn
+        """Whether the latest request was sent whole, and its response ended cleanly, with nothing
+        read beyond its end."""
+        fit = self._ended_cleanly and not self.stream.buffer.torn
         return fit and not self.closed_by_upstream
+
+    def close(self) -> None:
+        self.stream.raw.close()

@@ -1,76 +1,51 @@
-"""The connections upstream: how many there may be, which one is used next, when one ends.
+"""Connections to the API: how many there may be, which one is used next, when one ends.
 
-Idle connections form a stack. The one used last is used next: it is the likeliest to be alive, and
-those at the bottom grow old and are let go. Only the one that is taken gets checked, so that the
-cost of a request does not grow with the connections held. (httpcore's own pool polls all of them
-twice for each request, and loses slots for ever when requests are cancelled under contention.)
+Idle connections form a stack: the one used last is used next, because it is the likeliest to be
+alive, and those at the bottom grow old and are closed. The pool checks only the one that it takes,
+so that a request costs the same however many are held. (httpcore's own pool polls all of them twice
+for each request, and loses slots for ever when requests are cancelled under contention.)
 
-A connection goes back only if its response ended where HTTP says and nothing came after it; a
-response left early, or with bytes behind it, would be the beginning of the next one's answer. Nor
-does it where it is too old, as the name of the API may mean another address by now; those that were
-made together end a little apart.
+A connection goes back only if its response ended where HTTP says and nothing came after it: what
+came would be taken for the next response. Nor does one go back that is too old, because the API's
+name may mean another address by now; connections made together end a little apart.
 
 Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
-
-Who keeps connections ready ahead of the requests is ``warmth``.
 """
 
 import random
 import ssl
 from bisect import bisect_right, insort
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from typing import NamedTuple
 
 import anyio
-import certifi
-import httpcore
 from anyio import BrokenResourceError, EndOfStream
 
 from ..config.config import Config
 from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
 from ..net.timestamps import loop_clock
-from .connect import Connect, UpstreamStream
-from .connection import Connection
+from .connect import Connect, start_tls
+from .connection import Connection, UpstreamStream
 
-__all__ = ("Lease", "Pool", "ssl_context_for")
+__all__ = ("Lease", "Pool")
 
 _IDLE_SINCE = attrgetter("idle_since")
 _SPREAD = 0.1  # of the age at which connections end
 
 
-def ssl_context_for(config: Config) -> ssl.SSLContext | None:
-    """Verification is always on; None where the upstream is plain HTTP. Raises OSError where the
-    CA bundle is none."""
-    if config.cerebras_base_url.scheme != "https":
-        return None
-    context = ssl.create_default_context(cafile=config.ssl_cert_file or certifi.where())
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+class Lease(NamedTuple):
+    """A connection for one exchange, which ``Pool.give_back`` takes; and what it took to get it.
 
-
-@dataclass(slots=True)
-class Lease:
-    """A connection for one exchange, to be used as a context manager; and what it took to get it.
-
-    ``use`` is "warm" where it was made ahead and had not been used, "reused", or "new".
-    ``waited``: seconds for a turn, None where it came at once. ``connect`` and ``tls``: seconds
-    that making a new one took; None where there was nothing to make.
+    ``use``: "warm" if it was made ahead and never used, "reused", or "new". Seconds: ``waited`` for
+    a connection to come free, ``connect`` and ``tls`` to make a new one; None if there was no need.
     """
 
     connection: Connection
     use: str
-    give_back: Callable[[Connection], None]
-    waited: float | None
+    waited: float | None = None
     connect: float | None = None
     tls: float | None = None
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back(self.connection)
 
 
 class Pool:
@@ -80,15 +55,16 @@ class Pool:
         self, config: Config, connect: Connect, ssl_context: ssl.SSLContext | None
     ) -> None:
         self._config = config
+        self.warm_connections = config.warm_connections
+        self.connect_timeout = config.upstream_connect_timeout
+        self.keep_alive_timeout = config.upstream_keep_alive_timeout
         self._clock = loop_clock()
         self._connect_raw = connect
         self._ssl_context = ssl_context
-        where = config.cerebras_base_url
-        self._origin = httpcore.Origin(where.scheme.encode(), where.host.encode(), where.port)
         self._slots = anyio.Semaphore(config.connection_pool_size, fast_acquire=True)
-        self._idle: list[Connection] = []  # by the moment from which on they are
+        self._idle: list[Connection] = []  # by ``idle_since``, rising
         self._idle_at_most = max(config.keep_alive_connections, config.warm_connections)
-        self._lost: list[Connection] | None = None  # if somebody waits to be told
+        self._lost: list[Connection] = []  # closed by upstream, for ``next_lost``
         self._loss = anyio.Event()
         self._low = anyio.Event()
         self.active = 0
@@ -106,102 +82,98 @@ class Pool:
         waited = await self._acquire_slot()
         self.active += 1
         try:
-            lease = await self._lease_idle(waited) or await self._lease_new(waited)
+            lease = await self._lease_idle(waited) or await self._connect(waited)
         except BaseException:
-            self._release()
+            self.active -= 1
+            self._slots.release()
             raise
         lease.connection.used = True
-        if len(self._idle) < self._config.warm_connections:
+        if len(self._idle) < self.warm_connections:
             self._low.set()
         return lease
 
-    def _release(self) -> None:
-        self.active -= 1
-        self._slots.release()
-
     async def _acquire_slot(self) -> float | None:
-        """Wait for a turn; the seconds that took, None if there was nothing to wait for."""
+        """Wait for a connection to come free; the seconds, None if that was at once."""
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
             began_at = self._clock()
-            with anyio.move_on_after(self._config.upstream_connect_timeout) as scope:
+            with anyio.move_on_after(self.connect_timeout) as scope:
                 await self._slots.acquire()
             if scope.cancelled_caught:
                 raise Overloaded from None
-            return self._clock() - began_at
+            return round(self._clock() - began_at, 6)
         return None
 
     async def _lease_idle(self, waited: float | None) -> Lease | None:
-        connection = await self._take_idle()
-        if connection is None:
-            return None
-        use = "reused" if connection.used else "warm"
-        return Lease(connection, use, self._give_back, waited)
-
-    async def _lease_new(self, waited: float | None) -> Lease:
-        connection, connect, tls = await self._connect()
-        return Lease(connection, "new", self._give_back, waited, connect, tls)
-
-    async def _take_idle(self) -> Connection | None:
-        """The last one used that is still fit for use."""
+        """The connection used last that is still fit for use."""
         while self._idle:
             connection = self._idle.pop()
             if await self._is_fit(connection):
-                return connection
+                return Lease(connection, "reused" if connection.used else "warm", waited)
         return None
 
     async def _is_fit(self, connection: Connection) -> bool:
-        """Check a connection that is in nobody's hands; close it if it is not fit."""
+        """Check a connection that nobody else holds; close it if it is not fit.
+
+        Fit is one that is up, not too old, and on which nothing has arrived: a stray byte would be
+        taken for the next response.
+        """
         fit = False
         try:
             now = self._clock()
             idle_for = now - connection.idle_since
-            if idle_for < self._config.upstream_keep_alive_timeout and now < connection.end_at:
-                fit = await connection.transport.is_quiet()
+            if idle_for < self.keep_alive_timeout and now < connection.end_at:
+                fit = await connection.stream.receive_now() is None
         finally:
             if not fit:
-                connection.transport.close()
+                connection.close()
         return fit
 
-    def _give_back(self, connection: Connection) -> None:
-        self._release()
+    def give_back(self, connection: Connection) -> None:
+        """End a lease."""
+        self.active -= 1
+        self._slots.release()
         fit = connection.reusable and self._clock() < connection.end_at
-        if fit and len(self._idle) < self._idle_at_most:
-            self._put_idle(connection)
+        self._keep(connection, fit and len(self._idle) < self._idle_at_most)
+
+    def _keep(self, connection: Connection, keep: bool) -> None:
+        if keep:
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
         else:
-            connection.transport.close()
+            connection.close()
 
-    def _put_idle(self, connection: Connection) -> None:
-        connection.transport.raw.peek_arrivals(False)
-        connection.idle_since = self._clock()
-        self._idle.append(connection)
-
-    async def _connect(self) -> tuple[Connection, float, float | None]:
-        """A new connection, and the seconds that TCP (the name's look-up included) and TLS took."""
+    async def _connect(self, waited: float | None = None) -> Lease:
+        """A new connection. The time for TCP includes the look-up of the name."""
         host, port = self._config.cerebras_base_url[1:3]
         began_at = self._clock()
         try:
-            with anyio.fail_after(self._config.upstream_connect_timeout):
+            with anyio.fail_after(self.connect_timeout):
                 raw = await self._connect_raw(host, port)
                 connected_at = self._clock()
                 if not self._config.kernel_stamps:
                     raw.use_read_times()
-                stream = await UpstreamStream.start(raw, self._ssl_context, host)
+                stream = await start_tls(raw, self._ssl_context, host)
         except TimeoutError:
             raise ConnectTimeout from None
         except (ssl.SSLError, BrokenResourceError, EndOfStream):
             raise TlsFailed from None
         except OSError:
             raise ConnectFailed from None
-        tls = None if self._ssl_context is None else self._clock() - connected_at
-        connection = Connection(self._origin, stream)
+        tls = None if stream is raw else round(self._clock() - connected_at, 6)
+        connection = Connection(UpstreamStream(raw, stream))
         spread = random.uniform(1 - _SPREAD, 1)  # noqa: S311 - nobody gains by guessing it
         connection.end_at = connected_at + spread * self._config.upstream_max_connection_age
         connection.watched = raw.watch_end(partial(self._note_end, connection))
-        return connection, connected_at - began_at, tls
+        return Lease(connection, "new", waited, round(connected_at - began_at, 6), tls)
 
-    # Idle connections
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    # For ``Warmup``
 
     @property
     def room(self) -> int:
@@ -209,58 +181,46 @@ class Pool:
         return min(self._config.connection_pool_size - self.active, self._idle_at_most) - self.idle
 
     def idle_later_than(self, moment: float) -> tuple[float, ...]:
-        """Of the connections that are idle since later than that, since when; rising."""
+        """The ``idle_since`` of the connections that became idle after ``moment``; rising."""
         start = bisect_right(self._idle, moment, key=_IDLE_SINCE)
         return tuple(connection.idle_since for connection in self._idle[start:])
 
     async def add_idle(self) -> None:
-        """Make a connection ahead, if there is still room for it then. Raises ConnectFailed,
-        ConnectTimeout, TlsFailed."""
-        connection, _, _ = await self._connect()
-        if self.room > 0:
-            self._put_idle(connection)
-        else:
-            connection.transport.close()
+        """Make a connection ahead; keep it if there is still room for it then. Raises
+        ConnectFailed, ConnectTimeout, TlsFailed."""
+        lease = await self._connect()
+        self._keep(lease.connection, self.room > 0)
 
     async def until_low(self) -> None:
-        """Return when somebody has taken a connection, and fewer than ``warm_connections`` are
-        left idle."""
+        """Return when a lease has left fewer than ``warm_connections`` idle."""
         self._low = anyio.Event()
         await self._low.wait()
 
     async def next_lost(self) -> list[Connection]:
-        """Wait for upstream to close idle connections; those, which have been let go."""
-        lost: list[Connection] = []
-        self._lost, self._loss = lost, anyio.Event()
-        try:
+        """Wait for upstream to close idle connections; return those, which have been dropped."""
+        self._loss = anyio.Event()
+        if not self._lost:
             await self._loss.wait()
-        finally:
-            self._lost = None
+        lost, self._lost = self._lost, []
         return lost
 
     def _note_end(self, connection: Connection) -> None:
         connection.closed_by_upstream = True
         if connection in self._idle:
             self._idle.remove(connection)
-            connection.transport.close()
-            if self._lost is not None:
-                self._lost.append(connection)
-                self._loss.set()
+            connection.close()
+            self._lost.append(connection)
+            self._loss.set()
 
-    async def look_over(self, count: int) -> None:
-        """Let go of idle connections that are too old; and of those, among the ``count`` to be used
-        next, that upstream has closed, where that did not become known at once."""
-        too_old = self._clock() - self._config.upstream_keep_alive_timeout
+    async def close_old(self, count: int) -> None:
+        """Close idle connections that are too old; and of the ``count`` to be used next those that
+        upstream has closed, where the kernel does not report that."""
+        too_old = self._clock() - self.keep_alive_timeout
         while self._idle and self._idle[0].idle_since <= too_old:
-            self._idle.pop(0).transport.close()
+            self._idle.pop(0).close()
         for connection in self._idle[::-1][:count]:
-            # Out of the stack for only as long as the look takes, which may be waited for.
+            # Out of the stack only while it is checked, which may take a moment.
             if not connection.watched and connection in self._idle:
                 self._idle.remove(connection)
                 if await self._is_fit(connection):
                     insort(self._idle, connection, key=_IDLE_SINCE)
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().transport.close()

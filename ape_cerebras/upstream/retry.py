@@ -1,42 +1,68 @@
-"""Whether a request is made again, and when: decisions over values.
+"""Retries of a chat request that the API did not accept: whether, when, and how they are sent.
 
-A request may be made again where it never reached the API (no connection), or where the API says
-itself that it failed (500, 502, 503, 504, and the 429 of a full queue, which clears within about a
-second). The 429s of the account's own quota are the client's to know. A certificate that is refused
-now will be in a second, so a failure of TLS is final; and so is an answer that did not come, or
-broke off, for its request may have been carried out.
+A request may be retried where it never reached the API (no connection), or where the API itself
+reports that it failed (500, 502, 503, 504, and the 429 of a full queue, which clears within about a
+second). The 429s of the account's own quota are for the client. A refused certificate will be
+refused again, so a failure of TLS is final. So is a response that did not come or broke off: the
+API may have carried out the request.
 
-The wait is drawn at random from all that is allowed ("full jitter"), and what is allowed doubles
-from one retry to the next: those who failed together do not come back together. What upstream asks
-for by ``Retry-After`` is waited for at least.
+The pause is drawn at random from all that is allowed ("full jitter"), and the allowance doubles
+from one retry to the next, so that requests that failed together do not come back together. The
+pause is at least as long as the API's ``Retry-After``.
+
+A client sees the last attempt only. ``retry_seconds`` of the exchange lasts from the start of the
+first to the start of the last; every other time is the last attempt's.
 """
 
+import random
 import re
+import time
 from collections import deque
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
-from ..errors import ConnectFailed, ConnectTimeout, ProxyError
+import anyio
 
-__all__ = ("RetryBudget", "objection", "pause_before", "read_retry_after", "reason_to_retry")
+from ..errors import ConnectFailed, ConnectTimeout, ProxyError
+from ..net.timestamps import loop_clock
+from ..telemetry.exchange import Exchange
+from ..telemetry.logs import Logs
+from .circuit_breaker import CircuitBreaker, is_outage
+from .client import (
+    UpstreamClient,
+    UpstreamRequest,
+    UpstreamResponse,
+    forget_attempt,
+    waiting_for_upstream,
+)
+
+__all__ = (
+    "RetryBudget",
+    "RetryingClient",
+    "objection",
+    "pause_before",
+    "read_retry_after",
+    "reason_to_retry",
+)
 
 _TRY_AGAIN = frozenset((500, 502, 503, 504))
 _QUEUE_FULL = "queue_exceeded"
 
 _LONGEST_PAUSE = 8.0  # seconds
-_LONGEST_ASKED = 60.0  # seconds; where more is asked for, the client is told
-_SPREAD = 0.25  # of what upstream asks for, so that those who were told the same do not come as one
+_LONGEST_RETRY_AFTER = 60.0  # seconds; a client gets a longer one to decide for itself
+_SPREAD = 0.25  # of Retry-After, so that those who got the same do not come back together
 
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _DATE = re.compile(rb"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 
 _WINDOW = 60  # seconds
 _SHARE = 5  # requests for each retry
-_IN_ANY_CASE = 10  # retries in a window: with few requests there is nothing to hammer with
+_IN_ANY_CASE = 10  # retries in a window: so few overload nobody
 
 
 def reason_to_retry(error: ProxyError | None, status: int | None, code: str | None) -> str | None:
-    """Why a try that ended so may be made again; None where it may not. ``error``: what it failed
-    by; else ``status`` and ``code`` are upstream's."""
+    """Why an attempt with that result may be retried; None where it may not. ``error``: its
+    failure; without one, ``status`` and ``code`` are those of the API's response."""
     if error is not None:
         return "connect" if isinstance(error, ConnectFailed | ConnectTimeout) else None
     if status == 429:
@@ -45,8 +71,8 @@ def reason_to_retry(error: ProxyError | None, status: int | None, code: str | No
 
 
 def read_retry_after(value: bytes, now: float) -> float:
-    """The seconds that a ``Retry-After`` asks for, which may also come as a date (RFC 9110 section
-    10.2.3). ``now``: since the epoch. Raises ValueError where it is malformed."""
+    """The seconds of a ``Retry-After``, which may also be a date (RFC 9110 section 10.2.3).
+    ``now``: since the epoch. Raises ValueError where it is malformed."""
     if _SECONDS.fullmatch(value):
         return float(value)
     if not _DATE.fullmatch(value):
@@ -71,12 +97,12 @@ def objection(
     time_left: float,
     within_budget: bool,
 ) -> str | None:
-    """What speaks against a retry for which there is a reason; None where nothing does."""
+    """Why a retry is suppressed for which there is a reason; None where nothing objects."""
     found = {
         "refused": refused,
         "circuit": circuit_open,
         "attempts": last,
-        "retry_after": retry_after > _LONGEST_ASKED,
+        "retry_after": retry_after > _LONGEST_RETRY_AFTER,
         "deadline": pause >= time_left,
         "budget": not within_budget,
     }
@@ -92,8 +118,8 @@ class _Second:
 
 
 class RetryBudget:
-    """At most one retry for five requests, over the last minute; so that an upstream that fails for
-    all gets a fifth more to do than before, and not several times as much."""
+    """At most one retry for five requests over the last minute: an API that fails for all clients
+    gets a fifth more requests than before, not several times as many."""
 
     def __init__(self) -> None:
         self._seconds: deque[_Second] = deque()
@@ -111,10 +137,124 @@ class RetryBudget:
         return retries < max(_IN_ANY_CASE, requests // _SHARE)
 
     def _second(self, now: float) -> _Second:
-        """The counts of this one; those that are no longer of the last minute are let go."""
+        """The counts of this one; those that are older than a minute are dropped."""
         at = int(now)
         while self._seconds and self._seconds[0].at <= at - _WINDOW:
             self._seconds.popleft()
         if not self._seconds or self._seconds[-1].at < at:
             self._seconds.append(_Second(at))
         return self._seconds[-1]
+
+
+class RetryingClient:
+    """Sends chat requests, retries them where RETRY_ATTEMPTS is set, and none while the circuit is
+    open.
+
+    ``attempts``: retries at most. ``backoff``: seconds allowed for the first pause. ``circuit``:
+    None where CIRCUIT_FAILURES is not set. ``chance`` draws from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        client: UpstreamClient,
+        attempts: int,
+        backoff: float,
+        circuit: CircuitBreaker | None,
+        logs: Logs,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._circuit = circuit
+        self._logs = logs
+        self._attempts = attempts
+        self._backoff = backoff
+        self._chance = chance
+        self._budget = RetryBudget()
+        self._clock = loop_clock()
+
+    async def send(self, exchange: Exchange, request: UpstreamRequest) -> UpstreamResponse:
+        """Send a request until one attempt is final; return its response or raise its failure.
+
+        Raises what ``UpstreamClient.send`` raises, and UpstreamUnavailable.
+        """
+        if not self._attempts:
+            return await self._attempt(exchange, request)
+        began_at = self._clock()
+        self._budget.note_request(began_at)
+        retry = 1
+        while True:
+            try:
+                response = await self._attempt(exchange, request)
+            except ProxyError as failure:
+                pause = self._pause_before(retry, exchange, failure, None)
+                if pause is None:
+                    raise
+            else:
+                pause = self._pause_before(retry, exchange, None, response)
+                if pause is None:
+                    return response
+                response.close()
+            exchange.attempts = retry
+            try:
+                with waiting_for_upstream(exchange, self._clock):
+                    await anyio.sleep(pause)
+            finally:  # also if the client disconnects meanwhile
+                exchange.retry_seconds = round(self._clock() - began_at, 6)
+            forget_attempt(exchange)
+            retry += 1
+            exchange.attempts = retry
+
+    async def _attempt(self, exchange: Exchange, request: UpstreamRequest) -> UpstreamResponse:
+        circuit = self._circuit
+        if circuit is None:
+            return await self._client.send(exchange, request)
+        era = circuit.enter(self._clock())
+        failed: bool | None = None
+        try:
+            response = await self._client.send(exchange, request)
+            failed = response.status >= 500
+        except ProxyError as error:
+            failed = is_outage(error)
+            raise
+        finally:
+            before = circuit.state
+            circuit.leave(era, failed, self._clock())
+            if before == "closed" != circuit.state:
+                self._logs.event("warning", "Circuit opened")
+            elif before != "closed" == circuit.state:
+                self._logs.event("info", "Circuit closed")
+        return response
+
+    def _pause_before(
+        self,
+        retry: int,
+        exchange: Exchange,
+        failure: ProxyError | None,
+        response: UpstreamResponse | None,
+    ) -> float | None:
+        """Seconds to wait before the ``retry``; None where there is none."""
+        reason = reason_to_retry(failure, exchange.upstream_status, exchange.upstream_code)
+        if reason is None:
+            return None
+        retry_after = 0.0
+        if response is not None and (value := response.header(b"retry-after")):
+            try:
+                retry_after = read_retry_after(value, time.time())
+            except ValueError:
+                exchange.malformed_retry_after += 1
+        pause = pause_before(retry, self._backoff, retry_after, self._chance())
+        now = self._clock()
+        exchange.retry_suppressed = objection(
+            refused=response is not None and response.header(b"x-should-retry").lower() == b"false",
+            circuit_open=self._circuit is not None and self._circuit.state != "closed",
+            last=retry > self._attempts,
+            retry_after=retry_after,
+            pause=pause,
+            time_left=anyio.current_effective_deadline() - anyio.current_time(),
+            within_budget=self._budget.allows_one(now),
+        )
+        if exchange.retry_suppressed is not None:
+            return None
+        self._budget.note_retry(now)
+        exchange.retry_reasons = (*exchange.retry_reasons, reason)
+        return pause

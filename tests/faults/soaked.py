@@ -75,7 +75,7 @@ async def free_turns(proxy: Proxy) -> int:
     pool = proxy._upstream.pool
     with ExitStack() as stack:
         for _ in range(proxy.config.connection_pool_size):
-            stack.enter_context(await pool.lease())
+            stack.callback(pool.give_back, (await pool.lease()).connection)
         turns = pool.active
     pool.close()
     return turns

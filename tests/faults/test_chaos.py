@@ -84,6 +84,6 @@ async def assert_every_turn_is_there(running: Running) -> None:
     pool = running.proxy._upstream.pool
     with ExitStack() as stack:
         for _ in range(TURNS):
-            stack.enter_context(await pool.lease())
+            stack.callback(pool.give_back, (await pool.lease()).connection)
         assert pool.active == TURNS
     pool.close()

@@ -22,7 +22,7 @@ from ape_cerebras.simulator.replies import Rejected
 from ape_cerebras.simulator.request import CompletionRequest
 from ape_cerebras.simulator.server import Simulator
 from ape_cerebras.telemetry.exchange import Usage
-from ape_cerebras.upstream.quota import read_quota
+from ape_cerebras.upstream.client import read_quota
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:

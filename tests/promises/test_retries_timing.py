@@ -22,8 +22,8 @@ from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
-from ape_cerebras.upstream.client import UpstreamClient
-from ape_cerebras.upstream.tries import RetryingClient
+from ape_cerebras.upstream.client import UpstreamClient, UpstreamRequest
+from ape_cerebras.upstream.retry import RetryingClient
 
 # What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
 Try = tuple[float, bytes | None]
@@ -61,8 +61,13 @@ class Played:
         )
         self.began_at: list[float] = []
         logs = Logs("debug", print)
-        self.tries = RetryingClient(
-            config, UpstreamClient(config, self.connect), circuit, logs, lambda: 0.5
+        self.client = RetryingClient(
+            UpstreamClient(config, self.connect),
+            config.retry_attempts,
+            config.retry_backoff,
+            circuit,
+            logs,
+            lambda: 0.5,
         )
         self.exchange = Exchange(started_at=0.0)
 
@@ -84,9 +89,8 @@ class Played:
 
     async def play(self) -> int:
         """The status that the client would get."""
-        body = b"{}"
-        response = await self.tries.send(self.exchange, "POST", "/x", (), body, awaits_token=False)
-        with response:
+        request = UpstreamRequest("POST", "/x", body=b"{}")
+        with await self.client.send(self.exchange, request) as response:
             return response.status
 
 

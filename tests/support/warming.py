@@ -78,10 +78,10 @@ class Upstream:
 class Rig:
     """A pool that is kept warm."""
 
-    def __init__(self, pool: Pool, upstream: Upstream, warmth: Warmup) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, warmup: Warmup) -> None:
         self.pool = pool
         self.upstream = upstream
-        self.warmth = warmth
+        self.warmup = warmup
 
     async def until(self, moment: float) -> None:
         """Wait for that many seconds after the beginning, and for what happens then."""
@@ -107,10 +107,10 @@ async def kept_warm(
     async with anyio.create_task_group() as tasks:
         upstream = Upstream(tasks, takes, refuses, idles)
         pool = Pool(config, upstream.connect, None)
-        warmth = Warmup(config, pool)
-        tasks.start_soon(warmth.keep)
+        warmup = Warmup(pool)
+        tasks.start_soon(warmup.keep)
         try:
-            yield Rig(pool, upstream, warmth)
+            yield Rig(pool, upstream, warmup)
         finally:
             tasks.cancel_scope.cancel()
             pool.close()
@@ -121,12 +121,15 @@ def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def use(connection: Connection) -> None:
-    await connection.ask("GET", b"/", b"upstream")
+    await connection.request("GET", b"/", b"upstream")
     while await connection.next_chunk() is not None:
         pass
 
 
 @asynccontextmanager
 async def leased(pool: Pool) -> AsyncIterator[Lease]:
-    with await pool.lease() as lease:
+    lease = await pool.lease()
+    try:
         yield lease
+    finally:
+        pool.give_back(lease.connection)

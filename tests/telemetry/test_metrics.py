@@ -10,7 +10,7 @@ from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
 from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.upstream.quota import read_quota
+from ape_cerebras.upstream.client import read_quota
 
 # Name (without the stem) → type, labels.
 TABLE: dict[str, tuple[str, set[str]]] = {

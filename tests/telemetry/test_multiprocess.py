@@ -12,7 +12,7 @@ from scraping import OPENMETRICS, families, made, settled, value, watching
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
-from ape_cerebras.upstream.quota import read_quota
+from ape_cerebras.upstream.client import read_quota
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 EXCHANGES = (

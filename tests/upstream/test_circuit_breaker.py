@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import ProxyError, UpstreamUnavailable
-from ape_cerebras.upstream.circuit_breaker import STATES, CircuitBreaker, says_it_is_down
+from ape_cerebras.upstream.circuit_breaker import STATES, CircuitBreaker, is_outage
 
 DOWN = {
     *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
@@ -20,7 +20,7 @@ ANSWERED = {"KeyRefused", "ResponseWithheld"}
 @pytest.mark.parametrize("failure", FAILURES)
 def test_what_failures_tell_of_upstream(failure: type[ProxyError]) -> None:
     expected = {True: DOWN, False: ANSWERED}
-    told = says_it_is_down(example(failure))
+    told = is_outage(example(failure))
     assert told is None or failure.__name__ in expected[told]
     assert told is not None or failure.__name__ not in DOWN | ANSWERED
 

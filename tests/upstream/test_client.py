@@ -3,13 +3,22 @@
 import anyio
 import pytest
 from end_to_end import KEY, Conversation, Script, running_upstream
+from exchanges import chat_exchange
+from hypothesis import given
+from hypothesis import strategies as st
+from scraping import observed, value
 from scripts import silent
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
 from ape_cerebras.telemetry.exchange import Exchange, Quota
 from ape_cerebras.telemetry.timings import Timings
-from ape_cerebras.upstream.client import UpstreamClient
+from ape_cerebras.upstream.client import (
+    UpstreamClient,
+    UpstreamRequest,
+    read_error_code,
+    read_quota,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +33,8 @@ def upstream_at(port: int, path: str = "", **settings: str) -> UpstreamClient:
 async def ask(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"{}") -> bytes:
     answer = b""
     try:
-        with await upstream.send(exchange, "POST", "/v1/x", ((b"a", b"b"),), body) as response:
+        request = UpstreamRequest("POST", "/v1/x", ((b"a", b"b"),), body)
+        with await upstream.send(exchange, request) as response:
             while (chunk := await response.next_chunk()) is not None:
                 answer += chunk
     finally:
@@ -119,7 +129,7 @@ async def test_chunks_come_together_and_their_connection_is_used_again() -> None
         for use in ("new", "reused"):
             exchange = Exchange(started_at=anyio.current_time())
             answer = b""
-            with await upstream.send(exchange, "GET", "/v1/x", ()) as response:
+            with await upstream.send(exchange, UpstreamRequest("GET", "/v1/x")) as response:
                 while (chunk := await response.next_chunk()) is not None:
                     answer += chunk
             assert answer == b"x" * 70_104
@@ -181,8 +191,68 @@ async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> 
         upstream = upstream_at(scripted.port)
         exchange = Exchange(started_at=anyio.current_time())
         body = b"x" * 8_000_000  # more than fits in between
-        with await upstream.send(exchange, "POST", "/v1/x", (), body) as response:
+        request = UpstreamRequest("POST", "/v1/x", body=body)
+        with await upstream.send(exchange, request) as response:
             assert await response.next_chunk() == b"hello"
             assert Timings.of(exchange).ttfb_seconds == 0
             assert response.arrived_at == exchange.sent_at
         upstream.pool.close()
+
+
+# What a response reports
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"message":"m","type":"t","param":"queue","code":"queue_exceeded"}', "queue_exceeded"),
+        (b'{"status_code":503,"error":{"message":"m","code":"c_1"}}', "c_1"),
+        (b'{"error":{"code":""}}', None),
+        (b'{"error":"queue_exceeded"}', None),
+        (b'{"code":429}', None),
+        (b'{"code":"Not A Code"}', None),
+        (b'{"code":"' + b"a" * 65 + b'"}', None),
+        (b'["code"]', None),
+        (b'{"code":"queue_exceeded"', None),
+        (b"[" * 60_000, None),
+        (b"", None),
+        (b"<html>503</html>", None),
+    ],
+)
+def test_the_code_of_an_error(body: bytes, code: str | None) -> None:
+    assert read_error_code(body) == code
+
+
+@given(st.binary(max_size=200))
+def test_any_body_has_a_code_or_none(body: bytes) -> None:
+    read_error_code(body)
+
+
+def test_the_quota_is_read_by_kind_and_window() -> None:
+    headers = (
+        (b"x-ratelimit-limit-tokens-minute", b"30000"),
+        (b"x-ratelimit-remaining-tokens-minute", b"29123.5"),
+        (b"x-ratelimit-reset-tokens-minute", b"11.382867097854614"),
+        (b"x-ratelimit-remaining-requests-day", b"999997455"),
+        (b"x-ratelimit-limit-requests", b"5"),
+        (b"x-request-id", b"1"),
+    )
+    assert read_quota(headers) == Quota(
+        {("tokens", "minute"): 30_000.0},
+        {("tokens", "minute"): 29_123.5, ("requests", "day"): 999_997_455.0},
+        0,
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"-1", b"1e5", b"nan", b"inf", b"5, 5", b"\xff", b"9" * 40])
+def test_quota_that_cannot_be_read_is_counted(text: bytes) -> None:
+    headers = (
+        (b"x-ratelimit-limit-tokens-minute", text),
+        (b"x-ratelimit-remaining-tokens-minute", b"5"),
+    )
+    assert read_quota(headers) == Quota({}, {("tokens", "minute"): 5.0}, 1)
+    metrics = observed(chat_exchange(quota=read_quota(headers)))
+    assert value(metrics, "malformed_quota_headers_total") == 1
+    labels = {"kind": "tokens", "window": "minute"}
+    assert value(metrics, "upstream_ratelimit_limit", **labels) is None
+    assert value(metrics, "upstream_ratelimit_remaining", **labels) == 5

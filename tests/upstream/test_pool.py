@@ -13,7 +13,7 @@ from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.net.socket_stream import TimestampedStream
 from ape_cerebras.upstream.connection import Connection
-from ape_cerebras.upstream.pool import Pool
+from ape_cerebras.upstream.pool import Lease, Pool
 from ape_cerebras.upstream.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def pool_of(**settings: str) -> AsyncIterator[tuple[Pool, Peers]]:
 
 
 async def use(connection: Connection) -> bytes:
-    await connection.ask("GET", b"/", b"upstream")
+    await connection.request("GET", b"/", b"upstream")
     body = b""
     while (chunk := await connection.next_chunk()) is not None:
         body += chunk
@@ -73,8 +73,11 @@ async def use(connection: Connection) -> bytes:
 
 @asynccontextmanager
 async def leased(pool: Pool) -> AsyncIterator[Connection]:
-    with await pool.lease() as lease:
-        yield lease.connection
+    connection = (await pool.lease()).connection
+    try:
+        yield connection
+    finally:
+        pool.give_back(connection)
 
 
 async def test_the_one_used_last_is_used_next() -> None:
@@ -91,7 +94,7 @@ async def test_the_one_used_last_is_used_next() -> None:
 async def test_a_response_left_early_closes_its_connection() -> None:
     async with pool_of() as (pool, peers):
         async with leased(pool) as connection:
-            await connection.ask("GET", b"/", b"upstream")
+            await connection.request("GET", b"/", b"upstream")
         assert (pool.active, pool.idle, peers.open) == (0, 0, 0)
 
 
@@ -183,14 +186,14 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
 
 async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced() -> None:
     async with pool_of(WARM_CONNECTIONS="2") as (pool, peers):
-        warmth = Warmup(config(WARM_CONNECTIONS="2"), pool)
+        warmup = Warmup(pool)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(warmth.keep)
+            tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             for peer in peers.peers:
                 peer.close()
-            warmth.hint()
+            warmup.hint()
             await anyio.wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             assert len(peers.peers) == 4
@@ -201,9 +204,9 @@ async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced()
 
 async def test_warming_leaves_room_for_those_who_ask() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
-        warmth = Warmup(config(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2"), pool)
+        warmup = Warmup(pool)
         async with anyio.create_task_group() as tasks, leased(pool):
-            tasks.start_soon(warmth.keep)
+            tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()
             assert (pool.active, pool.idle) == (1, 1)
             tasks.cancel_scope.cancel()
@@ -253,22 +256,22 @@ async def _hold_all(pool: Pool, size: int) -> None:
 
 async def test_a_lease_says_what_connection_it_got() -> None:
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
-        with await pool.lease() as lease:
-            assert lease.use == "new"
-            assert lease.waited is None
-            assert lease.connect is not None
-            assert lease.tls is None  # it is plain HTTP
-            await use(lease.connection)
-        with await pool.lease() as lease:
-            told = (lease.use, lease.waited, lease.connect, lease.tls)
-            assert told == ("reused", None, None, None)
+        lease = await pool.lease()
+        assert lease.use == "new"
+        assert lease.waited is None
+        assert lease.connect is not None
+        assert lease.tls is None  # it is plain HTTP
+        await use(lease.connection)
+        pool.give_back(lease.connection)
+        assert await pool.lease() == Lease(lease.connection, "reused")
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
-        warmth = Warmup(config(WARM_CONNECTIONS="1"), pool)
+        warmup = Warmup(pool)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(warmth.keep)
+            tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         for expected in ("warm", "reused"):
-            with await pool.lease() as lease:
-                assert lease.use == expected
-                await use(lease.connection)
+            lease = await pool.lease()
+            assert lease.use == expected
+            await use(lease.connection)
+            pool.give_back(lease.connection)

@@ -21,7 +21,6 @@ from ape_cerebras.errors import (
     TlsFailed,
     Truncated,
 )
-from ape_cerebras.upstream.client import read_error_code
 from ape_cerebras.upstream.retry import (
     RetryBudget,
     objection,
@@ -54,32 +53,6 @@ def test_answers(status: int) -> None:
         assert reason_to_retry(None, status, code) == (str(status) if again else None)
     if status == 429:
         assert reason_to_retry(None, status, "queue_exceeded") == "queue_exceeded"
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b'{"message":"m","type":"t","param":"queue","code":"queue_exceeded"}', "queue_exceeded"),
-        (b'{"status_code":503,"error":{"message":"m","code":"c_1"}}', "c_1"),
-        (b'{"error":{"code":""}}', None),
-        (b'{"error":"queue_exceeded"}', None),
-        (b'{"code":429}', None),
-        (b'{"code":"Not A Code"}', None),
-        (b'{"code":"' + b"a" * 65 + b'"}', None),
-        (b'["code"]', None),
-        (b'{"code":"queue_exceeded"', None),
-        (b"[" * 60_000, None),
-        (b"", None),
-        (b"<html>503</html>", None),
-    ],
-)
-def test_the_code_of_an_error(body: bytes, code: str | None) -> None:
-    assert read_error_code(body) == code
-
-
-@given(st.binary(max_size=200))
-def test_any_body_has_a_code_or_none(body: bytes) -> None:
-    read_error_code(body)
 
 
 @pytest.mark.parametrize(

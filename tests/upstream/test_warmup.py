@@ -90,7 +90,7 @@ def test_one_that_is_back_sooner_is_not_replaced() -> None:
 def test_none_are_kept_warm_where_none_are_asked_for() -> None:
     async def test() -> None:
         async with kept_warm(WARM_CONNECTIONS="0") as rig:
-            rig.warmth.hint()
+            rig.warmup.hint()
             await rig.until(20)
             assert rig.upstream.asked_at == []
             async with leased(rig.pool) as lease:
@@ -205,7 +205,7 @@ def test_where_the_kernel_tells_nothing_a_look_every_few_seconds_does() -> None:
         )
         pool = Pool(config, connect, None)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Warmup(config, pool).keep)
+            tasks.start_soon(Warmup(pool).keep)
             await anyio.sleep(7)
             peers[0].close()
             await anyio.sleep(2.9)

@@ -61,7 +61,7 @@ def test_who_is_about_to_ask_cuts_the_pause_short() -> None:
         async with kept_warm(refuses=True) as rig:
             await rig.until(20)
             rig.upstream.refuses = False
-            rig.warmth.hint()
+            rig.warmup.hint()
             await anyio.wait_all_tasks_blocked()
             assert rig.pool.idle == 1
         assert rig.upstream.asked_at == [*PAUSES[:5], 20]
@@ -74,7 +74,7 @@ def test_however_many_are_about_to_ask_there_is_one_attempt_a_second() -> None:
         async with kept_warm(refuses=True, WARM_CONNECTIONS="1") as rig:
             for number in range(1000):
                 await rig.until(number / 100)
-                rig.warmth.hint()
+                rig.warmup.hint()
         assert rig.upstream.asked_at == pytest.approx(list(range(10)), abs=0.02)
 
     on_mock_clock(test)
