@@ -48,7 +48,7 @@ class Block(NamedTuple):
         return self.note.removeprefix("not run: ") if self.note.startswith("not run: ") else ""
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks_of(page: Path) -> list[Block]:
