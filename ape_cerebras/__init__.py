@@ -19,8 +19,25 @@ it; neighbours on one line never import each other. ::
                             errors
                             version
 
-To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio, or make a
-``Proxy`` and give ``Proxy.handle`` any anyio byte stream.
+The way of a request; each room is entered once on the way up and once on the way down::
+
+    1   downstream/listener      accept a stream once there is room       net: kernel timestamps on
+    2   server                   one task: proxy.handle(stream)
+    3   proxy                    loop: wait for a request, begin its Exchange       started_at
+    4   downstream/connection    read the head: http1/request_head checks and parses it
+    5   telemetry/trace_context  identify: the ids, into the exchange
+    6   routes.match             the route; limits/api_keys.check_key
+    7   downstream/connection    read the body                                      received_at
+    8   chat/completions         chat/request: read, edit, compress
+    9     limits/admission       only where limits are set
+    10    upstream/client        retry, pool, connection: request out, head in      sent_at, head_at
+    11  chat/completions         loop: chunk arrives, downstream sends it, chat/meter looks at it
+    12  proxy, finally           Timings.of(exchange); metrics, health, logs        finished_at
+    13  downstream.reusable      to 3, or linger and close
+
+To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or trio; or make a
+``Proxy(config, write_line)`` in an event loop, run ``proxy.run_in_background()`` beside it, and
+give ``proxy.handle`` any anyio byte stream. ``proxy.drain()`` ends it.
 """
 
 from .net.deferred import defer  # noqa: F401 - before any import of what it defers  # isort: skip
