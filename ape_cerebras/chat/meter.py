@@ -1,18 +1,19 @@
-"""What a passing response tells: first and last token, usage, ``time_info``, the end marker.
+"""Metering of a response as it passes: first and last token, usage, ``time_info``, the end marker.
 
-A meter is given every chunk after it has been sent on, so that looking never delays a byte and is
-never part of what is measured; or as it arrives, where it is not sent on as it is. It writes its
+A meter gets every chunk after it has been sent, so that looking never delays a byte and is never
+part of what is measured; only chunks that do not go on as they are it gets first. It writes its
 findings into the exchange.
 
 The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
-``reasoning_content``) or a tool call; the event that only names the role is none. Few events of a
-stream have to be parsed: those up to the first token, up to the first answer token where a model
-reasons first, and those that mention usage, timings or an error. In the others a pattern finds
-whether they carry a token; it cannot be fooled by text, in which every quote is escaped.
+``reasoning_content``) or a tool call; an event that only names the role has none. Few events of a
+stream have to be parsed: those up to the first token, up to the first output token where a model
+reasons first, and those with usage, timings or an error. In the others a pattern finds whether they
+carry a token; text cannot deceive it, because every quote in text is escaped.
 
-Parsing holds the event loop, so what is large is not parsed whole. Of a large event the beginning
-is searched for tokens and the end is read, of a large plain answer the end: there the API puts
-usage and timings.
+Parsing holds the event loop, so large content is not parsed whole: the meter searches the beginning
+of a large event for tokens and reads its end, and reads the end of a large plain response, where
+the API puts usage and timings. Counts are read permissively, because they differ by model (a detail
+may be null or missing, new ones appear without notice) and a strange one must not lose the others.
 """
 
 import json
@@ -22,7 +23,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -40,52 +41,19 @@ __all__ = (
 )
 
 _END = b"[DONE]"
-_ANSWER = rb'"(?:content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+_OUTPUT = rb'"(?:content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
 _REASONING = rb'"(?:reasoning|reasoning_content)"\s*:\s*"[^"]'
-_TOKEN = re.compile(_ANSWER + rb"|" + _REASONING)
-_ANSWER_TOKEN, _REASONING_TOKEN = re.compile(_ANSWER), re.compile(_REASONING)
+_TOKEN = re.compile(_OUTPUT + rb"|" + _REASONING)
+_OUTPUT_TOKEN, _REASONING_TOKEN = re.compile(_OUTPUT), re.compile(_REASONING)
 _ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[^n\s]')
 _TOTAL = re.compile(rb'(?<!\\)"(?:usage|time_info|model)"\s*:')
-_TOGETHER = 8  # events
-_PARSED_AT_MOST = 64 * 1024  # bytes of an event
-_PLAIN_AT_MOST = 256 * 1024  # bytes of a plain answer: one of 60,000 tokens of text
-_END_BYTES = 16 * 1024  # usage, timings and what else stands at the end have less than 2
-_TRIES = 8
-_LENIENTLY_AT_MOST = 256 * 1024  # bytes; more of them would hold the event loop
-_MAX_TOKENS = 2**40  # no model's context; what is beyond is nonsense, and no float or log holds it
-
-
-class Meter(Protocol):
-    """What a relay needs of a meter."""
-
-    def may_hold(self, chunk: bytes) -> bool:
-        """Whether the chunk that is next may be held back until there is nothing more to read;
-        not if the moment when it is written can matter."""
-
-    @property
-    def can_take_event(self) -> bool:
-        """Whether a final error event fits in here: the SDKs raise on one, and take a stream
-        without the end marker for complete."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether what has passed is a whole answer, as far as its content can tell."""
-
-    def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
-        """Look at a chunk that arrived, and was written to the client, at these moments;
-        ``sent_at`` is None if it was not: the client left before, or gets it in another form."""
-
-    def end(self) -> None:
-        """The response has ended."""
-
-
-def meter_for(
-    exchange: Exchange, status: int, content_type: bytes, gap_bounds: Sequence[float] = ()
-) -> Meter:
-    """The meter that suits an answer. ``gap_bounds``: see ``StreamMeter``."""
-    if status == 200 and content_type.lower().startswith(b"text/event-stream"):
-        return StreamMeter(exchange, gap_bounds)
-    return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
+_BATCH = 8  # events
+_MAX_PARSED_EVENT = 64 * 1024  # bytes
+_MAX_PARSED_REPLY = 256 * 1024  # bytes; a reply of 60,000 tokens of text
+_END_BYTES = 16 * 1024  # usage, timings and all else at the end have less than 2
+_MAX_TOTALS = 8  # names that are tried
+_MAX_LENIENT = 256 * 1024  # bytes; more of them would hold the event loop
+_MAX_TOKENS = 2**40  # no model's context; more is nonsense, and no float or log holds it
 
 
 class PlainMeter:
@@ -98,31 +66,30 @@ class PlainMeter:
         self._exchange = exchange
         self._readable = readable
         self._chunks: deque[bytes] = deque()  # the last ones
-        self._size = self._forgotten = 0
+        self._size = self._dropped = 0  # bytes
 
     def may_hold(self, chunk: bytes) -> bool:
         return True
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         self._exchange.last_body_at = arrived_at
-        if not self._readable:
-            return
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        while self._size - self._forgotten - len(self._chunks[0]) >= _PLAIN_AT_MOST:
-            self._forgotten += len(self._chunks.popleft())
+        if self._readable:
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            while self._size - self._dropped - len(self._chunks[0]) >= _MAX_PARSED_REPLY:
+                self._dropped += len(self._chunks.popleft())
 
     def end(self) -> None:
         if self._readable:
             text = b"".join(self._chunks)
-            whole = self._size <= _PLAIN_AT_MOST
+            whole = self._size <= _MAX_PARSED_REPLY
             _read_totals(self._exchange, read_json(text) if whole else _read_end(text))
         self._chunks.clear()
 
 
 class StreamMeter:
-    """Reads a stream of events as they pass. What comes after the end marker is no part of the
-    answer: the SDKs do not read it.
+    """Reads a stream of events as they pass. Bytes after the end marker do not count: the SDKs do
+    not read them.
 
     The gaps between reads that brought tokens are counted by size: at most the first of
     ``gap_bounds`` (rising seconds), at most the second, …, more than the last.
@@ -135,115 +102,121 @@ class StreamMeter:
         self._gap_bounds = gap_bounds
 
     def may_hold(self, chunk: bytes) -> bool:
+        """Whether the next chunk may be held until upstream has nothing more to read: not if the
+        moment when it is written can matter."""
         if self._exchange.first_output_at is not None:
             return True
         if self._exchange.first_token_at is None or not self._events.at_boundary:
             return False
-        return not _may_answer(chunk)
+        return not _may_have_output(chunk)
 
     @property
     def can_take_event(self) -> bool:
-        exchange = self._exchange
-        ended = exchange.stream_failed or exchange.done_seen
-        return self._events.at_boundary and not ended
+        """Whether a final error event fits behind the bytes so far: the SDKs raise on one, and take
+        a stream without the end marker for complete."""
+        return self._events.at_boundary and not self.complete
 
     @property
     def complete(self) -> bool:
-        """An error event may end a stream without the marker; nothing else may."""
+        """Whether the content has ended. An error event may end it without the marker; nothing else
+        may."""
         return self._exchange.done_seen or self._exchange.stream_failed
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
+        """Look at a chunk that arrived, and was written to the client, at these moments;
+        ``sent_at`` is None if it was not: the client has gone, or gets it in another form."""
         exchange = self._exchange
         if exchange.done_seen:
             return
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
         events = self._events.feed(chunk)
-        for at in range(0, len(events), _TOGETHER):
-            if exchange.done_seen:
-                break
-            several = events[at : at + _TOGETHER]
-            if self._need_no_parsing(several):
-                self._count([event for event in several if _TOKEN.search(event)], arrived_at)
-            else:
-                self._take_each(several, arrived_at, sent_at)
+        if len(events) < _BATCH or exchange.first_output_at is None:
+            self._take(events, arrived_at, sent_at)
+        else:
+            for at in range(0, len(events), _BATCH):
+                if not exchange.done_seen:
+                    self._take_batch(events[at : at + _BATCH], arrived_at, sent_at)
         if exchange.last_token_at != previous_at:
-            self._note_read(previous_at, arrived_at)
-
-    def _need_no_parsing(self, events: list[bytes]) -> bool:
-        """Whether several events need no look at each: a hundred take two thirds of the time so."""
-        if len(events) < _TOGETHER or self._exchange.first_output_at is None:
-            return False
-        text = b"\n".join(events)
-        return not (_is_notable(text) or _END in text or len(text) > _PARSED_AT_MOST)
-
-    def _take_each(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
-        for event in events:
-            if self._exchange.done_seen:
-                break
-            if event.startswith(_END):
-                self._exchange.done_seen = True
-            elif len(event) > _PARSED_AT_MOST:
-                self._look_at_ends_of(event, arrived_at, sent_at)
-            elif self._must_be_parsed(event):
-                self._look_into(read_json(event), arrived_at, sent_at)
-            elif _TOKEN.search(event):
-                self._count([event], arrived_at)
-
-    def _count(self, with_tokens: list[bytes], arrived_at: float) -> None:
-        if with_tokens:
-            self._exchange.last_token_at = arrived_at
-            self._exchange.token_events += len(with_tokens)
-
-    def _note_read(self, previous_at: float | None, arrived_at: float) -> None:
-        self._exchange.token_reads += 1
-        if previous_at is not None:
-            self._exchange.gap_counts[bisect_left(self._gap_bounds, arrived_at - previous_at)] += 1
+            exchange.token_reads += 1
+            if previous_at is not None:
+                exchange.gap_counts[bisect_left(self._gap_bounds, arrived_at - previous_at)] += 1
 
     def end(self) -> None:
-        """Nothing is left to look at."""
+        """Do nothing more: all events have been looked at."""
 
-    def _must_be_parsed(self, payload: bytes) -> bool:
+    def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
+        """Take events that mostly are only tokens: together a hundred take two thirds of the time
+        that they take one by one."""
+        text = b"\n".join(events)
+        if _is_notable(text) or _END in text or len(text) > _MAX_PARSED_EVENT:
+            self._take(events, arrived_at, sent_at)
+        elif count := len([event for event in events if _TOKEN.search(event)]):
+            self._exchange.last_token_at = arrived_at
+            self._exchange.token_events += count
+
+    def _take(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
-        if exchange.first_token_at is None:
-            return True
-        if exchange.first_output_at is None and _may_answer(payload):
-            return True
-        return _is_notable(payload)
+        for event in events:
+            if exchange.done_seen:
+                break
+            if event.startswith(_END):
+                exchange.done_seen = True
+            elif len(event) > _MAX_PARSED_EVENT:
+                self._look_at_ends(event, arrived_at, sent_at)
+            elif (
+                exchange.first_token_at is None
+                or (exchange.first_output_at is None and _may_have_output(event))
+                or _is_notable(event)
+            ):
+                self._look_into(read_json(event), arrived_at, sent_at)
+            elif _TOKEN.search(event):
+                exchange.last_token_at = arrived_at
+                exchange.token_events += 1
 
     def _look_into(self, event: Any, arrived_at: float, sent_at: float | None) -> None:
-        if not isinstance(event, dict):
-            return
-        exchange = self._exchange
-        _read_totals(exchange, event)
-        if event.get("error"):
-            exchange.stream_failed = True
-        self._note_tokens(*_tokens_in(event.get("choices")), arrived_at, sent_at)
+        if isinstance(event, dict):
+            _read_totals(self._exchange, event)
+            if event.get("error"):
+                self._exchange.stream_failed = True
+            self._note_tokens(*_tokens_in(event.get("choices")), arrived_at, sent_at)
 
-    def _look_at_ends_of(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
-        """The same for one that is too large to be parsed."""
-        begin = event[:_PARSED_AT_MOST]
+    def _look_at_ends(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
+        """The same for an event that is too large to be parsed."""
+        begin = event[:_MAX_PARSED_EVENT]
         _read_totals(self._exchange, _read_end(event))
         if _ERROR_FIRST.match(begin):
             self._exchange.stream_failed = True
-        answers, reasons = _ANSWER_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
-        self._note_tokens(bool(answers), bool(reasons), arrived_at, sent_at)
+        output, reasoning = _OUTPUT_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
+        self._note_tokens(bool(output), bool(reasoning), arrived_at, sent_at)
 
     def _note_tokens(
-        self, answers: bool, reasons: bool, arrived_at: float, sent_at: float | None
+        self, output: bool, reasoning: bool, arrived_at: float, sent_at: float | None
     ) -> None:
-        """Note an event that carries tokens of the answer, or of reasoning, or none."""
-        if not (answers or reasons):
+        """Note an event that carries tokens of the output, or of reasoning, or none."""
+        if not (output or reasoning):
             return
         exchange = self._exchange
         exchange.last_token_at = arrived_at
         exchange.token_events += 1
-        if reasons and exchange.first_output_at is None:
+        if reasoning and exchange.first_output_at is None:
             exchange.has_reasoning = True
         if exchange.first_token_at is None:
             exchange.first_token_at, exchange.first_token_sent_at = arrived_at, sent_at
-        if answers and exchange.first_output_at is None:
+        if output and exchange.first_output_at is None:
             exchange.first_output_at, exchange.first_output_sent_at = arrived_at, sent_at
+
+
+Meter = PlainMeter | StreamMeter
+
+
+def meter_for(
+    exchange: Exchange, status: int, content_type: bytes, gap_bounds: Sequence[float] = ()
+) -> Meter:
+    """Return the meter that suits a response. ``gap_bounds``: see ``StreamMeter``."""
+    if status == 200 and content_type.lower().startswith(b"text/event-stream"):
+        return StreamMeter(exchange, gap_bounds)
+    return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
 
 
 def _is_notable(text: bytes) -> bool:
@@ -251,84 +224,71 @@ def _is_notable(text: bytes) -> bool:
     return b'"usage"' in text or b'"error"' in text or b'"time_info"' in text
 
 
-def _may_answer(text: bytes) -> bool:
+def _may_have_output(text: bytes) -> bool:
     """Whether there may be a token in it that is not reasoning."""
     return b'"content"' in text or b'"tool_calls"' in text or b'"text"' in text
 
 
 def _tokens_in(choices: Any) -> tuple[bool, bool]:
-    """Whether an event's choices carry tokens of the answer, and of reasoning."""
-    answers = reasons = False
+    """Whether an event's choices carry tokens of the output, and of reasoning."""
+    output = reasoning = False
     for choice in choices if isinstance(choices, list) else ():
-        if not isinstance(choice, dict):
-            continue
-        delta = choice.get("delta")
+        delta = choice.get("delta") if isinstance(choice, dict) else None
         delta = delta if isinstance(delta, dict) else {}
         calls = delta.get("tool_calls")
-        answers = answers or _has_text(delta, "content") or _has_text(choice, "text")
-        answers = answers or (isinstance(calls, list) and bool(calls))
-        reasons = reasons or _has_text(delta, "reasoning") or _has_text(delta, "reasoning_content")
-    return answers, reasons
+        texts = (delta.get("content"), choice.get("text") if isinstance(choice, dict) else None)
+        output = output or any(isinstance(text, str) and text for text in texts)
+        output = output or (isinstance(calls, list) and bool(calls))
+        texts = (delta.get("reasoning"), delta.get("reasoning_content"))
+        reasoning = reasoning or any(isinstance(text, str) and text for text in texts)
+    return output, reasoning
 
 
-def _has_text(part: dict[str, Any], name: str) -> bool:
-    text = part.get(name)
-    return isinstance(text, str) and text != ""
-
-
-def _read_totals(exchange: Exchange, answer: Any) -> None:
-    """Usage, timings and model, from wherever they stand; the last to come counts."""
-    if isinstance(answer, dict):
-        exchange.usage = read_usage(answer.get("usage")) or exchange.usage
-        exchange.time_info = read_time_info(answer.get("time_info")) or exchange.time_info
-        model = answer.get("model")
+def _read_totals(exchange: Exchange, response: Any) -> None:
+    """Read usage, timings and model, from wherever they stand; the last to come counts."""
+    if isinstance(response, dict):
+        exchange.usage = read_usage(response.get("usage")) or exchange.usage
+        exchange.time_info = read_time_info(response.get("time_info")) or exchange.time_info
+        model = response.get("model")
         if isinstance(model, str):
             exchange.response_model = model
 
 
 def _read_end(text: bytes) -> Any:
-    """What the last members of an object say, from ``_TOTAL`` on; None where there is none of them.
+    """Return the last members of an object, from ``_TOTAL`` on; None where there is none of them.
 
-    From any name on, what follows is the rest of an object if that name is a member of it. If that
-    is an inner one there is more behind it, and what there is from the name on is no JSON.
+    From any name on, the text is the rest of an object if that name is a member of it. If that is
+    an inner one, there is more behind it, and the text from the name on is no JSON.
     """
     end, found = text[-_END_BYTES:], None
-    for place in reversed([*_TOTAL.finditer(end)][-_TRIES:]):
+    for place in reversed([*_TOTAL.finditer(end)][-_MAX_TOTALS:]):
         with suppress(orjson.JSONDecodeError):
             found = orjson.loads(b"{" + end[place.start() :])
     return found
 
 
 def read_json(text: bytes) -> Any:
-    """What an answer, or an event of one, says; None for what is no JSON."""
+    """Parse a response or an event; None where it is no JSON.
+
+    Half of a surrogate pair, as in a text that is cut between two tokens, and bytes that are not
+    UTF-8 are read leniently: the usage beside them is no worse for that.
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return _read_leniently(text)
-
-
-def _read_leniently(text: bytes) -> Any:
-    """For an answer whose text holds half of a surrogate pair, as one cut between two tokens
-    does, or bytes that are not UTF-8: its usage is no worse for that."""
-    if len(text) > _LENIENTLY_AT_MOST:
-        return None
+        if len(text) > _MAX_LENIENT:
+            return None
     try:
         return json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
 
 
-def _count(parent: Any, name: str) -> int:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
-
-
 def read_usage(usage: Any) -> Usage | None:
-    """The counts in a response's ``usage`` object; None where that is no object, or empty."""
+    """Read a response's ``usage`` object; None where that is no object, or empty."""
     if not isinstance(usage, dict) or not usage:
         return None
-    prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens")
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     return Usage(
         prompt,
         completion,
@@ -338,11 +298,15 @@ def read_usage(usage: Any) -> Usage | None:
     )
 
 
+def _count(parent: Any, name: str) -> int:
+    value = parent.get(name) if isinstance(parent, dict) else None
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
+
+
 def read_time_info(info: Any) -> TimeInfo | None:
-    """The phases in a response's ``time_info`` object; None where that is no object, or empty."""
+    """Read a response's ``time_info`` object; None where that is no object, or empty."""
     if not isinstance(info, dict) or not info:
         return None
-
     return TimeInfo(*(_seconds(info.get(f"{phase}_time")) for phase in TimeInfo._fields))
 
 
