@@ -158,9 +158,9 @@ def draw(found: Mapping[str, dict[str, Any]], image: str) -> None:
         left = {title: left[title] + width for title, width in zip(titles, widths, strict=True)}
     for title in titles:
         line = found[title]
-        told = f"{line['ttft_seconds'] * 1e3:.1f} ms"
+        total = f"{line['ttft_seconds'] * 1e3:.1f} ms"
         axes.annotate(
-            told,
+            total,
             (left[title], title),
             xytext=(5, 0),
             textcoords="offset points",
