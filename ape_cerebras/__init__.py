@@ -40,7 +40,6 @@ To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or tri
 give ``proxy.handle`` any anyio byte stream. ``proxy.drain()`` ends it.
 """
 
-from .net.deferred import defer  # noqa: F401 - before any import of what it defers  # isort: skip
 from .config.config import Config, ConfigError
 from .proxy import Proxy
 from .server import serve

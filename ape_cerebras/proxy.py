@@ -26,9 +26,8 @@ from .errors import (
 from .limits.admission import Admission
 from .limits.api_keys import ApiKeys, check_key
 from .limits.redis_store import open_limit_store
-from .net.event_loop import current_backend
-from .net.timestamps import loop_clock
-from .net.wrapped import timestamped
+from .net.event_loop import current_backend, loop_clock
+from .net.stream import timestamped
 from .routes import Routes, Table, match
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
@@ -126,8 +125,7 @@ class Proxy:
         """Serve one client's connection until it ends; raises nothing but cancellation."""
         table, connections = entrance or self.for_clients
         client = timestamped(stream)
-        if not self.config.kernel_stamps:
-            client.use_read_times()
+        client.kernel_timestamps = self.config.kernel_stamps
         downstream = Downstream(client, self.config)
         if self.drain_began.is_set():
             downstream.drain()

@@ -10,7 +10,7 @@ from .config.config import Config
 from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, ProxyError
 from .http1.messages import Request
-from .net.steps import run_in_steps
+from .net.event_loop import run_in_steps
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.metrics import Metrics

@@ -15,7 +15,7 @@ from monitoring import Load, Prometheus, under_load
 from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
-from ape_cerebras.net.event_loop import anyio_backend_of
+from ape_cerebras.net.event_loop import ANYIO_BACKENDS
 from ape_cerebras.net.timestamps import TIMESTAMP_SPACE, enable_timestamps, timestamp_in
 
 pytest_plugins = "pytester"
@@ -67,7 +67,7 @@ def is_chosen(metafunc: pytest.Metafunc, name: str) -> bool:
 
 @pytest.fixture
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return anyio_backend_of(request.param)
+    return ANYIO_BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def loop(backend: str) -> tuple[str, dict[str, Any]]:
     """The same, as anyio wants to be told."""
-    return anyio_backend_of(backend)
+    return ANYIO_BACKENDS[backend]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import http.client
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import orjson
@@ -193,3 +195,14 @@ def test_health_of_nobody() -> None:
     asked = run("health", HOST="0.0.0.0", PORT=str(free_port()))
     assert asked.returncode == 1
     assert "Traceback" not in asked.stderr
+
+
+def test_a_proxy_loads_no_simulator() -> None:
+    program = """
+import sys
+from ape_cerebras.__main__ import main
+print([name for name in sys.modules if "simulat" in name or "selfcheck" in name])
+"""
+    command = (sys.executable, "-W", "error", "-c", program)
+    loaded = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert loaded.stdout == "[]\n"

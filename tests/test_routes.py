@@ -20,7 +20,7 @@ from ape_cerebras.errors import (
     ProxyError,
     Unauthorized,
 )
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.telemetry.exchange import Exchange
 
 CHAT = "/v1/chat/completions"

@@ -19,7 +19,7 @@ from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
 from ..http1.messages import Headers, Request
 from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_reservation
-from ..net.steps import yield_shielded
+from ..net.event_loop import yield_shielded
 from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamRequest, UpstreamResponse
 from ..upstream.retry import RetryingClient

@@ -22,7 +22,7 @@ import orjson
 from ..config.config import Config
 from ..config.prices import Price, PriceTable, read_price
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from ..telemetry.model_metrics import ModelMetrics

@@ -14,8 +14,8 @@ from ..config.config import Config
 from ..errors import ClientGone, ClientStalled
 from ..http1.framing import ResponseWriter
 from ..http1.messages import Headers, Request
-from ..net.outbox import WriteBuffer
-from ..net.socket_stream import PeerStalled, SocketStream, TimestampedStream
+from ..net.socket_stream import SocketStream
+from ..net.stream import PeerStalled, TimestampedStream, WriteBuffer
 from ..telemetry.exchange import Exchange
 from .disconnect import DisconnectWatcher
 from .request_reader import RequestReader

@@ -17,7 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..errors import ClientGone
-from ..net.socket_stream import TimestampedStream
+from ..net.stream import TimestampedStream
 from .request_reader import RequestReader
 
 __all__ = ("DisconnectWatcher", "Watched")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import anyio
 
 from ..config.config import Config
-from ..net.socket_stream import SocketStream, TimestampedStream
-from ..net.timestamps import enable_timestamps, loop_clock
+from ..net.event_loop import loop_clock
+from ..net.socket_stream import SocketStream
+from ..net.stream import TimestampedStream
+from ..net.timestamps import enable_timestamps
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import WorkerSlot
 from ..version import VERSION

@@ -13,8 +13,8 @@ from ..errors import ClientGone, RequestTimeout
 from ..http1.body import BodyReader, reader_for
 from ..http1.messages import HEAD_END, Request
 from ..http1.request_head import HeadLimits, check_part, parse_head
-from ..net.socket_stream import PeerStalled, TimestampedStream
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
+from ..net.stream import PeerStalled, TimestampedStream
 
 __all__ = ("RequestReader",)
 

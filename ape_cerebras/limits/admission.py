@@ -18,7 +18,7 @@ import anyio
 from ..config.config import Config
 from ..config.values import ClientKey
 from ..errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from .api_keys import ApiKeys
 from .fair_queue import FairQueue

@@ -21,7 +21,7 @@ from math import inf
 
 import anyio
 
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from .fair_queue import FairQueue, recording_wait
 from .token_buckets import Charge, LimitStore, TokenBucket

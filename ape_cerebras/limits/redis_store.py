@@ -25,7 +25,7 @@ from anyio import to_thread
 
 from ..config.config import Config
 from ..errors import LimitStoreUnavailable
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.logs import Logs
 from .token_buckets import Charge, Decision, LimitStore, TokenBucket
 

@@ -1,119 +1,157 @@
 """Waiting until a socket can be read or written, as cheaply as the event loop allows.
 
-On asyncio a wait is a future that an edge settles (``edges``); and its end, which hardly ever
-comes, is a timer that is kept from wait to wait and looks, when it is due, whether it is still
-meant. trio's own wait is cheap enough. Elsewhere it is anyio's.
+There are two implementations. On asyncio's loops, uvloop among them, readiness is edge-triggered
+(epoll(7)): one registration for each connection, in an epoll instance of our own whose descriptor
+the event loop watches. A wait is a future that an edge completes; its deadline, which is hardly
+ever reached, is a timer that is kept from wait to wait and checks, when it is due, whether it still
+applies. Whoever was woken has to read or write until the kernel says "would block" before it waits
+again. Everywhere else, trio included, anyio's waits are used: trio's own are cheap enough.
 
-A wait of 60 seconds at most, its turn of the loop included, costs 23 µs on asyncio, and 85 µs by
-anyio: CPU for each message that two sockets of one loop pass to and fro, less that of writing and
-reading it (CPython 3.11, one core of a virtual server).
+A wait of at most 60 seconds, its iteration of the event loop included, costs 23 µs by edges and
+85 µs by anyio's waits, which register and remove the descriptor for each wait (asyncio; CPU for
+each message that two sockets of one loop pass to and fro, less that of writing and reading it;
+CPython 3.11, one core of a virtual server).
 
-Somebody else than the reader may want to know of what arrives while nobody reads: see ``watch``.
+Edges also report what arrives while nobody reads, and that the peer is gone (``watch``), on trio
+too. A task that waits for that would take a tenth of the time of a whole exchange.
 """
 
 import asyncio
 import math
+import select
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
 import anyio
-import sniffio
-import trio
 from anyio import ClosedResourceError
 
-from .edges import ENDED, READABLE, WRITABLE, EdgePoller, edge_poller
+from .event_loop import current_backend, of_this_loop
 
-__all__ = ("Readiness", "readiness_of")
+__all__ = ("EdgePoller", "EdgeReadiness", "EdgeWaiter", "Readiness", "Waiter", "readiness_of")
 
-Hook = Callable[[], None]
+_HAS_EPOLL = hasattr(select, "epoll")
+_SOCKETS_PER_POLL = 256  # the event loop polls again at once if there are more
+# There is something to read, if only the connection's end; the socket takes bytes or an error; the
+# peer has ended its sending, or the connection is broken.
+_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR if _HAS_EPOLL else 0
+_WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR if _HAS_EPOLL else 0
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if _HAS_EPOLL else 0
+
+_Hook = Callable[[], None]
 
 
-class Readiness(Protocol):
-    """One socket's. At most one task may wait to read, and one to write.
+class Waiter:
+    """Waits for one direction of a socket, by anyio. At most one task waits at a time.
 
-    Both return whether the socket is ready, or may be; not if it is ``until`` before, on the event
-    loop's clock. Both raise ClosedResourceError once it is closed.
+    ``ready``: False if it is certain that there is nothing to read or write yet.
     """
 
-    @property
-    def untold(self) -> bool:
-        """Whether nothing has been heard of the socket since the last wait to read, where what
-        comes is always told."""
+    ready = True
 
-    async def readable(self, until: float) -> bool: ...
+    def __init__(self, sock: socket.socket, *, to_write: bool) -> None:
+        self._socket = sock
+        self._to_write = to_write
+        self._scope = anyio.CancelScope()
 
-    async def writable(self, until: float) -> bool: ...
+    async def wait(self, until: float) -> bool:
+        """Wait until the socket may be ready. Return False if the deadline ``until``, on the event
+        loop's clock, passes first. Raises ClosedResourceError once the socket is closed."""
+        with anyio.CancelScope(deadline=until) as self._scope:
+            if self._to_write:
+                await anyio.wait_writable(self._socket)
+            else:
+                await anyio.wait_readable(self._socket)
+        return not self._scope.cancelled_caught
 
     def set_deadline(self, until: float) -> None:
-        """Have a wait to read that is under way end then."""
+        """Change the deadline of a wait under way."""
+        self._scope.deadline = until
 
-    def watch(self, hook: Hook | None) -> bool:
-        """Have ``hook``, which must not raise, called at whatever arrives, the connection's end
-        too; not once it is None. False where that cannot be done."""
 
-    def watch_end(self, hook: Hook) -> bool:
-        """Have ``hook``, which must not raise, called at the connection's end, whether it is read
-        from or not; instead of ``watch``, and at no cost before. False where that cannot be
-        done."""
+class Readiness:
+    """The readiness of a socket: ``reading`` and ``writing``."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.reading = Waiter(sock, to_write=False)
+        self.writing = Waiter(sock, to_write=True)
+        self._poller: EdgePoller | None = None
+        self._hook: _Hook | None = None
+        self._end_hook: _Hook | None = None
+
+    def watch(self, hook: _Hook | None, *, end_only: bool) -> bool:
+        """See ``TimestampedStream.watch``."""
+        if not _HAS_EPOLL:
+            return False
+        if self._poller is None:
+            self._poller = of_this_loop(EdgePoller)
+            self._poller.watch(self._socket, self, 0 if end_only else select.EPOLLIN)
+        if end_only:
+            self._end_hook = hook
+        else:
+            self._hook = hook
+        return True
+
+    def notify(self, bits: int) -> None:
+        """Take in an edge."""
+        if bits & _READABLE and self._hook is not None:
+            self._hook()
+        if bits & _ENDED and self._end_hook is not None:
+            self._end_hook()
 
     def close(self) -> None:
-        """To be called before the socket is closed."""
+        """Wake whoever waits. To be called before the socket is closed."""
+        self._hook = self._end_hook = None
+        if self._poller is not None:
+            self._poller.forget(self._socket)
+        anyio.notify_closing(self._socket)
 
 
-class _Waiting:
-    """One direction of a socket on asyncio: what the last edge said, who waits for the next, and
-    until when."""
+class EdgeWaiter(Waiter):
+    """Waits for one direction of a socket, by edges.
 
-    __slots__ = ("_due_at", "_timer", "_timer_at", "future", "ready")
+    ``future``: the wait under way. ``ended``: whether reading can block no more, since the peer has
+    ended its sending.
+    """
 
     def __init__(self) -> None:
-        self.ready = False
+        self.ready = self.ended = False
         self.future: asyncio.Future[bool] | None = None
-        self._due_at = math.inf
+        self._until = math.inf
         self._timer: asyncio.Handle | None = None
         self._timer_at = math.inf  # while there is none; uvloop's do not tell
 
     async def wait(self, until: float) -> bool:
         if self.ready:
-            self.ready = False
+            self.ready = self.ended
             return True
         self.future = asyncio.get_running_loop().create_future()
-        self.end_at(until)
+        self.set_deadline(until)
         try:
             return await self.future
         except BaseException:
-            self.ready = True  # it may have been told, and nobody has looked
+            self.ready = True  # an edge may have come, and nobody has read
             raise
         finally:
             self.future = None
 
-    def end_at(self, moment: float) -> None:
-        self._due_at = moment
-        if moment < self._timer_at:
-            self._start_timer()
+    def set_deadline(self, until: float) -> None:
+        self._until = until
+        if self.future is not None and until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = until
+            self._timer = asyncio.get_running_loop().call_at(until, self._check_deadline)
 
-    def _start_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._due_at
-        self._timer = asyncio.get_running_loop().call_at(self._due_at, self._look)
-
-    def _look(self) -> None:
-        """Whether it is time for the wait that is under way now, which may be another one."""
+    def _check_deadline(self) -> None:
+        """End the wait that is under way now, which may be a later one, if it is time for that."""
         self._timer, self._timer_at = None, math.inf
-        if self.future is None or self.future.done() or self._due_at == math.inf:
+        if self.future is None or self.future.done() or self._until == math.inf:
             return
-        if asyncio.get_running_loop().time() < self._due_at:
-            self._start_timer()
+        if asyncio.get_running_loop().time() < self._until:
+            self.set_deadline(self._until)
         else:
             self.future.set_result(False)
-
-    def wake(self) -> None:
-        if self.future is None or self.future.done():
-            self.ready = True
-        else:
-            self.future.set_result(True)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -122,151 +160,80 @@ class _Waiting:
             self.future.set_exception(ClosedResourceError())
 
 
-class _AsyncioReadiness:
-    def __init__(self, source: EdgePoller, descriptor: int) -> None:
-        self._edges = source
-        self._descriptor = descriptor
-        self._wants_writable = False
-        self._has_ended = False
-        self._reading = _Waiting()
-        self._writing = _Waiting()
-        self.readable = self._reading.wait
-        self._hook: Hook | None = None
-        self._end_hook: Hook | None = None
-        source.watch(descriptor, self._told)
+class EdgeReadiness(Readiness):
+    """The readiness of a socket, by edges."""
 
-    def _told(self, bits: int) -> None:
-        if bits & READABLE:
-            if self._hook is not None:
-                self._reading.ready = True
-                self._hook()
-            else:
-                self._reading.wake()
-        if bits & WRITABLE:
-            self._writing.wake()
-        if bits & ENDED:
-            self._has_ended = True
-            if self._end_hook is not None:
-                self._end_hook()
+    reading: EdgeWaiter
+    writing: EdgeWaiter
 
-    @property
-    def untold(self) -> bool:
-        return not (self._reading.ready or self._has_ended)
-
-    async def writable(self, until: float) -> bool:
-        if not self._wants_writable:
-            self._wants_writable = True
-            self._edges.watch_writing_too(self._descriptor)
-        return await self._writing.wait(until)
-
-    def set_deadline(self, until: float) -> None:
-        if self._reading.future is not None:
-            self._reading.end_at(until)
-
-    def watch(self, hook: Hook | None) -> bool:
-        self._hook = hook
-        return True
-
-    def watch_end(self, hook: Hook) -> bool:
-        self._end_hook = hook
-        return True
-
-    def close(self) -> None:
-        self._edges.forget(self._descriptor)
-        self._has_ended = True
-        self._hook = self._end_hook = None
-        self._reading.close()
-        self._writing.close()
-
-
-class _TrioReadiness:
-    def __init__(self, source: EdgePoller, sock: socket.socket) -> None:
-        self._edges = source
-        self._socket = sock
-        self.untold = False
-        self._scope: trio.CancelScope | None = None
-        self._hook: Hook | None = None
-        self._watched = False
-
-    async def readable(self, until: float) -> bool:
-        with trio.CancelScope(deadline=until) as self._scope:
-            try:
-                await trio.lowlevel.wait_readable(self._socket)
-            except trio.ClosedResourceError:
-                raise ClosedResourceError from None
-        return not self._scope.cancelled_caught
-
-    async def writable(self, until: float) -> bool:
-        with trio.CancelScope(deadline=until) as scope:
-            try:
-                await trio.lowlevel.wait_writable(self._socket)
-            except trio.ClosedResourceError:
-                raise ClosedResourceError from None
-        return not scope.cancelled_caught
-
-    def set_deadline(self, until: float) -> None:
-        if self._scope is not None:
-            self._scope.deadline = until
-
-    def watch(self, hook: Hook | None) -> bool:
-        self._hook = hook
-        if not self._watched:
-            self._watched = True
-            self._edges.watch(self._socket.fileno(), self._told)
-        return True
-
-    def watch_end(self, hook: Hook) -> bool:
-        self._hook = hook
-        self._watched = True
-        self._edges.watch_end(self._socket.fileno(), self._told)
-        return True
-
-    def _told(self, bits: int) -> None:
-        if self._hook is not None:
-            self._hook()
-
-    def close(self) -> None:
-        self._hook = None
-        if self._watched:
-            self._edges.forget(self._socket.fileno())
-        trio.lowlevel.notify_closing(self._socket)
-
-
-class _AnyioReadiness:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.untold = False
-        self._scope: anyio.CancelScope | None = None
+        self.reading, self.writing = EdgeWaiter(), EdgeWaiter()
+        self._hook = self._end_hook = None
+        self._poller = of_this_loop(EdgePoller)
+        self._poller.watch(sock, self, select.EPOLLIN | select.EPOLLOUT)
 
-    async def readable(self, until: float) -> bool:
-        with anyio.CancelScope(deadline=until) as self._scope:
-            await anyio.wait_readable(self._socket)
-        return not self._scope.cancelled_caught
-
-    async def writable(self, until: float) -> bool:
-        with anyio.CancelScope(deadline=until) as scope:
-            await anyio.wait_writable(self._socket)
-        return not scope.cancelled_caught
-
-    def set_deadline(self, until: float) -> None:
-        if self._scope is not None:
-            self._scope.deadline = until
-
-    def watch(self, hook: Hook | None) -> bool:
-        return False
-
-    def watch_end(self, hook: Hook) -> bool:
-        return False
+    def notify(self, bits: int) -> None:
+        future = self.reading.future
+        if bits & _READABLE:
+            if future is None or future.done() or self._hook is not None:
+                self.reading.ready = True
+            else:
+                future.set_result(True)
+        future = self.writing.future  # where there is none, the next write tries first anyway
+        if future is not None and bits & _WRITABLE and not future.done():
+            future.set_result(True)
+        if bits & _ENDED:
+            self.reading.ready = self.reading.ended = True
+        if self._hook is not None or bits & _ENDED:
+            super().notify(bits)
 
     def close(self) -> None:
-        anyio.notify_closing(self._socket)
+        self._hook = self._end_hook = None
+        if self._poller is not None:
+            self._poller.forget(self._socket)
+        self.reading.ready = self.reading.ended = True
+        self.reading.close()
+        self.writing.close()
+
+
+class EdgePoller:
+    """The sockets of one event loop whose edges somebody wants, in an epoll instance that the loop
+    watches. The loop holds it, and it does not hold the loop: they end together."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, Readiness] = {}
+        if current_backend() == "trio":
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._poll_on_trio)
+        else:
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self.poll)
+
+    def watch(self, sock: socket.socket, readiness: Readiness, bits: int) -> None:
+        """Notify ``readiness`` of edges: those of ``bits``, and the connection's end."""
+        self._epoll.register(sock, bits | select.EPOLLRDHUP | select.EPOLLET)
+        self._watched[sock.fileno()] = readiness
+
+    def forget(self, sock: socket.socket) -> None:
+        """To be called before the socket is closed; a second call does nothing."""
+        if self._watched.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock)
+
+    def poll(self) -> None:
+        for descriptor, bits in self._epoll.poll(0, _SOCKETS_PER_POLL):
+            readiness = self._watched.get(descriptor)
+            if readiness is not None:  # else a hook has closed it since
+                readiness.notify(bits)
+
+    async def _poll_on_trio(self) -> None:
+        while True:
+            await anyio.wait_readable(self._epoll.fileno())
+            self.poll()
 
 
 def readiness_of(sock: socket.socket) -> Readiness:
     """The readiness of a connected, non-blocking socket of the running event loop."""
-    source = edge_poller()
-    if source is None:
-        return _AnyioReadiness(sock)
-    if sniffio.current_async_library() == "trio":
-        return _TrioReadiness(source, sock)
-    return _AsyncioReadiness(source, sock.fileno())
+    edges = _HAS_EPOLL and current_backend() != "trio"
+    return EdgeReadiness(sock) if edges else Readiness(sock)

@@ -1,169 +1,99 @@
-"""Streams that know when their bytes arrived, over plain sockets.
+"""A timestamped stream over a plain socket.
 
-``SocketStream`` works on a non-blocking socket and tries first: it asks the event loop only when
-the kernel has said "would block". For a stream of tokens that saves most trips through the loop
-that anyio's own stream makes (a checkpoint for each send, a change of epoll interest for each
-receive). ``wrapped`` gives the same face, ``TimestampedStream``, to any anyio byte stream.
+It tries first: it waits only when the kernel has said "would block". For a stream of tokens that
+saves most of the iterations of the event loop that anyio's own stream takes (a checkpoint for each
+send, a change of epoll interest for each receive).
 
-They stamp every arrival in ``arrived_at``, keep account of the time they spent waiting, and call
-the hook ``before_wait`` just before a read has to wait: the moment to send on what was held back.
-An arrival is the moment when the kernel got the bytes, where it tells (``stamps``); the moment of
-the read where it does not.
-
-Times are readings of the event loop's monotonic clock (``stamps.loop_clock``).
+An arrival is the time at which the kernel got the bytes, where it tells (``timestamps``); else it
+is the time of the read.
 """
 
-import math
 import select
 import socket
-from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import SocketAttribute
 
-from .arrivals import Receiver
+from .event_loop import of_this_loop
 from .readiness import readiness_of
-from .timestamps import loop_clock
-
-__all__ = (
-    "READ_BYTES",
-    "PeerStalled",
-    "SocketStream",
-    "TimestampedStream",
+from .stream import READ_BYTES, PeerStalled, TimestampedStream
+from .timestamps import (
+    TIMESTAMP_SPACE,
+    ArrivalClock,
+    ArrivalPeeker,
+    Arrivals,
+    enable_timestamps,
+    timestamp_in,
 )
 
-READ_BYTES = 64 * 1024
+__all__ = ("SocketStream",)
 
-# After so many operations in a row that needed no wait, the loop gets a turn all the same: a fast
-# upstream with a fast client would else keep every other connection, and every cancellation, out.
-# Large ones count for as many as they have times so many bytes.
-_TURN_EVERY = 32
+# After so many operations in a row without a wait, yield to the event loop all the same: a fast
+# upstream with a fast client would otherwise keep every other connection, and every cancellation,
+# waiting. A large operation counts once more for each so many bytes. It comes before an operation,
+# never after: a cancellation there must not lose what was received.
+_YIELD_EVERY = 32
 _BYTES_OF_ONE = 4 * 1024
-
-
-class PeerStalled(Exception):
-    """A read or a write made no progress for as long as it may. Not an OSError, as TimeoutError
-    is, because anyio's TLS stream takes every OSError for a broken connection."""
-
-
-class TimestampedStream(ByteStream):
-    """What these streams have in common; see the module's docstring.
-
-    ``arrived_at``: when the bytes of the latest ``receive`` arrived; never before those before.
-    ``has_timestamp``: whether the kernel has said so; else it is the moment of the read.
-    ``reads_without_timestamp``: for how many reads it was that; ever growing.
-    ``left_at``: when the last bytes of the latest ``send`` were about to be handed over. An answer
-    cannot have come before, however late the kernel lets this process go on.
-    ``written_at``: when they had been.
-    ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, in vain or not;
-    ever growing. What the loop took to notice an arrival is not the peer's.
-    ``most_at_once``: the most bytes read in a row, without a wait between, since it was last set.
-    ``read_timeout``, ``write_timeout``: how long one wait may take; None is for ever. With a
-    ``read_timeout`` of 0 nothing is waited for, nor ``before_wait`` called: PeerStalled at once.
-    """
-
-    def __init__(self) -> None:
-        self._clock = loop_clock()
-        self.arrived_at = self.left_at = self.written_at = self._clock()
-        self.has_timestamp = False
-        self.reads_without_timestamp = 0
-        self.most_at_once = 0
-        self.read_wait_seconds = self.write_wait_seconds = 0.0
-        self.read_timeout: float | None = None
-        self.write_timeout: float | None = None
-        self._deadline = math.inf  # of all waits
-        self.before_wait: Callable[[], Awaitable[None]] | None = None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close at once, without awaiting: safe in any ``finally``."""
-
-    def receive_nowait(self) -> bytes:
-        """What has arrived; raises WouldBlock where nothing has or that cannot be told, and what
-        ``receive`` raises."""
-        raise WouldBlock
-
-    def watch(self, hook: Callable[[], None] | None) -> bool:
-        """Have ``hook``, which must not raise, called at whatever arrives, an end too, while nobody
-        receives; not once it is None. False where that cannot be done."""
-        return False
-
-    def watch_end(self, hook: Callable[[], None]) -> bool:
-        """Have ``hook``, which must not raise, called when the peer has ended its sending or the
-        connection is broken, whether anybody receives or not; instead of ``watch``, and at no cost
-        before. False where that cannot be done."""
-        return False
-
-    def now(self) -> float:
-        """A reading of the clock that all these moments are of."""
-        return self._clock()
-
-    def set_deadline(self, seconds: float | None) -> None:
-        """End every wait so many seconds from now at the latest, also a read that waits already.
-        None removes the deadline."""
-        self._deadline = math.inf if seconds is None else self._clock() + seconds
-
-    def _end_of_wait(self, begin: float, timeout: float | None) -> float:
-        """When a wait ends at the latest that may take ``timeout``."""
-        return self._deadline if timeout is None else min(begin + timeout, self._deadline)
-
-    def use_read_times(self) -> None:
-        """Take the moment of the read for the arrival from here on, whatever the kernel says."""
-
-    def peek_arrivals(self, on: bool) -> None:
-        """Whether to tell what comes first from what joins it before it is read, where that can be
-        told: worth it while a first token is awaited."""
-
-    @abstractmethod
-    def peer_is_gone(self) -> bool:
-        """Whether it is known that the peer takes no more bytes."""
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 class SocketStream(TimestampedStream):
     """A byte stream over a connected, non-blocking stream socket, which it owns.
 
-    ``silent_until``: nothing had arrived before that; by default, before now. Raises what anyio's
-    streams raise (EndOfStream, BrokenResourceError, ClosedResourceError), and PeerStalled.
+    ``silent_until``: nothing had arrived before that; by default, before now.
     """
 
     def __init__(self, sock: socket.socket, *, silent_until: float | None = None) -> None:
         super().__init__()
-        self._socket = sock
-        self._turns = _TURN_EVERY
-        self._readiness = readiness_of(sock)
         if silent_until is not None:
             self.arrived_at = silent_until
-        self._receiver = Receiver(sock, self._clock, self.arrived_at)
+        self._socket = sock
+        self._readiness = readiness_of(sock)
+        self._reading = self._readiness.reading
+        self._until_yield = _YIELD_EVERY
+        self._silent_until = self.arrived_at
+        kernel_timestamps = enable_timestamps(sock)
+        self._arrival_clock = of_this_loop(ArrivalClock) if kernel_timestamps else None
+        self._peeker = of_this_loop(ArrivalPeeker) if kernel_timestamps else None
+        self._arrivals: Arrivals = deque()  # those that were peeked at, and wait to be read
+        self._peeking = False
+        # Whether the latest read has left nothing, so that to read again would be in vain until
+        # more has come (epoll(7), question 9).
+        self._drained = False
         self._wait_began_at = self._wait_ended_at = 0.0
         self._read_since_wait = 0
 
-    def use_read_times(self) -> None:
-        self._receiver.use_read_times()
-
     def peek_arrivals(self, on: bool) -> None:
-        self._receiver.peek_arrivals(on)
+        on = on and self.kernel_timestamps
+        if on is self._peeking or self._peeker is None:
+            return
+        if on:
+            with suppress(OSError):  # no room for one more: its arrivals may be coalesced
+                self._peeker.watch(self._socket, self._arrivals)
+                self._peeking = True
+        else:
+            self._peeker.forget(self._socket)
+            self._peeking = False
 
-    def watch(self, hook: Callable[[], None] | None) -> bool:
-        return self._readiness.watch(hook)
-
-    def watch_end(self, hook: Callable[[], None]) -> bool:
-        return self._readiness.watch_end(hook)
+    def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
+        return self._readiness.watch(hook, end_only=end_only)
 
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
-        self._readiness.set_deadline(self._deadline)
+        self._reading.set_deadline(self._deadline)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
-        if self._must_take_turn():
+        if self._peeker is not None:
+            self._peeker.poll()
+        self._until_yield -= 1
+        if self._until_yield <= 0:
+            self._until_yield = _YIELD_EVERY
             await anyio.lowlevel.checkpoint()
-        if self._nothing_has_come():
+        if self._drained and not self._reading.ready:
             await self._wait_to_read()
         while True:
             try:
@@ -172,26 +102,54 @@ class SocketStream(TimestampedStream):
                 await self._wait_to_read()
 
     def receive_nowait(self, max_bytes: int = READ_BYTES) -> bytes:
-        if self._nothing_has_come():
+        if self._drained and not self._reading.ready:
             raise WouldBlock
         return self._read(max_bytes)
 
-    def _nothing_has_come(self) -> bool:
-        """Whether to read would be in vain, as far as that is known; it costs a system call."""
-        return self._receiver.drained and self._readiness.untold
-
     def _read(self, max_bytes: int) -> bytes:
+        began_at = self.now()
+        at_most = min(max_bytes, self._arrivals[0][0]) if self._arrivals else max_bytes
         try:
-            data = self._receiver.read(max_bytes)
+            data, ancillary, _, _ = self._socket.recvmsg(at_most, TIMESTAMP_SPACE)
         except BlockingIOError:
+            self._silent_until = began_at
             raise WouldBlock from None
-        except OSError as error:
-            raise self._translated(error) from None
-        self.arrived_at = self._receiver.arrived_at
+        except OSError:
+            is_closed = self._socket.fileno() < 0
+            raise (ClosedResourceError if is_closed else BrokenResourceError) from None
         if not data:
+            self.arrived_at = self.now()
             raise EndOfStream
-        self._account_for(data)
+        size = len(data)
+        if not self._arrivals:
+            timestamp = timestamp_in(ancillary)
+        else:
+            peeked, timestamp = self._arrivals.popleft()
+            if size < peeked:
+                self._arrivals.appendleft((peeked - size, timestamp))
+        self._note_arrival(timestamp)
+        self._drained = size < at_most
+        if self._drained:
+            self._silent_until = began_at
+        self._until_yield -= size // _BYTES_OF_ONE
+        self.reads_without_timestamp += not self.has_timestamp
+        self._read_since_wait += size
+        if self._read_since_wait > self.most_at_once:
+            self.most_at_once = self._read_since_wait
         return data
+
+    def _note_arrival(self, timestamp: int) -> None:
+        now = self.now()
+        arrived_at = None
+        if timestamp and self.kernel_timestamps and self._arrival_clock is not None:
+            arrived_at = self._arrival_clock.arrival(timestamp, self._silent_until, now)
+        self.has_timestamp = arrived_at is not None
+        # A segment that overtook others has an earlier timestamp than those that it follows.
+        self.arrived_at = max(self.arrived_at, now if arrived_at is None else arrived_at)
+        if self._wait_ended_at > self.arrived_at:  # since then the event loop was waited for
+            waited_from = max(self.arrived_at, self._wait_began_at)
+            self.read_wait_seconds -= self._wait_ended_at - waited_from
+        self._wait_ended_at = 0.0
 
     async def _wait_to_read(self) -> None:
         if self.read_timeout == 0:
@@ -199,54 +157,45 @@ class SocketStream(TimestampedStream):
         self._read_since_wait = 0
         if self.before_wait is not None:
             await self.before_wait()
-        self._wait_began_at = now = self._clock()
+        self._until_yield = _YIELD_EVERY
+        self._wait_began_at = now = self.now()
         try:
-            self._turns = _TURN_EVERY
-            if not await self._readiness.readable(self._end_of_wait(now, self.read_timeout)):
+            until = self._end_of_wait(now, self.read_timeout)
+            if not await self._reading.wait(until):
                 raise PeerStalled
         finally:
-            self._wait_ended_at = self._clock()
-            self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
-
-    def _account_for(self, data: bytes) -> None:
-        size = len(data)
-        self._turns -= size // _BYTES_OF_ONE
-        self.has_timestamp = self._receiver.has_timestamp
-        self.reads_without_timestamp += not self.has_timestamp
-        self._read_since_wait += size
-        if self._read_since_wait > self.most_at_once:
-            self.most_at_once = self._read_since_wait
-        if (
-            self._wait_ended_at > self.arrived_at
-        ):  # from then on it was the loop that was waited for
-            self.read_wait_seconds -= self._wait_ended_at - max(
-                self.arrived_at, self._wait_began_at
-            )
-        self._wait_ended_at = 0.0
+            self._wait_ended_at = self.now()
+            self.read_wait_seconds += self._wait_ended_at - now
 
     async def send(self, item: bytes) -> None:
-        if self._must_take_turn():
+        if self._peeker is not None:
+            self._peeker.poll()
+        self._until_yield -= 1
+        if self._until_yield <= 0:
+            self._until_yield = _YIELD_EVERY
             await anyio.lowlevel.checkpoint()
-        self._turns -= len(item) // _BYTES_OF_ONE
+        self._until_yield -= len(item) // _BYTES_OF_ONE
         unsent = memoryview(item)
         while unsent:
-            self.left_at = self._clock()
+            self.left_at = self.now()
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
                 await self._wait_to_write()
-            except OSError as error:
-                raise self._translated(error) from None
-        self.written_at = self._clock()
+            except OSError:
+                is_closed = self._socket.fileno() < 0
+                raise (ClosedResourceError if is_closed else BrokenResourceError) from None
+        self.written_at = self.now()
 
     async def _wait_to_write(self) -> None:
-        began_at = self._clock()
+        began_at = self.now()
         try:
-            self._turns = _TURN_EVERY
-            if not await self._readiness.writable(self._end_of_wait(began_at, self.write_timeout)):
+            self._until_yield = _YIELD_EVERY
+            until = self._end_of_wait(began_at, self.write_timeout)
+            if not await self._readiness.writing.wait(until):
                 raise PeerStalled
         finally:
-            self.write_wait_seconds += self._clock() - began_at
+            self.write_wait_seconds += self.now() - began_at
 
     def send_nowait(self, item: bytes) -> None:
         """Send what the socket takes of ``item`` at once, which may be nothing."""
@@ -259,12 +208,12 @@ class SocketStream(TimestampedStream):
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
-            self._receiver.close()
+            self.peek_arrivals(False)
             self._readiness.close()
             self._socket.close()
 
     def reset(self) -> None:
-        """Close with a TCP reset, so that the peer cannot take what came for complete."""
+        """Close with a TCP reset, so that the peer cannot take what it got for complete."""
         with suppress(OSError):
             linger_on_for_0_seconds = b"\x01\0\0\0\0\0\0\0"
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_on_for_0_seconds)
@@ -275,24 +224,9 @@ class SocketStream(TimestampedStream):
         if self._socket.fileno() < 0:
             return True
         poll = select.poll()
-        poll.register(self._socket, 0)  # errors and hang-up are always reported
+        poll.register(self._socket, 0)  # POLLERR and POLLHUP are always reported
         return bool(poll.poll(0))
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return {SocketAttribute.raw_socket: lambda: self._socket}
-
-    def _must_take_turn(self) -> bool:
-        """Whether the loop is due a turn; before the operation, never after: a cancellation there
-        must not cost what it did."""
-        self._receiver.poll()
-        self._turns -= 1
-        if self._turns > 0:
-            return False
-        self._turns = _TURN_EVERY
-        return True
-
-    def _translated(self, error: OSError) -> Exception:
-        if self._socket.fileno() < 0:
-            return ClosedResourceError()
-        return BrokenResourceError(error.errno)

@@ -17,7 +17,7 @@ from anyio import BrokenResourceError, ClosedResourceError
 from ..downstream.connection import Downstream
 from ..errors import ClientGone
 from ..http1.messages import Headers, Request
-from ..net.socket_stream import PeerStalled
+from ..net.stream import PeerStalled
 from ..telemetry.exchange import Exchange
 from .completion import Completion, Event
 from .options import INSTEAD_OF_AN_ANSWER, Simulation

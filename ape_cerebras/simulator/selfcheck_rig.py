@@ -16,7 +16,7 @@ from anyio.abc import Process, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from ..config.settings import SETTINGS
-from ..net.socket_stream import TimestampedStream
+from ..net.stream import TimestampedStream
 from ..upstream.connect import connect_tcp
 
 __all__ = (

@@ -22,8 +22,8 @@ from ..downstream.connection import Downstream
 from ..downstream.listener import Acceptor, open_listeners
 from ..errors import ProxyError, RequestRefused
 from ..http1.messages import Request
-from ..net.socket_stream import READ_BYTES, SocketStream, TimestampedStream
-from ..net.wrapped import WrappedStream, timestamped
+from ..net.socket_stream import SocketStream
+from ..net.stream import READ_BYTES, TimestampedStream, WrappedStream, timestamped
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from .options import SIMULATION_FLAGS, Simulation

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..config.config import Config
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..upstream.circuit_breaker import CircuitBreaker
 from ..version import VERSION
 from .degradation import Degradation

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..config.config import Config
 from ..errors import InvalidResponse, KeyRefused, ResponseWithheld
 from ..http1.messages import Headers
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.exchange import NO_QUOTA, Exchange, Quota
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp, ssl_context_for
 from .connection import Connection

@@ -13,7 +13,8 @@ import certifi
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from ..net.socket_stream import SocketStream, TimestampedStream
+from ..net.socket_stream import SocketStream
+from ..net.stream import TimestampedStream
 
 __all__ = ("RECEIVE_BUFFER", "Connect", "connect_tcp", "ssl_context_for", "start_tls")
 

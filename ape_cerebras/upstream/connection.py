@@ -18,8 +18,7 @@ from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, ProxyError,
 from ..http1.body import BodyReader
 from ..http1.messages import Headers, with_fields
 from ..http1.response_head import ResponseHead
-from ..net.outbox import WriteBuffer
-from ..net.socket_stream import READ_BYTES, PeerStalled, TimestampedStream
+from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
 
 __all__ = ("Connection", "UpstreamStream")
 

@@ -24,7 +24,7 @@ from anyio import BrokenResourceError, EndOfStream
 
 from ..config.config import Config
 from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from .connect import Connect, start_tls
 from .connection import Connection, UpstreamStream
 
@@ -152,8 +152,7 @@ class Pool:
             with anyio.fail_after(self.connect_timeout):
                 raw = await self._connect_raw(host, port)
                 connected_at = self._clock()
-                if not self._config.kernel_stamps:
-                    raw.use_read_times()
+                raw.kernel_timestamps = self._config.kernel_stamps
                 stream = await start_tls(raw, self._ssl_context, host)
         except TimeoutError:
             raise ConnectTimeout from None
@@ -165,7 +164,7 @@ class Pool:
         connection = Connection(UpstreamStream(raw, stream))
         spread = random.uniform(1 - _SPREAD, 1)  # noqa: S311 - nobody gains by guessing it
         connection.end_at = connected_at + spread * self._config.upstream_max_connection_age
-        connection.watched = raw.watch_end(partial(self._note_end, connection))
+        connection.watched = raw.watch(partial(self._note_end, connection), end_only=True)
         return Lease(connection, "new", waited, round(connected_at - began_at, 6), tls)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from email.utils import parsedate_to_datetime
 import anyio
 
 from ..errors import ConnectFailed, ConnectTimeout, ProxyError
-from ..net.timestamps import loop_clock
+from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from .circuit_breaker import CircuitBreaker, is_outage

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from ape_cerebras import Config
 from ape_cerebras.chat.models import ModelList
 from ape_cerebras.errors import ModelNotFound
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.upstream.client import UpstreamClient
 

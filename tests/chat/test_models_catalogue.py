@@ -15,7 +15,7 @@ from scraping import samples, settled
 from simulating import rig as simulator
 
 from ape_cerebras.chat.models import Catalogue, ModelList
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs

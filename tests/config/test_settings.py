@@ -3,6 +3,8 @@
 import hashlib
 import json
 import pickle
+import sys
+from importlib.machinery import FrozenImporter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 from ape_cerebras.config.keys_file import read_keys_file
 from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.config.values import (
+    BACKENDS,
     BUCKETS,
     ClientKey,
     Origin,
     UpstreamKey,
+    read_backend,
     read_client_keys,
     read_origin,
 )
@@ -333,3 +337,20 @@ def test_the_upstream_key_shows_itself_to_nothing_that_prints() -> None:
 
 def test_client_keys_are_kept_as_digests_only() -> None:
     assert "secret" not in repr(read_client_keys("name:secret"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_event_loop_is_named_in_any_case(backend: str) -> None:
+    assert read_backend(backend.upper()) == backend
+
+
+def test_an_unknown_event_loop_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="must be one of asyncio, trio, uvloop"):
+        read_backend("twisted")
+
+
+def test_a_missing_uvloop_is_refused_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "uvloop", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [FrozenImporter])  # finds no packages
+    with pytest.raises(ValueError, match=r"pip install 'ape-cerebras\[uvloop\]'"):
+        read_backend("uvloop")

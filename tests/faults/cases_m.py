@@ -27,7 +27,8 @@ from served import environment, run, serving
 from soak import soaked
 
 from ape_cerebras.net.event_loop import run_on
-from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("CASES",)

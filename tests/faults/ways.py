@@ -18,7 +18,8 @@ from secured import certificate, over_tls
 from served import refusing_port
 from stages import ENDS, end
 
-from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = ("GOOD", "Address", "Opened", "Ways", "opened_ways", "strange_names")

@@ -1,13 +1,13 @@
-"""The event loops by name: which there are, what is said of one that is missing, that the named one
-runs."""
+"""The event loop by name, and long work that yields to it."""
 
-import sys
-from importlib.machinery import FrozenImporter
+from collections.abc import Generator
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from ape_cerebras.config.values import BACKENDS, read_backend
-from ape_cerebras.net.event_loop import current_backend, run_on
+from ape_cerebras.config.values import BACKENDS
+from ape_cerebras.net.event_loop import current_backend, run_in_steps, run_on, yield_shielded
 
 
 async def seen(*arguments: int) -> tuple[str, tuple[int, ...]]:
@@ -15,22 +15,52 @@ async def seen(*arguments: int) -> tuple[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_work_runs_on_the_named_one(backend: str) -> None:
+def test_work_runs_on_the_named_backend(backend: str) -> None:
     assert run_on(backend, seen, 1, 2) == (backend, (1, 2))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_name_is_read_in_any_case(backend: str) -> None:
-    assert read_backend(backend.upper()) == backend
+@pytest.mark.anyio
+async def test_other_tasks_run_between_two_steps() -> None:
+    done: list[str] = []
+
+    def work() -> Generator[None, None, str]:
+        for number in range(3):
+            done.append(f"step {number}")
+            yield
+        return "result"
+
+    async def go_on() -> None:
+        for number in range(2):
+            done.append(f"other {number}")
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(go_on)
+        assert await run_in_steps(work()) == "result"
+    assert sorted(done) == ["other 0", "other 1", "step 0", "step 1", "step 2"]
+    assert done.index("other 0") < done.index("step 2")
 
 
-def test_an_unknown_one_is_told_what_there_is() -> None:
-    with pytest.raises(ValueError, match="must be one of asyncio, trio, uvloop"):
-        read_backend("twisted")
+@pytest.mark.anyio
+async def test_work_in_steps_can_be_cancelled() -> None:
+    def work() -> Generator[None, None, None]:
+        while True:
+            yield
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await run_in_steps(work())
+    assert scope.cancelled_caught
 
 
-def test_one_that_is_not_installed_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "uvloop", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [FrozenImporter])  # finds no packages
-    with pytest.raises(ValueError, match=r"pip install 'ape-cerebras\[uvloop\]'"):
-        read_backend("uvloop")
+@pytest.mark.anyio
+async def test_a_shielded_yield_is_not_cancelled() -> None:
+    steps = 0
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        for _ in range(3):
+            await yield_shielded()
+            steps += 1
+        await anyio.lowlevel.checkpoint()
+    assert steps == 3
+    assert scope.cancelled_caught

@@ -17,14 +17,15 @@ from anyio.streams.tls import TLSStream
 from end_to_end import hold_the_loop
 
 from ape_cerebras.downstream.listener import Acceptor, open_listeners
-from ape_cerebras.net.outbox import WriteBuffer
-from ape_cerebras.net.socket_stream import (
+from ape_cerebras.net.event_loop import loop_clock
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import (
     PeerStalled,
-    SocketStream,
     TimestampedStream,
+    WrappedStream,
+    WriteBuffer,
+    timestamped,
 )
-from ape_cerebras.net.timestamps import loop_clock
-from ape_cerebras.net.wrapped import WrappedStream, timestamped
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connect import connect_tcp
 
@@ -180,7 +181,7 @@ async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_p
 
 async def test_without_a_stamp_the_moment_of_the_read_counts_and_is_counted() -> None:
     async with sockets() as (ours, theirs):
-        theirs.use_read_times()
+        theirs.kernel_timestamps = False
         await ours.send(b"a")
         held_until = hold_the_loop()
         await theirs.receive()

@@ -6,18 +6,21 @@ The clocks here are made up; what the kernel stamps on real sockets is tested wi
 import socket
 import struct
 import sys
+import time
+from collections.abc import Iterator
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ape_cerebras.net.event_loop import loop_clock, of_this_loop
 from ape_cerebras.net.timestamps import (
     TIMESTAMP_SPACE,
     ArrivalClock,
-    arrival_clock,
+    ArrivalPeeker,
+    Arrivals,
     enable_timestamps,
-    loop_clock,
     timestamp_in,
 )
 
@@ -135,7 +138,7 @@ def test_the_stamp_is_found_among_what_came_with_the_bytes() -> None:
 
 @pytest.mark.anyio
 async def test_a_run_has_one_clock_that_is_the_loops() -> None:
-    assert arrival_clock() is arrival_clock()
+    assert of_this_loop(ArrivalClock) is of_this_loop(ArrivalClock)
     before = anyio.current_time()
     now = loop_clock()()
     await anyio.lowlevel.checkpoint()  # uvloop's own is read once a turn, and in milliseconds
@@ -148,3 +151,64 @@ def test_linux_stamps_tcp_and_a_closed_socket_does_not() -> None:
         assert enable_timestamps(sock)
         assert socket.CMSG_SPACE(48) == TIMESTAMP_SPACE
     assert not enable_timestamps(sock)
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair(kernel_timestamps: None) -> Iterator[Pair]:
+    """Two ends of a TCP connection; of what arrives at the second, timestamps are kept."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert enable_timestamps(theirs)
+        yield ours, theirs
+
+
+def test_each_arrival_is_peeked_at_once(pair: Pair) -> None:
+    ours, theirs = pair
+    peeker, arrivals = ArrivalPeeker(), Arrivals()
+    peeker.watch(theirs, arrivals)
+    peeker.poll()
+    assert not arrivals
+    before = time.time_ns()
+    for number in range(3):
+        ours.send(b"a" * (number + 1))
+        peeker.poll()
+        peeker.poll()
+        assert [count for count, _ in arrivals] == list(range(1, number + 2))
+    times = [timestamp for _, timestamp in arrivals]
+    assert before <= times[0] < times[1] < times[2] <= time.time_ns()
+
+
+def test_a_forgotten_socket_is_not_peeked_at(pair: Pair) -> None:
+    ours, theirs = pair
+    peeker = ArrivalPeeker()
+    for _ in range(2):
+        arrivals = Arrivals()
+        peeker.watch(theirs, arrivals)
+        peeker.forget(theirs)
+        peeker.forget(theirs)
+        ours.send(b"a")
+        peeker.poll()
+        assert not arrivals
+
+
+def test_a_descriptor_that_is_reused_is_another_socket() -> None:
+    peeker = ArrivalPeeker()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(3):
+            ours = socket.create_connection(listener.getsockname())
+            theirs, _ = listener.accept()
+            with ours, theirs:
+                assert enable_timestamps(theirs)
+                arrivals = Arrivals()
+                peeker.watch(theirs, arrivals)
+                ours.send(b"ab")
+                peeker.poll()
+                assert [count for count, _ in arrivals] == [2]
+                peeker.forget(theirs)

@@ -139,7 +139,7 @@ async def test_where_one_read_was_not_stamped_the_line_says_so(bundle: str) -> N
         await client.ask(STREAMED)
         [downstream] = running.proxy._connections
         assert isinstance(downstream.stream, SocketStream)
-        downstream.stream.use_read_times()
+        downstream.stream.kernel_timestamps = False
         await client.ask(STREAMED)
         stamps = [(await running.lines.exchange(number))["stamp"] for number in (1, 2)]
     assert stamps == ["kernel", "read"]

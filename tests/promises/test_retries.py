@@ -25,7 +25,8 @@ from end_to_end import (
 )
 from scripts import closes, one_after_another, resets, says, silent
 
-from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.upstream.connect import connect_tcp
 

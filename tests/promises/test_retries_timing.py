@@ -17,7 +17,7 @@ from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config
 from ape_cerebras.errors import ConnectFailed, ProxyError, UpstreamUnavailable
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.timings import Timings

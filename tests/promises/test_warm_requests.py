@@ -22,7 +22,7 @@ from served import refusing_port
 from trio.testing import MockClock
 
 from ape_cerebras import Config, Proxy
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connect import Connect
 
 pytestmark = pytest.mark.every_loop

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-from ape_cerebras.net.socket_stream import READ_BYTES, PeerStalled, TimestampedStream
+from ape_cerebras.net.stream import READ_BYTES, PeerStalled, TimestampedStream
 
 __all__ = ("MemoryStream", "memory_pair")
 

@@ -11,7 +11,8 @@ from end_to_end import KEY
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.net.socket_stream import SocketStream, TimestampedStream
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Lease, Pool
 from ape_cerebras.upstream.warmup import Warmup

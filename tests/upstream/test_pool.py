@@ -11,7 +11,7 @@ from memory import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Lease, Pool
 from ape_cerebras.upstream.warmup import Warmup

@@ -8,7 +8,7 @@ from memory import MemoryStream, memory_pair
 from warming import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.net.socket_stream import TimestampedStream
+from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.pool import Pool
 from ape_cerebras.upstream.warmup import Warmup
 

@@ -1,0 +1,212 @@
+"""Byte streams that know when their bytes arrived.
+
+``TimestampedStream`` is what all of them have in common; ``timestamped`` gives it to any anyio
+stream, for hosts that bring their own. ``WriteBuffer`` holds what leaves by one of them until it is
+worth a write.
+
+A stream notes the time of every arrival, counts the seconds that it waits for its peer, and calls
+the hook ``before_wait`` before a read has to wait: the time to flush what was held back. Times are
+readings of the event loop's clock.
+"""
+
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
+from anyio.abc import ByteStream
+
+from .event_loop import loop_clock
+
+__all__ = (
+    "READ_BYTES",
+    "PeerStalled",
+    "TimestampedStream",
+    "WrappedStream",
+    "WriteBuffer",
+    "timestamped",
+)
+
+READ_BYTES = 64 * 1024
+# Bytes that a stream gets at once: a larger write, encrypted perhaps, would hold the event loop.
+_WRITE_BYTES = 128 * 1024
+
+
+class PeerStalled(Exception):
+    """A read or a write has waited for as long as it may. Not an OSError, as TimeoutError is,
+    because anyio's TLS stream takes every OSError for a broken connection."""
+
+
+class TimestampedStream(ByteStream):
+    """A byte stream with the times of its arrivals.
+
+    Raises anyio's EndOfStream, BrokenResourceError and ClosedResourceError, and PeerStalled.
+
+    ``now``: the clock of all these times, a function.
+    ``arrived_at``: when the bytes of the latest ``receive`` arrived; never decreases.
+    ``kernel_timestamps``: set to False to take the time of the read whatever the kernel says.
+    ``has_timestamp``: whether that time is the kernel's; else it is the time of the read.
+    ``reads_without_timestamp``: the reads of which the latter is true; a counter.
+    ``left_at``: just before the last bytes of the latest ``send`` were handed to the kernel. A
+    response cannot have arrived earlier, however long this process is preempted then.
+    ``written_at``: just after that.
+    ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, timeouts
+    included; counters. The event loop's own delay in noticing an arrival is not part of it.
+    ``most_at_once``: the most bytes read in a row without a wait, since somebody set it to 0.
+    ``read_timeout``, ``write_timeout``: the longest wait in seconds; None is without a limit. With
+    a ``read_timeout`` of 0 a read neither waits nor calls ``before_wait``: PeerStalled at once.
+    """
+
+    def __init__(self) -> None:
+        self.now = loop_clock()
+        self.arrived_at = self.left_at = self.written_at = self.now()
+        self.kernel_timestamps = True
+        self.has_timestamp = False
+        self.reads_without_timestamp = 0
+        self.most_at_once = 0
+        self.read_wait_seconds = self.write_wait_seconds = 0.0
+        self.read_timeout: float | None = None
+        self.write_timeout: float | None = None
+        self.before_wait: Callable[[], Awaitable[None]] | None = None
+        self._deadline = math.inf  # of all waits
+        self._broken = False
+
+    def receive_nowait(self) -> bytes:
+        """Receive what has arrived. Raises what ``receive`` raises, and WouldBlock where nothing
+        has arrived or this stream cannot tell."""
+        raise WouldBlock
+
+    def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
+        """Call ``hook``, which must not raise, at every arrival while nobody receives, the end of
+        the connection included; None ends that. With ``end_only``, instead: only when the peer has
+        ended its sending or the connection is broken, also while somebody receives, at no cost
+        before. Returns False where this stream cannot do that."""
+        return False
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """End every wait so many seconds from now at the latest, also a read that waits already.
+        None removes the deadline."""
+        self._deadline = math.inf if seconds is None else self.now() + seconds
+
+    def peek_arrivals(self, on: bool) -> None:
+        """Whether to tell apart, where possible, arrivals that are coalesced before they are read.
+        Worth its cost while a first token is awaited."""
+
+    def peer_is_gone(self) -> bool:
+        """Whether it is certain that the peer takes no more bytes."""
+        return self._broken
+
+    def close(self) -> None:
+        """Close at once, without awaiting: safe in any ``finally``."""
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def _end_of_wait(self, began_at: float, timeout: float | None) -> float:
+        return self._deadline if timeout is None else min(began_at + timeout, self._deadline)
+
+
+class WriteBuffer:
+    """Bytes on their way to a stream, held until ``flush`` so that they leave in one write.
+
+    ``size``: the bytes held. ``busy``: whether a write is under way. ``torn``: whether a write was
+    cut short, so that nothing fits behind what has left.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self._held: list[bytes] = []
+        self.size = 0
+        self.busy = self.torn = False
+
+    def hold(self, data: bytes | None) -> None:
+        if data:
+            self._held.append(data)
+            self.size += len(data)
+
+    async def flush(self) -> None:
+        """Write what is held. Raises what the stream's ``send`` raises."""
+        if not self._held:
+            return
+        held, self._held = self._held, []
+        size, self.size = self.size, 0
+        self.busy = self.torn = True
+        try:
+            if size <= _WRITE_BYTES:
+                await self._stream.send(held[0] if len(held) == 1 else b"".join(held))
+            else:
+                part = b""
+                for data in held:
+                    for at in range(0, len(data), _WRITE_BYTES):
+                        part += data[at : at + _WRITE_BYTES]
+                        if len(part) >= _WRITE_BYTES:
+                            await self._stream.send(part)
+                            part = b""
+                if part:
+                    await self._stream.send(part)
+            self.torn = False
+        finally:
+            self.busy = False
+
+
+class WrappedStream(TimestampedStream):
+    """Any other stream of anyio: the time of a read is its arrival, and every await is a wait."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        super().__init__()
+        self._stream = stream
+        self._reading = anyio.CancelScope()
+
+    def set_deadline(self, seconds: float | None) -> None:
+        super().set_deadline(seconds)
+        self._reading.deadline = self._deadline
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        if self.read_timeout == 0:
+            raise PeerStalled
+        if self.before_wait is not None:
+            await self.before_wait()
+        began_at = self.now()
+        try:
+            end = self._end_of_wait(began_at, self.read_timeout)
+            with anyio.CancelScope(deadline=end) as self._reading:
+                data = await self._stream.receive(max_bytes)
+        except OSError:  # of TLS, among others
+            raise BrokenResourceError from None
+        finally:
+            self.reads_without_timestamp += 1
+            self.arrived_at = self.now()
+            self.read_wait_seconds += self.arrived_at - began_at
+        if self._reading.cancelled_caught:
+            raise PeerStalled
+        return data
+
+    async def send(self, item: bytes) -> None:
+        began_at = self.left_at = self.now()
+        try:
+            end = self._end_of_wait(began_at, self.write_timeout)
+            with anyio.CancelScope(deadline=end) as scope:
+                await self._stream.send(item)
+        # anyio's TLS stream raises EndOfStream for a cut that it takes for an end.
+        except (BrokenResourceError, ClosedResourceError, EndOfStream, OSError):
+            self._broken = True
+            raise BrokenResourceError from None
+        finally:
+            self.write_wait_seconds += self.now() - began_at
+        if scope.cancelled_caught:
+            raise PeerStalled
+        self.written_at = self.now()
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close, which takes an await here: ``close`` does nothing."""
+        with suppress(OSError, BrokenResourceError):
+            await anyio.aclose_forcefully(self._stream)
+
+
+def timestamped(stream: ByteStream) -> TimestampedStream:
+    """``stream`` itself if it notes the times of its arrivals, else a wrapper that does."""
+    return stream if isinstance(stream, TimestampedStream) else WrappedStream(stream)

@@ -1,0 +1,130 @@
+"""Which arrival time each byte gets that a socket stream reads."""
+
+import errno
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from anyio import WouldBlock
+
+from ape_cerebras.net.event_loop import loop_clock, of_this_loop
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.timestamps import ArrivalClock, ArrivalPeeker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_timestamps")]
+
+TOLERANCE = 0.0001  # seconds
+SEGMENTS = 60  # more than the kernel coalesces
+IN_VAIN = pytest.mark.parametrize("in_vain", [False, True], ids=["at once", "found empty before"])
+
+
+def pause() -> None:
+    """Hold the event loop, for longer than a timestamp may be wrong."""
+    time.sleep(5 * TOLERANCE)
+
+
+@contextmanager
+def connection(*, in_vain: bool = False) -> Iterator[tuple[socket.socket, SocketStream]]:
+    """One end of a connection, and a stream that peeks at arrivals over the other; ``in_vain``: one
+    that has been read, and was empty."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as theirs,
+    ):
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        theirs.setblocking(False)
+        stream = SocketStream(theirs)
+        stream.peek_arrivals(True)
+        if in_vain:
+            with pytest.raises(WouldBlock):
+                stream.receive_nowait()
+        yield ours, stream
+        stream.close()
+
+
+@IN_VAIN
+async def test_no_byte_gets_an_earlier_time_than_it_had(in_vain: bool) -> None:
+    """What was peeked at may be in several segments, each with a timestamp of its own."""
+    with connection(in_vain=in_vain) as (ours, stream):
+        sent_at = []
+        for number in range(SEGMENTS):
+            sent_at.append(loop_clock()())
+            ours.send(bytes([number]))
+            pause()
+        of_this_loop(ArrivalPeeker).poll()
+        read = b""
+        while len(read) < SEGMENTS:
+            read += await stream.receive()
+            assert stream.has_timestamp
+            assert stream.arrived_at >= sent_at[len(read) - 1] - TOLERANCE
+    assert read == bytes(range(SEGMENTS))
+
+
+@IN_VAIN
+@pytest.mark.parametrize("max_bytes", [1, 3, 1000])
+async def test_what_came_first_keeps_its_time_however_it_is_read(
+    max_bytes: int, in_vain: bool
+) -> None:
+    with connection(in_vain=in_vain) as (ours, stream):
+        ours.send(b"first")
+        of_this_loop(ArrivalPeeker).poll()
+        first_until = loop_clock()()
+        pause()
+        ours.send(b"second")
+        times: dict[int, float] = {}
+        while len(times) < len(b"firstsecond"):
+            for _ in stream.receive_nowait(max_bytes):
+                times[len(times)] = stream.arrived_at
+        assert all((time_ < first_until + TOLERANCE) is (at < 5) for at, time_ in times.items())
+
+
+@IN_VAIN
+async def test_each_of_several_arrivals_that_wait_has_its_time(in_vain: bool) -> None:
+    """As head, role and first token do that come one by one while the loop is held."""
+    with connection(in_vain=in_vain) as (ours, stream):
+        sent_at = []
+        for part in (b"role", b"token", b"more"):
+            sent_at.append(loop_clock()())
+            ours.send(part)
+            of_this_loop(ArrivalPeeker).poll()
+            pause()
+        for number, part in enumerate((b"role", b"token", b"more")):
+            assert stream.receive_nowait(1000) == part
+            assert sent_at[number] - TOLERANCE <= stream.arrived_at
+            assert [*sent_at, loop_clock()()][number + 1] > stream.arrived_at
+
+
+async def test_timestamps_are_used_again_after_the_wall_clock_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also on a connection that is never read in vain, for hours."""
+    with connection() as (ours, stream):
+        stream.peek_arrivals(False)
+        kernel_times = []
+        for ahead in (0, 10**9, 0, 0, 0):
+            monkeypatch.setattr(
+                of_this_loop(ArrivalClock), "_wall", lambda a=ahead: time.time_ns() + a
+            )
+            ours.send(b"answer")
+            assert await stream.receive() == b"answer"
+            kernel_times.append(stream.has_timestamp)
+        assert kernel_times == [True, False, False, False, True]
+
+
+async def test_arrivals_have_timestamps_where_no_more_sockets_can_be_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "as where fs.epoll.max_user_watches is reached")
+
+    with connection() as (ours, stream):
+        stream.peek_arrivals(False)
+        with monkeypatch.context() as patch:
+            patch.setattr(of_this_loop(ArrivalPeeker), "watch", full)
+            stream.peek_arrivals(True)
+        ours.send(b"answer")
+        assert await stream.receive() == b"answer"
+        assert stream.has_timestamp
