@@ -12,7 +12,7 @@ from collections import deque
 from .exchange import Exchange
 from .timings import Timings
 
-__all__ = ("REASONS", "Degradation")
+__all__ = ("REASONS", "Degradation", "SlidingMinute")
 
 REASONS = ("ttft", "failures")
 
@@ -20,12 +20,29 @@ _WINDOW = 60  # seconds
 _MIN_EXCHANGES = 20
 
 
-class _Second:
-    __slots__ = ("at", "exchanges", "failures", "missed", "timed")
+class SlidingMinute:
+    """Counts of the last 60 seconds, by name, in steps of a second."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.exchanges = self.failures = self.timed = self.missed = 0
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, dict[str, int]]] = deque()
+
+    def add(self, now: float, *names: str) -> None:
+        """Count one of each name."""
+        self._advance(now)
+        counts = self._seconds[-1][1]
+        for name in names:
+            counts[name] = counts.get(name, 0) + 1
+
+    def total(self, now: float, name: str) -> int:
+        self._advance(now)
+        return sum(counts.get(name, 0) for _, counts in self._seconds)
+
+    def _advance(self, now: float) -> None:
+        second = math.floor(now)
+        if not self._seconds or self._seconds[-1][0] < second:
+            self._seconds.append((second, {}))
+        while self._seconds[0][0] <= second - _WINDOW:
+            self._seconds.popleft()
 
 
 class Degradation:
@@ -33,7 +50,7 @@ class Degradation:
 
     def __init__(self, ttft_target: float | None) -> None:
         self._target = ttft_target
-        self._seconds: deque[_Second] = deque()
+        self._minute = SlidingMinute()
 
     def misses_target(self, timings: Timings) -> bool:
         ttft = timings.ttft_seconds
@@ -41,23 +58,18 @@ class Degradation:
 
     def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Count a chat exchange that has ended."""
-        at = math.floor(exchange.finished_at)
-        if not self._seconds or self._seconds[-1].at < at:
-            self._seconds.append(_Second(at))
-        second = self._seconds[-1]
-        second.exchanges += 1
-        second.failures += timings.traits.degrades
-        second.timed += timings.ttft_seconds is not None
-        second.missed += self.misses_target(timings)
+        found = {
+            "exchanges": True,
+            "failures": timings.traits.degrades,
+            "timed": timings.ttft_seconds is not None,
+            "missed": self.misses_target(timings),
+        }
+        self._minute.add(exchange.finished_at, *(name for name, holds in found.items() if holds))
 
     def reasons(self, now: float) -> tuple[str, ...]:
         """Why the service is degraded at ``now``; empty where it is not."""
-        while self._seconds and self._seconds[0].at <= math.floor(now) - _WINDOW:
-            self._seconds.popleft()
-        timed = sum(second.timed for second in self._seconds)
-        missed = sum(second.missed for second in self._seconds)
-        exchanges = sum(second.exchanges for second in self._seconds)
-        failures = sum(second.failures for second in self._seconds)
+        names = ("timed", "missed", "exchanges", "failures")
+        timed, missed, exchanges, failures = (self._minute.total(now, name) for name in names)
         rank_of_p95 = -(-95 * timed // 100)
         found = {
             "ttft": timed > 0 and timed - missed < rank_of_p95,

@@ -17,14 +17,15 @@ first to the start of the last; every other time is the last attempt's.
 import random
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 import anyio
 
 from ..errors import ConnectFailed, ConnectTimeout, ProxyError
 from ..net.event_loop import loop_clock
+from ..telemetry.degradation import SlidingMinute
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
 from .circuit_breaker import CircuitBreaker, is_outage
@@ -55,9 +56,8 @@ _SPREAD = 0.25  # of Retry-After, so that those who got the same do not come bac
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _DATE = re.compile(rb"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
 
-_WINDOW = 60  # seconds
 _SHARE = 5  # requests for each retry
-_IN_ANY_CASE = 10  # retries in a window: so few overload nobody
+_IN_ANY_CASE = 10  # retries in a minute: so few overload nobody
 
 
 def reason_to_retry(error: ProxyError | None, status: int | None, code: str | None) -> str | None:
@@ -109,41 +109,19 @@ def objection(
     return next((why for why, holds in found.items() if holds), None)
 
 
-class _Second:
-    __slots__ = ("at", "requests", "retries")
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.requests = self.retries = 0
-
-
 class RetryBudget:
     """At most one retry for five requests over the last minute: an API that fails for all clients
     gets a fifth more requests than before, not several times as many."""
 
     def __init__(self) -> None:
-        self._seconds: deque[_Second] = deque()
+        self._minute = SlidingMinute()
 
-    def note_request(self, now: float) -> None:
-        self._second(now).requests += 1
-
-    def note_retry(self, now: float) -> None:
-        self._second(now).retries += 1
+    def note(self, now: float, what: Literal["request", "retry"]) -> None:
+        self._minute.add(now, what)
 
     def allows_one(self, now: float) -> bool:
-        self._second(now)
-        requests = sum(second.requests for second in self._seconds)
-        retries = sum(second.retries for second in self._seconds)
+        requests, retries = (self._minute.total(now, what) for what in ("request", "retry"))
         return retries < max(_IN_ANY_CASE, requests // _SHARE)
-
-    def _second(self, now: float) -> _Second:
-        """The counts of this one; those that are older than a minute are dropped."""
-        at = int(now)
-        while self._seconds and self._seconds[0].at <= at - _WINDOW:
-            self._seconds.popleft()
-        if not self._seconds or self._seconds[-1].at < at:
-            self._seconds.append(_Second(at))
-        return self._seconds[-1]
 
 
 class RetryingClient:
@@ -180,7 +158,7 @@ class RetryingClient:
         if not self._attempts:
             return await self._attempt(exchange, request)
         began_at = self._clock()
-        self._budget.note_request(began_at)
+        self._budget.note(began_at, "request")
         retry = 1
         while True:
             try:
@@ -255,6 +233,6 @@ class RetryingClient:
         )
         if exchange.retry_suppressed is not None:
             return None
-        self._budget.note_retry(now)
+        self._budget.note(now, "retry")
         exchange.retry_reasons = (*exchange.retry_reasons, reason)
         return pause
