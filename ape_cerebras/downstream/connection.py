@@ -1,8 +1,8 @@
 """A client's connection: requests in, responses out.
 
-``request_reader`` reads a request's head and body, ``http1/framing`` frames the response by h11's
-rules for that request. Written bytes are held until ``flush``, so that the pieces of a response
-that belong together leave in one segment.
+A ``RequestReader`` reads a request's head and body, a ``ResponseWriter`` frames the response by
+h11's rules for that request. Written bytes are held until ``flush``, so that the pieces of a
+response that belong together leave in one segment.
 """
 
 from contextlib import suppress
@@ -12,15 +12,15 @@ from anyio import BrokenResourceError, ClosedResourceError
 
 from ..config.config import Config
 from ..errors import ClientGone, ClientStalled
-from ..http1.framing import ResponseWriter
-from ..http1.messages import Headers, Request
+from ..http1.framing import UNREADABLE, request_rules, response_rules
+from ..http1.messages import BODILESS, PHRASES, Headers, Request, http_date, with_fields
 from ..net.socket_stream import SocketStream
 from ..net.stream import PeerStalled, TimestampedStream, WriteBuffer
 from ..telemetry.exchange import Exchange
 from .disconnect import DisconnectWatcher
 from .request_reader import RequestReader
 
-__all__ = ("Downstream", "StreamState")
+__all__ = ("Downstream", "Misframed", "ResponseWriter", "StreamState")
 
 _MAX_HELD = 64 * 1024  # bytes
 
@@ -31,6 +31,75 @@ class StreamState(Protocol):
     @property
     def can_take_event(self) -> bool:
         """Whether a final error event fits behind the bytes sent so far."""
+
+
+class Misframed(Exception):
+    """A body whose length is not what its head said: the client would misread it."""
+
+
+class ResponseWriter:
+    """Serializes the response to one request, and checks that its body is as long as its head says.
+
+    ``started``: whether a head was written. ``chunked``: whether its body is. ``has_body``: whether
+    it may have one. ``ended``: whether all of it was written. ``keeps_alive``: whether the
+    connection goes on after it. ``awaits_100_continue``: whether the client still holds its body
+    back (RFC 9110 section 10.1.1).
+    """
+
+    def __init__(self) -> None:
+        self.request = UNREADABLE
+        self.started = self.chunked = self.has_body = self.ended = self.keeps_alive = False
+        self.awaits_100_continue = False
+        self._left: int | None = 0  # bytes of the body, where its length is known
+        self._end = b""
+
+    def begin(self, for_h11: bytes, *, has_body: bool) -> None:
+        """Take the rules of the request that has been read. Raises BadRequest."""
+        self.request = request_rules(for_h11)
+        self.awaits_100_continue = has_body and self.request.awaits_100_continue
+
+    def interim(self, status: int) -> bytes:
+        """Return an interim response, which stands before the head."""
+        self.awaits_100_continue = False
+        return b"HTTP/1.1 %d %b\r\n\r\n" % (status, PHRASES[status])
+
+    def head(self, status: int, headers: Headers, *, closing: bool) -> bytes:
+        """Return the head, with Date and what the framing needs. ``closing``: whether it is to be
+        the connection's last."""
+        fields = dict(headers)
+        length = fields.get(b"content-length")
+        rules = response_rules(self.request, status, sized=length is not None, closing=closing)
+        self.has_body = self.request.method != b"HEAD" and status not in BODILESS
+        if self.has_body:
+            self._left = None if length is None else int(length)
+        self._end = rules.end
+        self.chunked = bool(rules.end)
+        self.keeps_alive = rules.keeps_alive
+        self.started, self.awaits_100_continue = True, False
+        if b"date" not in fields:
+            headers = (*headers, (b"date", http_date()))
+        return with_fields(rules.head, headers)
+
+    def frame(self, data: bytes) -> bytes:
+        """Return a piece of the body as it is sent. Raises Misframed where it is too long."""
+        if self.chunked and not self.ended:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise Misframed
+        return data
+
+    def end(self) -> bytes:
+        """Return the bytes behind the body. Raises Misframed where some of it is missing."""
+        if self._left:
+            raise Misframed
+        self._left, self.ended = 0, True
+        return self._end
+
+    def fail(self) -> None:
+        """Note that the response is cut, or that nothing may follow it."""
+        self.ended = self.keeps_alive = False
 
 
 class Downstream:

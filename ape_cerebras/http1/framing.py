@@ -1,4 +1,4 @@
-"""Response framing towards a client, by h11's rules, which one cached table keeps.
+"""h11's rules on how a response to a client is framed, and whether its connection goes on after it.
 
 ``http1/request_head`` has checked a head before h11 sees it, and ``http1/body`` reads bodies. So
 h11 gets only the lines of a request that the rules depend on (version, ``Connection: close``,
@@ -13,14 +13,12 @@ from typing import NamedTuple
 import h11
 
 from ..errors import BadRequest
-from .messages import BODILESS, PHRASES, Headers, http_date, with_fields
+from .messages import PHRASES
 
 __all__ = (
     "UNREADABLE",
-    "Misframed",
     "RequestRules",
     "ResponseRules",
-    "ResponseWriter",
     "request_rules",
     "response_rules",
 )
@@ -28,10 +26,6 @@ __all__ = (
 _ENTRIES = 64  # each no longer than a head may be
 _CLOSE = (b"connection", b"close")
 _EMPTY = (b"content-length", b"0")
-
-
-class Misframed(Exception):
-    """A body whose length is not what its head said: the client would misread it."""
 
 
 class RequestRules(NamedTuple):
@@ -96,68 +90,3 @@ def response_rules(
     head = http.send(h11.Response(status_code=status, headers=fields, reason=reason)) or b""
     end = http.send(h11.EndOfMessage()) or b""
     return ResponseRules(head.replace(b"%b: %b\r\n" % _EMPTY, b""), end, http.our_state is h11.DONE)
-
-
-class ResponseWriter:
-    """Serializes the response to one request, and checks that its body is as long as its head says.
-
-    ``started``: whether a head was written. ``chunked``: whether its body is. ``has_body``: whether
-    it may have one. ``ended``: whether all of it was written. ``keeps_alive``: whether the
-    connection goes on after it. ``awaits_100_continue``: whether the client still holds its body
-    back (RFC 9110 section 10.1.1).
-    """
-
-    def __init__(self) -> None:
-        self.request = UNREADABLE
-        self.started = self.chunked = self.has_body = self.ended = self.keeps_alive = False
-        self.awaits_100_continue = False
-        self._left: int | None = 0  # bytes of the body, where its length is known
-        self._end = b""
-
-    def begin(self, for_h11: bytes, *, has_body: bool) -> None:
-        """Take the rules of the request that has been read. Raises BadRequest."""
-        self.request = request_rules(for_h11)
-        self.awaits_100_continue = has_body and self.request.awaits_100_continue
-
-    def interim(self, status: int) -> bytes:
-        """Return an interim response, which stands before the head."""
-        self.awaits_100_continue = False
-        return b"HTTP/1.1 %d %b\r\n\r\n" % (status, PHRASES[status])
-
-    def head(self, status: int, headers: Headers, *, closing: bool) -> bytes:
-        """Return the head, with Date and what the framing needs. ``closing``: whether it is to be
-        the connection's last."""
-        fields = dict(headers)
-        length = fields.get(b"content-length")
-        rules = response_rules(self.request, status, sized=length is not None, closing=closing)
-        self.has_body = self.request.method != b"HEAD" and status not in BODILESS
-        if self.has_body:
-            self._left = None if length is None else int(length)
-        self._end = rules.end
-        self.chunked = bool(rules.end)
-        self.keeps_alive = rules.keeps_alive
-        self.started, self.awaits_100_continue = True, False
-        if b"date" not in fields:
-            headers = (*headers, (b"date", http_date()))
-        return with_fields(rules.head, headers)
-
-    def frame(self, data: bytes) -> bytes:
-        """Return a piece of the body as it is sent. Raises Misframed where it is too long."""
-        if self.chunked and not self.ended:
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise Misframed
-        return data
-
-    def end(self) -> bytes:
-        """Return the bytes behind the body. Raises Misframed where some of it is missing."""
-        if self._left:
-            raise Misframed
-        self._left, self.ended = 0, True
-        return self._end
-
-    def fail(self) -> None:
-        """Note that the response is cut, or that nothing may follow it."""
-        self.ended = self.keeps_alive = False

@@ -7,8 +7,7 @@ from end_to_end import KEY
 from memory import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.downstream.connection import Downstream
-from ape_cerebras.http1.framing import Misframed
+from ape_cerebras.downstream.connection import Downstream, Misframed
 from ape_cerebras.http1.messages import PHRASES, Request
 from ape_cerebras.telemetry.exchange import Exchange
 
