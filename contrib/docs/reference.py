@@ -173,11 +173,10 @@ def flags(of: type, given: Sequence[tuple[str, Callable[[str], Any], str]]) -> s
 # The package
 
 
-def picture() -> str:
-    """The drawing in the package's docstring, without its indentation."""
-    lines = str(ape_cerebras.__doc__).splitlines()
-    drawn = [line for line in lines if line.startswith("     ")]
-    return f"```text\n{dedent(chr(10).join(drawn))}\n```\n"
+def drawing(number: int) -> str:
+    """A literal block of the package's docstring, without its indentation."""
+    blocks = re.findall(r"::\n\n((?: {4}.*\n)+)", str(ape_cerebras.__doc__))
+    return f"```text\n{dedent(blocks[number])}```\n"
 
 
 def rooms() -> str:
@@ -207,7 +206,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "simulator flags": lambda: flags(Simulation, SIMULATION_FLAGS),
     "account flags": lambda: flags(AccountLimits, LIMIT_FLAGS),
-    "picture of the rooms": picture,
+    "picture of the rooms": lambda: drawing(0),
+    "way of a request": lambda: drawing(1),
     "rooms": rooms,
     "bench scenarios": scenarios,
 }
