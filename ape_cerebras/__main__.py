@@ -1,4 +1,4 @@
-"""The command line: ``serve``, ``check``, ``health``, and those of ``practice``.
+"""The command line: ``serve``, ``check``, ``health``, ``simulate`` and ``selfcheck``.
 
 What only they need, who have no Cerebras, is imported where they are asked for: the stand-in and
 the self-check are a tenth of the modules, and a proxy in production has no use for them.
@@ -69,22 +69,22 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         return added
 
     serving = command("serve", "serve the proxy")
-    demo = "put a simulated Cerebras behind it; needs no key"
+    demo = "use a simulator in place of the API; needs no key"
     serving.add_argument("--demo", action="store_true", help=demo)
     serving.add_argument("--backend", help=BACKEND_HELP)
     serving.add_argument("--workers", help="processes that serve the port")
-    simulating = command("simulate", "serve a stand-in Cerebras API alone")
+    simulating = command("simulate", "serve the simulator of the Cerebras API alone")
     command("check", "read and check the settings, and print them")
     asking = command("health", "ask a running proxy whether it is healthy")
-    checking = command("selfcheck", "find out whether the times told are true")
+    checking = command("selfcheck", "check that the recorded times are true")
     for with_address in (serving, simulating, asking):
         with_address.add_argument("--host", help="host name or IP address")
         with_address.add_argument("--port", help="port")
-    practising = {"simulate": simulating, "selfcheck": checking}
-    if wanted in practising:
-        from .simulator.practice import prepare
+    with_simulator = {"simulate": simulating, "selfcheck": checking}
+    if wanted in with_simulator:
+        from .simulator.command import add_flags
 
-        prepare(wanted, practising[wanted])
+        add_flags(wanted, with_simulator[wanted])
     return parser
 
 
@@ -199,19 +199,19 @@ async def _serve_proxy(
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from .simulator.stand_in import stand_in_of
+    from .simulator.command import SimulatorCommand
 
     try:
-        simulator = stand_in_of(options, _port(options, options.port or "8001"))
+        simulator = SimulatorCommand.of(options, _port(options, options.port or "8001"))
     except OSError:  # ssl.SSLError is one
         options.parser.error("--certificate and --private-key must be files that fit together")
     return run_until_stopped(simulator.serve, simulator.address, options.backend)
 
 
 def _selfcheck(options: argparse.Namespace) -> int:
-    from .simulator.practice import check_times
+    from .simulator.command import run_selfcheck
 
-    status = run_on(options.backend, unless_stopped, partial(check_times, options))
+    status = run_on(options.backend, unless_stopped, partial(run_selfcheck, options))
     return 1 if status is None else status
 
 

@@ -1,8 +1,8 @@
-"""Chat completions as the Cerebras API writes them: one JSON object, or a stream of events.
+"""Chat completions in the format of the Cerebras API: one JSON object, or a stream of events.
 
-The words are drawn from a fixed list, so that the same request always gets the same content, plain
-or streamed; only ids and times differ. A *token* here is one word, or a few characters of a tool
-call's arguments. Events carry several tokens each, save the first, which carries one, as those of
+The words come from a fixed list, so that the same request always gets the same content, plain or
+streamed; only ids and times differ. A *token* here is one word, or a few characters of a tool
+call's arguments. Each event carries several tokens, only the first carries one, as those of
 gpt-oss-120b do. Key order and spacing are those of recordings of the real API (2026).
 """
 
@@ -23,14 +23,14 @@ _TEXT = (
     "anyone could ask for the next one while light crosses half a room"
 )
 _WORDS = tuple(_TEXT.split())
-_REASONING_BEGINS_AT = 7  # in the list of words, so that reasoning and answer differ
+_REASONING_BEGINS_AT = 7  # in the list of words, so that reasoning and content differ
 _ARGUMENT_CHARACTERS = 4  # per token
-_MAX_DEPTH = 8  # of arguments made up from a schema
+_MAX_DEPTH = 8  # of arguments derived from a schema
 
 
 class Timing(NamedTuple):
-    """The phases of an answer in seconds, as ``time_info`` tells them. ``created`` is the Unix
-    time at which it began; ``total`` is at least the phases' sum."""
+    """The phases of a completion in seconds, as in ``time_info``. ``created`` is the Unix time of
+    its begin; ``total`` is at least the sum of the phases."""
 
     created: float
     queue: float
@@ -49,8 +49,8 @@ class Timing(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One server-sent event, or a plain body. ``made`` is how many tokens of each choice have to
-    be made before it can be sent; ``has_tokens`` says whether it brings any."""
+    """One server-sent event, or a plain body. It can be sent once ``made`` tokens of each choice
+    are generated; ``has_tokens`` says whether it carries any."""
 
     data: bytes
     made: int = 0
@@ -65,50 +65,50 @@ class _Token(NamedTuple):
 
 
 class Completion:
-    """The answer to a request.
+    """The response to a request.
 
-    ``tokens``: how many it has, reasoning included, where the request sets no lower limit; a tool
-    call has as many as its text needs. ``cached_tokens``: of the prompt, at most all of it.
+    ``tokens`` is its length, reasoning included, unless the request sets a lower limit; a tool call
+    has as many as its text needs. ``cached_tokens`` are of the prompt, at most all of it.
     """
 
     def __init__(
         self,
-        asked: CompletionRequest,
+        request: CompletionRequest,
         *,
         tokens: int,
         reasoning_tokens: int,
         tokens_per_event: int,
         cached_tokens: int = 0,
     ) -> None:
-        self.asked = asked
+        self.request = request
         self.id = f"chatcmpl-{uuid4()}"
         self._tokens_per_event = tokens_per_event
-        self._cached = min(cached_tokens, asked.prompt_tokens)
-        choices = range(asked.choices)
-        whole = [_all_tokens(asked, tokens, reasoning_tokens, choice) for choice in choices]
-        self._choices = [tokens[: asked.limit] for tokens in whole]
+        self._cached = min(cached_tokens, request.prompt_tokens)
+        choices = range(request.choices)
+        whole = [_all_tokens(request, tokens, reasoning_tokens, choice) for choice in choices]
+        self._choices = [tokens[: request.limit] for tokens in whole]
         self.token_count = len(self._choices[0])
         """Tokens of each choice."""
         cut = self.token_count < len(whole[0])
-        self._finish_reason = "length" if cut else "tool_calls" if asked.tool else "stop"
+        self._finish_reason = "length" if cut else "tool_calls" if request.tool else "stop"
 
     def usage(self) -> dict[str, Any]:
-        """The counts, over all choices. Which details there are depends on the model."""
-        completion = self.token_count * self.asked.choices
+        """The token counts of all choices; the details depend on the model."""
+        completion = self.token_count * self.request.choices
         reasoning = sum(token.kind == "reasoning" for made in self._choices for token in made)
-        sees = self.asked.sees
+        takes_images = self.request.takes_images
         predicted = {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
         return {
-            "total_tokens": self.asked.prompt_tokens + completion,
+            "total_tokens": self.request.prompt_tokens + completion,
             "completion_tokens": completion,
             "completion_tokens_details": {
-                **({} if sees else predicted),
+                **({} if takes_images else predicted),
                 "reasoning_tokens": reasoning,
             },
-            "prompt_tokens": self.asked.prompt_tokens,
+            "prompt_tokens": self.request.prompt_tokens,
             "prompt_tokens_details": {
                 "cached_tokens": self._cached,
-                **({"image_tokens": 0} if sees else {}),
+                **({"image_tokens": 0} if takes_images else {}),
             },
         }
 
@@ -117,8 +117,8 @@ class Completion:
             "id": self.id,
             "choices": choices,
             "created": int(timing.created),
-            "model": self.asked.model,
-            "system_fingerprint": "fp_" + _digest(self.asked.model)[:20],
+            "model": self.request.model,
+            "system_fingerprint": "fp_" + _digest(self.request.model)[:20],
             "object": kind,
         }
         if last:
@@ -126,10 +126,10 @@ class Completion:
         return compact(body)
 
     def plain(self, timing: Timing) -> Event:
-        """The whole answer as one JSON object."""
+        """The whole completion as one JSON object."""
         choices = [
             {"finish_reason": self._finish_reason, "index": index, "message": self._message(index)}
-            for index in range(self.asked.choices)
+            for index in range(self.request.choices)
         ]
         body = self._body("chat.completion", choices, timing, last=True)
         return Event(body, self.token_count, has_tokens=True)
@@ -150,8 +150,8 @@ class Completion:
         return _digest(f"{self.id} {choice}")[:9]
 
     def events(self, timing: Timing) -> list[Event]:
-        """The whole answer as a stream. The last finish event tells usage and times."""
-        events = self._round([{"role": "assistant"}] * self.asked.choices, timing)
+        """The whole completion as a stream. The last finish event has usage and times."""
+        events = self._round([{"role": "assistant"}] * self.request.choices, timing)
         made = 0
         groups = [_grouped(tokens, self._tokens_per_event) for tokens in self._choices]
         for side_by_side in zip(*groups, strict=True):
@@ -170,16 +170,16 @@ class Completion:
         ]
 
     def _finish(self, timing: Timing) -> list[Event]:
-        last = self.asked.choices - 1
+        last = self.request.choices - 1
         ends = [
             self._event(
                 [{"delta": {}, "finish_reason": self._finish_reason, "index": index}],
                 timing,
                 last=index == last,
             )
-            for index in range(self.asked.choices)
+            for index in range(self.request.choices)
         ]
-        if self.asked.include_usage:
+        if self.request.include_usage:
             ends.append(self._event([], timing, last=True))
         return [Event(data, self.token_count) for data in (*ends, _DONE)]
 
@@ -202,15 +202,15 @@ def _digest(text: str) -> str:
 
 
 def _all_tokens(
-    asked: CompletionRequest, count: int, reasoning_count: int, choice: int
+    request: CompletionRequest, count: int, reasoning_count: int, choice: int
 ) -> list[_Token]:
-    """What the model would say if the request set no limit."""
+    """The completion without the request's limit."""
     tokens = []
-    if asked.reasons:
+    if request.reasons:
         words = _words(min(count, reasoning_count), choice + _REASONING_BEGINS_AT)
         tokens = [_Token("reasoning", word) for word in words]
-    if asked.tool is not None:
-        return tokens + list(_call(asked.tool))
+    if request.tool is not None:
+        return tokens + list(_call(request.tool))
     return tokens + [_Token("content", word) for word in _words(count - len(tokens), choice)]
 
 
@@ -230,7 +230,7 @@ _EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "null
 
 
 def _example(schema: Any, depth: int = 0) -> Any:
-    """A value that a JSON schema allows, as far as its type and properties tell."""
+    """A value that a JSON schema allows, by its types and properties."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(schema.get("enum"), list) and schema["enum"]:
         return schema["enum"][0]

@@ -1,12 +1,12 @@
 """The simulator's options: times, counts and faults, from the command line or from a request.
 
-Times are those of an answer on its way::
+The times of a response::
 
     request read ── ttft ──► first token ── tokens / rate ──► last token
                  └ queue_time, prompt_time are parts of it
 
-The first token is made when ``ttft`` is over, token k after it when k / ``rate`` more seconds are,
-so that an observer measures exactly ``rate`` tokens per second from first to last.
+The first token is generated ``ttft`` seconds after the request, token k after it k / ``rate``
+seconds later, so that an observer measures exactly ``rate`` tokens per second from first to last.
 """
 
 import math
@@ -19,7 +19,7 @@ from .replies import ERRORS, error_named
 
 __all__ = (
     "FAULTS",
-    "INSTEAD_OF_AN_ANSWER",
+    "INSTEAD_OF_A_RESPONSE",
     "SIMULATION_FLAGS",
     "Simulation",
     "count",
@@ -31,19 +31,19 @@ FAULTS: Mapping[str, str] = {
     "cut": "the connection is closed after event `at`",
     "cut_inside": "the connection is closed in the middle of event `at`",
     "end": "the body ends after event `at`, as if it were complete",
-    "error_event": "an error event comes in place of event `at`, then the body ends",
-    "stall": "nothing comes after event `at`",
-    "silence": "nothing is answered",
-    "slow_head": "the head comes byte by byte, one in `byte_time`",
-    "garbage": "the answer is not HTTP",
-    "close": "the connection is closed without an answer",
+    "error_event": "an error event is sent in place of event `at`, then the body ends",
+    "stall": "nothing is sent after event `at`",
+    "silence": "no response is sent",
+    "slow_head": "the head is sent byte by byte, one per `byte_time`",
+    "garbage": "the response is not HTTP",
+    "close": "the connection is closed without a response",
 }
-"""The faults that are no HTTP error. Events are counted from 1; `at` 0 is after the head and before
-any event. An `at` beyond the end means the last place where the fault still is one. A plain body is
-one event. Where an error event cannot be, in a plain body, the answer is the HTTP error 500."""
+"""The faults that are no HTTP error. Events are counted from 1; `at` 0 is between the head and the
+first event. An `at` beyond the end means the last place where the fault still is one. A plain body
+is one event; an error event becomes the HTTP error 500 there."""
 
-INSTEAD_OF_AN_ANSWER = frozenset(("silence", "slow_head", "garbage", "close"))
-"""Those that leave no answer to be paced; they come at once."""
+INSTEAD_OF_A_RESPONSE = frozenset(("silence", "slow_head", "garbage", "close"))
+"""Faults that replace the response as a whole, and so are not paced."""
 
 
 def seconds(text: str) -> float:
@@ -69,46 +69,46 @@ def positive_count(text: str) -> int:
 
 
 def fault(text: str) -> str:
-    """A fault's name, or an HTTP error's name or status."""
+    """The name of a fault, or the name or status of an HTTP error."""
     if text and text not in FAULTS and error_named(text) is None:
         raise ValueError("is no fault")
     return text
 
 
 def option(default: Any, kind: Callable[[str], Any], text: str) -> Any:
-    """A field that the command line can set: its parser, and what its help says."""
+    """A field that the command line can set, with its parser and help."""
     return field(default=default, metadata={"kind": kind, "help": text})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What the simulator does with a request. Durations are seconds."""
+    """How the simulator responds to a request. Durations are seconds."""
 
     ttft: float = option(0.05, seconds, "seconds from request to first token")
     head_lead: float = option(
-        0.0, seconds, "seconds, of ttft, by which head and role event precede the first token"
+        0.0, seconds, "seconds by which head and role event precede the first token"
     )
     rate: float = option(2000.0, seconds, "tokens per second after the first; 0: all at once")
     tokens: int = option(64, count, "tokens of a completion, reasoning included")
-    tokens_per_chunk: int = option(8, positive_count, "tokens of an event, at most")
-    reasoning_tokens: int = option(16, count, "tokens of reasoning, of models that reason")
-    queue_time: float = option(0.002, seconds, "the part of ttft told as time in the queue")
+    tokens_per_chunk: int = option(8, positive_count, "tokens per event, at most")
+    reasoning_tokens: int = option(16, count, "reasoning tokens, of models that reason")
+    queue_time: float = option(0.002, seconds, "the part of ttft reported as queue_time")
     prompt_time: float | None = option(
-        None, seconds, "the part of ttft told as time for the prompt; all the rest if not given"
+        None, seconds, "the part of ttft reported as prompt_time; the rest if not given"
     )
-    cached_tokens: int = option(0, count, "tokens of the prompt told as cached, at most all")
+    cached_tokens: int = option(0, count, "prompt tokens reported as cached, at most all")
     fault: str = option(
         "", fault, f"one of {', '.join((*FAULTS, *ERRORS))}, or an HTTP error's status"
     )
-    at: int = option(2, count, "the event at which a fault inside an answer comes")
+    at: int = option(2, count, "the event at which a fault inside a response happens")
     byte_time: float = option(1.0, seconds, "seconds between bytes of a slow head")
     api_key: str | None = field(default=None, repr=False)
     """The one key that is accepted; None for any."""
 
     def overridden(self, text: str) -> "Simulation":
-        """With the options of an ``x-simulate`` header: ``name=value, name=value``.
+        """Return a copy with the options of an ``x-simulate`` header: ``name=value, name=value``.
 
-        Raises ValueError with a text that says which one is wrong, and how.
+        Raises ValueError with our own text about the option that is wrong.
         """
         values = {}
         for item in text.split(","):
@@ -124,8 +124,8 @@ class Simulation:
         return replace(self, **values)
 
     def due(self, made: int) -> float:
-        """Seconds from the request to the moment at which ``made`` tokens are made; with none, to
-        that of the head."""
+        """Seconds from the request until ``made`` tokens are generated; with 0, until the head is
+        due."""
         if not made:
             return max(0.0, self.ttft - self.head_lead)
         return self.ttft + self.generation(made)
@@ -135,7 +135,8 @@ class Simulation:
         return made / self.rate if self.rate and made > 1 else 0.0
 
     def timing(self, tokens: int, created: float) -> Timing:
-        """The times of an answer of ``tokens`` tokens that began at the Unix time ``created``."""
+        """The reported times of a completion of ``tokens`` tokens, begun at Unix time
+        ``created``."""
         queue = min(self.queue_time, self.ttft)
         rest = self.ttft - queue
         prompt = rest if self.prompt_time is None else min(self.prompt_time, rest)
@@ -147,6 +148,6 @@ SIMULATION_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = tuple(
     for each in fields(Simulation)
     if each.metadata
 )
-"""Name, parser and help of every option that the command line and ``x-simulate`` can set."""
+"""Name, parser and help of every option of the command line and of ``x-simulate``."""
 
 _KINDS = {name: kind for name, kind, _ in SIMULATION_FLAGS}

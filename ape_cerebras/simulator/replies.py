@@ -1,7 +1,7 @@
-"""What the Cerebras API says whatever the question: its errors, its models, its headers.
+"""Responses of the Cerebras API that need no generation: errors, models, common headers.
 
 Bodies keep the key order and the compact spacing of recordings of the real API (2026). Where a
-body was never captured, the docstring or comment says that it is a guess.
+body was never recorded, the docstring or comment says that it is a guess.
 """
 
 from collections.abc import Mapping
@@ -30,16 +30,16 @@ __all__ = (
 _JSON = (b"content-type", b"application/json")
 
 MODELS = PriceTable.built_in().prices
-"""The models there are: those of the built-in price table."""
+"""The models of the simulator: those of the built-in price table."""
 
 
 def compact(body: Any) -> bytes:
-    """JSON without a space, keys in the order they are given."""
+    """JSON without spaces, keys in the given order."""
     return orjson.dumps(body)
 
 
 class ErrorReply(NamedTuple):
-    """An HTTP error as the API answers it."""
+    """An HTTP error response of the API."""
 
     status: int
     body: bytes
@@ -47,7 +47,7 @@ class ErrorReply(NamedTuple):
 
 
 class Rejected(Exception):
-    """A request that the API would turn down; ``reply`` is how."""
+    """A request that the API would reject with ``reply``."""
 
     def __init__(self, reply: ErrorReply) -> None:
         super().__init__(reply.status)
@@ -57,13 +57,13 @@ class Rejected(Exception):
 def _flat(
     status: int, message: str, type: str, param: str, code: str, *more: tuple[bytes, bytes]
 ) -> ErrorReply:
-    """The shape of a 4xx: nothing wrapped around it."""
+    """The shape of a 4xx: a flat object."""
     body = {"message": message, "type": type, "param": param, "code": code}
     return ErrorReply(status, compact(body), (_JSON, *more))
 
 
 def _wrapped(status: int, message: str) -> ErrorReply:
-    """The shape of a 5xx and of an error inside a stream: ``error``, and the status beside it."""
+    """The shape of a 5xx and of an error event: ``error``, and the status beside it."""
     error = {"message": message, "type": "server_error", "param": "", "code": "", "id": ""}
     return ErrorReply(status, compact({"status_code": status, "error": error}))
 
@@ -74,7 +74,7 @@ def wrong_format(message: str) -> ErrorReply:
 
 
 def _retry_after(seconds: int = 1) -> tuple[bytes, bytes]:
-    """Present on a 429 as a rule. A second keeps a client's retries short enough to test."""
+    """Usually present on a 429. One second keeps a client's retries short enough to test."""
     return (b"retry-after", b"%d" % seconds)
 
 
@@ -82,8 +82,8 @@ _PROCESSED = {"requests": "sent", "tokens": "processed"}
 
 
 def over_quota(what: str, window: str, retry_after: int = 1) -> ErrorReply:
-    """429, for the account's ``requests`` or ``tokens`` in a ``window``. Captured for the minute;
-    for the others it is a guess."""
+    """429 for the account's ``requests`` or ``tokens`` in a ``window``. Recorded for the minute; a
+    guess for the others."""
     return _flat(
         429,
         f"{what.capitalize()} per {window} limit exceeded - too many {what} {_PROCESSED[what]}.",
@@ -126,7 +126,7 @@ ERRORS: Mapping[str, ErrorReply] = {
         _retry_after(),
     ),
     "server_error": _wrapped(500, "Encountered a server error, please try again."),
-    # Named in the API's documentation, its body never captured: the shape of the 500 is a guess.
+    # In the API's documentation; the body was never recorded, and the shape of the 500 is a guess.
     "unavailable": _wrapped(503, "The service is unavailable, please try again."),
 }
 """Every error by name."""
@@ -140,9 +140,9 @@ def error_named(name: str) -> ErrorReply | None:
 
 
 def stream_error() -> bytes:
-    """The event by which a stream that has begun ends as failed; no ``[DONE]`` follows it.
+    """The error event that ends a stream in place of ``[DONE]``.
 
-    Its text has no full stop, where that of the HTTP error has one.
+    Its message has no full stop; that of the HTTP error has one.
     """
     return b"data: %s\n\n" % _wrapped(500, "Encountered a server error, please try again").body
 
@@ -155,13 +155,13 @@ def _short_entry(model: str, price: Price) -> dict[str, Any]:
 
 
 def _per_token(per_million: Decimal) -> str:
-    """US dollars per token, as the string that the public catalogue writes."""
+    """US dollars per token, in the format of the public catalogue."""
     return f"{(per_million / 1_000_000).normalize():f}"
 
 
 def _public_entry(model: str, price: Price) -> dict[str, Any]:
-    """An entry of the public catalogue. Prices are the built-in ones; what differs from model to
-    model beside them is that of gpt-oss-120b for all, and lists of capabilities are left out."""
+    """An entry of the public catalogue. Prices are the built-in ones; all else is as for
+    gpt-oss-120b, and lists of capabilities are omitted."""
     prices = {"prompt": _per_token(price.input), "completion": _per_token(price.output)}
     limits = {
         "max_context_length": 131_072,
@@ -195,7 +195,7 @@ def model_list(*, public: bool = False) -> bytes:
 
 
 def one_model(model: str, *, public: bool = False) -> bytes:
-    """The same list's entry for one model. Raises Rejected where there is no such model."""
+    """The entry for one model in the same list. Raises Rejected if there is no such model."""
     if model not in MODELS:
         raise Rejected(ERRORS["model_not_found"])
     return compact(_ENTRIES[public](model, MODELS[model]))
@@ -205,7 +205,7 @@ def one_model(model: str, *, public: bool = False) -> bytes:
 
 
 def reply_headers(ray: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Cloudflare's own, which stand on every answer. ``ray`` is its id of the request."""
+    """Cloudflare's headers, present on every response. ``ray`` is its id of the request."""
     return (
         (b"server", b"cloudflare"),
         (b"cf-ray", ray),

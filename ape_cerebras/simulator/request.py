@@ -1,7 +1,7 @@
-"""What the stand-in API reads in a chat request: as much as shapes its answer.
+"""Reading of a chat request by the simulator, as far as it shapes the response.
 
-What the real API refuses is refused in its words where these are known, else in words of ours and
-its shape.
+A request that the real API rejects is rejected with the API's own text where that is known, else
+with a text of ours in the API's shape.
 """
 
 import zlib
@@ -11,17 +11,22 @@ import orjson
 
 from .replies import ERRORS, MODELS, Rejected, compact, wrong_format
 
-__all__ = ("MAX_BODY_BYTES", "CompletionRequest", "read_body", "parse_request")
+__all__ = (
+    "MAX_BODY_BYTES",
+    "CompletionRequest",
+    "read_completion_request",
+    "parse_completion_request",
+)
 
 MAX_BODY_BYTES = 51 * 1024 * 1024  # of an inflated body; the API's documented limit
 _CHARACTERS_PER_TOKEN = 4  # of JSON; a rule of thumb for English text
 
 _REASONING = frozenset(("gpt-oss-120b", "qwen-3.8-27b", "zai-glm-4.7"))
-# These report image tokens, and no predicted ones. Recorded for gemma; qwen, which sees as well,
-# is taken to be alike.
-_SEEING = frozenset(("gemma-4-31b", "qwen-3.8-27b"))
+# These take images: they report image tokens and no predicted ones. Recorded for gemma; qwen is
+# assumed to be alike.
+_WITH_IMAGES = frozenset(("gemma-4-31b", "qwen-3.8-27b"))
 
-# Any other name is refused (the API's OpenAPI description closes the object).
+# Any other name is rejected (the API's OpenAPI description closes the object).
 _FIELDS = frozenset(
     (
         "clear_thinking",
@@ -60,8 +65,8 @@ _FIELDS = frozenset(
 
 
 class CompletionRequest(NamedTuple):
-    """What of a request shapes its answer. ``limit``: tokens, None for as many as there are;
-    ``tool``: the function to call, None for an answer in words."""
+    """The parts of a request that shape its response. ``limit``: completion tokens, None for no
+    limit; ``tool``: the function to call, None for a response in words."""
 
     model: str
     prompt_tokens: int = 1
@@ -77,16 +82,16 @@ class CompletionRequest(NamedTuple):
         return self.model in _REASONING and self.effort != "none"
 
     @property
-    def sees(self) -> bool:
-        """Whether the model is one that takes images."""
-        return self.model in _SEEING
+    def takes_images(self) -> bool:
+        """Whether the model takes images."""
+        return self.model in _WITH_IMAGES
 
 
-def read_body(
+def read_completion_request(
     body: bytes, content_type: bytes, content_encoding: bytes, default_model: str
 ) -> CompletionRequest:
-    """Read a request's body. MessagePack is recognised, not parsed: it is answered by
-    ``default_model``, streamed if it says so. Raises Rejected."""
+    """Read a request body. MessagePack is recognised, not parsed: ``default_model`` responds to it,
+    as a stream if the body asks for one. Raises Rejected."""
     if content_encoding.strip().lower() == b"gzip":
         body = _inflate(body)
     if b"msgpack" in content_type.lower():
@@ -96,7 +101,7 @@ def read_body(
         request = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise Rejected(wrong_format("body: is not valid JSON")) from None
-    return parse_request(request)
+    return parse_completion_request(request)
 
 
 def _inflate(body: bytes) -> bytes:
@@ -110,8 +115,8 @@ def _inflate(body: bytes) -> bytes:
     return inflated
 
 
-def parse_request(request: Any) -> CompletionRequest:
-    """Read a request that has been parsed. Raises Rejected."""
+def parse_completion_request(request: Any) -> CompletionRequest:
+    """Read a parsed request. Raises Rejected."""
     if not isinstance(request, dict):
         raise Rejected(wrong_format("body: must be an object"))
     unknown = [name for name in request if name not in _FIELDS]
@@ -136,7 +141,7 @@ def parse_request(request: Any) -> CompletionRequest:
 
 
 def _estimate(prompt: Any) -> int:
-    """Roughly the tokens in something that goes into a prompt."""
+    """The estimated tokens of a part of the prompt."""
     return max(1, len(compact(prompt)) // _CHARACTERS_PER_TOKEN)
 
 
@@ -152,7 +157,7 @@ def _read_whole(request: dict[str, Any], name: str, least: int) -> int | None:
 
 
 def _read_limit(request: dict[str, Any]) -> int | None:
-    """The most tokens that are wanted; the API takes -1 for no limit."""
+    """The completion limit in tokens; the API takes -1 for none."""
     names = ("max_completion_tokens", "max_tokens")
     given = [limit for name in names if (limit := _read_whole(request, name, -1)) is not None]
     if len(given) > 1:
@@ -161,7 +166,7 @@ def _read_limit(request: dict[str, Any]) -> int | None:
 
 
 def _tool_to_call(request: dict[str, Any], last_message: Any) -> dict[str, Any] | None:
-    """The first tool's function, unless tools are off or the call has been answered."""
+    """The first tool's function, unless tools are off or the call has its result."""
     tools = request.get("tools")
     if not isinstance(tools, list) or not tools or request.get("tool_choice") == "none":
         return None

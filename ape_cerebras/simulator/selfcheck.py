@@ -1,20 +1,18 @@
-"""Whether the times this proxy records are true, found out on the machine it runs on.
+"""A check that the times this proxy records are true, on the machine it runs on.
 
-Streams with known delays go through a proxy to a simulated API, one at a time: first with nothing
-else to do, then beside as many others as keep the proxy's event loop busy. Each time that the
-proxy's log tells is compared with what really happened: the simulator's word for when a request
-reached its socket and tokens left it, and the client's for what it saw. All that once with the
-kernel's stamps, and once without.
+Streams with known delays go through a proxy to the simulator, one at a time: first alone, then
+beside as many others as keep the proxy's event loop busy; once with kernel timestamps, once
+without. Each time in the proxy's log is compared with the ground truth: the simulator reports when
+a request reached its socket and tokens left it, and the client when bytes reached its own.
 
-A process that was set aside in the middle of a write cannot say when that took effect. Streams of
-which the simulator or the client know less than the comparison needs are played again.
+A process that was preempted in the middle of a write does not know when the write took effect.
+Streams for which simulator or client are less certain than the comparison needs are played again.
 """
 
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.util import find_spec
 from secrets import token_hex
 from tempfile import TemporaryDirectory
@@ -27,133 +25,82 @@ from .selfcheck_rig import (
     ClientTimings,
     LoadGenerator,
     ServerProcess,
-    certificates,
+    issue_certificates,
     pin,
     play,
     running,
 )
 
-__all__ = ("PHASES", "PhaseResult", "Phase", "checked", "selfcheck", "table", "within")
+__all__ = (
+    "PHASES",
+    "Phase",
+    "PhaseResult",
+    "compared_enough",
+    "is_within",
+    "render_table",
+    "selfcheck",
+)
 
 _BUSY = 0.9  # of a core
 _LOAD = "ttft=0.02, rate=1600, tokens=8000, tokens_per_chunk=8"  # 200 events a second, for 5 s
-_FEW_STREAMS = 4
-_SETTLE_SECONDS, _LOOK_SECONDS = 0.3, 1.0
-_CERTAIN = 0.00005  # seconds, either way
-_LEFT_OUT_AT_MOST = 10  # for each stream that is wanted
+_FIRST_LOAD, _MAX_LOAD = 4, 500  # streams; on a busy machine the proxy never gets its share
+_SETTLE_SECONDS, _MEASURE_SECONDS = 0.3, 1.0
+_MAX_UNCERTAIN = 0.00005  # seconds, either way
+_MAX_DISCARDED = 10  # for each stream that is to be compared
 _PROXY_CORE, _OTHER_CORE = 0, 1
 _CELL = "{:>18}"
 _COMPARED = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 
 
 class Phase(NamedTuple):
-    """What is the same for all streams of a comparison."""
+    """The conditions that all streams of a comparison share."""
 
     busy: bool
-    stamps: bool
+    timestamps: bool
 
 
-PHASES = tuple(Phase(busy, stamps) for busy in (False, True) for stamps in (True, False))
+PHASES = tuple(Phase(busy, timestamps) for busy in (False, True) for timestamps in (True, False))
 
 
 class PhaseResult(NamedTuple):
-    """Of one phase: how many streams were to be compared; errors by time and TTFTs added, in
-    seconds; how many streams were too uncertain for that; the share of a core that the proxy used.
-    """
+    """The result of one phase: streams to be compared; errors by time, and TTFTs added, in seconds;
+    streams discarded as too uncertain; the share of a core that the proxy used."""
 
     wanted: int
     errors: dict[str, list[float]]
     added: list[float]
-    left_out: int
-    used: float
+    discarded: int
+    cpu_share: float
 
 
-def _errors(line: dict[str, Any], truth: dict[str, Any], seen: ClientTimings) -> dict[str, float]:
-    """How far what the proxy's line tells is from what happened, by time."""
-    last_token = line["upstream_ttft_seconds"] + line["generation_seconds"]
-    return {
-        "upstream_ttft": line["upstream_ttft_seconds"] - truth["ttft_seconds"],
-        "ttfb": line["ttfb_seconds"] - truth["ttfb_seconds"],
-        "last_token": last_token - truth["last_token_seconds"],
-        "ttft": line["ttft_seconds"] - seen.ttft,
-        "total_time": line["total_time_seconds"] - seen.total,
-    }
+class _Progress:
+    """A progress bar if there is a terminal and tqdm, else a line for each tenth."""
 
+    def __init__(self, total: int, stack: ExitStack) -> None:
+        self._total, self._done, self._bar = total, 0, None
+        if sys.stderr.isatty() and find_spec("tqdm") is not None:
+            from tqdm import tqdm
 
-def _simulation(chance: random.Random) -> str:
-    """Of every second stream the head and the role event come before the first token: a proxy that
-    took one of these for it would be found out."""
-    ttft, rate = chance.uniform(0.005, 0.04), chance.uniform(800, 2000)
-    lead = chance.choice((0.0, chance.uniform(0.001, 0.004)))
-    times = f"ttft={ttft:.6f}, head_lead={lead:.6f}, rate={rate:.3f}"
-    return f"{times}, tokens=48, tokens_per_chunk=8"
+            self._bar = stack.enter_context(tqdm(total=total, unit="stream", leave=False))
 
-
-async def _find(
-    proxy: ServerProcess,
-    simulator: ServerProcess,
-    streams: int,
-    *,
-    busy: bool,
-    tick: Callable[[], object],
-) -> PhaseResult:
-    """Play streams until ``streams`` of them could be compared, or too many could not; ``tick`` is
-    called for each of ``streams``, in the end also for those that were given up."""
-    async with anyio.create_task_group() as tasks:
-        if busy:
-            await _keep_busy(LoadGenerator(tasks, proxy.port, _LOAD), proxy)
-        began_at, used = anyio.current_time(), proxy.cpu_seconds()
-        findings = await _compare(proxy, simulator, streams, tick)
-        share = (proxy.cpu_seconds() - used) / (anyio.current_time() - began_at)
-        tasks.cancel_scope.cancel()
-    return findings._replace(used=share)
-
-
-async def _compare(
-    proxy: ServerProcess, simulator: ServerProcess, streams: int, tick: Callable[[], object]
-) -> PhaseResult:
-    findings = PhaseResult(streams, {name: [] for name in _COMPARED}, [], 0, 0.0)
-    left_out = 0
-    chance = random.Random(0)  # noqa: S311 - the same delays for everybody
-    async with await connect_tcp("127.0.0.1", proxy.port) as stream:
-        while len(findings.added) < streams and left_out < _LEFT_OUT_AT_MOST * streams:
-            trace_id = token_hex(16)
-            seen = await play(stream, _simulation(chance), trace_id)
-            line, truth = await proxy.line(trace_id), await simulator.line(trace_id)
-            if max(truth["uncertain_seconds"], seen.uncertain) > _CERTAIN:
-                left_out += 1
-                continue
-            for name, error in _errors(line, truth, seen).items():
-                findings.errors[name].append(error)
-            findings.added.append(seen.ttft - truth["ttft_seconds"])
-            tick()
-    for _ in range(streams - len(findings.added)):
-        tick()
-    return findings._replace(left_out=left_out)
-
-
-async def _keep_busy(load: LoadGenerator, proxy: ServerProcess) -> None:
-    """Add streams until the proxy uses as much of a core as it should, or gets no more of one."""
-    streams, share, before = _FEW_STREAMS, 0.0, -1.0
-    while share < _BUSY - 0.02 and share > before:
-        load.set(streams)
-        await anyio.sleep(_SETTLE_SECONDS)
-        used = proxy.cpu_seconds()
-        await anyio.sleep(_LOOK_SECONDS)
-        before, share = share, (proxy.cpu_seconds() - used) / _LOOK_SECONDS
-        # A little less than would do if each cost the same: together they cost less.
-        streams += max(1, round(0.8 * streams * (_BUSY / max(share, 0.01) - 1)))
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+            return
+        self._done += 1
+        if self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
+            print(f"{self._done} of {self._total} streams", file=sys.stderr, flush=True)
 
 
 async def selfcheck(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
-    """Compare ``streams`` streams in each phase. Raises ImportError where ``tls`` needs a package
-    that is not there."""
+    """Compare ``streams`` streams in each phase. Raises ImportError if ``tls`` needs a package that
+    is not installed, ProcessEnded, TimeoutError."""
     pin(0, _OTHER_CORE)
-    found = {}
+    results = {}
     with ExitStack() as stack:
-        progress = stack.enter_context(_progress(streams * len(PHASES)))
+        progress = _Progress(streams * len(PHASES), stack)
         folder = stack.enter_context(TemporaryDirectory())
-        files = certificates(folder) if tls else None
+        files = issue_certificates(folder) if tls else None
         flags = ("--certificate", files.chain, "--private-key", files.key) if files else ()
         async with running(
             "simulate", *flags, "--port", "0", "--backend", backend, core=_OTHER_CORE
@@ -165,34 +112,84 @@ async def selfcheck(backend: str, streams: int, *, tls: bool) -> dict[Phase, Pha
                     "HOST": "127.0.0.1",
                     "PORT": "0",
                     "BACKEND": backend,
-                    "KERNEL_STAMPS": "on" if phase.stamps else "off",
+                    "KERNEL_STAMPS": "on" if phase.timestamps else "off",
                     **({"SSL_CERT_FILE": files.authority} if files else {}),
                 }
                 async with running("serve", core=_PROXY_CORE, **settings) as proxy:
-                    found[phase] = await _find(
-                        proxy, simulator, streams, busy=phase.busy, tick=progress
+                    results[phase] = await _run_phase(
+                        proxy, simulator, streams, progress, busy=phase.busy
                     )
-    return found
+    return results
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """A bar where there is a terminal and what draws it; else a line for every tenth."""
-    if sys.stderr.isatty() and find_spec("tqdm") is not None:
-        from tqdm import tqdm
+async def _run_phase(
+    proxy: ServerProcess,
+    simulator: ServerProcess,
+    streams: int,
+    progress: _Progress,
+    *,
+    busy: bool,
+) -> PhaseResult:
+    """Play streams until ``streams`` of them could be compared, or too many were discarded."""
+    errors: dict[str, list[float]] = {name: [] for name in _COMPARED}
+    added: list[float] = []
+    discarded = 0
+    chance = random.Random(0)  # noqa: S311 - the same delays in every run
+    async with anyio.create_task_group() as tasks:
+        if busy:
+            await _keep_busy(LoadGenerator(tasks, proxy.port, _LOAD), proxy)
+        began_at, used = anyio.current_time(), proxy.cpu_seconds()
+        async with await connect_tcp("127.0.0.1", proxy.port) as stream:
+            while len(added) < streams and discarded < _MAX_DISCARDED * streams:
+                trace_id = token_hex(16)
+                seen = await play(stream, _random_options(chance), trace_id)
+                line, truth = await proxy.line(trace_id), await simulator.line(trace_id)
+                if max(truth["uncertain_seconds"], seen.uncertain) > _MAX_UNCERTAIN:
+                    discarded += 1
+                    continue
+                for name, error in _errors(line, truth, seen).items():
+                    errors[name].append(error)
+                added.append(seen.ttft - truth["ttft_seconds"])
+                progress.advance()
+        share = (proxy.cpu_seconds() - used) / (anyio.current_time() - began_at)
+        tasks.cancel_scope.cancel()
+    for _ in range(streams - len(added)):
+        progress.advance()
+    return PhaseResult(streams, errors, added, discarded, share)
 
-        with tqdm(total=total, unit="stream", leave=False) as bar:
-            yield bar.update
-        return
-    done = 0
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if done * 10 // total > (done - 1) * 10 // total:
-            print(f"{done} of {total} streams", file=sys.stderr, flush=True)
+async def _keep_busy(load: LoadGenerator, proxy: ServerProcess) -> None:
+    """Add streams until the proxy uses the wanted share of a core, or its share stops growing."""
+    streams, share, before = _FIRST_LOAD, 0.0, -1.0
+    while share < _BUSY - 0.02 and share > before and streams <= _MAX_LOAD:
+        load.set_streams(streams)
+        await anyio.sleep(_SETTLE_SECONDS)
+        used = proxy.cpu_seconds()
+        await anyio.sleep(_MEASURE_SECONDS)
+        before, share = share, (proxy.cpu_seconds() - used) / _MEASURE_SECONDS
+        # A little less than if all streams cost the same: together they cost less.
+        streams += max(1, min(3 * streams, round(0.8 * streams * (_BUSY / max(share, 0.01) - 1))))
 
-    yield tick
+
+def _random_options(chance: random.Random) -> str:
+    """Options of a stream. In every second one, head and role event precede the first token, so
+    that a proxy that took one of them for the token would be found out."""
+    ttft, rate = chance.uniform(0.005, 0.04), chance.uniform(800, 2000)
+    lead = chance.choice((0.0, chance.uniform(0.001, 0.004)))
+    times = f"ttft={ttft:.6f}, head_lead={lead:.6f}, rate={rate:.3f}"
+    return f"{times}, tokens=48, tokens_per_chunk=8"
+
+
+def _errors(line: dict[str, Any], truth: dict[str, Any], seen: ClientTimings) -> dict[str, float]:
+    """The error of each time in the proxy's log line, in seconds."""
+    last_token = line["upstream_ttft_seconds"] + line["generation_seconds"]
+    return {
+        "upstream_ttft": line["upstream_ttft_seconds"] - truth["ttft_seconds"],
+        "ttfb": line["ttfb_seconds"] - truth["ttfb_seconds"],
+        "last_token": last_token - truth["last_token_seconds"],
+        "ttft": line["ttft_seconds"] - seen.ttft,
+        "total_time": line["total_time_seconds"] - seen.total,
+    }
 
 
 def _percentile(values: list[float], share: float) -> float:
@@ -201,35 +198,35 @@ def _percentile(values: list[float], share: float) -> float:
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else math.nan
 
 
-def checked(found: dict[Phase, PhaseResult]) -> bool:
-    """Whether in each phase at least half of the streams that were to be compared could be."""
-    return all(2 * len(each.added) >= each.wanted for each in found.values())
+def compared_enough(results: dict[Phase, PhaseResult]) -> bool:
+    """Whether at least half of the wanted streams were compared in each phase."""
+    return all(2 * len(each.added) >= each.wanted for each in results.values())
 
 
-def within(found: dict[Phase, PhaseResult], limit: float) -> bool:
-    """Whether, with the kernel's stamps, 99 of 100 errors of ``upstream_ttft`` are at most
-    ``limit`` seconds, idle and busy; not where that was not checked."""
+def is_within(results: dict[Phase, PhaseResult], limit: float) -> bool:
+    """Whether 99 of 100 errors of ``upstream_ttft`` with kernel timestamps are at most ``limit``
+    seconds, idle and busy. False if too few streams were compared."""
     worst = [
         _percentile([abs(error) for error in each.errors["upstream_ttft"]], 0.99)
-        for phase, each in found.items()
-        if phase.stamps
+        for phase, each in results.items()
+        if phase.timestamps
     ]
-    return checked(found) and all(error <= limit for error in worst)
+    return compared_enough(results) and all(error <= limit for error in worst)
 
 
-def table(found: dict[Phase, PhaseResult]) -> str:
-    """What was found, for people: medians and 99th percentiles in milliseconds."""
+def render_table(results: dict[Phase, PhaseResult]) -> str:
+    """A table for people: medians and 99th percentiles in milliseconds."""
     rows = [
-        ("event loop", ["busy" if phase.busy else "idle" for phase in found]),
-        ("stamp", ["kernel" if phase.stamps else "read" for phase in found]),
-        ("milliseconds", ["p50     p99"] * len(found)),
+        ("event loop", ["busy" if phase.busy else "idle" for phase in results]),
+        ("timestamp", ["kernel" if phase.timestamps else "read" for phase in results]),
+        ("milliseconds", ["p50     p99"] * len(results)),
     ]
     for name in _COMPARED:
-        errors = [[abs(error) for error in each.errors[name]] for each in found.values()]
+        errors = [[abs(error) for error in each.errors[name]] for each in results.values()]
         rows.append((f"error of {name}", [_pair(each) for each in errors]))
-    rows.append(("TTFT added", [_pair(each.added) for each in found.values()]))
-    rows.append(("share of a core", [f"{each.used:.2f}" for each in found.values()]))
-    rows.append(("left out, too uncertain", [str(each.left_out) for each in found.values()]))
+    rows.append(("TTFT added", [_pair(each.added) for each in results.values()]))
+    rows.append(("share of a core", [f"{each.cpu_share:.2f}" for each in results.values()]))
+    rows.append(("discarded, uncertain", [str(each.discarded) for each in results.values()]))
     return "\n".join(f"{name:24}" + "".join(map(_CELL.format, cells)) for name, cells in rows)
 
 

@@ -1,5 +1,5 @@
-"""What a self-check is played with: the proxy and the simulated API as processes of their own, a
-client that notes what it sees, and a load."""
+"""The test rig of the self-check: proxy and simulator as processes, a client that measures, and a
+load generator."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ __all__ = (
     "LoadGenerator",
     "ClientTimings",
     "ServerProcess",
-    "certificates",
+    "issue_certificates",
     "pin",
     "play",
     "running",
 )
 
-_PATIENCE = 60.0  # seconds
+_TIMEOUT = 60.0  # seconds
 _MAX_LINE = 64 * 1024  # bytes
 _SETTINGS = {setting.variable for setting in SETTINGS}
 _FIRST_TOKEN = b'"content":"'
@@ -43,11 +43,11 @@ _BODY = b'{"model":"llama3.1-8b","stream":true,"messages":[{"role":"user","conte
 
 
 class ProcessEnded(Exception):
-    """A process that was to run on has ended. Its text is the last that its log has said."""
+    """A process ended too early; the text is the last line of its log."""
 
 
 class ServerProcess:
-    """A running process: its address, and what its log has said, by trace id."""
+    """A running process: its address, and the lines of its log by trace id."""
 
     def __init__(self, process: Process) -> None:
         self.pid = process.pid
@@ -63,41 +63,40 @@ class ServerProcess:
         return int(self.address.rpartition(":")[2])
 
     async def line(self, trace_id: str) -> dict[str, Any]:
-        """The line of the exchange with that trace id, once it is there. Raises TimeoutError,
-        ProcessEnded."""
+        """Wait for the log line with that trace id. Raises TimeoutError, ProcessEnded."""
         await self._until(lambda: trace_id in self._lines)
         return self._lines.pop(trace_id)
 
-    async def until_it_listens(self) -> None:
+    async def wait_until_listening(self) -> None:
         """Raises TimeoutError, ProcessEnded."""
         await self._until(lambda: bool(self.address))
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        with anyio.fail_after(_PATIENCE):
+        with anyio.fail_after(_TIMEOUT):
             while not condition():
                 if self._ended:
                     raise ProcessEnded(self._last.decode())
                 await self._more.wait()
 
     def cpu_seconds(self) -> float:
-        """What the process has used so far; Linux only (proc(5))."""
+        """CPU time that the process has used; Linux only (proc(5))."""
         fields = Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def read_log(self) -> None:
-        """Take in the log until the process ends."""
+        """Read the log until the process ends."""
         assert self._process.stdout is not None  # noqa: S101 - it was asked for
         stream = BufferedByteReceiveStream(self._process.stdout)
         try:
             while True:
                 self._last = await stream.receive_until(b"\n", _MAX_LINE)
-                self._take(orjson.loads(self._last))
+                self._record(orjson.loads(self._last))
         except (anyio.EndOfStream, anyio.IncompleteRead, anyio.ClosedResourceError):
             self._ended = True
             self._more.set()
 
-    def _take(self, line: dict[str, Any]) -> None:
-        if line.get("address") and line["level"] == "info":  # else it says where it cannot
+    def _record(self, line: dict[str, Any]) -> None:
+        if line.get("address") and line["level"] == "info":  # an error names the address too
             self.address = line["address"]
         if line["trace_id"] is not None:
             self._lines[line["trace_id"]] = line
@@ -107,26 +106,27 @@ class ServerProcess:
 
 @cache
 def _cores() -> list[int]:
-    """Those that this process may use, before it has been given one; Linux only."""
+    """The cores that this process may use before it is pinned; Linux only."""
     return sorted(os.sched_getaffinity(0))
 
 
 def pin(pid: int, core: int) -> None:
-    """Give a process (0: this one) one of the cores that this one may use, counted from 0."""
+    """Pin a process (0: this one) to one of the cores that this one may use, counted from 0."""
     cores = _cores()
     os.sched_setaffinity(pid, {cores[core % len(cores)]})
 
 
 class Certificates(NamedTuple):
-    """Files of a certificate that the simulator can show, and of the authority behind it."""
+    """Files of the simulator's certificate chain and key, and of the authority behind them."""
 
     authority: str
     chain: str
     key: str
 
 
-def certificates(folder: str) -> Certificates:
-    """Issued for 127.0.0.1, and written into ``folder``. Raises ImportError without trustme."""
+def issue_certificates(folder: str) -> Certificates:
+    """Issue them for 127.0.0.1 and write them into ``folder``. Raises ImportError without
+    trustme."""
     import trustme
 
     authority = trustme.CA()
@@ -141,10 +141,10 @@ def certificates(folder: str) -> Certificates:
 
 @asynccontextmanager
 async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[ServerProcess]:
-    """``ape-cerebras`` with these arguments and settings, and none of those in the environment.
+    """Run ``ape-cerebras`` with these arguments and settings, and none of the environment's.
 
-    ``core``: the number of the one it may use, of those that this process may; so that what is
-    measured has one to itself.
+    The process is pinned to one of the cores that this one may use, counted from 0, so that the
+    measured process has a core to itself.
     """
     inherited = {
         name: value
@@ -156,10 +156,10 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
     try:
         pin(process.pid, core)
         async with anyio.create_task_group() as tasks:
-            served = ServerProcess(process)
-            tasks.start_soon(served.read_log)
-            await served.until_it_listens()
-            yield served
+            server = ServerProcess(process)
+            tasks.start_soon(server.read_log)
+            await server.wait_until_listening()
+            yield server
             tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
@@ -169,17 +169,17 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
 
 
 class ClientTimings(NamedTuple):
-    """A stream as its client saw it: seconds from writing the request (the middle of the call that
-    did, ``uncertain`` either way) to the first token's arrival, and to the end's."""
+    """Times of a stream at its client: seconds from writing the request (the middle of the call,
+    ``uncertain`` either way) to the arrival of the first token, and of the end."""
 
     ttft: float
     total: float
     uncertain: float
 
 
-async def play(stream: TimestampedStream, simulation: str, trace_id: str) -> ClientTimings:
-    """Ask for a stream that the simulator plays as it is told, and read it to its end."""
-    request = _REQUEST % (trace_id.encode(), simulation.encode(), len(_BODY), _BODY)
+async def play(stream: TimestampedStream, options: str, trace_id: str) -> ClientTimings:
+    """Request a stream with these simulator options, and read it to its end."""
+    request = _REQUEST % (trace_id.encode(), options.encode(), len(_BODY), _BODY)
     stream.peek_arrivals(True)
     await stream.send(request)
     began_at = (stream.left_at + stream.written_at) / 2
@@ -196,16 +196,16 @@ async def play(stream: TimestampedStream, simulation: str, trace_id: str) -> Cli
 
 
 class LoadGenerator:
-    """Streams that are played over and over, to keep a process busy."""
+    """Plays streams over and over to keep a process busy."""
 
-    def __init__(self, tasks: TaskGroup, port: int, simulation: str) -> None:
+    def __init__(self, tasks: TaskGroup, port: int, options: str) -> None:
         self._tasks = tasks
         self._port = port
-        self._simulation = simulation
+        self._options = options
         self._scopes: list[anyio.CancelScope] = []
 
-    def set(self, streams: int) -> None:
-        """Have so many streams under way."""
+    def set_streams(self, streams: int) -> None:
+        """Keep so many streams in flight."""
         while len(self._scopes) > streams:
             self._scopes.pop().cancel()
         while len(self._scopes) < streams:
@@ -218,6 +218,6 @@ class LoadGenerator:
         try:
             with scope:
                 while True:
-                    await play(stream, self._simulation, token_hex(8))
+                    await play(stream, self._options, token_hex(8))
         finally:
             stream.close()

@@ -1,7 +1,7 @@
-"""A stand-in Cerebras API with settable times, rates and faults, served by our own ``downstream``.
+"""The simulator's server: accepts, routes, checks keys, and times every request.
 
-It answers what the real API answers (``replies``, ``completions``), when ``Simulation`` says
-(``answers``). A request can ask for other options than the simulator's with a header, such as
+It responds as the real API does (``replies``, ``completion``), when ``Simulation`` says
+(``playback``). A request overrides options of the simulator with a header, such as
 ``x-simulate: ttft=0.5, tokens=100, fault=cut, at=3``.
 """
 
@@ -26,31 +26,25 @@ from ..net.socket_stream import SocketStream
 from ..net.stream import READ_BYTES, TimestampedStream, WrappedStream, timestamped
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
-from .options import SIMULATION_FLAGS, Simulation
+from ..telemetry.trace_context import trace_context
+from .options import Simulation
 from .playback import GroundTruth, Playback
-from .quota import LIMIT_FLAGS, Account, AccountLimits
+from .quota import Account, AccountLimits
 from .replies import ERRORS, Rejected, model_list, one_model, wrong_format
 from .request import MAX_BODY_BYTES
 
-__all__ = (
-    "LIMIT_FLAGS",
-    "SIMULATION_FLAGS",
-    "AccountLimits",
-    "Simulation",
-    "Simulator",
-    "GroundTruth",
-)
+__all__ = ("Simulator",)
 
 _CHAT = ("POST", "/v1/chat/completions")
 _WARMING = ("GET", "/v1/tcp_warming")
 _MODELS = re.compile(r"GET (?P<public>/public)?/v1/models(?:/(?P<model>.+))?")
 
 
-class _SecuredStream(WrappedStream):
-    """TLS over a stream of ours. When bytes come and go is what that one says."""
+class _TLSServerStream(WrappedStream):
+    """TLS over a timestamped stream, with the timestamps of that stream."""
 
-    def __init__(self, secured: ByteStream, below: TimestampedStream) -> None:
-        super().__init__(secured)
+    def __init__(self, tls: ByteStream, below: TimestampedStream) -> None:
+        super().__init__(tls)
         self._below = below
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
@@ -64,11 +58,10 @@ class _SecuredStream(WrappedStream):
 
 
 class Simulator:
-    """Serves connections as the API would.
+    """Serves connections as the API would; all clients share one account.
 
-    ``limits``: of the account, which everybody is. ``remember``: how many requests ``truth`` goes
-    back. ``witness`` is told the truth of each request when its answer has ended. ``ssl_context``:
-    to serve HTTPS.
+    ``remember`` is how many requests are kept in ``truth``. With ``logs``, each is logged when it
+    has ended. With ``ssl_context``, the simulator serves HTTPS.
     """
 
     def __init__(
@@ -77,27 +70,27 @@ class Simulator:
         *,
         limits: AccountLimits | None = None,
         remember: int = 1000,
-        witness: Callable[[GroundTruth], object] = lambda truth: None,
+        logs: Logs | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.options = options or Simulation()
         self._account = Account(limits or AccountLimits())
-        self._witness = witness
+        self._logs = logs
         self._ssl_context = ssl_context
         self.connections = 0
-        """Opened so far."""
+        """Accepted so far."""
         self.requests = 0
         """Read so far."""
         self.in_flight = 0
-        """Requests that are being answered."""
+        """Requests that are being responded to."""
         self.cancelled = 0
-        """Requests whose answer the peer did not wait for."""
+        """Requests whose client disconnected before the end of the response."""
         self.truth: deque[GroundTruth] = deque(maxlen=remember)
         self._config = Config(cerebras_api_key="", max_body_bytes=MAX_BODY_BYTES)
         self._changed = anyio.Event()
 
     async def until(self, condition: Callable[["Simulator"], bool]) -> None:
-        """Return once ``condition`` holds; it is asked at the begin and the end of each answer."""
+        """Wait until ``condition`` holds at the begin or the end of a request. For tests."""
         while not condition(self):
             await self._changed.wait()
 
@@ -105,23 +98,54 @@ class Simulator:
         self._changed.set()
         self._changed = anyio.Event()
 
+    async def serve(
+        self, host: str, port: int, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, and serve until cancelled; reports the port. Raises OSError."""
+        with ExitStack() as stack:
+            logs = self._logs or Logs("error", sys.stderr.buffer.write)
+            listeners = await anyio.to_thread.run_sync(open_listeners, host, port)
+            for listener in listeners:
+                stack.callback(listener.close)
+            async with anyio.create_task_group() as tasks:
+                for listener in listeners:
+                    tasks.start_soon(self._accept, Acceptor(listener, logs), tasks)
+                task_status.started(listeners[0].getsockname()[1])
+
+    async def _accept(self, acceptor: Acceptor, tasks: TaskGroup) -> None:
+        while True:
+            tasks.start_soon(self._handle_socket, await acceptor.accept())
+
+    async def _handle_socket(self, stream: SocketStream) -> None:
+        if self._ssl_context is None:
+            await self.handle(stream)
+            return
+        try:
+            tls = await TLSStream.wrap(
+                stream, server_side=True, ssl_context=self._ssl_context, standard_compatible=False
+            )
+        except (BrokenResourceError, EndOfStream, ssl.SSLError):
+            stream.close()
+        else:
+            await self.handle(_TLSServerStream(tls, stream))
+
     async def handle(self, stream: ByteStream) -> None:
         """Serve one connection until it ends; raises nothing but cancellation."""
         downstream = Downstream(timestamped(stream), self._config)
         self.connections += 1
         try:
             while (started_at := await downstream.wait_for_request()) is not None:
-                await self._serve_one(Exchange(started_at=started_at), downstream)
+                await self._serve_request(Exchange(started_at=started_at), downstream)
                 if not downstream.reusable:
                     break
             await downstream.aclose()
-        except ProxyError:  # the peer left
+        except ProxyError:  # the client disconnected
             pass
         finally:
             with anyio.CancelScope(shield=True):
                 await downstream.close_at_once()
 
-    async def _serve_one(self, exchange: Exchange, downstream: Downstream) -> None:
+    async def _serve_request(self, exchange: Exchange, downstream: Downstream) -> None:
         try:
             request = exchange.request = await downstream.read_head()
             body = await downstream.read_body()
@@ -136,82 +160,53 @@ class Simulator:
         self.requests += 1
         self.in_flight += 1
         self._notify()
+        playback = Playback(downstream, exchange, self._account, truth)
         try:
             async with downstream.watch_disconnect():
-                await self._answer(Playback(downstream, exchange, self._account, truth))
-        except ProxyError:  # it can only be that the peer left
-            truth.left = True
+                try:
+                    await self._respond(playback, request)
+                except Rejected as rejected:
+                    await playback.send_error(rejected.reply)
+        except ProxyError:  # only a client disconnect is possible
+            truth.client_disconnected = True
             self.cancelled += 1
         finally:
             self.in_flight -= 1
-            self._witness(truth)
+            if self._logs is not None:
+                ids = request.header(b"x-trace-id"), request.header(b"traceparent")
+                trace_id = trace_context(*ids).trace_id
+                fields = truth.log_fields()
+                self._logs.event("info", "Request served", trace_id=trace_id, **fields)
             self._notify()
 
-    async def _answer(self, answer: Playback) -> None:
-        try:
-            await self._route(answer, answer.truth.request)
-        except Rejected as rejected:
-            await answer.error(rejected.reply)
-
-    async def _route(self, answer: Playback, request: Request) -> None:
-        """Find what to answer, and send it. Raises Rejected."""
+    async def _respond(self, playback: Playback, request: Request) -> None:
+        """Raises Rejected."""
         route = request.method, request.path.decode()
         if route == _CHAT:
-            options = self._admit(request)
-            await answer.chat(options, self._config.default_model)
-        elif route == _WARMING:  # it needs no key, and never fails: the SDKs would wait and retry
-            await answer.at_once(Simulation(), b"{}")
+            options = self._authorize(request)
+            await playback.send_completion(options, self._config.default_model)
+        elif route == _WARMING:  # without a key and faults: an SDK would wait and retry
+            await playback.send_now(Simulation(), b"{}")
         elif (models := _MODELS.fullmatch(" ".join(route))) is not None:
             public, model = bool(models["public"]), models["model"]
-            options = self._admit(request, needs_key=not public)
+            options = self._authorize(request, needs_key=not public)
             body = model_list(public=public) if model is None else one_model(model, public=public)
-            await answer.at_once(options, body)
+            await playback.send_now(options, body)
         else:
             raise Rejected(ERRORS["route_not_found"])
 
-    def _admit(self, request: Request, *, needs_key: bool = True) -> Simulation:
-        """Check the key; the options that hold for the request. Raises Rejected."""
+    def _authorize(self, request: Request, *, needs_key: bool = True) -> Simulation:
+        """Check the key and return the options that hold for the request. Raises Rejected."""
         if needs_key:
             key = request.header(b"authorization")
             if key is None:
                 raise Rejected(ERRORS["unauthenticated"])
             if self.options.api_key not in (None, key.removeprefix(b"Bearer ").decode("latin-1")):
                 raise Rejected(ERRORS["wrong_api_key"])
-        wishes = request.header(b"x-simulate")
-        if wishes is None:
+        overrides = request.header(b"x-simulate")
+        if overrides is None:
             return self.options
         try:
-            return self.options.overridden(wishes.decode("latin-1"))
+            return self.options.overridden(overrides.decode("latin-1"))
         except ValueError as problem:
             raise Rejected(wrong_format(str(problem))) from None
-
-    async def _secure_and_handle(self, stream: SocketStream) -> None:
-        if self._ssl_context is None:
-            await self.handle(stream)
-            return
-        try:
-            secured = await TLSStream.wrap(
-                stream, server_side=True, ssl_context=self._ssl_context, standard_compatible=False
-            )
-        except (BrokenResourceError, EndOfStream, ssl.SSLError):
-            stream.close()
-        else:
-            await self.handle(_SecuredStream(secured, stream))
-
-    async def serve(
-        self, host: str, port: int, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Listen, and serve until cancelled; reports the port. Raises OSError."""
-        with ExitStack() as stack:
-            logs = Logs("error", sys.stderr.buffer.write)
-            listeners = await anyio.to_thread.run_sync(open_listeners, host, port)
-            for listener in listeners:
-                stack.callback(listener.close)
-            async with anyio.create_task_group() as tasks:
-                for listener in listeners:
-                    tasks.start_soon(self._accept, Acceptor(listener, logs), tasks)
-                task_status.started(listeners[0].getsockname()[1])
-
-    async def _accept(self, acceptor: Acceptor, tasks: TaskGroup) -> None:
-        while True:
-            tasks.start_soon(self._secure_and_handle, await acceptor.accept())

@@ -9,7 +9,7 @@ from end_to_end import Response, Running, chat, running_proxy
 from redis_server import redis_server
 from simulating import rig
 
-from ape_cerebras.simulator.server import AccountLimits
+from ape_cerebras.simulator.quota import AccountLimits
 
 pytestmark = pytest.mark.anyio
 

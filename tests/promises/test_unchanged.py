@@ -17,7 +17,8 @@ from sdks import MESSAGE_PACK, QUESTION, TOOL
 from simulating import chat, post
 
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.simulator.server import Simulation, Simulator
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.server import Simulator
 
 pytestmark = pytest.mark.anyio
 

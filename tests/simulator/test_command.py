@@ -1,38 +1,39 @@
-"""What the flags of ``ape-cerebras simulate`` come to. What it serves is in ``test_main``."""
+"""The flags of ``ape-cerebras simulate``; ``test_main`` runs it."""
 
 import argparse
 
 import pytest
 
-from ape_cerebras.simulator.server import AccountLimits, Simulation
-from ape_cerebras.simulator.stand_in import StandIn, add_flags, stand_in_of
+from ape_cerebras.simulator.command import SimulatorCommand, add_flags
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.quota import AccountLimits
 
 
-def parsed(*arguments: str) -> StandIn:
+def parsed(*arguments: str) -> SimulatorCommand:
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_flags("simulate", parser)
     parser.add_argument("--host")
-    return stand_in_of(parser.parse_args(arguments), 7)
+    return SimulatorCommand.of(parser.parse_args(arguments), 7)
 
 
 def test_without_flags_everything_is_as_by_default() -> None:
-    stand_in = parsed()
-    assert (stand_in.simulation, stand_in.limits) == (Simulation(), AccountLimits())
-    assert stand_in.address == "127.0.0.1:7"
-    assert stand_in.ssl_context is None
+    command = parsed()
+    assert (command.simulation, command.limits) == (Simulation(), AccountLimits())
+    assert command.address == "127.0.0.1:7"
+    assert command.ssl_context is None
 
 
-def test_options_of_answers_and_limits_of_the_account_are_flags_alike() -> None:
-    stand_in = parsed(
+def test_options_of_responses_and_limits_of_the_account_are_flags_alike() -> None:
+    command = parsed(
         *("--ttft", "0.5", "--tokens", "9", "--tokens-per-minute", "30000"),
         *("--requests-per-hour", "150", "--queue-length", "4", "--reservations", "kept"),
         *("--host", "::1"),
     )
-    assert stand_in.simulation == Simulation(ttft=0.5, tokens=9)
-    assert stand_in.limits == AccountLimits(
+    assert command.simulation == Simulation(ttft=0.5, tokens=9)
+    assert command.limits == AccountLimits(
         tokens_per_minute=30_000, requests_per_hour=150, queue_length=4, reservations="kept"
     )
-    assert stand_in.address == "::1:7"
+    assert command.address == "::1:7"
 
 
 @pytest.mark.parametrize(

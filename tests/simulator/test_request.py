@@ -7,7 +7,11 @@ import orjson
 import pytest
 
 from ape_cerebras.simulator.replies import ERRORS, Rejected
-from ape_cerebras.simulator.request import CompletionRequest, parse_request, read_body
+from ape_cerebras.simulator.request import (
+    CompletionRequest,
+    parse_completion_request,
+    read_completion_request,
+)
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -15,12 +19,12 @@ FUNCTION = TOOL["function"]
 
 
 def ask(**fields: Any) -> CompletionRequest:
-    return parse_request({"model": "gpt-oss-120b", "messages": HI, **fields})
+    return parse_completion_request({"model": "gpt-oss-120b", "messages": HI, **fields})
 
 
 def refusal(request: Any) -> tuple[int, str]:
     with pytest.raises(Rejected) as caught:
-        parse_request(request)
+        parse_completion_request(request)
     return caught.value.reply.status, orjson.loads(caught.value.reply.body)["message"]
 
 
@@ -135,7 +139,7 @@ PACKED = b"\x82\xa8messages\x90\xa6stream"
 def read(
     body: bytes, media_type: bytes = b"application/json", coding: bytes = b""
 ) -> CompletionRequest:
-    return read_body(body, media_type, coding, "llama3.1-8b")
+    return read_completion_request(body, media_type, coding, "llama3.1-8b")
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b" GZIP "])

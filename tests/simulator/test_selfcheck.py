@@ -15,17 +15,16 @@ from served import run
 
 from ape_cerebras.__main__ import main
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.simulator import practice
-from ape_cerebras.simulator import selfcheck_rig as rehearsal
+from ape_cerebras.simulator import command, selfcheck_rig
 from ape_cerebras.simulator.selfcheck import (
     PHASES,
     Phase,
     PhaseResult,
     _errors,
-    _simulation,
-    checked,
-    table,
-    within,
+    _random_options,
+    compared_enough,
+    is_within,
+    render_table,
 )
 from ape_cerebras.simulator.selfcheck_rig import ClientTimings, LoadGenerator, ProcessEnded, running
 
@@ -33,7 +32,7 @@ NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 SLOW = 120.0  # seconds until a run is given up
 
 
-def findings(upstream_ttft: list[float], wanted: int = 0) -> PhaseResult:
+def result(upstream_ttft: list[float], wanted: int = 0) -> PhaseResult:
     errors = dict.fromkeys(NAMES, upstream_ttft)
     added = [abs(error) for error in upstream_ttft]
     return PhaseResult(wanted or len(added), errors, added, 3, 0.5)
@@ -58,58 +57,60 @@ def test_each_time_is_compared_with_what_happened() -> None:
 
 
 def test_the_limit_is_for_the_kernels_stamps_idle_and_busy_either_way() -> None:
-    good, early, late = findings([0.0001] * 100), findings([-0.01] * 100), findings([0.01] * 100)
+    good, early, late = result([0.0001] * 100), result([-0.01] * 100), result([0.01] * 100)
     for phase in PHASES:
         for wrong in (early, late):
             found = dict.fromkeys(PHASES, good) | {phase: wrong}
-            assert within(found, 0.001) is not phase.stamps
-    assert within(dict.fromkeys(PHASES, good), 0.0001)
+            assert is_within(found, 0.001) is not phase.timestamps
+    assert is_within(dict.fromkeys(PHASES, good), 0.0001)
 
 
 def test_one_in_a_hundred_may_be_worse_and_nothing_found_is_no_success() -> None:
-    phase = Phase(busy=False, stamps=True)
-    assert within({phase: findings([0.0] * 99 + [1.0])}, 0.001)
-    assert not within({phase: findings([0.0] * 98 + [1.0] * 2)}, 0.001)
-    assert not within({phase: findings([])}, 0.001)
+    phase = Phase(busy=False, timestamps=True)
+    assert is_within({phase: result([0.0] * 99 + [1.0])}, 0.001)
+    assert not is_within({phase: result([0.0] * 98 + [1.0] * 2)}, 0.001)
+    assert not is_within({phase: result([])}, 0.001)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_phase_of_which_too_few_streams_could_be_compared_was_not_checked(phase: Phase) -> None:
-    good = dict.fromkeys(PHASES, findings([0.0] * 100))
-    half, fewer = (good | {phase: findings([0.0] * count, 100)} for count in (50, 49))
-    assert checked(half)
-    assert within(half, 0.001)
-    assert not checked(fewer)
-    assert not within(fewer, 0.001)
+    good = dict.fromkeys(PHASES, result([0.0] * 100))
+    half, fewer = (good | {phase: result([0.0] * count, 100)} for count in (50, 49))
+    assert compared_enough(half)
+    assert is_within(half, 0.001)
+    assert not compared_enough(fewer)
+    assert not is_within(fewer, 0.001)
 
 
 def test_where_too_little_could_be_compared_the_command_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
-        return dict.fromkeys(PHASES, findings([0.0], streams))
+        return dict.fromkeys(PHASES, result([0.0], streams))
 
-    monkeypatch.setattr(practice, "selfcheck", few)
+    monkeypatch.setattr(command, "selfcheck", few)
     assert main(["selfcheck"]) == 1
-    assert "0.5 ms: not checked, for too few streams could be" in capsys.readouterr().out
+    assert "0.5 ms: not checked, because too few streams could be" in capsys.readouterr().out
 
 
 def test_a_proxy_that_takes_the_role_or_the_head_for_a_token_is_found_out() -> None:
     chance = random.Random(0)
-    leads = [float(_simulation(chance).partition("head_lead=")[2].split(",")[0]) for _ in range(20)]
+    leads = [
+        float(_random_options(chance).partition("head_lead=")[2].split(",")[0]) for _ in range(20)
+    ]
     assert 0.0 in leads
-    assert not within(dict.fromkeys(PHASES, findings(leads)), 0.0005)
+    assert not is_within(dict.fromkeys(PHASES, result(leads)), 0.0005)
 
 
 def test_the_table_is_in_milliseconds() -> None:
-    text = table({Phase(busy=True, stamps=True): findings([0.0001] * 98 + [-0.002] * 2)})
+    text = render_table({Phase(busy=True, timestamps=True): result([0.0001] * 98 + [-0.002] * 2)})
     rows = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
     assert rows["event loop"] == ["busy"]
-    assert rows["stamp"] == ["kernel"]
+    assert rows["timestamp"] == ["kernel"]
     for name in ("error of upstream_ttft", "error of ttft", "TTFT added"):
         assert rows[name] == ["0.100", "2.000"]
     assert rows["share of a core"] == ["0.50"]
-    assert rows["left out, too uncertain"] == ["3"]
+    assert rows["discarded, uncertain"] == ["3"]
 
 
 @pytest.mark.parametrize(
@@ -140,11 +141,11 @@ async def test_a_load_is_as_many_streams_as_it_is_told() -> None:
         [listener] = listening.listeners
         assert isinstance(listener, SocketListener)
         load = LoadGenerator(tasks, listener.extra(SocketAttribute.local_port), "")
-        load.set(2)
+        load.set_streams(2)
         streams = [await listener.accept() for _ in range(2)]
         for stream in streams:
             assert (await stream.receive()).startswith(b"POST /v1/chat/completions ")
-        load.set(0)
+        load.set_streams(0)
         for stream in streams:
             with pytest.raises(anyio.EndOfStream):
                 await stream.receive()
@@ -172,7 +173,7 @@ async def test_a_process_that_cannot_be_given_its_core_is_ended(
         started.append(pid)
         raise PermissionError
 
-    monkeypatch.setattr(rehearsal, "pin", fail)
+    monkeypatch.setattr(selfcheck_rig, "pin", fail)
     with pytest.raises(PermissionError):
         async with running("simulate", "--port", "0", core=0):
             pytest.fail("it was not given its core")
@@ -184,8 +185,8 @@ async def test_a_process_that_cannot_be_given_its_core_is_ended(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_signal_ends_it_and_all_it_has_started(backend: str, number: int) -> None:
     flags = ("--streams", "20", "--backend", backend)
-    command = (sys.executable, "-m", "ape_cerebras", "selfcheck", *flags)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    arguments = (sys.executable, "-m", "ape_cerebras", "selfcheck", *flags)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         process.stderr.readline()  # a tenth has been played
         of_threads = Path(f"/proc/{process.pid}/task").glob("*/children")

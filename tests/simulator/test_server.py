@@ -8,8 +8,9 @@ import pytest
 from memory import memory_pair
 from simulating import KEY, STREAM, bare, chat, payloads, post, rig
 
+from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.replies import ERRORS
-from ape_cerebras.simulator.server import Simulation, Simulator
+from ape_cerebras.simulator.server import Simulator
 from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = pytest.mark.anyio

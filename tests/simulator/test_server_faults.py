@@ -7,8 +7,9 @@ from anyio.abc import ByteStream
 from memory import MemoryStream, memory_pair
 from simulating import DONE, STREAM, bare, chat, rig
 
+from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.replies import ERRORS, stream_error
-from ape_cerebras.simulator.server import Simulation, Simulator
+from ape_cerebras.simulator.server import Simulator
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +91,7 @@ async def test_a_cut_is_not_taken_for_the_clients(fault: str) -> None:
         await client.send(chat(STREAM))
     assert simulator.in_flight == 0
     assert simulator.cancelled == 0
-    assert not simulator.truth[0].left
+    assert not simulator.truth[0].client_disconnected
 
 
 @pytest.mark.parametrize(("at", "whole"), [(0, 0), (3, 3), (99, EVENTS - 1)])
@@ -151,4 +152,4 @@ async def test_a_client_that_leaves_is_noticed(wishes: str) -> None:
             client.stream.close()
             await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         assert running.simulator.cancelled == 1
-        assert running.simulator.truth[0].left
+        assert running.simulator.truth[0].client_disconnected

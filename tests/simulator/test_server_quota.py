@@ -6,7 +6,9 @@ import pytest
 from memory import memory_pair
 from simulating import KEY, STREAM, chat, on_mock_clock, rig
 
-from ape_cerebras.simulator.server import AccountLimits, Simulation, Simulator
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.quota import AccountLimits
+from ape_cerebras.simulator.server import Simulator
 
 QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
 

@@ -10,7 +10,8 @@ import orjson
 from memory import MemoryStream, memory_pair
 from simulating import STREAM, chat, on_mock_clock
 
-from ape_cerebras.simulator.server import Simulation, Simulator
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.server import Simulator
 
 
 @asynccontextmanager
@@ -133,7 +134,7 @@ async def test_a_stall_ends_when_the_client_leaves() -> None:
         await simulator.until(lambda simulator: simulator.in_flight == 0)
         assert anyio.current_time() == left_at
     assert simulator.cancelled == 1
-    assert simulator.truth[0].left
+    assert simulator.truth[0].client_disconnected
     assert simulator.truth[0].events_written == 3
 
 

@@ -12,7 +12,9 @@ from trio.testing import MockClock
 
 from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.simulator.server import AccountLimits, Simulation, Simulator
+from ape_cerebras.simulator.options import Simulation
+from ape_cerebras.simulator.quota import AccountLimits
+from ape_cerebras.simulator.server import Simulator
 from ape_cerebras.upstream.connect import connect_tcp
 
 __all__ = (
