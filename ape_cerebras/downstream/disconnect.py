@@ -55,7 +55,8 @@ class DisconnectWatcher:
     async def __aenter__(self) -> None:
         if self._downstream.stream.watch(self._check):
             self._scope.__enter__()
-            self._check()  # bytes that arrived before
+            if self._downstream.reader.ended:  # no arrival will tell
+                self._check()
         else:
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()

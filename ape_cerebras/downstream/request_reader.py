@@ -52,7 +52,7 @@ class RequestReader:
         )
         self._arrived = bytearray()
         self._body: BodyReader | None = None  # of a request that has one
-        self._waiting = False  # for a request
+        self._waiting = self._ends_soon = False  # for a request
         self.ended = False
         self.complete = False
 
@@ -82,12 +82,15 @@ class RequestReader:
         finally:
             self._waiting = False
             self._stream.read_timeout = None
-            self._stream.set_deadline(None)
+            if self._ends_soon:
+                self._ends_soon = False
+                self._stream.set_deadline(None)
         return self._stream.arrived_at if self._arrived else None
 
     def end_wait_soon(self) -> None:
         """Have a wait for a request end soon, if there is one."""
         if self._waiting:
+            self._ends_soon = True
             self._stream.set_deadline(_LAST_CHANCE)
 
     async def read_head(self) -> tuple[Request, bytes]:

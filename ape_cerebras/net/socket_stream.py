@@ -80,7 +80,11 @@ class SocketStream(TimestampedStream):
             self._peeking = False
 
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
-        return self._readiness.watch(hook, end_only=end_only)
+        watches = self._readiness.watch(hook, end_only=end_only)
+        may_have_arrived = self._reading.ready or not self._drained
+        if watches and hook is not None and not end_only and may_have_arrived:
+            hook()
+        return watches
 
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)

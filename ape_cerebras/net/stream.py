@@ -79,9 +79,10 @@ class TimestampedStream(ByteStream):
 
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
         """Call ``hook``, which must not raise, at every arrival while nobody receives, the end of
-        the connection included; None ends that. With ``end_only``, instead: only when the peer has
-        ended its sending or the connection is broken, also while somebody receives, at no cost
-        before. Returns False where this stream cannot do that."""
+        the connection included, and at once if something may have arrived; None ends that. With
+        ``end_only``, instead: only when the peer has ended its sending or the connection is broken,
+        also while somebody receives, at no cost before. Returns False where this stream cannot do
+        that."""
         return False
 
     def set_deadline(self, seconds: float | None) -> None:

@@ -279,6 +279,15 @@ async def test_what_was_told_to_a_watcher_is_read_by_the_next() -> None:
             assert await theirs.receive() == b"b"
 
 
+async def test_a_watcher_hears_at_once_of_what_may_have_arrived() -> None:
+    async with sockets() as (ours, theirs):
+        await ours.send(b"ab")
+        assert await theirs.receive(1) == b"a"
+        told = anyio.Event()
+        if theirs.watch(told.set):
+            assert told.is_set()
+
+
 async def test_an_end_that_came_with_the_last_bytes_is_read_too() -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"a")
