@@ -95,7 +95,15 @@ class Relay:
         """Relay one exchange. Raises ProxyError of every kind."""
         request = exchange.request
         assert request is not None  # noqa: S101 - the routes matched it
-        chat = self._read(request, exchange.body)
+        chat = read_chat_request(
+            exchange.body,
+            request.header(b"content-type") or b"",
+            request.header(b"content-encoding") or b"",
+            self._config.default_model,
+            self._config.model_aliases,
+            convert=self._config.ttft_mode == "exact",
+            bounds=self._config.completion_bounds,
+        )
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
@@ -112,17 +120,6 @@ class Relay:
             # SDKs close a stream's connection as soon as they have read the end marker.
             if downstream.completed_at is None:
                 raise
-
-    def _read(self, request: Request, body: bytes) -> ChatRequest:
-        return read_chat_request(
-            body,
-            request.header(b"content-type") or b"",
-            request.header(b"content-encoding") or b"",
-            self._config.default_model,
-            self._config.model_aliases,
-            convert=self._config.ttft_mode == "exact",
-            bounds=self._config.completion_bounds,
-        )
 
     async def _send(
         self, request: Request, chat: ChatRequest, exchange: Exchange, downstream: Downstream
@@ -157,8 +154,9 @@ class Relay:
         meter = meter_for(exchange, response.status, content_type, self._config.buckets["gap"])
         streams = isinstance(meter, StreamMeter)
         if converted and streams:
-            reply_headers = _reply_headers(response.headers)
-            await _relay(response, _Reassembled(exchange, downstream, meter, reply_headers))
+            headers = _headers_down(response.headers, stream=True)
+            headers = (_JSON, *(field for field in headers if field[0] != _JSON[0]))
+            await _relay(response, _Reassembled(exchange, downstream, meter, headers))
             return
         if exchange.stream is None:
             exchange.stream = streams
@@ -304,24 +302,14 @@ def _headers_down(headers: Headers, *, stream: bool) -> Headers:
     )
 
 
-def _reply_headers(headers: Headers) -> Headers:
-    """Fields of a stream's head that go down with a plain reply in its place."""
-    kept = _headers_down(headers, stream=True)
-    return (_JSON, *(field for field in kept if field[0] != _JSON[0]))
-
-
-def _error_fields(error: ProxyError) -> dict[str, object]:
-    # No null among them: older clients that check the flat shape want four strings.
-    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
-    return {"error": shape, **shape}
-
-
 def error_body(error: ProxyError) -> bytes:
     """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
-    return orjson.dumps(_error_fields(error))
+    # No null among them: older clients that check the flat shape want four strings.
+    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
+    return orjson.dumps({"error": shape, **shape})
 
 
 def error_event(error: ProxyError) -> bytes:
     """The same inside a stream. ``status_code`` is what the Cerebras SDK reports; without it, it
     would report the status of the stream's head: 200."""
-    return b"data: %s\n\n" % orjson.dumps({"status_code": error.status, **_error_fields(error)})
+    return b'data: {"status_code":%d,%b\n\n' % (error.status, error_body(error)[1:])

@@ -203,12 +203,9 @@ class Catalogue:
             return
         self._listed = listed
         self.prices = merged(self._table, listed)
-        self._report(drift(self._table, listed))
-
-    def _report(self, found: Drift) -> None:
-        """Set the metrics each time; log a difference once."""
+        found = drift(self._table, listed)
         self._metrics.update(
-            {name: model.limits for name, model in self._listed.items()},
+            {name: model.limits for name, model in listed.items()},
             {kind: len(names) for kind, names in found._asdict().items()},
         )
         if any(found) and found != self._logged:
@@ -301,11 +298,9 @@ def drift(table: PriceTable, models: Mapping[str, Model]) -> Drift:
 
 
 def closest(model: str, served: Collection[str]) -> str | None:
-    """The one of the served models whose name shares most pairs of neighbouring characters with
+    """Return the served model whose name has most pairs of neighbouring characters in common with
     this one; None where none is served."""
-
-    def likeness(other: str) -> float:
-        pairs, others = ({*pairwise(name.casefold())} for name in (model, other))
-        return len(pairs & others) / max(1, len(pairs | others))
-
-    return max(served, key=likeness, default=None)
+    pairs = {*pairwise(model.casefold())}
+    others = {name: {*pairwise(name.casefold())} for name in served}
+    shares = {name: len(pairs & each) / max(1, len(pairs | each)) for name, each in others.items()}
+    return max(served, key=shares.__getitem__, default=None)

@@ -19,7 +19,7 @@ would take longer are refused before they are parsed.
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import anyio
@@ -50,22 +50,25 @@ _EMPTY = re.compile(rb"\s*\}")
 _MAX_STRINGS = 100_000
 _MAX_VALUES = 200_000
 _MAX_READ_NAMES = 10_000  # at any depth
+_VALUE_MARKS = (b",", b"[", b"{")
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b'"[]{},')
 _MAX_MODEL = 1_000  # characters
 
 
-def _in_any_spelling(name: str) -> str:
-    """A pattern for a JSON string's inside: any of its letters may be written as an escape."""
-    return "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
-
-
+_NAMED_TWICE = "The body names 'model', 'stream' or its limit of tokens more than once."
+_NAMED_TOO_OFTEN = "The body names 'model', 'stream' or its limit of tokens too often."
 _READ_NAMES = {name: b'"%s"' % name.encode() for name in ("model", "stream", *_LIMIT_NAMES)}
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
 # In valid JSON a quote that follows no backslash, and is followed by a name and a colon, begins a
 # member's name: inside of a string it would be escaped, and behind one no letter can stand.
+# Any letter of a name may be written as an escape.
+_SPELLINGS = {
+    name: "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
+    for name in _READ_NAMES
+}
 _READ_NAME = re.compile(
     r'"(?<!\\")(?:{})"(?=\s*:)'.format(
-        "|".join(f"(?P<{name}>{_in_any_spelling(name)})" for name in _READ_NAMES)
+        "|".join(f"(?P<{name}>{spelling})" for name, spelling in _SPELLINGS.items())
     ).encode()
 )
 
@@ -172,15 +175,11 @@ def count_contents(text: bytes, most_strings: int, most_values: int) -> tuple[in
     """
     if len(text) <= min(most_strings, most_values):
         return 0, 0
-    strings, values = text.count(b'"') // 2, _count_values(text)
+    strings, values = text.count(b'"') // 2, sum(map(text.count, _VALUE_MARKS))
     if strings <= most_strings and values <= most_values:
         return strings, values
     outside, quotes = _outside_strings(text, 2 * most_strings)
-    return quotes // 2, _count_values(outside)
-
-
-def _count_values(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    return quotes // 2, sum(map(outside.count, _VALUE_MARKS))
 
 
 def _outside_strings(text: bytes, most_quotes: int) -> tuple[bytes, int]:
@@ -205,21 +204,15 @@ def _find_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
     written = {name: _READ_NAMES[name] for name in _READ_NAMES if name in request}
     counts = [body.count(quoted) for quoted in written.values()]
     if sum(counts) > _MAX_READ_NAMES:
-        raise _named_too_often()
+        raise BadRequest(_NAMED_TOO_OFTEN)
     # Perhaps: the escape of a letter, or of the underscore, is somewhere.
     if b"\\u00" in body and any(escape in body for escape in _ESCAPES):
         return _outermost(body, _READ_NAME.finditer(body))
     if counts.count(1) == len(counts):
         return {name: body.index(quoted) + len(quoted) for name, quoted in written.items()}
-    places = sorted(at for quoted in written.values() for at in _places(quoted, body))
+    found = (place for quoted in written.values() for place in re.finditer(quoted, body))
+    places = sorted(place.start() for place in found)
     return _outermost(body, filter(None, (_READ_NAME.match(body, at) for at in places)))
-
-
-def _places(part: bytes, text: bytes) -> Iterator[int]:
-    at = text.find(part)
-    while at >= 0:
-        yield at
-        at = text.find(part, at + 1)
 
 
 def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
@@ -232,7 +225,7 @@ def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
     depth = at = 0
     for number, name in enumerate(names):
         if number == _MAX_READ_NAMES:
-            raise _named_too_often()
+            raise BadRequest(_NAMED_TOO_OFTEN)
         between = body[at : name.start()]
         if b'"' in between:
             between, _ = _outside_strings(between, 2 * _MAX_STRINGS)
@@ -241,15 +234,9 @@ def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
         at = name.end()
         if depth == 1:
             if name.lastgroup in ends:
-                raise BadRequest(
-                    "The body names 'model', 'stream' or its limit of tokens more than once."
-                )
+                raise BadRequest(_NAMED_TWICE)
             ends[str(name.lastgroup)] = at
     return ends
-
-
-def _named_too_often() -> BadRequest:
-    return BadRequest("The body names 'model', 'stream' or its limit of tokens too often.")
 
 
 def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int]:
