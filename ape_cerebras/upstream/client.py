@@ -174,22 +174,18 @@ class UpstreamResponse:
         exchange.head_at = connection.arrived_at
         exchange.quota = read_quota(head.headers)
         self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), head.status)
-        if self._leaks.found_in(b"".join([b"%b\n" % value for _, value in head.headers])):
+        if self._leaks.found_in(b"\n".join([value for _, value in head.headers]) + b"\n"):
             raise ResponseWithheld
         if head.status == 401:
             raise KeyRefused
-        if head.status >= 400:
-            await self._read_error()
-
-    async def _read_error(self) -> None:
-        """Read an error's body, or its first 64 KiB, before any of it is passed on."""
-        ahead: list[bytes | None] = []
-        size = 0
-        while size < _ERROR_AT_MOST and (not ahead or ahead[-1] is not None):
-            ahead.append(chunk := await self.next_chunk())
-            size += len(chunk or b"")
-        self._exchange.upstream_code = read_error_code(b"".join(filter(None, ahead)))
-        self._ahead = ahead
+        if head.status >= 400:  # the beginning of an error is read before any of it is passed on
+            ahead: list[bytes | None] = []
+            size = 0
+            while size < _ERROR_AT_MOST and (not ahead or ahead[-1] is not None):
+                ahead.append(chunk := await self.next_chunk())
+                size += len(chunk or b"")
+            exchange.upstream_code = read_error_code(b"".join(filter(None, ahead)))
+            self._ahead = ahead
 
     def header(self, name: bytes) -> bytes:
         """The first value of ``name`` (lower case); empty where there is none."""

@@ -81,8 +81,13 @@ class Pool:
         """
         waited = await self._acquire_slot()
         self.active += 1
+        lease = None
         try:
-            lease = await self._lease_idle(waited) or await self._connect(waited)
+            while self._idle and lease is None:
+                connection = self._idle.pop()
+                if await self._is_fit(connection):
+                    lease = Lease(connection, "reused" if connection.used else "warm", waited)
+            lease = lease or await self._connect(waited)
         except BaseException:
             self.active -= 1
             self._slots.release()
@@ -103,14 +108,6 @@ class Pool:
             if scope.cancelled_caught:
                 raise Overloaded from None
             return round(self._clock() - began_at, 6)
-        return None
-
-    async def _lease_idle(self, waited: float | None) -> Lease | None:
-        """The connection used last that is still fit for use."""
-        while self._idle:
-            connection = self._idle.pop()
-            if await self._is_fit(connection):
-                return Lease(connection, "reused" if connection.used else "warm", waited)
         return None
 
     async def _is_fit(self, connection: Connection) -> bool:
@@ -134,12 +131,10 @@ class Pool:
         """End a lease."""
         self.active -= 1
         self._slots.release()
-        fit = connection.reusable and self._clock() < connection.end_at
-        self._keep(connection, fit and len(self._idle) < self._idle_at_most)
-
-    def _keep(self, connection: Connection, keep: bool) -> None:
-        if keep:
-            connection.idle_since = self._clock()
+        now = self._clock()
+        fit = connection.reusable and now < connection.end_at
+        if fit and len(self._idle) < self._idle_at_most:
+            connection.idle_since = now
             self._idle.append(connection)
         else:
             connection.close()
@@ -187,8 +182,12 @@ class Pool:
     async def add_idle(self) -> None:
         """Make a connection ahead; keep it if there is still room for it then. Raises
         ConnectFailed, ConnectTimeout, TlsFailed."""
-        lease = await self._connect()
-        self._keep(lease.connection, self.room > 0)
+        connection = (await self._connect()).connection
+        if self.room > 0:
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     async def until_low(self) -> None:
         """Return when a lease has left fewer than ``warm_connections`` idle."""

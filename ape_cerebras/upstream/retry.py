@@ -19,7 +19,6 @@ import re
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Literal
 
 import anyio
 
@@ -109,19 +108,14 @@ def objection(
     return next((why for why, holds in found.items() if holds), None)
 
 
-class RetryBudget:
+class RetryBudget(SlidingMinute):
     """At most one retry for five requests over the last minute: an API that fails for all clients
-    gets a fifth more requests than before, not several times as many."""
-
-    def __init__(self) -> None:
-        self._minute = SlidingMinute()
-
-    def note(self, now: float, what: Literal["request", "retry"]) -> None:
-        self._minute.add(now, what)
+    gets a fifth more requests than before, not several times as many. Counts "request" and
+    "retry"."""
 
     def allows_one(self, now: float) -> bool:
-        requests, retries = (self._minute.total(now, what) for what in ("request", "retry"))
-        return retries < max(_IN_ANY_CASE, requests // _SHARE)
+        retries = self.total(now, "retry")
+        return retries < max(_IN_ANY_CASE, self.total(now, "request") // _SHARE)
 
 
 class RetryingClient:
@@ -158,7 +152,7 @@ class RetryingClient:
         if not self._attempts:
             return await self._attempt(exchange, request)
         began_at = self._clock()
-        self._budget.note(began_at, "request")
+        self._budget.add(began_at, "request")
         retry = 1
         while True:
             try:
@@ -233,6 +227,6 @@ class RetryingClient:
         )
         if exchange.retry_suppressed is not None:
             return None
-        self._budget.note(now, "retry")
+        self._budget.add(now, "retry")
         exchange.retry_reasons = (*exchange.retry_reasons, reason)
         return pause

@@ -171,7 +171,7 @@ def spent(budget: RetryBudget, now: float) -> int:
     """The retries that are allowed at once, all made."""
     count = 0
     while budget.allows_one(now):
-        budget.note(now, "retry")
+        budget.add(now, "retry")
         count += 1
     return count
 
@@ -182,14 +182,14 @@ def spent(budget: RetryBudget, now: float) -> int:
 def test_a_fifth_of_the_requests_of_the_last_minute(requests: int, retries: int) -> None:
     budget = RetryBudget()
     for number in range(requests):
-        budget.note(100.0 + number * 59 / 500, "request")
+        budget.add(100.0 + number * 59 / 500, "request")
     assert spent(budget, 159.5) == retries
 
 
 def test_what_is_older_than_a_minute_counts_no_more() -> None:
     budget = RetryBudget()
     for _ in range(100):
-        budget.note(100.0, "request")
+        budget.add(100.0, "request")
     assert spent(budget, 130.0) == 20
     assert spent(budget, 159.9) == 0
     assert spent(budget, 160.0) == 0  # the requests are gone, the twenty retries are not
@@ -204,10 +204,10 @@ def test_never_more_than_its_share(steps: list[tuple[bool, float]]) -> None:
     for is_request, later in steps:
         now += later
         if is_request:
-            budget.note(now, "request")
+            budget.add(now, "request")
             requests.append(now)
         elif budget.allows_one(now):
-            budget.note(now, "retry")
+            budget.add(now, "retry")
             retries.append(now)
             minute = [at for at in retries if int(at) > int(now) - 60]
             asked = [at for at in requests if int(at) > int(now) - 60]
