@@ -32,7 +32,7 @@ from .routes import Routes, Table, match
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.logs import Logs
-from .telemetry.metrics import Metrics
+from .telemetry.metrics import LiveState, Metrics
 from .telemetry.multiprocess import WorkerSlot
 from .telemetry.timings import Timings
 from .telemetry.trace_context import identify
@@ -85,19 +85,20 @@ class Proxy:
         self.drain_began = anyio.Event()
         self._in_flight = 0
         self._drained = False
-        self._metrics = Metrics(config, current_backend(), slot)
+        self._lines_dropped = lines_dropped
+        self._metrics = Metrics(config, current_backend(), slot, self._read_state)
         self._upstream = UpstreamClient(config, connect)
         self._warmup = Warmup(self._upstream.pool)
-        circuit = CircuitBreaker(config.circuit_failures) if config.circuit_failures else None
-        draining = self.drain_began.is_set
-        self._health = Health(config, self._metrics, self.logs, slot, draining, circuit)
+        failures = config.circuit_failures
+        self._circuit = CircuitBreaker(failures) if failures else None
+        self._health = Health(config, self._metrics, self.logs, self._read_state, slot)
         self._limits = open_limit_store(config, self.logs)
         self._api_keys = ApiKeys(config)
         self._admission = Admission(config, self._api_keys, self._limits)
         models = ModelList(config, self._upstream)
-        self._catalogue = Catalogue(config, self._upstream, models, self._metrics.models, self.logs)
+        self._catalogue = Catalogue(config, self._upstream, models, self._metrics, self.logs)
         retries = config.retry_attempts, config.retry_backoff
-        client = RetryingClient(self._upstream, *retries, circuit, self.logs)
+        client = RetryingClient(self._upstream, *retries, self._circuit, self.logs)
         chat = Relay(config, client, self._admission, self._catalogue)
         routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
         self._connections = Connections(config.max_connections, slot)
@@ -105,18 +106,17 @@ class Proxy:
         # Apart, so that scrapes are served also where clients have all the connections there may
         # be.
         self.for_scrapers = Entrance(routes.for_scrapers, Connections(_SCRAPERS, None))
-        self._watch_gauges(lines_dropped)
 
-    def _watch_gauges(self, lines_dropped: Callable[[], float]) -> None:
-        pool = self._upstream.pool
-        self._metrics.watch(
-            in_flight=lambda: self._in_flight,
-            client_connections=lambda: len(self._connections),
-            active=lambda: pool.active,
-            idle=lambda: pool.idle,
-            lines_dropped=lines_dropped,
-            waiting=lambda: self._admission.waiting,
-            knows_client=self._api_keys.knows,
+    def _read_state(self) -> LiveState:
+        return LiveState(
+            draining=self.drain_began.is_set(),
+            in_flight=self._in_flight,
+            client_connections=len(self._connections),
+            upstream_active=self._upstream.pool.active,
+            upstream_idle=self._upstream.pool.idle,
+            queue_length=self._admission.waiting,
+            lines_dropped=self._lines_dropped(),
+            circuit=None if self._circuit is None else self._circuit.state,
         )
 
     # One connection, and its exchanges
@@ -238,7 +238,7 @@ class Proxy:
             if self.config.metrics_enabled:
                 tasks.start_soon(self._watch_loop)
             while True:
-                self._health.look()
+                self._health.check()
                 await anyio.sleep(_CHECK_EVERY)
 
     async def _keep_warm(self) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import orjson
+from anyio import to_thread
 
 from .chat.models import ModelList
 from .config.config import Config
 from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, ProxyError
 from .http1.messages import Request
-from .net.event_loop import run_in_steps
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.metrics import Metrics
@@ -130,6 +130,7 @@ class Routes:
 
     async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
         accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
-        text, content_type = await run_in_steps(self._metrics.render(accept))
+        self._metrics.refresh()
+        text, content_type = await to_thread.run_sync(self._metrics.render, accept)
         headers = ((b"content-type", content_type.encode()),)
         await downstream.respond(exchange, 200, headers, text)

@@ -25,7 +25,7 @@ from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from ..telemetry.logs import Logs
-from ..telemetry.model_metrics import ModelMetrics
+from ..telemetry.metrics import Metrics
 from ..upstream.client import UpstreamClient, UpstreamRequest, waiting_for_upstream
 
 __all__ = (
@@ -170,7 +170,7 @@ class Catalogue:
         config: Config,
         upstream: UpstreamClient,
         models: ModelList,
-        metrics: ModelMetrics,
+        metrics: Metrics,
         logs: Logs,
     ) -> None:
         self._table = config.model_prices
@@ -197,14 +197,14 @@ class Catalogue:
                 self._upstream, exchange, _CATALOGUE_PATH, _CATALOGUE_MAX_BYTES, with_key=False
             )
             listed = read_catalogue(text)
-        self._metrics.note_fetch(listed is not None)
+        self._metrics.count_catalogue_fetch(listed is not None)
         if listed is None:
             self._logs.event("warning", "The API's public list of models could not be fetched")
             return
         self._listed = listed
         self.prices = merged(self._table, listed)
         found = drift(self._table, listed)
-        self._metrics.update(
+        self._metrics.set_catalogue(
             {name: model.limits for name, model in listed.items()},
             {kind: len(names) for kind, names in found._asdict().items()},
         )

@@ -31,19 +31,13 @@ class ApiKeys:
         self.any_limited = False
         """Whether a key has a limit."""
         self._by_name: dict[str | None, ClientKey] = {}
-        self._names: set[str | None] = set()
         self._file = config.ape_api_keys_file
         self._use(() if self._file is None else self._file.keys)
 
     def _use(self, from_file: tuple[ClientKey, ...]) -> None:
         self.keys = (*from_file, *self._from_variable)
         self._by_name = {key.name: key for key in from_file}
-        self._names |= {key.name for key in self.keys}
         self.any_limited = any(key.is_limited for key in from_file)
-
-    def knows(self, name: str) -> bool:
-        """Whether a key has that name, or has had it: its requests may be in flight."""
-        return name in self._names
 
     def for_client(self, name: str | None) -> ClientKey:
         """The key of that name, for its limits."""

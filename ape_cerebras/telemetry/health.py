@@ -1,74 +1,131 @@
-"""How the service is: what /health says of it, whether it is degraded, and whether it wastes."""
+"""The state of the service: the report of ``/health``, and whether the service is degraded.
 
+It is degraded, over a sliding minute of chat exchanges, for two reasons: ``ttft``, when the 95th
+percentile (nearest rank) of TTFT is above its target; and ``failures``, when more than 5 % of at
+least 20 exchanges failed through no fault of their client. No TTFT has to be kept for that: the
+percentile is above the target exactly if too few values are at or below it.
+"""
+
+import math
+from collections import deque
 from collections.abc import Callable
 
 from ..config.config import Config
 from ..net.event_loop import loop_clock
-from ..upstream.circuit_breaker import CircuitBreaker
 from ..version import VERSION
-from .degradation import Degradation
 from .exchange import Exchange
 from .logs import Logs
-from .metrics import Metrics
+from .metric_table import DEGRADED_REASONS
+from .metrics import LiveState, Metrics
 from .multiprocess import WorkerSlot
 from .timings import Timings
-from .waste import Waste
 
-__all__ = ("Health",)
+__all__ = ("Degradation", "Health", "SlidingMinute")
+
+_WINDOW = 60  # seconds
+_MIN_EXCHANGES = 20
+
+
+class SlidingMinute:
+    """Counts of the last 60 seconds, by name, in steps of a second."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, dict[str, int]]] = deque()
+
+    def add(self, now: float, *names: str) -> None:
+        """Count one of each name."""
+        self._advance(now)
+        counts = self._seconds[-1][1]
+        for name in names:
+            counts[name] = counts.get(name, 0) + 1
+
+    def total(self, now: float, name: str) -> int:
+        self._advance(now)
+        return sum(counts.get(name, 0) for _, counts in self._seconds)
+
+    def _advance(self, now: float) -> None:
+        second = math.floor(now)
+        if not self._seconds or self._seconds[-1][0] < second:
+            self._seconds.append((second, {}))
+        while self._seconds[0][0] <= second - _WINDOW:
+            self._seconds.popleft()
+
+
+class Degradation:
+    """Decides whether the service is degraded. ``ttft_target``: seconds, or None without one."""
+
+    def __init__(self, ttft_target: float | None) -> None:
+        self._target = math.inf if ttft_target is None else ttft_target
+        self._minute = SlidingMinute()
+
+    def observe(self, exchange: Exchange, timings: Timings) -> None:
+        """Count a chat exchange that has ended."""
+        ttft = timings.ttft_seconds
+        names = ["exchanges"]
+        if timings.traits.degrades:
+            names.append("failures")
+        if ttft is not None:
+            names.append("missed" if ttft > self._target else "in_time")
+        self._minute.add(exchange.finished_at, *names)
+
+    def reasons(self, now: float) -> tuple[str, ...]:
+        """Why the service is degraded; empty where it is not."""
+        names = ("exchanges", "failures", "missed", "in_time")
+        exchanges, failures, missed, in_time = (self._minute.total(now, name) for name in names)
+        rank_of_p95 = -(-95 * (missed + in_time) // 100)
+        found = {
+            "ttft": in_time < rank_of_p95,
+            "failures": exchanges >= _MIN_EXCHANGES and failures * 20 > exchanges,
+        }
+        return tuple(reason for reason in DEGRADED_REASONS if found[reason])
 
 
 class Health:
-    """Of one proxy. ``is_draining`` says whether that ends; ``slot`` is a worker's."""
+    """The health of one proxy. ``slot`` is a worker's."""
 
     def __init__(
         self,
         config: Config,
         metrics: Metrics,
         logs: Logs,
-        slot: WorkerSlot | None,
-        is_draining: Callable[[], bool],
-        circuit: CircuitBreaker | None,
+        read_state: Callable[[], LiveState] = LiveState,
+        slot: WorkerSlot | None = None,
     ) -> None:
         self._metrics = metrics
         self._logs = logs
+        self._read_state = read_state
         self._slot = slot
-        self._is_draining = is_draining
-        self._circuit = circuit
-        if circuit is not None:
-            metrics.watch_circuit(circuit)
         target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         self._degradation = Degradation(target)
         self._degraded: tuple[str, ...] = ()
         self._clock = loop_clock()
         self._started_at = self._clock()
-        self._waste = Waste(self._started_at)
 
     def observe(self, exchange: Exchange, timings: Timings) -> None:
-        """Take an exchange that has ended into account."""
+        """Take account of an exchange that has ended."""
         if exchange.is_chat:
             self._degradation.observe(exchange, timings)
-            self._waste.observe(exchange)
 
     def report(self) -> tuple[int, dict[str, object]]:
-        """The status and the body of an answer to who asks for it."""
-        draining = self._is_draining()
+        """Status and body of the response to ``GET /health``."""
+        state = self._read_state()
         report: dict[str, object] = {
-            "status": "draining" if draining else "healthy",
+            "status": "draining" if state.draining else "healthy",
             "service": "cerebras-proxy",
             "version": VERSION,
             "uptime_seconds": round(self._clock() - self._started_at, 3),
         }
         if self._degraded:
             report["degraded"] = self._degraded
-        if self._circuit is not None:
-            report["upstream_circuit"] = self._circuit.state
+        if state.circuit is not None:
+            report["upstream_circuit"] = state.circuit
         if self._slot is not None:
-            scoreboard = self._slot.scoreboard
-            report["workers"] = {"up": scoreboard.up, "configured": scoreboard.workers}
-        return (503 if draining else 200), report
+            board = self._slot.scoreboard
+            report["workers"] = {"up": board.up, "configured": board.workers}
+        return (503 if state.draining else 200), report
 
-    def look(self) -> None:
-        """Tell log and metrics what has changed since the last look."""
+    def check(self) -> None:
+        """Log and set in the metrics what has changed since the last check."""
         now = self._degradation.reasons(self._clock())
         for reason in sorted(set(now) - set(self._degraded)):
             self._logs.event("warning", "Service degraded", reason=reason)
@@ -76,7 +133,3 @@ class Health:
             self._logs.event("info", "Service recovered", reason=reason)
         self._degraded = now
         self._metrics.set_degraded(now)
-        wasted = self._waste.look(self._clock())
-        if wasted is not None:
-            text = "Most of the tokens reserved are not used: a setting would have fewer reserved"
-            self._logs.event("warning", text, **wasted._asdict())

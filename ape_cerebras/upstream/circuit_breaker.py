@@ -23,9 +23,7 @@ from ..errors import (
     UpstreamUnavailable,
 )
 
-__all__ = ("STATES", "CircuitBreaker", "is_outage")
-
-STATES = ("closed", "open", "half_open")
+__all__ = ("CircuitBreaker", "is_outage")
 
 _FIRST_TIME = 1.0  # seconds
 _LONGEST_TIME = 30.0  # seconds

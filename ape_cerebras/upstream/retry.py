@@ -24,8 +24,8 @@ import anyio
 
 from ..errors import ConnectFailed, ConnectTimeout, ProxyError
 from ..net.event_loop import loop_clock
-from ..telemetry.degradation import SlidingMinute
 from ..telemetry.exchange import Exchange
+from ..telemetry.health import SlidingMinute
 from ..telemetry.logs import Logs
 from .circuit_breaker import CircuitBreaker, is_outage
 from .client import (

@@ -266,20 +266,20 @@ async def test_other_404s_are_not_about_models() -> None:
 
 
 def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
-    metrics = Metrics(settled(), "trio").models
+    metrics = Metrics(settled(), "trio")
     names = [f"model-{number}" for number in range(1000)]
     for begin in range(0, 1000, 50):
-        metrics.update({name: {} for name in names[begin : begin + 50]}, {})
-    labels = {metrics.label(name) for name in names}
+        metrics.set_catalogue({name: {} for name in names[begin : begin + 50]}, {})
+    labels = {metrics.model_label(name) for name in names}
     assert len(labels) == 101
     assert labels == {*names[:100], "other"}
-    assert metrics.label(None) == "other"
+    assert metrics.model_label(None) == "other"
 
 
 def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
     metrics = Metrics(settled(), "trio")
     for names in (["one", "two"], ["two"]):
-        metrics.models.update({name: {"context_tokens": 8} for name in names}, {})
+        metrics.set_catalogue({name: {"context_tokens": 8} for name in names}, {})
     limits = [each for each in samples(metrics) if each.name == "cerebras_proxy_model_limit"]
     assert [each.labels["model"] for each in limits] == ["two"]
 
@@ -297,7 +297,7 @@ class Played:
         self.lines = Lines()
         config = settled(CEREBRAS_BASE_URL="http://upstream")
         upstream = UpstreamClient(config, self.connect)
-        models, metrics = ModelList(config, upstream), Metrics(config, "trio").models
+        models, metrics = ModelList(config, upstream), Metrics(config, "trio")
         catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
         tasks.start_soon(catalogue.refresh_hourly, Exchange(started_at=trio.current_time()))
 

@@ -10,7 +10,7 @@ from exchanges import CHAT, ended_exchanges, with_timings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from scraping import rendered, watching
+from scraping import rendered
 
 from ape_cerebras import Config
 from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
@@ -33,7 +33,7 @@ HISTOGRAMS = {
 def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
     """The lines; sums of samples by name; all samples."""
     config = Config.from_environment({"CEREBRAS_API_KEY": "key"})
-    metrics, lines = watching(Metrics(config, "asyncio")), []
+    metrics, lines = Metrics(config, "asyncio"), []
     logs = Logs("debug", lambda line: lines.append(json.loads(line, parse_float=Decimal)))
     for exchange in exchanges:
         metrics.observe(*with_timings(exchange))

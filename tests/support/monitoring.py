@@ -17,7 +17,7 @@ from urllib.parse import quote
 import orjson
 import yaml
 from end_to_end import free_port
-from scraping import rendered, settled, watching
+from scraping import live, rendered, settled
 from served import PATIENCE, Served, serving
 from tools import tool
 
@@ -55,7 +55,7 @@ def known_names(directory: Path) -> set[str]:
     """The names of all series that a proxy, or one of several workers, can have."""
     found: set[str] = set()
     for slot in (None, WorkerSlot(1, Scoreboard(2), str(directory))):
-        metrics = watching(Metrics(settled(), "asyncio", slot))
+        metrics = Metrics(settled(), "asyncio", slot, live)
         text = rendered(metrics)[0].decode()
         for name, kind in re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE):
             parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)

@@ -7,25 +7,23 @@ from prometheus_client import parser
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
-from steps import result_of
 
 from ape_cerebras import Config
 from ape_cerebras.telemetry.exchange import Exchange
-from ape_cerebras.telemetry.metrics import Metrics
-from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
+from ape_cerebras.telemetry.metrics import LiveState, Metrics
 
 __all__ = (
     "CLIENT_KEY",
     "KEY",
     "OPENMETRICS",
     "families",
+    "live",
     "made",
     "observed",
     "rendered",
     "samples",
     "settled",
     "value",
-    "watching",
 )
 
 KEY = "csk-upstream-key-0123456789"
@@ -38,25 +36,17 @@ def settled(**settings: str) -> Config:
 
 
 def made(**settings: str) -> Metrics:
-    return watching(Metrics(settled(**settings), "trio"))
+    return Metrics(settled(**settings), "trio", read_state=live)
 
 
-def watching(metrics: Metrics, in_flight: float = 3, lines_dropped: float = 7) -> Metrics:
-    metrics.watch(
-        in_flight=lambda: in_flight,
-        client_connections=lambda: 4,
-        active=lambda: 5,
-        idle=lambda: 6,
-        lines_dropped=lambda: lines_dropped,
-        waiting=lambda: 8,
-        knows_client=lambda name: name in ("alice", "bob"),
-    )
-    metrics.watch_circuit(CircuitBreaker(1))
-    return metrics
+def live(in_flight: int = 3, lines_dropped: float = 7) -> LiveState:
+    """A state in which every number is another."""
+    return LiveState(False, in_flight, 4, 5, 6, 8, lines_dropped, "closed")
 
 
 def rendered(metrics: Metrics, accept: bytes = b"") -> tuple[bytes, str]:
-    return result_of(metrics.render(accept))
+    metrics.refresh()
+    return metrics.render(accept)
 
 
 def families(metrics: Metrics, accept: bytes = b"") -> dict[str, Metric]:

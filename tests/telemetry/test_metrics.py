@@ -84,8 +84,8 @@ def test_the_table(accept: bytes) -> None:
             quota=read_quota(GRID), client="alice", reserved_tokens=100, **RETRIED, **new
         )
     )
-    metrics.models.note_fetch(succeeded=True)
-    metrics.models.update(
+    metrics.count_catalogue_fetch(succeeded=True)
+    metrics.set_catalogue(
         {"m": {"context_tokens": 8}}, dict.fromkeys(("price", "only_listed", "not_listed"), 0)
     )
     found: dict[str, tuple[str, set[str]]] = {}
@@ -218,7 +218,6 @@ def test_no_client_makes_a_series() -> None:
                     model=text,
                     requested_model=text,
                     response_model=text,
-                    client=text,
                     trace_id=text,
                     request_id=text,
                     quota=read_quota(((f"x-ratelimit-{text}".encode(), b"1"),)),

@@ -1,13 +1,13 @@
 """What a scraper gets from any of several workers: sums, and of gauges what they make together."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from prometheus_client import values
-from prometheus_client.multiprocess import MultiProcessCollector
-from scraping import OPENMETRICS, families, made, settled, value, watching
+from scraping import OPENMETRICS, families, live, made, settled, value
 
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics
@@ -31,10 +31,10 @@ class Crew:
         self.directory = directory
         self.scoreboard = Scoreboard(2)
 
-    def worker(self, number: int, in_flight: float = 3) -> Metrics:
+    def worker(self, number: int, in_flight: int = 3) -> Metrics:
         share_values(str(self.directory), number)
         slot = WorkerSlot(number, self.scoreboard, str(self.directory))
-        return watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio", slot), in_flight)
+        return Metrics(settled(TTFT_TARGET_MS="500"), "trio", slot, partial(live, in_flight))
 
     def forget(self, number: int) -> None:
         forget_worker(str(self.directory), number)
@@ -60,7 +60,8 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_two_workers_tell_together_what_one_process_would(crew: Crew, accept: bytes) -> None:
-    alone = watching(Metrics(settled(TTFT_TARGET_MS="500"), "trio"), lines_dropped=2 * 7)
+    read_state = partial(live, lines_dropped=2 * 7)
+    alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
         alone.observe(*with_timings(exchange))
     first = crew.worker(1)
@@ -168,38 +169,3 @@ def test_there_are_no_exemplars(crew: Crew) -> None:
         for sample in metric.samples
         if sample.exemplar
     ]
-
-
-def told(metrics: Metrics) -> Samples:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for name, metric in families(metrics).items()
-        for sample in metric.samples
-        if name.removeprefix("cerebras_proxy_") not in WORKERS
-    }
-
-
-def test_it_is_what_the_library_makes_of_the_files(crew: Crew) -> None:
-    for number in (1, 2, 3):
-        worker = crew.worker(number)
-        worker.set_degraded(("ttft",) if number == 2 else ())
-        for exchange in EXCHANGES[number:]:
-            worker.observe(*with_timings(exchange))
-    worker.refresh()
-    files = [str(path) for path in crew.directory.iterdir()]
-    merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
-    assert told(worker) == {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for metric in merged
-        for sample in metric.samples
-    }
-
-
-def test_it_is_made_in_steps_of_some_samples(crew: Crew) -> None:
-    alone, worker = made(), crew.worker(1)
-    for metrics in (alone, worker):
-        for model in ("gpt-oss-120b", "zai-glm-4.7", "other"):
-            metrics.observe(*with_timings(stream_exchange(model=model)))
-    samples = len(told(worker))
-    assert len(list(alone.render(b""))) > samples / 100
-    assert len(list(worker.render(b""))) > 3 * samples / 100  # read, put together, written

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import ProxyError, UpstreamUnavailable
-from ape_cerebras.upstream.circuit_breaker import STATES, CircuitBreaker, is_outage
+from ape_cerebras.telemetry.metric_table import CIRCUIT_STATES
+from ape_cerebras.upstream.circuit_breaker import CircuitBreaker, is_outage
 
 DOWN = {
     *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
@@ -148,6 +149,6 @@ def test_never_more_than_one_probe_is_out(
     for step, number in steps:
         step(played, number)
         probes = sum(is_probe for _, is_probe in played.out)
-        assert played.circuit.state in STATES
+        assert played.circuit.state in CIRCUIT_STATES
         assert probes == (played.circuit.state == "half_open")
     assert all(1 <= seconds <= 30 for seconds in played.asked)

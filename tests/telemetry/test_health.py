@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.errors import BadRequest, ClientGone, Overloaded, Truncated
-from ape_cerebras.telemetry.degradation import REASONS, Degradation
 from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.telemetry.health import Degradation
+from ape_cerebras.telemetry.metric_table import DEGRADED_REASONS
 
 TARGET = 0.2
 OFFSETS = (0.0, -0.5, -1000.25, 0.75, 1e6, 123456.999)
@@ -103,7 +104,7 @@ def test_whose_failures_count(fields: dict[str, Any], counts: bool) -> None:
 
 def test_both_reasons_in_their_order() -> None:
     exchanges = (timed(1.0, error=Truncated()) for _ in range(20))
-    assert degradation(*exchanges).reasons(0.0) == REASONS == ("ttft", "failures")
+    assert degradation(*exchanges).reasons(0.0) == DEGRADED_REASONS == ("ttft", "failures")
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

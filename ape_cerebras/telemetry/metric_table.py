@@ -1,0 +1,137 @@
+"""The table of all metrics: name, type, labels and meaning.
+
+``metrics`` makes them from it, a scraper reads each meaning as the metric's help text, and the
+documentation is generated from it. Labels are closed sets: ``model`` is a model of the price table,
+the aliases or the API's list, or ``other``, so that no client can make a series.
+"""
+
+from typing import Literal, NamedTuple
+
+__all__ = (
+    "CIRCUIT_STATES",
+    "DEGRADED_REASONS",
+    "METRICS",
+    "STEM",
+    "WORKER_METRICS",
+    "MetricRow",
+)
+
+STEM = "cerebras_proxy_"
+"""Begins every name."""
+
+CIRCUIT_STATES = ("closed", "open", "half_open")
+DEGRADED_REASONS = ("ttft", "failures")
+
+_Mode = Literal["livesum", "livemax", "mostrecent"]
+
+
+class MetricRow(NamedTuple):
+    """One metric."""
+
+    name: str
+    """Without the stem."""
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: str = ""
+    """Of a histogram: its family in HISTOGRAM_BUCKETS."""
+    attribute: str = ""
+    """Of a histogram: the value of each exchange, an attribute of its timings or of itself. Empty
+    where it is observed otherwise."""
+    mode: _Mode = "livesum"
+    """Of a gauge: how the values of several workers combine; live: only of those that live."""
+
+
+def _count(name: str, labels: tuple[str, ...], meaning: str) -> MetricRow:
+    return MetricRow(name, "counter", labels, meaning)
+
+
+def _gauge(name: str, labels: tuple[str, ...], meaning: str, mode: _Mode = "livesum") -> MetricRow:
+    return MetricRow(name, "gauge", labels, meaning, mode=mode)
+
+
+def _times(
+    name: str, labels: tuple[str, ...], buckets: str, meaning: str, attribute: str | None = None
+) -> MetricRow:
+    """A histogram. Its attribute has its name by default."""
+    attribute = name if attribute is None else attribute
+    return MetricRow(name, "histogram", labels, meaning, buckets, attribute)
+
+
+_MODEL, _ROUTE, _CLIENT, _QUOTA = ("model",), ("route",), ("client",), ("kind", "window")
+_BY_END = ("route", "outcome", "status_code")
+
+METRICS = (
+    _count("requests_total", _MODEL, "Chat exchanges that ended"),
+    _count("errors_total", _MODEL, "Chat exchanges that failed"),
+    _count("outcomes_total", _BY_END, "Exchanges by how they ended"),
+    _count(
+        "tokens_total", ("model", "type"), "Tokens; cached: of prompt, reasoning: of completion"
+    ),
+    _count("reserved_tokens_total", _MODEL, "Reserved by the API, as estimated, for these tokens"),
+    _count("cost_usd_total", _MODEL, "US dollars, where the model has a price"),
+    _count("unpriced_requests_total", (), "Responses of models without a price"),
+    _count("usage_missing_total", (), "Responses without usage"),
+    _count("client_requests_total", _CLIENT, "Chat exchanges that ended, of keys with a name"),
+    _count("client_tokens_total", ("client", "type"), "Prompt and completion tokens of such keys"),
+    _count("client_cost_usd_total", _CLIENT, "US dollars of such keys"),
+    _count("ttft_target_missed_total", (), "TTFTs above TTFT_TARGET_MS"),
+    _times("ttft_seconds", ("model", "source"), "ttft", "Request complete to first token sent", ""),
+    _times("upstream_ttft_seconds", _MODEL, "ttft", "Request sent upstream to first token arrived"),
+    _times("proxy_ttft_seconds", _MODEL, "overhead", "TTFT less upstream TTFT: the proxy's part"),
+    _times("retry_seconds", _MODEL, "ttft", "Failed attempts and the waits behind them"),
+    _times("wait_seconds", _MODEL, "ttft", "Waiting in the queue and for an upstream connection"),
+    _times("upstream_connect_seconds", _MODEL, "ttft", "Name lookup and TCP", "connect_seconds"),
+    _times("upstream_tls_seconds", _MODEL, "ttft", "TLS handshake", "tls_seconds"),
+    _times("proxy_own_seconds", _MODEL, "overhead", "Proxy's TTFT less these four"),
+    _times("ttfo_seconds", _MODEL, "ttft", "Like TTFT, to the first token beyond reasoning"),
+    _times("tpot_seconds", _MODEL, "tpot", "Time per output token, one value a stream"),
+    _times("network_seconds", _MODEL, "ttft", "Upstream TTFT less queue and prompt time"),
+    _times("upstream_queue_seconds", _MODEL, "ttft", "Cerebras's own queue_time", "queue_seconds"),
+    _times("upstream_prompt_seconds", _MODEL, "ttft", "Its own prompt_time", "prompt_seconds"),
+    _times(
+        *("output_tokens_per_second", _MODEL, "speed"),
+        *("Completion tokens by generation time, one value a stream", "tokens_per_second"),
+    ),
+    _times("chunk_gap_seconds", _MODEL, "gap", "Between reads that brought tokens", ""),
+    _times(
+        *("request_duration_seconds", _ROUTE, "duration"),
+        *("Request complete to last byte written", "total_time_seconds"),
+    ),
+    _times("overhead_seconds", _ROUTE, "overhead", "Not waiting for upstream, client or queue"),
+    _count("upstream_connection_uses_total", ("connection",), "Exchanges: warm, reused or new"),
+    _count("retries_total", ("reason",), "Retries: connect, queue_exceeded or the API's status"),
+    _count(
+        *("retries_forgone_total", ("why",)),
+        "Suppressed retries: attempts, budget, circuit, deadline, retry_after (> 60 s) or refused",
+    ),
+    _count("malformed_retry_after_total", (), "Retry-After headers that could not be read"),
+    _count("client_retries_total", _MODEL, "Requests that clients retried"),
+    _gauge("upstream_circuit", ("state",), "1 for the circuit's state, with CIRCUIT_FAILURES"),
+    _gauge("degraded", ("reason",), "1 while p95 TTFT misses its target, or > 5 % fail", "livemax"),
+    _count("client_blocked_seconds_total", (), "Time spent waiting for slow clients"),
+    _gauge("requests_in_flight", (), "Exchanges in flight"),
+    _gauge("client_connections", (), "Open connections of clients"),
+    _gauge("upstream_connections", ("state",), "Open connections to upstream: active or idle"),
+    _gauge("queue_length", (), "Chat requests that wait in the queue"),
+    _gauge("upstream_ratelimit_limit", _QUOTA, "The account's quota, as last seen", "mostrecent"),
+    _gauge("upstream_ratelimit_remaining", _QUOTA, "What is left of the quota", "mostrecent"),
+    _count("malformed_quota_headers_total", (), "x-ratelimit-* headers that could not be read"),
+    _count("catalogue_fetches_total", ("result",), "Fetches of the API's list: ok or failed"),
+    _gauge(
+        *("catalogue_drift", ("kind",)),
+        "Models with another price in the API's list (price), only there, or not there",
+        "mostrecent",
+    ),
+    _gauge("model_limit", ("model", "kind"), "Tokens or requests the list allows", "mostrecent"),
+    _times("loop_lag_seconds", (), "lag", "How late a sleep of 10 ms wakes", ""),
+    _count("log_lines_dropped_total", (), "Log lines lost: the output stalled or closed"),
+    _gauge("build_info", ("version", "python", "backend"), "Always 1", "livemax"),
+)
+
+WORKER_METRICS = (
+    _gauge("workers_up", (), "Workers that serve"),
+    _gauge("workers_configured", (), "Workers that there should be: ASYNC_WORKERS"),
+    _count("worker_restarts_total", (), "Workers that ended and were replaced"),
+)
+"""Only where there are several workers."""
