@@ -184,8 +184,8 @@ class _PassedOn:
         self._meter = meter
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
-        """Send a chunk, then look at it, also if the client is gone: what has been used is used.
-        Return whether the content has ended."""
+        """Send a chunk, then look at it, also if the client has gone: its tokens are used. Return
+        whether the content has ended."""
         sent_at = None
         try:
             await self._downstream.send_chunk(chunk, hold=self._meter.may_hold(chunk))
@@ -236,7 +236,7 @@ class _Reassembled:
 
 
 async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -> None:
-    """Relay a body to its end. Raises Truncated, IdleTimeout, and what the output raises.
+    """Relay a body to its end. Raises Truncated, IdleTimeout, and the errors of ``output``.
 
     The content may end before the body's framing does. Chunks that have arrived by then still go
     through, the client gets its end, and upstream gets a moment to end the body, so that the
@@ -310,6 +310,6 @@ def error_body(error: ProxyError) -> bytes:
 
 
 def error_event(error: ProxyError) -> bytes:
-    """The same inside a stream. ``status_code`` is what the Cerebras SDK reports; without it, it
-    would report the status of the stream's head: 200."""
+    """The same inside a stream. The Cerebras SDK reports ``status_code``; without that, the status
+    of the stream's head: 200."""
     return b'data: {"status_code":%d,%b\n\n' % (error.status, error_body(error)[1:])

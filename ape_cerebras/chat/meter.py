@@ -1,7 +1,7 @@
 """Metering of a response as it passes: first and last token, usage, ``time_info``, the end marker.
 
-A meter gets every chunk after it has been sent, so that looking never delays a byte and is never
-part of what is measured; only chunks that do not go on as they are it gets first. It writes its
+A meter gets every chunk after it has been sent, so that looking never delays a byte and never is
+part of a measured time; chunks of a reply that is reassembled it gets as they arrive. It writes its
 findings into the exchange.
 
 The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
@@ -60,7 +60,7 @@ class PlainMeter:
     """Reads a JSON reply once it is whole, or its end. One that is not readable is only timed."""
 
     can_take_event = False
-    complete = True  # its length, or its last chunk, has said so
+    complete = True  # the framing ends it
 
     def __init__(self, exchange: Exchange, *, readable: bool) -> None:
         self._exchange = exchange
@@ -311,7 +311,7 @@ def read_time_info(info: Any) -> TimeInfo | None:
 
 
 def _seconds(value: Any) -> float | None:
-    """None for what is no duration: an infinite one would spoil a sum of them for good."""
+    """None for a value that is no duration: an infinite one would spoil their sum for good."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

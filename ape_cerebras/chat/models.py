@@ -1,7 +1,7 @@
 """The API's models: which there are, their prices and their limits.
 
-``ModelList`` answers ``/v1/models`` with upstream's list, kept for a minute; with the last one
-while upstream fails; with that of the price table while there has been none.
+``ModelList`` serves ``/v1/models``: upstream's list, kept for a minute; the last one while upstream
+fails; the models of the price table while there has been none.
 
 ``Catalogue`` fetches the API's public list where PRICE_CATALOGUE is on: in the background, without
 the key, when the proxy starts and an hour after each attempt. While that fails, the last one stays.

@@ -1,9 +1,9 @@
-"""What the proxy reads in a chat request's body, and the few values it may edit there.
+"""Reading of a chat request's body, edits of the few values that may change, and compression.
 
 The body is the client's and goes upstream byte for byte. Prompt caching works on exact prefixes, so
-nothing may be serialised again, reordered or put in front of the messages. Four things change, each
-in its place: a model that is missing or an alias, ``stream`` where a plain request is converted to
-a stream, and the limit of completion tokens where settings bound it.
+nothing may be serialised again, reordered or put in front of the messages. Only these
+change, each in its place: a model that is missing or an alias, ``stream`` where a plain request is
+converted to a stream, and the limit of completion tokens where settings bound it.
 
 A conversion adds no ``stream_options``: Cerebras sends usage and timings with the last choice's
 end, unasked (recorded in 2026). A client's own options stay as they are, and count.
@@ -59,13 +59,13 @@ _NAMED_TWICE = "The body names 'model', 'stream' or its limit of tokens more tha
 _NAMED_TOO_OFTEN = "The body names 'model', 'stream' or its limit of tokens too often."
 _READ_NAMES = {name: b'"%s"' % name.encode() for name in ("model", "stream", *_LIMIT_NAMES)}
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
-# In valid JSON a quote that follows no backslash, and is followed by a name and a colon, begins a
-# member's name: inside of a string it would be escaped, and behind one no letter can stand.
 # Any letter of a name may be written as an escape.
 _SPELLINGS = {
     name: "".join(rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
     for name in _READ_NAMES
 }
+# In valid JSON a quote that follows no backslash, and is followed by a name and a colon, begins a
+# member's name: inside of a string it would be escaped, and no letter may follow a string.
 _READ_NAME = re.compile(
     r'"(?<!\\")(?:{})"(?=\s*:)'.format(
         "|".join(f"(?P<{name}>{spelling})" for name, spelling in _SPELLINGS.items())
@@ -80,11 +80,13 @@ _GZIP = (b"content-encoding", b"gzip")
 
 
 class ChatRequest(NamedTuple):
-    """``body`` as it goes upstream. ``model`` is what upstream is requested to use,
-    ``requested_model`` what the client named; both None where the body is binary. ``stream`` is
-    what the client requested, None likewise; ``converted`` says that upstream is requested to
-    stream all the same. ``limit``: the most completion tokens, as upstream gets it; None where the
-    body has none or is binary."""
+    """A chat request as it goes upstream.
+
+    ``model``: the model upstream is to use; ``requested_model``: the one the client named; None in
+    a binary body. ``stream``: whether the client wants a stream, None likewise. ``converted``:
+    whether upstream is to stream all the same. ``limit``: the most completion tokens, as upstream
+    gets it; None where the body names none or is binary.
+    """
 
     body: bytes
     model: str | None = None
@@ -105,10 +107,9 @@ def read_chat_request(
     bounds: CompletionBounds = _AS_THEY_ARE,
 ) -> ChatRequest:
     """Check and read a body; put in the default model or an alias's target, and the limit of tokens
-    that ``bounds`` ask for. ``convert``: make a request for a plain response one for a stream, if
-    it is plain JSON.
+    that ``bounds`` ask for. With ``convert``, a plain request in JSON is made one for a stream.
 
-    Raises UnsupportedMedia, or BadRequest where plain JSON is not what the API could take.
+    Raises UnsupportedMedia, or BadRequest where plain JSON is nothing the API could take.
     """
     if _is_binary(content_type, content_encoding):
         return ChatRequest(body)
@@ -141,7 +142,7 @@ def _check(request: dict[str, Any]) -> None:
 
 
 def _is_binary(content_type: bytes, content_encoding: bytes) -> bool:
-    """Whether a body of that kind is not plain JSON. Raises UnsupportedMedia."""
+    """Return whether a body of that kind is not plain JSON. Raises UnsupportedMedia."""
     media_type = content_type.partition(b";")[0].strip().lower()
     coding = content_encoding.strip().lower() or b"identity"
     known = media_type == _JSON or media_type in _MESSAGE_PACK
@@ -166,12 +167,12 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def count_contents(text: bytes, most_strings: int, most_values: int) -> tuple[int, int]:
-    """About how many strings and values a JSON text has, without parsing it.
+    """Count the strings and values of a JSON text, without parsing it; at least as many as it has.
 
-    A value needs a comma or an opening bracket, a string two quotes: where there are few of these
-    bytes in all, nothing more is looked at, and a short text cannot have many. Only where they
-    exceed a limit are those inside of strings left out, so that a prompt of nothing but commas is
-    one value. Counts beyond a limit say that it is exceeded, and not by how much.
+    A value needs a comma or an opening bracket, a string two quotes, so a short text cannot have
+    many, and neither can one with few of these bytes. Only where the bytes exceed a limit are those
+    inside of strings left out: a prompt of nothing but commas is one value. A count beyond its
+    limit shows that it is exceeded, not by how much.
     """
     if len(text) <= min(most_strings, most_values):
         return 0, 0
@@ -183,29 +184,29 @@ def count_contents(text: bytes, most_strings: int, most_values: int) -> tuple[in
 
 
 def _outside_strings(text: bytes, most_quotes: int) -> tuple[bytes, int]:
-    """Commas and brackets outside of strings, in a text that begins outside of one; and its quotes.
-    Nothing where these are too many."""
+    """Return the commas and brackets outside of strings, of a text that begins outside of one, and
+    the number of its quotes; no bytes where these are too many."""
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     quotes = text.count(b'"')
     if quotes > most_quotes:
         return b"", quotes
-    # Two quotes with nothing between them tell nothing of the rest; without them few are left.
+    # A string without marks inside does not matter; without these strings few quotes are left.
     marks = text.translate(None, _NO_MARKS).replace(b'""', b"")
     return b"".join(marks.split(b'"')[::2]), quotes
 
 
 def _find_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
-    """Where the names of ``_READ_NAMES`` end that are members of the outermost object.
+    """Return where each name of ``_READ_NAMES`` ends that is a member of the outermost object.
 
-    Raises BadRequest where one is there twice: one parser takes the first and another the last, so
-    that what is checked here would not be what is used there.
+    Raises BadRequest where one is there twice: one parser takes the first and another the last, and
+    the API might use a value that was not checked here.
     """
     written = {name: _READ_NAMES[name] for name in _READ_NAMES if name in request}
     counts = [body.count(quoted) for quoted in written.values()]
     if sum(counts) > _MAX_READ_NAMES:
         raise BadRequest(_NAMED_TOO_OFTEN)
-    # Perhaps: the escape of a letter, or of the underscore, is somewhere.
+    # Maybe the escape of a letter, or of the underscore, is in a name.
     if b"\\u00" in body and any(escape in body for escape in _ESCAPES):
         return _outermost(body, _READ_NAME.finditer(body))
     if counts.count(1) == len(counts):
@@ -216,10 +217,10 @@ def _find_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
 
 
 def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
-    """Where those names end that are outermost, of all that there are at any depth in a valid body.
+    """Return where each outermost name ends, of the names at any depth of a valid body.
 
-    Only the brackets between two of them are counted, for how deep the second is: that takes a
-    tenth of the time of walking through the text.
+    The depth of a name follows from the brackets between it and the one before: to count them takes
+    a tenth of the time of walking through the text.
     """
     ends: dict[str, int] = {}
     depth = at = 0
@@ -240,8 +241,8 @@ def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
 
 
 def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int]:
-    """The limits to be put into a request, by name: none where it may stay as it is. What is no
-    limit at all is for the API to refuse."""
+    """Return the limits to be put into a request, by name: none where it may stay as it is. Values
+    that are no limit stay too, for the API to reject."""
     if bounds.default is bounds.cap is None:
         return {}
     given = {name: request[name] for name in _LIMIT_NAMES if name in request}
@@ -256,14 +257,14 @@ def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int
 
 
 def _limit_in(request: dict[str, Any]) -> int | None:
-    """The most completion tokens that a request names; None where it names none."""
+    """Return the most completion tokens that a request names; None where it names none."""
     values = [request.get(name) for name in _LIMIT_NAMES]
     return next((value for value in values if type(value) is int and value >= 0), None)
 
 
 def _edited(body: bytes, names: dict[str, int], changes: dict[str, Any]) -> bytes:
-    """The body with other values, strings or literals, for the members that are named; those that
-    are missing become the first ones, which leaves every other byte where it follows."""
+    """Return the body with other values for the members in ``changes``, each a string or a literal.
+    Missing members become the first ones, so that every other byte still follows the same bytes."""
     parts: list[bytes] = []
     at = 0
     missing = {name: value for name, value in changes.items() if name not in names}
