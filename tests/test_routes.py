@@ -26,7 +26,7 @@ from ape_cerebras.telemetry.exchange import Exchange
 CHAT = "/v1/chat/completions"
 
 
-class Asked:
+class Call:
     """One request, served by a proxy that drains and whose upstream cannot be reached."""
 
     def __init__(self, **settings: str) -> None:
@@ -40,7 +40,7 @@ class Asked:
     async def unreachable(self, host: str, port: int) -> TimestampedStream:
         raise ConnectionRefusedError
 
-    async def answer_chat(self, exchange: Exchange, downstream: Downstream) -> None:
+    async def respond_to_chat(self, exchange: Exchange, downstream: Downstream) -> None:
         await downstream.respond(exchange, 200, (), b"chat:" + exchange.body)
 
     async def send(self, method: str, target: str, *lines: str, body: bytes = b"") -> None:
@@ -48,7 +48,7 @@ class Asked:
         proxy = Proxy(self.config, Lines().write, connect=self.unreachable)
         proxy.begin_drain()
         table = proxy.for_clients.table
-        chat = table[CHAT.encode()]._replace(handler=self.answer_chat)
+        chat = table[CHAT.encode()]._replace(handler=self.respond_to_chat)
         head = [f"{method} {target} HTTP/1.1", "Host: a", *lines]
         head += [f"Content-Length: {len(body)}"] if body else []
         client, stream = memory_pair()
@@ -81,35 +81,35 @@ class Asked:
     ],
 )
 async def test_the_table(method: str, target: str, route: str, status: int, body: bytes) -> None:
-    asked = Asked()
-    await asked.send(method, target)
-    assert (asked.exchange.route, asked.exchange.status) == (route, status)
-    assert asked.body.startswith(body)
-    assert bool(asked.body) == bool(body)
-    assert asked.exchange.received_at is not None
-    assert asked.warmed == ("tcp_warming" in route)
+    call = Call()
+    await call.send(method, target)
+    assert (call.exchange.route, call.exchange.status) == (route, status)
+    assert call.body.startswith(body)
+    assert bool(call.body) == bool(body)
+    assert call.exchange.received_at is not None
+    assert call.warmed == ("tcp_warming" in route)
 
 
 @pytest.mark.anyio
-async def test_the_body_is_read_before_anybody_answers() -> None:
-    asked = Asked()
-    await asked.send("POST", CHAT, body=b"{}")
-    assert asked.exchange.body == b"{}"
-    assert asked.body == b"chat:{}"
+async def test_the_body_is_read_before_a_handler_responds() -> None:
+    call = Call()
+    await call.send("POST", CHAT, body=b"{}")
+    assert call.exchange.body == b"{}"
+    assert call.body == b"chat:{}"
 
 
 @pytest.mark.anyio
 async def test_models_and_metrics() -> None:
-    asked = Asked()
-    await asked.send("GET", "/v1/models")
-    ids = [entry["id"] for entry in json.loads(asked.body)["data"]]
-    assert ids == list(asked.config.model_prices.prices)
-    await asked.send("GET", "/v1/models/gpt-oss-120b")
-    assert asked.exchange.route == "/v1/models/{id}"
-    assert json.loads(asked.body)["id"] == "gpt-oss-120b"
-    await asked.send("GET", "/metrics", "Accept: application/openmetrics-text")
-    assert b"content-type: application/openmetrics-text" in asked.response.lower()
-    assert asked.body.endswith(b"# EOF\n")
+    call = Call()
+    await call.send("GET", "/v1/models")
+    ids = [entry["id"] for entry in json.loads(call.body)["data"]]
+    assert ids == list(call.config.model_prices.prices)
+    await call.send("GET", "/v1/models/gpt-oss-120b")
+    assert call.exchange.route == "/v1/models/{id}"
+    assert json.loads(call.body)["id"] == "gpt-oss-120b"
+    await call.send("GET", "/metrics", "Accept: application/openmetrics-text")
+    assert b"content-type: application/openmetrics-text" in call.response.lower()
+    assert call.body.endswith(b"# EOF\n")
 
 
 @pytest.mark.anyio
@@ -141,12 +141,12 @@ async def test_models_and_metrics() -> None:
     ],
 )
 async def test_refusals(method: str, target: str, refusal: type[ProxyError], route: str) -> None:
-    asked = Asked()
+    call = Call()
     with pytest.raises(ProxyError) as refused:
-        await asked.send(method, target)
+        await call.send(method, target)
     assert type(refused.value) is refusal
-    assert asked.exchange.route == route
-    assert asked.response == b""
+    assert call.exchange.route == route
+    assert call.response == b""
 
 
 @pytest.mark.anyio
@@ -156,39 +156,39 @@ async def test_refusals(method: str, target: str, refusal: type[ProxyError], rou
         (CHAT, True),
         ("/v1/models", True),
         ("/v1/models/x", True),
-        ("/v1/nowhere", True),  # which paths there are is not told to everybody
+        ("/v1/nowhere", True),  # strangers do not learn which paths there are
         ("/v1/tcp_warming", False),
         ("/health", False),
         ("/metrics", False),
         ("/nowhere", False),
     ],
 )
-async def test_which_paths_ask_for_a_key(target: str, needs_key: bool) -> None:
-    asked = Asked(APE_API_KEY="agent:ape-key")
+async def test_which_paths_need_a_key(target: str, needs_key: bool) -> None:
+    call = Call(APE_API_KEY="agent:ape-key")
     failure: Any = None
     try:
-        await asked.send("PATCH", target)
+        await call.send("PATCH", target)
     except ProxyError as error:
         failure = type(error)
     assert (failure is Unauthorized) is needs_key
     assert failure in (Unauthorized, MethodNotAllowed, NotFound)
-    assert asked.exchange.client is None
+    assert call.exchange.client is None
 
 
 @pytest.mark.anyio
-async def test_the_name_of_the_key_is_noted() -> None:
-    asked = Asked(APE_API_KEY="agent:ape-key")
-    await asked.send("POST", CHAT, "Authorization: bearer ape-key")
-    assert asked.exchange.client == "agent"
+async def test_the_name_of_the_key_is_recorded() -> None:
+    call = Call(APE_API_KEY="agent:ape-key")
+    await call.send("POST", CHAT, "Authorization: bearer ape-key")
+    assert call.exchange.client == "agent"
 
 
 @pytest.mark.anyio
 async def test_a_request_is_complete_when_its_last_byte_has_come() -> None:
-    asked = Asked(MAX_BODY_BYTES="64")
+    call = Call(MAX_BODY_BYTES="64")
     before = anyio.current_time()
     with pytest.raises(BodyTooLarge):
-        await asked.send("POST", CHAT, body=b"x" * 65)
-    assert asked.exchange.received_at is None
-    await asked.send("POST", CHAT, body=b"x" * 64)
-    assert asked.exchange.received_at is not None
-    assert before <= asked.exchange.started_at <= asked.exchange.received_at
+        await call.send("POST", CHAT, body=b"x" * 65)
+    assert call.exchange.received_at is None
+    await call.send("POST", CHAT, body=b"x" * 64)
+    assert call.exchange.received_at is not None
+    assert before <= call.exchange.started_at <= call.exchange.received_at

@@ -106,9 +106,9 @@ class Downstream:
     """One client's connection. A read raises ClientGone where the client disconnects in the middle
     of a request; a write raises that and ClientStalled.
 
-    ``stream`` has the timestamps and the waiting times. Of the current exchange there are
-    ``response``; ``stream_state``, where the body is a stream of events; and ``completed_at``: when
-    the client's socket had taken the last byte of a complete response, None until then.
+    ``stream`` keeps its timestamps and waiting times. Of the current exchange: ``response``;
+    ``stream_state``, if a stream of events was begun; ``completed_at``, when the client's socket
+    had taken the last byte of a complete response, None until then.
     """
 
     def __init__(self, stream: TimestampedStream, config: Config) -> None:
@@ -190,8 +190,8 @@ class Downstream:
         headers: Headers,
         stream_state: StreamState | None = None,
     ) -> None:
-        """Hold a response's head, with the exchange's ids, Date and the framing added.
-        ``stream_state`` is of a response whose body is a stream of events."""
+        """Hold a response's head, with the exchange's ids, Date and the framing fields added.
+        ``stream_state`` is given where the body is a stream of events."""
         self._held_status = exchange, status
         self.stream_state = stream_state
         self._closing = self._closing or self._requests_left <= 0
@@ -246,8 +246,9 @@ class Downstream:
         self._closing = True
 
     def drain(self) -> None:
-        """Do so, and have a wait for a request end soon. A request that is on its way already is
-        still served, because nobody could know whether it was carried out."""
+        """Close after the next response, and end a wait for a request soon. A request that is on
+        its way already is still served, because its client could not know whether it was carried
+        out."""
         self._closing = True
         self.reader.end_wait_soon()
 

@@ -165,7 +165,7 @@ async def test_where_there_is_no_room_connections_wait_in_the_backlog() -> None:
             await arrivals.until_there_are(2)
 
 
-async def test_clients_that_leave_at_once_end_nothing() -> None:
+async def test_clients_that_disconnect_at_once_end_nothing() -> None:
     async with accepting() as (listener, arrivals):
         for _ in range(20):
             gone = client_of(listener)
@@ -250,15 +250,15 @@ async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
             for _ in range(50):
                 clients.enter_context(closing(client_of(listener)))
             arrivals.door.may_enter.set()
-            turns = 0
+            iterations = 0
             with anyio.fail_after(PATIENCE):
                 while len(arrivals.streams) < 50:
                     await checkpoint()
-                    turns += 1
-            assert turns >= 25
+                    iterations += 1
+            assert iterations >= 25
 
 
-async def test_what_waits_in_the_backlog_can_be_taken_before_the_end() -> None:
+async def test_the_backlog_can_be_accepted_before_the_end() -> None:
     (listener,) = open_listeners("127.0.0.1", 0)
     arrivals = Arrivals(listener)
     with closing(listener), closing(arrivals), ExitStack() as clients:

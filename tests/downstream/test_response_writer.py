@@ -1,5 +1,4 @@
-"""Where responses end: h11 gets to know less of them than it could say, so it is asked here to say
-all of it."""
+"""Where responses end: as h11 ends them that is given all of them."""
 
 import h11
 import pytest
@@ -14,7 +13,7 @@ from ape_cerebras.telemetry.exchange import Exchange
 pytestmark = pytest.mark.anyio
 
 
-async def asked(request: bytes) -> tuple[MemoryStream, Downstream, Request]:
+async def requested(request: bytes) -> tuple[MemoryStream, Downstream, Request]:
     client, server = memory_pair()
     downstream = Downstream(server, Config.from_environment({"CEREBRAS_API_KEY": KEY}))
     await client.send(request)
@@ -32,8 +31,8 @@ async def asked(request: bytes) -> tuple[MemoryStream, Downstream, Request]:
 async def test_a_response_is_framed_as_h11_frames_it(
     method: bytes, version: bytes, status: int, length: int | None, closing: bool
 ) -> None:
-    asking = b"%b / HTTP/%b\r\nHost: a\r\n\r\n" % (method, version)
-    client, downstream, request = await asked(asking)
+    request_head = b"%b / HTTP/%b\r\nHost: a\r\n\r\n" % (method, version)
+    client, downstream, request = await requested(request_head)
     headers = () if length is None else ((b"content-length", b"%d" % length),)
     has_body = method == b"GET" and status in (200, 404)
     body = b"" if not has_body else b"abcde" if length is None else b"abcde"[:length]
@@ -43,7 +42,7 @@ async def test_a_response_is_framed_as_h11_frames_it(
     await downstream.send_chunk(body, hold=True)
     await downstream.send_end()
     oracle = h11.Connection(h11.SERVER)
-    oracle.receive_data(asking)
+    oracle.receive_data(request_head)
     assert [type(oracle.next_event()) for _ in range(2)] == [h11.Request, h11.EndOfMessage]
     close = ((b"connection", b"close"),) if closing else ()
     reason = PHRASES[status]
@@ -65,12 +64,12 @@ def _head_and_body(raw: bytes) -> tuple[bytes, set[bytes], bytes]:
 
 
 @pytest.mark.parametrize("body", [b"ab", b"abcd"])
-async def test_a_body_of_another_length_than_was_told_does_not_end_well(body: bytes) -> None:
-    _, downstream, request = await asked(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+async def test_a_body_of_another_length_than_announced_does_not_end_well(body: bytes) -> None:
+    _, downstream, request = await requested(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 
     async def respond() -> None:
-        told = ((b"content-length", b"3"),)
-        downstream.send_head(Exchange(started_at=0.0, request=request), 200, told)
+        headers = ((b"content-length", b"3"),)
+        downstream.send_head(Exchange(started_at=0.0, request=request), 200, headers)
         await downstream.send_chunk(body)
         await downstream.send_end()
 

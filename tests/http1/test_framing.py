@@ -1,4 +1,4 @@
-"""What h11 says of two heads, asked once for each pair of a kind."""
+"""h11's rules of framing: kept once for each kind of request and response."""
 
 import pytest
 
@@ -10,13 +10,13 @@ ASKS = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("lines", [b"GET / HTTP/1.1\r\n\r\n", b"\0\r\n\r\n", b"GET / HTTP/1.1\r\n"])
-def test_what_h11_does_not_take_is_refused(lines: bytes, again: bool) -> None:
+def test_a_head_that_h11_rejects_is_refused(lines: bytes, again: bool) -> None:
     with pytest.raises(BadRequest) as refusal:
         request_rules(lines)
     assert not refusal.value.keeps
 
 
-def test_who_waits_to_be_told_to_go_on() -> None:
+def test_which_requests_await_100_continue() -> None:
     assert request_rules(ASKS + b"Expect: 100-continue\r\n\r\n").awaits_100_continue
     assert not request_rules(ASKS + b"\r\n").awaits_100_continue
     assert not request_rules(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").awaits_100_continue
@@ -32,14 +32,14 @@ def test_who_waits_to_be_told_to_go_on() -> None:
         (b"GET / HTTP/1.0\r\n\r\n", False, False, b"Connection: close\r\n", b"", False),
     ],
 )
-def test_where_the_body_ends_and_what_comes_then(
+def test_where_the_body_ends_and_whether_the_connection_goes_on(
     lines: bytes, sized: bool, closing: bool, head: bytes, end: bytes, goes_on: bool
 ) -> None:
     for _ in range(2):
-        said = response_rules(request_rules(lines), 200, sized=sized, closing=closing)
-        assert said == (b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", end, goes_on)
+        rules = response_rules(request_rules(lines), 200, sized=sized, closing=closing)
+        assert rules == (b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", end, goes_on)
 
 
-def test_whose_head_nobody_could_read_is_answered_and_left() -> None:
-    said = response_rules(UNREADABLE, 400, sized=True, closing=True)
-    assert said == (b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n", b"", False)
+def test_an_unreadable_head_gets_a_response_that_closes() -> None:
+    rules = response_rules(UNREADABLE, 400, sized=True, closing=True)
+    assert rules == (b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n", b"", False)

@@ -1,11 +1,11 @@
-"""The heads that upstream answers with: what is refused, how soon, and what passes."""
+"""Upstream's response heads: which are rejected, how soon, and which pass."""
 
 from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_answers_end_alike
+from oracles import assert_responses_end_alike
 
 from ape_cerebras.errors import InvalidResponse
 from ape_cerebras.http1.response_head import ResponseHead
@@ -109,7 +109,7 @@ def test_accepted_however_it_arrives(case: str, step: int) -> None:
     assert feed(ACCEPTED[case], step)
 
 
-def test_what_comes_behind_the_head_is_not_looked_at() -> None:
+def test_bytes_behind_the_head_are_not_checked() -> None:
     head = ResponseHead()
     head.feed(with_fields(b"Content-Length: 9") + b"\0\n\r\r\n\r\n..")
     assert head.complete
@@ -137,4 +137,4 @@ def test_whatever_passes_is_what_h11_reads_and_ends_where_h11_ends_it(
             behind = head.feed(raw[end : end + step])
             end = min(end + step, len(raw)) - behind
     if head.complete:
-        assert_answers_end_alike(raw[:end], head)
+        assert_responses_end_alike(raw[:end], head)

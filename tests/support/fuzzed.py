@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 from oracles import (
-    assert_answers_end_alike,
     assert_h11_reads_the_same,
     assert_requests_end_alike,
+    assert_responses_end_alike,
     dispatched_by_the_standard,
     in_lower_case,
     read_by_h11,
@@ -153,7 +153,7 @@ def check_response_head(step: int, data: bytes) -> None:
     head, end = read
     assert (head.status, head.headers, end) == (whole[0].status, whole[0].headers, whole[1])
     if head.complete:
-        assert_answers_end_alike(data[:end], head)
+        assert_responses_end_alike(data[:end], head)
 
 
 def _read_response(data: bytes, step: int) -> tuple[ResponseHead, int] | None:

@@ -9,7 +9,7 @@ from ape_cerebras.http1.response_head import ResponseHead
 
 __all__ = (
     "BOM",
-    "assert_answers_end_alike",
+    "assert_responses_end_alike",
     "assert_h11_reads_the_same",
     "assert_requests_end_alike",
     "dispatched_by_the_standard",
@@ -34,29 +34,29 @@ def in_lower_case(fields: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> None:
-    """A body ends where h11 ends it; and what h11 is told in place of the whole head is enough for
-    it to end connections as it did."""
+    """A body ends where h11 ends it; and the reduced head is enough for h11 to end connections as
+    it does with the whole head."""
     server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
     server.receive_data(raw + _BODY)
     server.next_event()
     waited = server.they_are_waiting_for_100_continue
     body = _body_by_h11(server)
 
-    told = h11.Connection(h11.SERVER)
-    told.receive_data(for_h11)
-    told.next_event()
+    reduced = h11.Connection(h11.SERVER)
+    reduced.receive_data(for_h11)
+    reduced.next_event()
     assert request_rules(for_h11).awaits_100_continue == waited
-    assert _body_by(reader_for(request.headers, 10**4, 10**4), told) == body
+    assert _body_by(reader_for(request.headers, 10**4, 10**4), reduced) == body
     # Not 200: to CONNECT that would be a tunnel, which there is none of.
     head = server.send(h11.Response(status_code=405, headers=[], reason=PHRASES[405]))
     end = server.send(h11.EndOfMessage())
-    said = response_rules(request_rules(for_h11), 405, sized=False, closing=False)
-    assert said == (head, end, server.our_state is h11.DONE)
+    rules = response_rules(request_rules(for_h11), 405, sized=False, closing=False)
+    assert rules == (head, end, server.our_state is h11.DONE)
 
 
-def assert_answers_end_alike(raw: bytes, head: ResponseHead) -> None:
-    """The same of an answer, which may stand behind interim ones; and h11 reads it as it was."""
-    client, told = _asking(), _asking()
+def assert_responses_end_alike(raw: bytes, head: ResponseHead) -> None:
+    """The same of a response, which may stand behind interim ones; and h11 reads the same head."""
+    client, reduced = _requesting(), _requesting()
     client.receive_data(raw + _BODY)
     while isinstance(event := client.next_event(), h11.InformationalResponse):
         pass
@@ -65,18 +65,18 @@ def assert_answers_end_alike(raw: bytes, head: ResponseHead) -> None:
     assert list(event.headers) == in_lower_case(head.headers)
     body = _body_by_h11(client)
 
-    told.receive_data(head.for_h11)
-    told.next_event()
+    reduced.receive_data(head.for_h11)
+    reduced.next_event()
     reader = head.body_reader()
     if reader is None:
-        told.receive_data(_BODY)
-        assert _body_by_h11(told) == body
+        reduced.receive_data(_BODY)
+        assert _body_by_h11(reduced) == body
     else:
-        assert _body_by(reader, told) == body
-    assert client.states == told.states
+        assert _body_by(reader, reduced) == body
+    assert client.states == reduced.states
 
 
-def _asking() -> h11.Connection:
+def _requesting() -> h11.Connection:
     client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
     client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
     client.send(h11.EndOfMessage())
@@ -91,12 +91,12 @@ def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bool]:
     return data, isinstance(event, h11.EndOfMessage)
 
 
-def _body_by(reader: BodyReader | None, told: h11.Connection) -> tuple[bytes, bool]:
+def _body_by(reader: BodyReader | None, reduced: h11.Connection) -> tuple[bytes, bool]:
     """The same, as we read it."""
     data = b"" if reader is None else reader.take(bytearray(_BODY))
     ended = reader is None or reader.ended
     if ended:
-        assert isinstance(told.next_event(), h11.EndOfMessage)
+        assert isinstance(reduced.next_event(), h11.EndOfMessage)
     return data, ended
 
 

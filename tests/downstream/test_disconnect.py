@@ -1,0 +1,133 @@
+"""Watching for a client's disconnect: over a socket by a hook, over memory by a task."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from end_to_end import KEY
+from memory import memory_pair
+
+from ape_cerebras.config.config import Config
+from ape_cerebras.downstream.connection import Downstream
+from ape_cerebras.errors import ClientGone, RequestTimeout
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.net.stream import TimestampedStream
+from ape_cerebras.telemetry.exchange import Exchange
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.every_loop,
+    pytest.mark.parametrize("over", ["socket", "memory"]),
+]
+
+GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+PATIENCE = 5.0  # seconds until a test that waits for something fails
+
+
+def pair(over: str) -> tuple[TimestampedStream, TimestampedStream]:
+    if over == "memory":
+        return memory_pair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    return SocketStream(ours), SocketStream(theirs)
+
+
+@asynccontextmanager
+async def requested(over: str) -> AsyncIterator[tuple[TimestampedStream, Downstream]]:
+    """A client, and the connection that has read its request."""
+    client, server = pair(over)
+    downstream = Downstream(server, Config.from_environment({"CEREBRAS_API_KEY": KEY}))
+    await client.send(GET)
+    assert await downstream.wait_for_request() is not None
+    await downstream.read_head()
+    try:
+        with anyio.fail_after(PATIENCE):
+            yield client, downstream
+    finally:
+        client.close()
+        await downstream.close_at_once()
+
+
+async def respond(downstream: Downstream) -> None:
+    await downstream.respond(Exchange(started_at=0.0), 200, (), b"ok")
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_disconnect_ends_the_block(over: str, before: bool) -> None:
+    async with requested(over) as (client, downstream):
+
+        async def wait() -> None:
+            async with downstream.watch_disconnect():
+                if not before:
+                    client.close()
+                await anyio.sleep_forever()
+
+        if before:
+            client.close()
+        with pytest.raises(ClientGone):
+            await wait()
+
+
+async def test_a_disconnect_before_the_end_of_the_block_is_not_overlooked(over: str) -> None:
+    async with requested(over) as (client, downstream):
+
+        async def work() -> None:
+            async with downstream.watch_disconnect():
+                client.close()
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(0.05)
+
+        with pytest.raises(ClientGone):
+            await work()
+
+
+async def test_requests_that_come_meanwhile_are_kept(over: str) -> None:
+    async with requested(over) as (client, downstream):
+        async with downstream.watch_disconnect():
+            await client.send(GET.replace(b"health", b"later"))
+            await anyio.wait_all_tasks_blocked()
+        await respond(downstream)
+        assert await downstream.wait_for_request() is not None
+        assert (await downstream.read_head()).path == b"/later"
+
+
+async def test_a_disconnect_after_a_complete_response_is_no_error(over: str) -> None:
+    async with requested(over) as (client, downstream):
+        async with downstream.watch_disconnect():
+            await respond(downstream)
+            client.close()
+            await anyio.sleep_forever()
+        assert downstream.completed_at is not None
+
+
+async def test_a_timeout_is_no_disconnect(over: str) -> None:
+    async with requested(over) as (_, downstream):
+        with anyio.move_on_after(0.05) as scope:
+            async with downstream.watch_disconnect():
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+async def test_errors_of_the_block_pass_through_as_they_are(over: str) -> None:
+    async with requested(over) as (_, downstream):
+        for error in (RequestTimeout(), ZeroDivisionError()):
+            with pytest.raises(type(error)) as caught:
+                async with downstream.watch_disconnect():
+                    raise error
+            assert caught.value is error
+
+
+async def test_one_connection_is_watched_again_and_again(over: str) -> None:
+    async with requested(over) as (client, downstream):
+        for _ in range(3):
+            async with downstream.watch_disconnect():
+                await anyio.lowlevel.checkpoint()
+            await respond(downstream)
+            await client.send(GET)
+            assert await downstream.wait_for_request() is not None
+            await downstream.read_head()
