@@ -5,14 +5,12 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import printed
 import pytest
 import trustme
-from monitoring import Load, Prometheus, under_load
-from sdks import CEREBRAS, OPENAI, Asker
 from served import CLIENT_KEY, Served, refusing_port, serving
 
 from ape_cerebras.net.event_loop import ANYIO_BACKENDS
@@ -36,9 +34,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-LOOP_FIXTURES: dict[str, Literal["function", "module"]] = {
+LOOP_FIXTURES: dict[str, Literal["function", "module", "session"]] = {
     "anyio_backend": "function",
     "backend": "module",
+    "watched": "session",
 }
 
 
@@ -137,25 +136,3 @@ def unreachable(backend: str) -> Iterator[Served]:
         settings = {"CEREBRAS_API_KEY": key, "CEREBRAS_BASE_URL": url, "BACKEND": backend}
         with serving("serve", **settings) as served:
             yield served
-
-
-@pytest.fixture(scope="module")
-def watched(
-    backend: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Prometheus, Load]]:
-    """A real Prometheus that watches two workers under load."""
-    with under_load(backend, tmp_path_factory.mktemp("watched")) as watched:
-        yield watched
-
-
-@pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])
-def asking(request: pytest.FixtureRequest, backend: str) -> Callable[..., Asker]:
-    """What makes a client of one of the SDKs for a process; an asynchronous one runs on the same
-    event loop as the process."""
-    name, _, is_async = request.param.partition("-")
-
-    def asker(served: Served, **options: Any) -> Asker:
-        sdk = {"openai": OPENAI, "cerebras": CEREBRAS}[name]
-        return Asker(sdk, served.port, backend if is_async else None, options)
-
-    return asker

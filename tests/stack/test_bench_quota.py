@@ -53,7 +53,7 @@ def test_the_figures_of_a_fleet(fleet: Any) -> None:
 
 def test_a_short_look(tmp_path: Path) -> None:
     path = tmp_path / "quota.json"
-    command = (sys.executable, str(BENCH / "quota.py"), "--seconds", "5", "--fewer", "20")
+    command = (sys.executable, str(BENCH / "quota.py"), "--seconds", "2", "--fewer", "20")
     few = ("--arms", "without", "both", "--reservations", "kept")
     options = (*few, "--tokens-per-minute", "20000", "--json", str(path))
     done = subprocess.run(

@@ -78,6 +78,11 @@ class Load:
         self._port = port
         self._stopped = threading.Event()
         self._asked = [0] * 4
+        self._threads: list[threading.Thread] = []
+        self.start()
+
+    def start(self) -> None:
+        self._stopped.clear()
         self._threads = [
             threading.Thread(target=self._run, args=(number,)) for number in range(len(self._asked))
         ]
@@ -85,7 +90,7 @@ class Load:
             thread.start()
 
     def stop(self) -> int:
-        """End it; how many requests were asked."""
+        """Pause it; how many requests were asked."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
