@@ -15,7 +15,7 @@ import orjson
 
 from ..config.config import Config
 from ..downstream.connection import Downstream
-from ..errors import ClientGone, IdleTimeout, ProxyError, Truncated
+from ..errors import IdleTimeout, ProxyError, Truncated
 from ..http1.messages import Headers, Request
 from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_reservation
@@ -86,6 +86,8 @@ class Relay:
         catalogue: Catalogue,
     ) -> None:
         self._config = config
+        self._bounds = config.completion_bounds
+        self._gap_buckets = config.buckets["gap"]
         self._catalogue = catalogue
         self._upstream = upstream
         self._compression = Compression(config.upstream_gzip_min_bytes)
@@ -102,24 +104,19 @@ class Relay:
             self._config.default_model,
             self._config.model_aliases,
             convert=self._config.ttft_mode == "exact",
-            bounds=self._config.completion_bounds,
+            bounds=self._bounds,
         )
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
             exchange.completion_limit = chat.limit
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
-        try:
-            async with downstream.watch_disconnect():
-                if self._admission.is_limited:
-                    async with self._admission.admitted(exchange):
-                        await self._send(request, chat, exchange, downstream)
-                else:
+        async with downstream.watch_disconnect():
+            if self._admission.is_limited:
+                async with self._admission.admitted(exchange):
                     await self._send(request, chat, exchange, downstream)
-        except ClientGone:
-            # SDKs close a stream's connection as soon as they have read the end marker.
-            if downstream.completed_at is None:
-                raise
+            else:
+                await self._send(request, chat, exchange, downstream)
 
     async def _send(
         self, request: Request, chat: ChatRequest, exchange: Exchange, downstream: Downstream
@@ -151,7 +148,7 @@ class Relay:
         converted: bool,
     ) -> None:
         content_type = response.header(b"content-type")
-        meter = meter_for(exchange, response.status, content_type, self._config.buckets["gap"])
+        meter = meter_for(exchange, response.status, content_type, self._gap_buckets)
         streams = isinstance(meter, StreamMeter)
         if converted and streams:
             headers = _headers_down(response.headers, stream=True)

@@ -40,9 +40,9 @@ class Watched(Protocol):
 class DisconnectWatcher:
     """An async context manager around work that is pointless once the client has gone.
 
-    If the client disconnects, the block is cancelled and ClientGone raised; only the cancellation
-    ends the block if the response is complete by then, since nothing was lost. Errors of the block
-    and cancellation from outside pass through.
+    If the client disconnects, the block is cancelled and ClientGone raised. If the response is
+    complete by then, the block ends without an error: SDKs close a stream's connection as soon as
+    they have read the end marker. Errors of the block and cancellation from outside pass through.
     """
 
     def __init__(self, downstream: Watched) -> None:
