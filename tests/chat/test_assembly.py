@@ -12,8 +12,8 @@ DONE = b"data: [DONE]\n\n"
 MIB = 1024 * 1024
 
 
-def events(*said: Any) -> bytes:
-    return b"".join(b"data: %s\n\n" % orjson.dumps(each) for each in said)
+def events(*sent: Any) -> bytes:
+    return b"".join(b"data: %s\n\n" % orjson.dumps(each) for each in sent)
 
 
 def assembled(*pieces: bytes) -> Reply:
@@ -23,8 +23,8 @@ def assembled(*pieces: bytes) -> Reply:
     return assembly.reply()
 
 
-def completion(*said: Any) -> Any:
-    status, body = assembled(events(*said), DONE)
+def completion(*sent: Any) -> Any:
+    status, body = assembled(events(*sent), DONE)
     assert status == 200
     return orjson.loads(body)
 
@@ -185,15 +185,15 @@ ERROR = {"message": "Oh", "type": "server_error", "param": "", "code": "", "id":
 
 
 @pytest.mark.parametrize(
-    ("told", "status"),
+    ("given", "status"),
     [
-        *((told, told) for told in (400, 401, 429, 499, 500, 503, 599)),
-        *((told, 502) for told in (None, 0, 200, 399, 600, -500, True, 500.0, "500")),
+        *((given, given) for given in (400, 401, 429, 499, 500, 503, 599)),
+        *((given, 502) for given in (None, 0, 200, 399, 600, -500, True, 500.0, "500")),
     ],
 )
 @pytest.mark.parametrize("begun", [False, True])
-def test_an_error_ends_an_answer_in_its_own_words(told: Any, status: int, begun: bool) -> None:
-    event = {"status_code": told, "error": ERROR}
+def test_an_error_ends_the_reply_in_its_own_words(given: Any, status: int, begun: bool) -> None:
+    event = {"status_code": given, "error": ERROR}
     before = events({"choices": [{"delta": {"content": "a"}}]}) if begun else b""
     reply = assembled(before + events(event) + b"data: nonsense\n\n")
     assert reply == Reply(status, orjson.dumps(event))
@@ -208,8 +208,8 @@ NONSENSE = {
     "no text": b"data: \x00\xff\n\n",
     "null": b"data: null\n\n",
     **{
-        f"no event: {said!r}": events(said)
-        for said in (
+        f"no event: {sent!r}": events(sent)
+        for sent in (
             *([], "a", 1, {"choices": {}}, {"choices": "a"}, {"choices": [1]}),
             *({"choices": [{"delta": each}]} for each in ("a", [1], 1)),
             *({"choices": [{"delta": {"tool_calls": each}}]} for each in ("a", {"a": 1}, [1])),
@@ -249,7 +249,7 @@ HALF = "a" * (MIB // 2)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         {"choices": [{"delta": {"content": HALF}}]},
         {"choices": [{"delta": {"new": [HALF]}}]},
@@ -258,8 +258,8 @@ HALF = "a" * (MIB // 2)
         {"new%d": HALF},
     ],
 )
-def test_an_answer_is_held_up_to_32_mib(said: Any) -> None:
-    assembly, event = Assembly(), events(said)
+def test_a_reply_is_held_up_to_32_mib(sent: Any) -> None:
+    assembly, event = Assembly(), events(sent)
     for number in range(63):
         assembly.feed(event.replace(b"%d", b"%d" % number))
     with pytest.raises(InvalidResponse):

@@ -1,4 +1,4 @@
-"""The meter over answers as the API sends them, byte for byte, and over others that it may."""
+"""The meter over responses as the API sends them, byte for byte, and over others that it may."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def one_by_one(stream: bytes) -> Exchange:
     return read_stream(*(payload + b"\n\n" for payload in stream.split(b"\n\n")[:-1]))
 
 
-def stamps(exchange: Exchange) -> tuple[float | None, ...]:
+def times(exchange: Exchange) -> tuple[float | None, ...]:
     return (
         exchange.first_token_at,
         exchange.first_token_sent_at,
@@ -56,7 +56,7 @@ def stamps(exchange: Exchange) -> tuple[float | None, ...]:
 
 def test_a_stream_of_a_reasoning_model() -> None:
     exchange = one_by_one(ANSWER)
-    assert stamps(exchange) == (1.0, 1.5, 3.5, 5.0)  # the event that names the role is no token
+    assert times(exchange) == (1.0, 1.5, 3.5, 5.0)  # the event that names the role is no token
     assert exchange.last_body_at == 7.0
     assert exchange.has_reasoning
     assert exchange.done_seen
@@ -68,7 +68,7 @@ def test_a_stream_of_a_reasoning_model() -> None:
 
 def test_a_stream_of_a_tool_call() -> None:
     exchange = one_by_one(TOOL_CALL)
-    assert stamps(exchange) == (0.0, 0.5, 0.5, 2.0)
+    assert times(exchange) == (0.0, 0.5, 0.5, 2.0)
     assert not exchange.has_reasoning
     assert exchange.done_seen
     assert exchange.usage == Usage(136, 120, 256, 128, 89)
@@ -102,9 +102,9 @@ def test_an_error_event() -> None:
 )
 def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
     first = read_stream(event(b'"role":"assistant"'), event(inside))
-    assert stamps(first) == (1.0, 1.5, 1.5, 1.0)
+    assert times(first) == (1.0, 1.5, 1.5, 1.0)
     later = read_stream(event(b'"content":"a"'), event(inside), event(b""))
-    assert stamps(later) == (0.0, 0.5, 0.5, 1.0)
+    assert times(later) == (0.0, 0.5, 0.5, 1.0)
     assert not first.done_seen
     assert not later.done_seen
 
@@ -112,7 +112,7 @@ def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
 @pytest.mark.parametrize("name", [b"reasoning", b"reasoning_content"])
 def test_what_is_a_token_of_reasoning(name: bytes) -> None:
     exchange = read_stream(event(b'"%s":"hm"' % name), event(b'"%s":"hm"' % name))
-    assert stamps(exchange) == (0.0, 0.5, None, 1.0)
+    assert times(exchange) == (0.0, 0.5, None, 1.0)
     assert exchange.has_reasoning
 
 
@@ -146,10 +146,10 @@ def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
 )
 def test_what_is_no_token(payload: bytes) -> None:
     nothing = read_stream(b"data: %s\n\n" % payload)
-    assert stamps(nothing) == (None,) * 4
+    assert times(nothing) == (None,) * 4
     assert nothing.last_body_at == 0.0
     after = read_stream(event(b'"content":"a"'), b"data: %s\n\n" % payload)
-    assert stamps(after) == (0.0, 0.5, 0.5, 0.0)
+    assert times(after) == (0.0, 0.5, 0.5, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_usage_is_taken_from_whatever_event_has_it(choices: bytes) -> None:
 
 
 def test_many_events_in_one_chunk() -> None:
-    """Those behind the first answer are looked at several at a time."""
-    thought, said = event(b'"reasoning":"a"') * 20, event(b'"content":"a"') * 20
-    assert stamps(read_stream(b":\n\n", said)) == (1.0, 1.5, 1.5, 1.0)
-    assert stamps(read_stream(thought + thought, said)) == (0.0, 0.5, 1.5, 1.0)
+    """Events behind the first output token are looked at several at a time."""
+    thought, output = event(b'"reasoning":"a"') * 20, event(b'"content":"a"') * 20
+    assert times(read_stream(b":\n\n", output)) == (1.0, 1.5, 1.5, 1.0)
+    assert times(read_stream(thought + thought, output)) == (0.0, 0.5, 1.5, 1.0)
     empty = event(b'"content":""') * 20
-    exchange = read_stream(empty, thought + said + empty, said, empty)
-    assert stamps(exchange) == (1.0, 1.5, 1.5, 2.0)
+    exchange = read_stream(empty, thought + output + empty, output, empty)
+    assert times(exchange) == (1.0, 1.5, 1.5, 2.0)
     assert (exchange.token_events, exchange.token_reads) == (60, 2)
 
 
@@ -221,7 +221,7 @@ def test_an_end_marker_whose_event_does_not_end_is_none() -> None:
 def test_an_empty_completion_has_no_token() -> None:
     end = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":%s}\n\ndata: [DONE]\n\n'
     exchange = read_stream(event(b'"role":"assistant"'), end % USAGE)
-    assert stamps(exchange) == (None,) * 4
+    assert times(exchange) == (None,) * 4
     assert exchange.done_seen
 
 
@@ -229,7 +229,7 @@ THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "output",
     [
         TOKEN,
         event(b'"tool_calls":[{"function":{"name":"f"}}]'),
@@ -237,10 +237,10 @@ THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
         THOUGHT + TOKEN,
     ],
 )
-def test_no_chunk_is_held_that_may_bring_a_first_token(answer: bytes) -> None:
-    whole = ((THOUGHT, False), (THOUGHT, True), (answer, False), (answer, True), (THOUGHT, True))
+def test_no_chunk_is_held_that_may_bring_a_first_token(output: bytes) -> None:
+    whole = ((THOUGHT, False), (THOUGHT, True), (output, False), (output, True), (THOUGHT, True))
     # Only the end of an event can complete it.
-    cut = ((THOUGHT, False), (answer[:20], True), (answer[20:], False), (answer[:20], True))
+    cut = ((THOUGHT, False), (output[:20], True), (output[20:], False), (output[:20], True))
     for chunks in (whole, cut):
         exchange = Exchange(started_at=0.0)
         meter = StreamMeter(exchange)
@@ -280,7 +280,7 @@ def test_plain_replies(name: str, usage: Usage, time_info: TimeInfo, model: str)
         assert (exchange.usage, exchange.time_info) == (usage, time_info)
         assert exchange.response_model == model
         assert exchange.last_body_at == len(chunks) - 1
-        assert stamps(exchange) == (None,) * 4
+        assert times(exchange) == (None,) * 4
 
 
 def test_a_plain_reply_is_told_by_half_a_surrogate_pair_too() -> None:

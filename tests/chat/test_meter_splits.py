@@ -55,29 +55,29 @@ payloads = st.fixed_dictionaries(
 
 
 class Written(NamedTuple):
-    """An event: what it says (None is the end marker), and its bytes up to the one that completes
+    """An event: what it event (None is the end marker), and its bytes up to the one that completes
     it, and after."""
 
-    says: dict[str, Any] | None
+    event: dict[str, Any] | None
     text: bytes
     rest: bytes
 
 
 @st.composite
 def events(draw: st.DrawFn) -> Written:
-    says = draw(payloads)
+    event = draw(payloads)
     compact = draw(st.booleans())
     text = json.dumps(
-        says,
+        event,
         ensure_ascii=draw(st.booleans()),
         separators=(",", ":") if compact else (", ", ": "),
     )
     if draw(st.integers(0, 9)) == 0:
-        says, text = None, "[DONE]"  # type: ignore[assignment]
+        event, text = None, "[DONE]"  # type: ignore[assignment]
     end, rest = draw(st.sampled_from((("\n\n", ""), ("\n\n", ""), ("\r\n\r", "\n"), ("\r\r", ""))))
     space = draw(st.sampled_from((" ", " ", "")))
     comment = draw(st.sampled_from(("", "", ": wait\n", "event: x\n")))
-    return Written(says, f"{comment}data:{space}{text}{end}".encode(), rest.encode())
+    return Written(event, f"{comment}data:{space}{text}{end}".encode(), rest.encode())
 
 
 TOKEN = Written(
@@ -103,17 +103,17 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
     many."""
     found = Exchange(started_at=0.0, last_body_at=float(chunks - 1))
     reads: set[int] = set()
-    for (says, _, _), number in zip(stream, chunk_of, strict=True):
+    for (event, _, _), number in zip(stream, chunk_of, strict=True):
         arrived_at, sent_at = float(number), number + 0.5
-        if says is None:
+        if event is None:
             found.done_seen, found.last_body_at = True, arrived_at
             break
-        found.usage = read_usage(says.get("usage")) or found.usage
-        found.time_info = read_time_info(says.get("time_info")) or found.time_info
-        found.stream_failed = found.stream_failed or bool(says.get("error"))
-        answers = has_token(says, "content", "tool_calls")
-        reasons = has_token(says, "reasoning", "reasoning_content")
-        if answers or reasons:
+        found.usage = read_usage(event.get("usage")) or found.usage
+        found.time_info = read_time_info(event.get("time_info")) or found.time_info
+        found.stream_failed = found.stream_failed or bool(event.get("error"))
+        output = has_token(event, "content", "tool_calls")
+        reasons = has_token(event, "reasoning", "reasoning_content")
+        if output or reasons:
             found.last_token_at = arrived_at
             found.token_events += 1
             reads.add(number)
@@ -121,7 +121,7 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
                 found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
         if found.first_output_at is None:
             found.has_reasoning = found.has_reasoning or reasons
-            if answers:
+            if output:
                 found.first_output_at, found.first_output_sent_at = arrived_at, sent_at
     found.token_reads = len(reads)
     found.gap_counts = gaps(sorted(reads))

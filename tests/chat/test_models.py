@@ -23,14 +23,14 @@ SECOND = b'{"object":"list","data":[]}'
 CONFIG = Config.from_environment({"CEREBRAS_API_KEY": "k", "CEREBRAS_BASE_URL": "http://upstream"})
 BUILT_IN = list(CONFIG.model_prices.prices)
 
-Answer = Callable[[MemoryStream], Awaitable[None]]
+Response = Callable[[MemoryStream], Awaitable[None]]
 
 
 def asker() -> Exchange:
     return Exchange(started_at=0.0)
 
 
-def answer(body: bytes, status: int = 200, after: float = 0.0) -> Answer:
+def response(body: bytes, status: int = 200, after: float = 0.0) -> Response:
     async def send(peer: MemoryStream) -> None:
         await anyio.sleep(after)
         await peer.send(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
@@ -43,7 +43,7 @@ async def cut_short(peer: MemoryStream) -> None:
     peer.close()
 
 
-async def hang_up(peer: MemoryStream) -> None:
+async def disconnect(peer: MemoryStream) -> None:
     peer.close()
 
 
@@ -62,17 +62,17 @@ async def drip(peer: MemoryStream) -> None:
 
 
 class Rig:
-    """A list of models over an upstream that gives these answers, one after another; then none."""
+    """A list of models over an upstream that gives these responses in turn; then none."""
 
-    def __init__(self, tasks: trio.Nursery, answers: tuple[Answer, ...]) -> None:
+    def __init__(self, tasks: trio.Nursery, responses: tuple[Response, ...]) -> None:
         self._tasks = tasks
-        self._answers = list(answers)
+        self._responses = list(responses)
         self.asked_at: list[float] = []
         self.requests: list[bytes] = []
         self.models = ModelList(CONFIG, UpstreamClient(CONFIG, self.connect))
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
-        if not self._answers:
+        if not self._responses:
             self.asked_at.append(anyio.current_time())
             raise ConnectionRefusedError
         ours, theirs = memory_pair()
@@ -84,7 +84,7 @@ class Rig:
             while True:
                 self.requests.append(await peer.receive())
                 self.asked_at.append(anyio.current_time())
-                await self._answers.pop(0)(peer)
+                await self._responses.pop(0)(peer)
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass
 
@@ -92,10 +92,10 @@ class Rig:
         return [entry["id"] for entry in json.loads(await self.models.text(asker()))["data"]]
 
 
-def run(test: Callable[[Rig], Awaitable[None]], *answers: Answer) -> None:
+def run(test: Callable[[Rig], Awaitable[None]], *responses: Response) -> None:
     async def main() -> None:
         async with trio.open_nursery() as tasks:
-            await test(Rig(tasks, answers))
+            await test(Rig(tasks, responses))
             tasks.cancel_scope.cancel()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -111,7 +111,7 @@ def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
         assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 60.0]
 
-    run(test, answer(FIRST), answer(SECOND))
+    run(test, response(FIRST), response(SECOND))
 
 
 def test_the_minute_begins_when_the_list_has_come() -> None:
@@ -125,7 +125,7 @@ def test_the_minute_begins_when_the_list_has_come() -> None:
         await rig.models.text(asker())
         assert rig.asked_at == [0.0, 62.0]
 
-    run(test, answer(FIRST, after=2.0), answer(FIRST))
+    run(test, response(FIRST, after=2.0), response(FIRST))
 
 
 def test_what_is_asked() -> None:
@@ -136,7 +136,7 @@ def test_what_is_asked() -> None:
         names = {line.partition(b":")[0] for line in head[1:]} - {b""}
         assert names == {b"host", b"authorization", b"accept-encoding"}
 
-    run(test, answer(FIRST))
+    run(test, response(FIRST))
 
 
 def test_many_who_ask_at_once_ask_once() -> None:
@@ -152,7 +152,7 @@ def test_many_who_ask_at_once_ask_once() -> None:
         assert texts == [FIRST] * 50
         assert rig.asked_at == [0.0]
 
-    run(test, answer(FIRST, after=3.0))
+    run(test, response(FIRST, after=3.0))
 
 
 def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
@@ -167,7 +167,7 @@ def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
         await rig.models.text(again)
         assert again.upstream_wait_seconds == 0.0
 
-    run(test, answer(FIRST, after=5.0))
+    run(test, response(FIRST, after=5.0))
 
 
 @pytest.mark.anyio
@@ -203,7 +203,7 @@ def test_one_who_leaves_while_asking_leaves_the_asking_to_the_next() -> None:
         assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 1.0]
 
-    run(test, say_nothing, answer(SECOND))
+    run(test, say_nothing, response(SECOND))
 
 
 def test_without_an_upstream_the_list_is_that_of_the_prices() -> None:
@@ -238,20 +238,20 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
         await rig.models.text(asker())
         assert rig.asked_at == [0.0, 60.0, 65.0]
 
-    run(test, answer(FIRST), answer(b"{}", status=500), answer(SECOND))
+    run(test, response(FIRST), response(b"{}", status=500), response(SECOND))
 
 
 @pytest.mark.parametrize(
     "failure",
     [
         cut_short,
-        hang_up,
-        answer(FIRST, status=401),
-        answer(FIRST, status=429),
-        answer(FIRST, status=203),
-        answer(b" " * (4 * 1024 * 1024) + FIRST),
+        disconnect,
+        response(FIRST, status=401),
+        response(FIRST, status=429),
+        response(FIRST, status=203),
+        response(b" " * (4 * 1024 * 1024) + FIRST),
         *(
-            answer(text)
+            response(text)
             for text in (
                 b"",
                 b"no json",
@@ -277,7 +277,7 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
         ),
     ],
 )
-def test_what_is_no_list_changes_nothing(failure: Answer) -> None:
+def test_what_is_no_list_changes_nothing(failure: Response) -> None:
     async def test(rig: Rig) -> None:
         assert await rig.models.text(asker()) == FIRST
         await anyio.sleep_until(60.0)
@@ -287,11 +287,11 @@ def test_what_is_no_list_changes_nothing(failure: Answer) -> None:
         assert await rig.models.text(asker()) == SECOND
         assert rig.asked_at == [0.0, 60.0, 65.0]
 
-    run(test, answer(FIRST), failure, answer(SECOND))
+    run(test, response(FIRST), failure, response(SECOND))
 
 
 @pytest.mark.parametrize("failure", [say_nothing, drip])
-def test_nobody_waits_long_for_a_slow_upstream(failure: Answer) -> None:
+def test_nobody_waits_long_for_a_slow_upstream(failure: Response) -> None:
     async def test(rig: Rig) -> None:
         assert await rig.ids() == BUILT_IN
         assert anyio.current_time() == 10.0
@@ -301,7 +301,7 @@ def test_nobody_waits_long_for_a_slow_upstream(failure: Answer) -> None:
         assert await rig.models.text(asker()) == FIRST
         assert rig.asked_at == [0.0, 15.0]
 
-    run(test, failure, answer(FIRST))
+    run(test, failure, response(FIRST))
 
 
 def test_one_model() -> None:
@@ -313,4 +313,4 @@ def test_one_model() -> None:
                 await rig.models.entry(asker(), unknown)
         assert rig.asked_at == [0.0]
 
-    run(test, answer(FIRST))
+    run(test, response(FIRST))

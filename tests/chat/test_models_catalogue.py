@@ -1,4 +1,4 @@
-"""The API's public list, asked for in the background: what upstream gets, what becomes of it."""
+"""The API's public list, fetched in the background: the requests to upstream, and their effects."""
 
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -25,7 +25,7 @@ from ape_cerebras.upstream.client import UpstreamClient
 pytestmark = pytest.mark.anyio
 
 ON = {"PRICE_CATALOGUE": "on"}
-ANSWER = (
+RESPONSE = (
     b'{"model":"%s","choices":[{"message":{"content":"a"}}],'
     b'"usage":{"prompt_tokens":1000000,"completion_tokens":1000000,"total_tokens":2000000}}'
 )
@@ -46,18 +46,18 @@ LISTING = listing(
 )
 
 
-def api(public: bytes, **answers: bytes) -> Callable[[Conversation], Awaitable[None]]:
-    """An API with this public list; ``answers``: to chats by what their bodies have in them."""
+def api(public: bytes, **responses: bytes) -> Callable[[Conversation], Awaitable[None]]:
+    """An API with this public list; ``responses``: to chats by what their bodies have in them."""
 
     async def script(peer: Conversation) -> None:
         while True:
             request = await peer.request()
             if request.startswith(b"GET /public"):
                 await peer.answer(public)
-            elif (name := orjson.loads(request.partition(b"\r\n\r\n")[2])["model"]) in answers:
-                await peer.answer(answers[name], status="404 Not Found")
+            elif (name := orjson.loads(request.partition(b"\r\n\r\n")[2])["model"]) in responses:
+                await peer.answer(responses[name], status="404 Not Found")
             else:
-                await peer.answer(ANSWER % name.encode())
+                await peer.answer(RESPONSE % name.encode())
 
     return script
 
@@ -80,7 +80,7 @@ async def cost(running: Running, model: str) -> Decimal | None:
     return Decimal(str(line["cost_usd"])) if "cost_usd" in line else None
 
 
-def told(lines: Lines) -> list[dict[str, Any]]:
+def logged(lines: Lines) -> list[dict[str, Any]]:
     """The lines of it, without when and how they were written."""
     return [
         {key: value for key, value in line.items() if key not in ("timestamp", "trace_id")}
@@ -118,7 +118,7 @@ async def test_its_prices_and_models_hold_from_then_on() -> None:
         limit = 'cerebras_proxy_model_limit{kind="context_tokens",model="gpt-oss-120b"}'
         assert await it.sample(limit) == 131072
     assert drift == {"price": 2, "only_listed": 1, "not_listed": 4}
-    assert told(it.lines) == [
+    assert logged(it.lines) == [
         {
             "level": "warning",
             "message": "The API's list of models differs from the price table",
@@ -159,7 +159,7 @@ async def test_what_is_no_list_changes_nothing(public: bytes) -> None:
         assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="failed"}') == 1
         assert await cost(it, "gpt-oss-120b") == Decimal("1.1")
     message = "The API's public list of models could not be fetched"
-    assert told(it.lines) == [{"level": "warning", "message": message}]
+    assert logged(it.lines) == [{"level": "warning", "message": message}]
     assert KEY[:6].encode() not in b"".join(it.lines.raw)
 
 
@@ -170,7 +170,7 @@ async def test_the_simulated_api_has_the_list() -> None:
         assert await it.metric("cerebras_proxy_catalogue_drift") == 0
         limit = 'cerebras_proxy_model_limit{kind="completion_tokens",model="gpt-oss-120b"}'
         assert await it.sample(limit) == 40960
-    assert told(it.lines) == []
+    assert logged(it.lines) == []
 
 
 # Models that upstream does not have
@@ -193,7 +193,7 @@ async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there(
         client = await it.client()
         for model in (*gone, *gone, "gpt-oss-120b"):
             await client.ask(asking(model))
-        lines = [line for line in told(it.lines) if "model" in line]
+        lines = [line for line in logged(it.lines) if "model" in line]
         traces = [line["trace_id"] for line in it.lines.exchanges() if line["route"] != "/metrics"]
         of_them = [line["trace_id"] for line in it.lines.all() if "closest_model" in line]
     assert lines == [
@@ -211,7 +211,7 @@ async def test_what_is_to_go_as_well_is_not_proposed() -> None:
     ):
         await fetched(it)
         await (await it.client()).ask(asking("gemma-4-31x"))
-    assert told(it.lines)[-1]["closest_model"] != "gemma-4-31b"
+    assert logged(it.lines)[-1]["closest_model"] != "gemma-4-31b"
 
 
 async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> None:
@@ -223,7 +223,7 @@ async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> N
         client = await it.client()
         for name in gone:
             assert (await client.ask(asking(name))).body == MISSING
-    assert told(it.lines) == [
+    assert logged(it.lines) == [
         missing("qwen-3.8-27b", "qwen-3-235b-a22b-instruct-2507"),
         missing("qwen-3-32b", "qwen-3-235b-a22b-instruct-2507"),  # not one that is gone as well
     ]
@@ -259,7 +259,7 @@ async def test_other_404s_are_not_about_models() -> None:
         client = await it.client()
         for name in gone:
             await client.ask(asking(name))
-    assert told(it.lines) == []
+    assert logged(it.lines) == []
 
 
 # Labels
@@ -288,11 +288,11 @@ def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
 
 
 class Played:
-    """A catalogue whose upstream gives these answers; then none."""
+    """A catalogue whose upstream gives these responses; then none."""
 
-    def __init__(self, tasks: trio.Nursery, answers: list[bytes | None]) -> None:
+    def __init__(self, tasks: trio.Nursery, responses: list[bytes | None]) -> None:
         self._tasks = tasks
-        self._answers = answers
+        self._responses = responses
         self.asked_at: list[float] = []
         self.lines = Lines()
         config = settled(CEREBRAS_BASE_URL="http://upstream")
@@ -303,29 +303,29 @@ class Played:
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         self.asked_at.append(trio.current_time())
-        answer = self._answers.pop(0) if self._answers else b""
-        if answer == b"":
+        response = self._responses.pop(0) if self._responses else b""
+        if response == b"":
             raise ConnectionRefusedError
         ours, theirs = memory_pair()
-        self._tasks.start_soon(self._serve, theirs, answer)
+        self._tasks.start_soon(self._serve, theirs, response)
         return ours
 
-    async def _serve(self, peer: MemoryStream, answer: bytes | None) -> None:
+    async def _serve(self, peer: MemoryStream, response: bytes | None) -> None:
         await peer.receive()
-        if answer is None:
+        if response is None:
             await trio.sleep_forever()
         else:
-            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer)
-            await peer.send(head + answer)
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(response)
+            await peer.send(head + response)
             peer.close()
 
 
-def play(answers: list[bytes | None], seconds: float) -> Played:
+def play(responses: list[bytes | None], seconds: float) -> Played:
     played: list[Played] = []
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
-            played.append(Played(tasks, answers))
+            played.append(Played(tasks, responses))
             await trio.sleep(seconds)
             tasks.cancel_scope.cancel()
 

@@ -135,7 +135,7 @@ def test_drift() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("requested", "found"),
     [
         ("qwen-3-235b-a22b-instruct-2507", "qwen-3.8-27b"),
         ("qwen-3-32b", "qwen-3.8-27b"),
@@ -146,8 +146,8 @@ def test_drift() -> None:
         ("x", "gpt-oss-120b"),
     ],
 )
-def test_the_closest_name(asked: str, found: str) -> None:
-    assert closest(asked, ["gpt-oss-120b", "qwen-3.8-27b", "gemma-4-31b"]) == found
+def test_the_closest_name(requested: str, found: str) -> None:
+    assert closest(requested, ["gpt-oss-120b", "qwen-3.8-27b", "gemma-4-31b"]) == found
 
 
 def test_where_nothing_is_served_nothing_is_close() -> None:

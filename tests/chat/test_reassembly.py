@@ -1,4 +1,4 @@
-"""What a stream is put together to is what the same request is answered plainly."""
+"""A stream is reassembled to the reply that the same request gets without ``stream``."""
 
 from itertools import pairwise
 from typing import Any
@@ -31,7 +31,7 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[begin:end] for begin, end in pairwise(bounds)]
 
 
-# Whatever the stand-in API can say
+# Whatever the simulator can send
 
 NAMES = st.text("abc_é", min_size=1, max_size=8)
 TYPES = st.sampled_from(("string", "integer", "number", "boolean", "array", "object", "null", "x"))
@@ -41,7 +41,7 @@ TOOLS = st.builds(
     NAMES,
     SCHEMAS,
 )
-QUESTIONS = st.builds(
+REQUESTS = st.builds(
     CompletionRequest,
     model=st.sampled_from(("llama3.1-8b", "gpt-oss-120b", "qwen-3.8-27b", "gemma-4-31b")),
     prompt_tokens=st.integers(1, 1000),
@@ -51,9 +51,9 @@ QUESTIONS = st.builds(
     tool=st.none() | TOOLS,
     include_usage=st.booleans(),
 )
-ANSWERS = st.builds(
+COMPLETIONS = st.builds(
     Completion,
-    QUESTIONS,
+    REQUESTS,
     tokens=st.integers(0, 60),
     reasoning_tokens=st.integers(0, 20),
     tokens_per_event=st.integers(1, 12),
@@ -62,21 +62,23 @@ ANSWERS = st.builds(
 
 
 @settings(max_examples=400, deadline=None)
-@given(ANSWERS, st.lists(st.integers(0, 2**30), max_size=20))
-def test_a_stream_is_put_together_to_the_plain_reply(answer: Completion, places: list[int]) -> None:
-    stream = b"".join(event.data for event in answer.events(TIMING))
-    assert assembled(cut(stream, places)) == Reply(200, answer.plain(TIMING).data)
+@given(COMPLETIONS, st.lists(st.integers(0, 2**30), max_size=20))
+def test_a_stream_is_reassembled_to_the_plain_reply(
+    completion: Completion, places: list[int]
+) -> None:
+    stream = b"".join(event.data for event in completion.events(TIMING))
+    assert assembled(cut(stream, places)) == Reply(200, completion.plain(TIMING).data)
 
 
 @settings(max_examples=20, deadline=None)
-@given(ANSWERS)
-def test_byte_by_byte(answer: Completion) -> None:
-    stream = b"".join(event.data for event in answer.events(TIMING))
+@given(COMPLETIONS)
+def test_byte_by_byte(completion: Completion) -> None:
+    stream = b"".join(event.data for event in completion.events(TIMING))
     pieces = [bytes([byte]) for byte in stream]
-    assert assembled(pieces) == Reply(200, answer.plain(TIMING).data)
+    assert assembled(pieces) == Reply(200, completion.plain(TIMING).data)
 
 
-# Whatever the API could say: plain replies are made up, torn into events, and put together again.
+# Whatever the API could send: plain replies are made up, split into events, and reassembled.
 
 TEXTS = st.text(min_size=1, max_size=20)
 VALUES = st.recursive(

@@ -1,4 +1,4 @@
-"""Large bodies go up compressed where that is asked for: which, how, and what is left untouched."""
+"""Compression of large bodies on their way upstream: which, how, and which stay untouched."""
 
 import gzip
 import os
@@ -31,7 +31,7 @@ from ape_cerebras.http1.messages import Headers
 pytestmark = pytest.mark.anyio
 
 WORDS = b"All work and no play makes a dull token. "
-QUESTION_AT_LENGTH = b'{ "model":"old","messages":[{"content":"%s"}]}' % (WORDS * 500)
+LONG_REQUEST = b'{ "model":"old","messages":[{"content":"%s"}]}' % (WORDS * 500)
 HEADERS: Headers = ((b"content-type", b"application/json"), (b"accept", b"*/*"))
 LEAST = {"UPSTREAM_GZIP_MIN_BYTES": "1000"}
 
@@ -71,13 +71,13 @@ async def test_there_is_one_content_encoding() -> None:
 # On its way
 
 
-async def answer(peer: Conversation) -> None:
+async def respond(peer: Conversation) -> None:
     while True:
         await peer.request()
         await peer.answer(b"{}")
 
 
-async def answer_stream(peer: Conversation) -> None:
+async def respond_stream(peer: Conversation) -> None:
     while True:
         await peer.request()
         await peer.stream_head()
@@ -95,17 +95,17 @@ def split(request: bytes) -> tuple[list[bytes], bytes]:
 async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> None:
     settings = {**LEAST, "TTFT_MODE": mode, "MODEL_ALIASES": "old=gpt-oss-120b"}
     async with (
-        running_upstream(answer_stream) as upstream,
+        running_upstream(respond_stream) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        response = await (await running.client()).ask(chat(QUESTION_AT_LENGTH))
+        response = await (await running.client()).ask(chat(LONG_REQUEST))
         line = await running.lines.exchange()
     lines, body = split(upstream.requests[0])
-    said = QUESTION_AT_LENGTH.replace(b'"old"', b'"gpt-oss-120b"')
+    expected = LONG_REQUEST.replace(b'"old"', b'"gpt-oss-120b"')
     if mode == "exact":
-        said = said.replace(b"{", b'{"stream":true,', 1)
-    assert gzip.decompress(body) == said
-    assert len(body) < len(said) / 10
+        expected = expected.replace(b"{", b'{"stream":true,', 1)
+    assert gzip.decompress(body) == expected
+    assert len(body) < len(expected) / 10
     assert [text for text in lines if text.startswith(b"content-")] == [
         b"content-length: %d" % len(body),
         b"content-type: application/json",
@@ -115,7 +115,7 @@ async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> Non
     assert (line["outcome"], line["model"]) == ("completed", "gpt-oss-120b")
 
 
-COMPRESSED = gzip.compress(QUESTION_AT_LENGTH, 0)  # larger than it was, and still not ours to touch
+COMPRESSED = gzip.compress(LONG_REQUEST, 0)  # larger than it was, and still not ours to touch
 UNTOUCHED = {
     "gzip": (b"Content-Type: application/json\r\nContent-Encoding: gzip", COMPRESSED),
     "MessagePack": (b"Content-Type: application/msgpack", MESSAGE_PACK + WORDS * 100),
@@ -128,7 +128,7 @@ async def test_everything_else_passes_byte_for_byte(kind: str) -> None:
     fields, body = UNTOUCHED[kind]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n"
     async with (
-        running_upstream(answer) as upstream,
+        running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
         await (await running.client()).ask(head % (fields, len(body)) + body)
@@ -196,12 +196,12 @@ def opening(gate: Gate) -> Iterator[None]:
 
 async def test_meanwhile_others_are_answered(gate: Gate) -> None:
     async with (
-        running_upstream(answer) as upstream,
+        running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
         client, other = await running.client(), await running.client()
         with opening(gate):
-            await client.send(chat(QUESTION_AT_LENGTH))
+            await client.send(chat(LONG_REQUEST))
             await gate.until_entered()
             assert (await other.get("/health")).status == 200
             assert (await other.ask(chat())).body == b"{}"
@@ -212,13 +212,13 @@ async def test_meanwhile_others_are_answered(gate: Gate) -> None:
 async def test_no_more_threads_than_cores_and_none_of_anybody_elses(gate: Gate) -> None:
     cores = os.cpu_count() or 1
     async with (
-        running_upstream(answer) as upstream,
+        running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
         clients = [await running.client() for _ in range(cores + 3)]
         with opening(gate):
             for client in clients:
-                await client.send(chat(QUESTION_AT_LENGTH))
+                await client.send(chat(LONG_REQUEST))
             for _ in range(cores):
                 await gate.until_entered()
             await anyio.wait_all_tasks_blocked()
@@ -230,12 +230,12 @@ async def test_no_more_threads_than_cores_and_none_of_anybody_elses(gate: Gate) 
 
 async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> None:
     async with (
-        running_upstream(answer) as upstream,
+        running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
         with opening(gate):
             leaving: Client = await running.client()
-            await leaving.send(chat(QUESTION_AT_LENGTH))
+            await leaving.send(chat(LONG_REQUEST))
             await gate.until_entered()
             leaving.stream.reset()
             await (await running.client()).get("/health")  # by then that has been seen
@@ -246,7 +246,7 @@ async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> 
         assert await running.sample("cerebras_proxy_requests_in_flight") == 1  # the scrape
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
         client = await running.client()
-        assert (await client.ask(chat(QUESTION_AT_LENGTH))).body == b"{}"
+        assert (await client.ask(chat(LONG_REQUEST))).body == b"{}"
 
 
 async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,10 +256,10 @@ async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(request, "_gzip", slow)
     async with (
-        running_upstream(answer_stream) as upstream,
+        running_upstream(respond_stream) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
-        body = QUESTION_AT_LENGTH.replace(b"{", b'{"stream":true,', 1)
+        body = LONG_REQUEST.replace(b"{", b'{"stream":true,', 1)
         await (await running.client()).ask(chat(body))
         line = await running.lines.exchange()
     assert line["proxy_own_seconds"] >= 0.05

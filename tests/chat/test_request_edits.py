@@ -1,4 +1,4 @@
-"""The chat body: what is read of it, and that nothing but two values in it ever changes."""
+"""The chat body: what is read of it, and that nothing but the values that may change ever does."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_a_body_that_needs_no_edit_is_the_same_object() -> None:
     assert read(body).body is body
 
 
-# The property: bodies are put together here, so it is known which bytes may change.
+# The property: bodies are built here, so it is known which bytes may change.
 
 spaces = st.sampled_from([b"", b"", b" ", b"\n", b"\t \r\n"])
 
@@ -163,13 +163,13 @@ def test_only_these_values_change(
         with pytest.raises(BadRequest, match="more than once"):
             read(body, convert=convert)
         return
-    asked = next((json.loads(value) for name, _, value in members if name == "model"), DEFAULT)
-    served = ALIASES.get(asked, asked)
+    requested = next((json.loads(value) for name, _, value in members if name == "model"), DEFAULT)
+    served = ALIASES.get(requested, requested)
     streams = [json.loads(value) for name, _, value in members if name == "stream"]
     streamed = bool(streams and streams[0])
     converted = convert and not streamed
     values = {
-        **({"model": json.dumps(served).encode()} if served != asked else {}),
+        **({"model": json.dumps(served).encode()} if served != requested else {}),
         **({"stream": b"true"} if converted else {}),
     }
     expected = whole([lead + values.get(name, value) for name, lead, value in members])
@@ -177,7 +177,7 @@ def test_only_these_values_change(
     added += b'"stream":true,' if converted and "stream" not in names else b""
     expected = expected.replace(b"{", b"{" + (added if members else added[:-1]), 1)
     request = read(body, convert=convert)
-    assert request == ChatRequest(expected, served, asked, streamed, converted)
+    assert request == ChatRequest(expected, served, requested, streamed, converted)
     # What a parser then finds is what was checked, and all else is as it was.
     then, now = (dict(orjson.loads(text)) for text in (body, request.body))
     assert now.pop("model") == served

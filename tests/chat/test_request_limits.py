@@ -110,9 +110,9 @@ def test_nothing_but_the_limit_changes(
     if default is not None and not [value for value in limits.values() if value is not None]:
         put = [sent[name] for name in (NEW, OLD) if sent.get(name) is not None]
         assert put == [default]
-    told = [
+    limits_sent = [
         sent[name]
         for name in (NEW, OLD)
         if (sent.get(name) or 0) >= 0 and sent.get(name) is not None
     ]
-    assert chat.limit == (told[0] if told else None)
+    assert chat.limit == (limits_sent[0] if limits_sent else None)
