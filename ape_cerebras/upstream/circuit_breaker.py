@@ -49,7 +49,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> str:
-        """One of ``STATES``."""
+        """closed, open or half_open."""
         if self._open_until is None:
             return "closed"
         return "half_open" if self._probing else "open"

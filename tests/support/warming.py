@@ -19,13 +19,13 @@ from ape_cerebras.upstream.warmup import Warmup
 
 __all__ = ("Rig", "Upstream", "kept_warm", "leased", "on_mock_clock", "use")
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Upstream:
-    """Answers over socket pairs, of whose ends the kernel tells as of any connection's.
+    """Responds over socket pairs, whose ends the kernel reports as those of any connection.
 
-    ``asked_at``: when a connection was asked for. One takes ``takes`` seconds to be made, is
+    ``requested_at``: when a connection was requested. One takes ``takes`` seconds to be made, is
     refused while ``refuses``, and closed when it has been idle for ``idles``.
     """
 
@@ -35,25 +35,25 @@ class Upstream:
         self._tasks = tasks
         self.takes, self.refuses, self.idles = takes, refuses, idles
         self.began_at = anyio.current_time()
-        self.asked_at: list[float] = []
+        self.requested_at: list[float] = []
         self._open: set[SocketStream] = set()
         self._more = anyio.Event()
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
-        self.asked_at.append(anyio.current_time() - self.began_at)
+        self.requested_at.append(anyio.current_time() - self.began_at)
         await anyio.sleep(self.takes)
         if self.refuses:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        self._tasks.start_soon(self._answer, SocketStream(theirs))
+        self._tasks.start_soon(self._respond, SocketStream(theirs))
         self._more.set()
         return SocketStream(ours)
 
     async def until_made(self, count: int) -> None:
         """Wait until so many have been made, and are where they belong."""
-        while len(self.asked_at) < count:
+        while len(self.requested_at) < count:
             self._more = anyio.Event()
             await self._more.wait()
         await anyio.wait_all_tasks_blocked()
@@ -62,13 +62,13 @@ class Upstream:
         while self._open:
             self._open.pop().close()
 
-    async def _answer(self, stream: SocketStream) -> None:
+    async def _respond(self, stream: SocketStream) -> None:
         self._open.add(stream)
         try:
             while True:
                 with anyio.fail_after(self.idles):
                     await stream.receive()
-                await stream.send(ANSWER)
+                await stream.send(RESPONSE)
         except (EndOfStream, BrokenResourceError, ClosedResourceError, TimeoutError):
             pass
         finally:
@@ -90,7 +90,7 @@ class Rig:
         await anyio.wait_all_tasks_blocked()
 
     async def fewest_idle(self, moment: float) -> int:
-        """The fewest idle connections at any time until then, looked at every 0.1 s."""
+        """The fewest idle connections until then, sampled every 0.1 s."""
         fewest = self.pool.idle
         while anyio.current_time() - self.upstream.began_at < moment:
             await anyio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The circuit by itself, over a clock that is a number."""
+"""The circuit breaker by itself, over a clock that is a number."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ DOWN = {
     *("UpstreamFailed", "ConnectFailed", "ConnectTimeout", "TlsFailed", "FirstByteTimeout"),
     *("InvalidResponse", "Truncated", "IdleTimeout"),
 }
-ANSWERED = {"KeyRefused", "ResponseWithheld"}
+RESPONDED = {"KeyRefused", "ResponseWithheld"}
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_what_failures_tell_of_upstream(failure: type[ProxyError]) -> None:
-    expected = {True: DOWN, False: ANSWERED}
-    told = is_outage(example(failure))
-    assert told is None or failure.__name__ in expected[told]
-    assert told is not None or failure.__name__ not in DOWN | ANSWERED
+def test_which_failures_are_an_outage(failure: type[ProxyError]) -> None:
+    expected = {True: DOWN, False: RESPONDED}
+    outage = is_outage(example(failure))
+    assert outage is None or failure.__name__ in expected[outage]
+    assert outage is not None or failure.__name__ not in DOWN | RESPONDED
 
 
 def fail(circuit: CircuitBreaker, now: float, times: int = 1) -> None:
@@ -38,7 +38,7 @@ def opened(now: float = 0.0) -> CircuitBreaker:
 
 
 def refusal(circuit: CircuitBreaker, now: float) -> bytes:
-    """The seconds after which one who is refused may come again."""
+    """The Retry-After of a request that is refused."""
     with pytest.raises(UpstreamUnavailable) as refused:
         circuit.enter(now)
     [(name, value)] = refused.value.headers
@@ -52,7 +52,7 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
     circuit.leave(circuit.enter(0.0), False, 0.0)
     fail(circuit, 0.0, 2)
     assert circuit.state == "closed"
-    circuit.leave(circuit.enter(0.0), None, 0.0)  # which says nothing, so the run goes on
+    circuit.leave(circuit.enter(0.0), None, 0.0)  # no result, so the run goes on
     fail(circuit, 0.0)
     assert circuit.state == "open"
     assert refusal(circuit, 0.0) == b"1"
@@ -66,7 +66,7 @@ def test_after_its_time_one_is_let_through_and_no_other() -> None:
     assert refusal(circuit, 11.0) == refusal(circuit, 500.0) == b"1"
 
 
-def test_a_probe_that_is_answered_closes_it() -> None:
+def test_a_probe_with_a_response_closes_it() -> None:
     circuit = opened()
     circuit.leave(circuit.enter(1.0), False, 1.5)
     assert circuit.state == "closed"
@@ -86,7 +86,7 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long() -> None:
         assert circuit.state == "open"
 
 
-def test_a_probe_that_says_nothing_is_followed_by_another() -> None:
+def test_a_probe_without_a_result_is_followed_by_another() -> None:
     circuit = opened()
     circuit.leave(circuit.enter(1.0), None, 5.0)
     assert circuit.state == "open"
@@ -95,7 +95,7 @@ def test_a_probe_that_says_nothing_is_followed_by_another() -> None:
 
 
 @pytest.mark.parametrize("failed", [True, False, None])
-def test_what_was_sent_before_it_opened_says_nothing_any_more(failed: bool | None) -> None:
+def test_results_of_requests_sent_before_it_opened_do_not_count(failed: bool | None) -> None:
     circuit = CircuitBreaker(3)
     late = circuit.enter(0.0)
     fail(circuit, 0.0, 3)
@@ -112,13 +112,13 @@ def test_what_was_sent_before_it_opened_says_nothing_any_more(failed: bool | Non
 
 
 class Played:
-    """Requests at random, with account of those that went out while it was not closed."""
+    """Requests at random, and which of them were sent while it was not closed."""
 
     def __init__(self, failures: int) -> None:
         self.circuit = CircuitBreaker(failures)
         self.now = 0.0
         self.out: list[tuple[int, bool]] = []  # era, whether it is a probe
-        self.asked: list[int] = []  # the seconds that those were told that were refused
+        self.retry_after: list[int] = []  # seconds, of those that were refused
 
     def enter(self, _: int) -> None:
         was_closed = self.circuit.state == "closed"
@@ -126,7 +126,7 @@ class Played:
             self.out.append((self.circuit.enter(self.now), not was_closed))
         except UpstreamUnavailable as error:
             assert not was_closed
-            self.asked.append(int(error.headers[0][1]))
+            self.retry_after.append(int(error.headers[0][1]))
 
     def leave(self, number: int) -> None:
         if self.out:
@@ -151,4 +151,4 @@ def test_never_more_than_one_probe_is_out(
         probes = sum(is_probe for _, is_probe in played.out)
         assert played.circuit.state in CIRCUIT_STATES
         assert probes == (played.circuit.state == "half_open")
-    assert all(1 <= seconds <= 30 for seconds in played.asked)
+    assert all(1 <= seconds <= 30 for seconds in played.retry_after)

@@ -1,4 +1,4 @@
-"""One request to the API by itself: what it says, and what its failures become."""
+"""One request to the API by itself: its bytes, its record, its failures, its response."""
 
 import anyio
 import pytest
@@ -30,27 +30,27 @@ def upstream_at(port: int, path: str = "", **settings: str) -> UpstreamClient:
     )
 
 
-async def ask(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"{}") -> bytes:
-    answer = b""
+async def body_of(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"{}") -> bytes:
+    response_body = b""
     try:
         request = UpstreamRequest("POST", "/v1/x", ((b"a", b"b"),), body)
         with await upstream.send(exchange, request) as response:
             while (chunk := await response.next_chunk()) is not None:
-                answer += chunk
+                response_body += chunk
     finally:
         upstream.pool.close()
-    return answer
+    return response_body
 
 
-async def answer(peer: Conversation) -> None:
+async def responds(peer: Conversation) -> None:
     await peer.request()
     await peer.answer(b"hello", headers=b"X-RateLimit-Limit-Tokens-Minute: 5\r\n")
 
 
-async def test_what_is_sent_and_what_is_written_down() -> None:
+async def test_what_is_sent_and_what_is_recorded() -> None:
     exchange = Exchange(started_at=anyio.current_time())
-    async with running_upstream(answer) as scripted:
-        assert await ask(upstream_at(scripted.port, "/prefix/v1/"), exchange) == b"hello"
+    async with running_upstream(responds) as scripted:
+        assert await body_of(upstream_at(scripted.port, "/prefix/v1/"), exchange) == b"hello"
     head, _, body = scripted.requests[0].partition(b"\r\n\r\n")
     assert body == b"{}"
     assert head.decode().split("\r\n") == [
@@ -74,12 +74,12 @@ async def redirects(peer: Conversation) -> None:
     await peer.answer(b"", status="302 Found", headers=b"Location: http://127.0.0.1:1/\r\n")
 
 
-async def says_a_status_nobody_knows(peer: Conversation) -> None:
+async def sends_an_unknown_status(peer: Conversation) -> None:
     await peer.request()
     await peer.answer(b"", status="999 Strange")
 
 
-async def breaks_off(peer: Conversation) -> None:
+async def cuts_the_body(peer: Conversation) -> None:
     await peer.request()
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhell")
 
@@ -99,7 +99,7 @@ async def sends_a_chunk_of_no_size(peer: Conversation) -> None:
         b"0\r\n:\r\n",
     ],
 )
-async def test_chunks_that_others_may_read_differently_are_no_answer(body: bytes) -> None:
+async def test_ambiguous_chunks_truncate_the_response(body: bytes) -> None:
     """h11 takes the first two."""
 
     async def script(peer: Conversation) -> None:
@@ -111,11 +111,11 @@ async def test_chunks_that_others_may_read_differently_are_no_answer(body: bytes
     async with running_upstream(script) as scripted:
         upstream = upstream_at(scripted.port)
         with pytest.raises(Truncated):
-            await ask(upstream, Exchange(started_at=anyio.current_time()))
+            await body_of(upstream, Exchange(started_at=anyio.current_time()))
         assert (upstream.pool.active, upstream.pool.idle) == (0, 0)
 
 
-async def test_chunks_come_together_and_their_connection_is_used_again() -> None:
+async def test_chunks_are_joined_and_their_connection_is_reused() -> None:
     parts = [b"%x\r\n%b\r\n" % (size, b"x" * size) for size in (1, 70_000, 3, 100)]
 
     async def script(peer: Conversation) -> None:
@@ -128,11 +128,11 @@ async def test_chunks_come_together_and_their_connection_is_used_again() -> None
         upstream = upstream_at(scripted.port)
         for use in ("new", "reused"):
             exchange = Exchange(started_at=anyio.current_time())
-            answer = b""
+            response_body = b""
             with await upstream.send(exchange, UpstreamRequest("GET", "/v1/x")) as response:
                 while (chunk := await response.next_chunk()) is not None:
-                    answer += chunk
-            assert answer == b"x" * 70_104
+                    response_body += chunk
+            assert response_body == b"x" * 70_104
             assert exchange.connection == use
         upstream.pool.close()
 
@@ -141,8 +141,8 @@ async def test_chunks_come_together_and_their_connection_is_used_again() -> None
     ("script", "error"),
     [
         (redirects, InvalidResponse),
-        (says_a_status_nobody_knows, InvalidResponse),
-        (breaks_off, Truncated),
+        (sends_an_unknown_status, InvalidResponse),
+        (cuts_the_body, Truncated),
         (sends_a_chunk_of_no_size, Truncated),
         (silent, FirstByteTimeout),
     ],
@@ -152,7 +152,7 @@ async def test_failures(script: Script, error: type[ProxyError]) -> None:
     async with running_upstream(script) as scripted:
         upstream = upstream_at(scripted.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.1")
         with pytest.raises(error) as caught:
-            await ask(upstream, exchange)
+            await body_of(upstream, exchange)
         assert caught.value.__cause__ is None
         assert caught.value.__context__ is None or caught.value.__suppress_context__
         assert (upstream.pool.active, upstream.pool.idle) == (0, 0)
@@ -160,34 +160,34 @@ async def test_failures(script: Script, error: type[ProxyError]) -> None:
         assert exchange.upstream_wait_seconds > 0
 
 
-async def test_waiting_in_vain_for_a_connection_was_waiting_for_upstream() -> None:
+async def test_a_failed_wait_for_a_connection_counts_as_waiting_for_upstream() -> None:
     async def never(host: str, port: int) -> None:
         await anyio.sleep_forever()
 
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "UPSTREAM_CONNECT_TIMEOUT": "0.05"})
     exchange = Exchange(started_at=anyio.current_time())
     with pytest.raises(ProxyError):
-        await ask(UpstreamClient(config, never), exchange)  # type: ignore[arg-type]
+        await body_of(UpstreamClient(config, never), exchange)  # type: ignore[arg-type]
     assert exchange.upstream_wait_seconds >= 0.05
     assert exchange.sent_at is None
 
 
 async def test_a_large_body_is_sent_whole() -> None:
-    async with running_upstream(answer) as scripted:
+    async with running_upstream(responds) as scripted:
         body = b"x" * 5_000_000
         exchange = Exchange(started_at=anyio.current_time())
-        assert await ask(upstream_at(scripted.port), exchange, body) == b"hello"
+        assert await body_of(upstream_at(scripted.port), exchange, body) == b"hello"
         assert scripted.requests[0].endswith(b"\r\n\r\n" + body)
 
 
-async def answers_before_all_is_said(peer: Conversation) -> None:
+async def responds_before_all_has_arrived(peer: Conversation) -> None:
     await peer.stream.receive(1)
     await peer.answer(b"hello")
     await peer.until_left()
 
 
-async def test_an_answer_that_overtakes_its_request_takes_no_negative_time() -> None:
-    async with running_upstream(answers_before_all_is_said) as scripted:
+async def test_a_response_that_overtakes_its_request_takes_no_negative_time() -> None:
+    async with running_upstream(responds_before_all_has_arrived) as scripted:
         upstream = upstream_at(scripted.port)
         exchange = Exchange(started_at=anyio.current_time())
         body = b"x" * 8_000_000  # more than fits in between

@@ -23,7 +23,7 @@ async def listening(host: str = "127.0.0.1") -> AsyncIterator[int]:
         listener.close()
 
 
-async def test_a_name_becomes_the_address_that_answers() -> None:
+async def test_a_name_becomes_the_address_that_accepts() -> None:
     """``localhost`` is ::1 and 127.0.0.1 nearly everywhere, and only one of them listens."""
     async with listening("127.0.0.1") as port:
         stream = await connect_tcp("localhost", port)
@@ -42,11 +42,11 @@ async def test_nobody_there_is_an_oserror() -> None:
 async def test_a_cancelled_attempt_keeps_no_socket() -> None:
     """Unclosed sockets are warnings, and warnings are errors here."""
     async with listening() as port:
-        for turns in range(8):
+        for iterations in range(8):
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(connect_tcp_and_close, port)
-                    for _ in range(turns):
+                    for _ in range(iterations):
                         await anyio.lowlevel.checkpoint()
                     scope.cancel()
 

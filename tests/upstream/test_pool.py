@@ -18,11 +18,11 @@ from ape_cerebras.upstream.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Peers:
-    """An upstream in memory that answers every request at once; ``peers`` are its ends."""
+    """An upstream in memory that responds to every request at once; ``peers`` are its ends."""
 
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         self._tasks = tasks
@@ -31,15 +31,15 @@ class Peers:
     async def connect(self, host: str, port: int) -> TimestampedStream:
         ours, theirs = memory_pair()
         self.peers.append(theirs)
-        self._tasks.start_soon(self._answer, theirs)
+        self._tasks.start_soon(self._respond, theirs)
         return ours
 
-    async def _answer(self, peer: MemoryStream) -> None:
+    async def _respond(self, peer: MemoryStream) -> None:
         try:
             while True:
                 await peer.receive()
                 await anyio.lowlevel.checkpoint()
-                await peer.send(ANSWER)
+                await peer.send(RESPONSE)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
 
@@ -106,7 +106,7 @@ async def test_no_more_are_kept_than_may_be() -> None:
         assert (pool.idle, peers.open) == (1, 1)
 
 
-async def test_those_too_old_or_closed_by_the_other_side_are_let_go() -> None:
+async def test_those_too_old_or_closed_by_the_other_side_are_closed() -> None:
     async with pool_of(UPSTREAM_KEEP_ALIVE_TIMEOUT="60") as (pool, peers):
         for spoil in (_close, _leave_idle, _age):
             async with leased(pool) as old:
@@ -184,7 +184,7 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
     assert (pool.active, pool.idle) == (0, 0)
 
 
-async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced() -> None:
+async def test_warm_connections_are_ready_before_the_first_request_and_replaced() -> None:
     async with pool_of(WARM_CONNECTIONS="2") as (pool, peers):
         warmup = Warmup(pool)
         async with anyio.create_task_group() as tasks:
@@ -202,7 +202,7 @@ async def test_warm_connections_are_there_before_anybody_asks_and_are_replaced()
             assert await use(connection) == b"ok"
 
 
-async def test_warming_leaves_room_for_those_who_ask() -> None:
+async def test_warming_leaves_room_for_requests() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
         warmup = Warmup(pool)
         async with anyio.create_task_group() as tasks, leased(pool):
@@ -213,9 +213,9 @@ async def test_warming_leaves_room_for_those_who_ask() -> None:
         assert len(peers.peers) == 2
 
 
-async def churn(pool: Pool, random_: random.Random, callers: int, turns: int) -> None:
+async def churn(pool: Pool, random_: random.Random, callers: int, times: int) -> None:
     async def call() -> None:
-        for _ in range(turns):
+        for _ in range(times):
             with anyio.move_on_after(random_.uniform(0, 0.006)):
                 async with leased(pool) as connection:
                     await use(connection)
@@ -229,7 +229,7 @@ async def churn(pool: Pool, random_: random.Random, callers: int, turns: int) ->
 async def test_no_slot_is_lost_however_requests_are_cancelled(seed: int) -> None:
     """Contention and cancellation at every await there is; afterwards all slots are there."""
     async with pool_of(CONNECTION_POOL_SIZE="10") as (pool, peers):
-        await churn(pool, random.Random(seed), callers=20, turns=100)
+        await churn(pool, random.Random(seed), callers=20, times=100)
         assert pool.active == 0
         assert pool.idle == peers.open <= 10
         with anyio.fail_after(5):
@@ -254,7 +254,7 @@ async def _hold_all(pool: Pool, size: int) -> None:
             tasks.start_soon(hold)
 
 
-async def test_a_lease_says_what_connection_it_got() -> None:
+async def test_a_lease_reports_what_connection_it_got() -> None:
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
         lease = await pool.lease()
         assert lease.use == "new"

@@ -1,4 +1,4 @@
-"""What is decided of retries: plain functions over values."""
+"""The decisions on retries: plain functions over values."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def test_other_failures_are_final(error: type[ProxyError], status: int | None) -
 
 
 @pytest.mark.parametrize("status", range(200, 600))
-def test_answers(status: int) -> None:
+def test_responses(status: int) -> None:
     again = status in (500, 502, 503, 504)
     for code in (None, "request_quota_exceeded", "token_quota_exceeded", "x"):
         assert reason_to_retry(None, status, code) == (str(status) if again else None)
@@ -109,7 +109,7 @@ def test_any_retry_after_is_a_duration_or_malformed(value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry", "asked", "chance", "pause"),
+    ("retry", "retry_after", "chance", "pause"),
     [
         (1, 0.0, 0.0, 0.0),
         (1, 0.0, 1.0, 1.5),
@@ -122,18 +122,18 @@ def test_any_retry_after_is_a_duration_or_malformed(value: bytes) -> None:
         (4, 1.0, 1.0, 8.0),
     ],
 )
-def test_pauses(retry: int, asked: float, chance: float, pause: float) -> None:
-    assert pause_before(retry, 1.5, asked, chance) == pause
+def test_pauses(retry: int, retry_after: float, chance: float, pause: float) -> None:
+    assert pause_before(retry, 1.5, retry_after, chance) == pause
 
 
 @given(
     st.integers(1, 10), st.floats(1e-3, 1e9), st.floats(0, 60), st.floats(0, 1, exclude_max=True)
 )
-def test_no_pause_is_shorter_than_asked_for_or_longer_than_there_is_reason(
-    retry: int, backoff: float, asked: float, chance: float
+def test_no_pause_is_shorter_than_retry_after_or_longer_than_allowed(
+    retry: int, backoff: float, retry_after: float, chance: float
 ) -> None:
-    pause = pause_before(retry, backoff, asked, chance)
-    assert asked <= pause <= max(8.0, asked * 1.25)
+    pause = pause_before(retry, backoff, retry_after, chance)
+    assert retry_after <= pause <= max(8.0, retry_after * 1.25)
 
 
 NOTHING: dict[str, Any] = {
@@ -210,5 +210,5 @@ def test_never_more_than_its_share(steps: list[tuple[bool, float]]) -> None:
             budget.add(now, "retry")
             retries.append(now)
             minute = [at for at in retries if int(at) > int(now) - 60]
-            asked = [at for at in requests if int(at) > int(now) - 60]
-            assert len(minute) <= max(10, len(asked) / 5)
+            recent = [at for at in requests if int(at) > int(now) - 60]
+            assert len(minute) <= max(10, len(recent) / 5)

@@ -19,9 +19,9 @@ def test_they_are_made_side_by_side_at_the_start() -> None:
     async def test() -> None:
         async with kept_warm(takes=0.1, WARM_CONNECTIONS="10") as rig:
             await rig.until(0.05)
-            assert (len(rig.upstream.asked_at), rig.pool.idle) == (10, 0)
+            assert (len(rig.upstream.requested_at), rig.pool.idle) == (10, 0)
             await rig.until(0.1)
-            assert (len(rig.upstream.asked_at), rig.pool.idle) == (10, 10)
+            assert (len(rig.upstream.requested_at), rig.pool.idle) == (10, 10)
 
     on_mock_clock(test)
 
@@ -31,17 +31,17 @@ def test_many_are_made_in_rounds() -> None:
         async with kept_warm(takes=0.1, WARM_CONNECTIONS="25") as rig:
             await rig.until(0.35)
             assert rig.pool.idle == 25
-        made = rig.upstream.asked_at
+        made = rig.upstream.requested_at
         assert made == pytest.approx([0.0] * 10 + [0.1] * 10 + [0.2] * 5)
 
     on_mock_clock(test)
 
 
-def test_all_of_a_burst_find_warm_ones() -> None:
+def test_all_requests_of_a_burst_find_warm_ones() -> None:
     async def test() -> None:
         uses: list[str] = []
 
-        async def ask() -> None:
+        async def use_one() -> None:
             async with leased(rig.pool) as lease:
                 uses.append(lease.use)
                 await use(lease.connection)
@@ -50,7 +50,7 @@ def test_all_of_a_burst_find_warm_ones() -> None:
             await rig.until(70)  # a quiet minute, and the connections have been replaced in it
             async with anyio.create_task_group() as tasks:
                 for _ in range(10):
-                    tasks.start_soon(ask)
+                    tasks.start_soon(use_one)
         assert uses == ["warm"] * 10
 
     on_mock_clock(test)
@@ -62,14 +62,14 @@ def test_one_that_is_in_use_is_replaced_after_a_second() -> None:
             await rig.until(10)
             async with leased(rig.pool) as lease:
                 await rig.until(10.9)
-                assert rig.upstream.asked_at == [0]
+                assert rig.upstream.requested_at == [0]
                 await rig.until(11)
-                assert rig.upstream.asked_at == [0, 11]
+                assert rig.upstream.requested_at == [0, 11]
                 await rig.until(30)
                 await use(lease.connection)
             assert rig.pool.idle == 2
             await rig.until(50)
-        assert rig.upstream.asked_at == [0, 11]
+        assert rig.upstream.requested_at == [0, 11]
 
     on_mock_clock(test)
 
@@ -82,17 +82,17 @@ def test_one_that_is_back_sooner_is_not_replaced() -> None:
                 async with leased(rig.pool) as lease:
                     await rig.until(moment + 0.9)
                     await use(lease.connection)
-        assert rig.upstream.asked_at == [0]
+        assert rig.upstream.requested_at == [0]
 
     on_mock_clock(test)
 
 
-def test_none_are_kept_warm_where_none_are_asked_for() -> None:
+def test_none_are_kept_warm_where_none_are_configured() -> None:
     async def test() -> None:
         async with kept_warm(WARM_CONNECTIONS="0") as rig:
             rig.warmup.hint()
             await rig.until(20)
-            assert rig.upstream.asked_at == []
+            assert rig.upstream.requested_at == []
             async with leased(rig.pool) as lease:
                 await use(lease.connection)
             await rig.until(79)
@@ -112,7 +112,7 @@ def test_more_are_kept_warm_than_are_kept_otherwise() -> None:
                     await use(lease.connection)
             await rig.until(10)
             assert rig.pool.idle == 3
-        assert rig.upstream.asked_at == [0, 0, 0]
+        assert rig.upstream.requested_at == [0, 0, 0]
 
     on_mock_clock(test)
 
@@ -120,7 +120,7 @@ def test_more_are_kept_warm_than_are_kept_otherwise() -> None:
 # Replaced
 
 
-def test_one_that_grows_old_is_replaced_before_it_is_let_go() -> None:
+def test_one_that_grows_old_is_replaced_before_it_is_closed() -> None:
     """Ours ends at 62 s: there is another at 57, and never none."""
 
     async def test() -> None:
@@ -128,7 +128,7 @@ def test_one_that_grows_old_is_replaced_before_it_is_let_go() -> None:
             await rig.until(0.5)
             assert await rig.fewest_idle(600) == 1
             assert rig.pool.idle <= 2
-        made = [round(moment, 3) for moment in rig.upstream.asked_at]
+        made = [round(moment, 3) for moment in rig.upstream.requested_at]
         assert made == [0, *(57.5 * number for number in range(1, 11))]
 
     on_mock_clock(test)
@@ -150,7 +150,7 @@ def test_one_that_upstream_closes_is_replaced_at_that_moment(seconds: int) -> No
             await rig.until(200)
             assert rig.pool.idle == 1
         times = 200 // seconds + 1
-        assert rig.upstream.asked_at == pytest.approx([seconds * each for each in range(times)])
+        assert rig.upstream.requested_at == pytest.approx([seconds * each for each in range(times)])
 
     on_mock_clock(test)
 
@@ -166,7 +166,7 @@ def test_one_that_upstream_closes_after_its_use_is_replaced_at_that_moment() -> 
                     await use(lease.connection)
                 rig.upstream.close_all()
                 await anyio.wait_all_tasks_blocked()
-        assert rig.upstream.asked_at == [0, 10, 10.5, 11]
+        assert rig.upstream.requested_at == [0, 10, 10.5, 11]
 
     on_mock_clock(test)
 
@@ -189,7 +189,7 @@ def test_the_one_that_is_used_does_not_let_the_others_die() -> None:
     on_mock_clock(test)
 
 
-def test_where_the_kernel_tells_nothing_a_look_every_few_seconds_does() -> None:
+def test_where_the_kernel_reports_nothing_a_check_every_few_seconds_does() -> None:
     """Of streams that are no sockets, and on other systems."""
 
     async def test() -> None:
