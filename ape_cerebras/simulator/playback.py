@@ -107,6 +107,8 @@ class Playback:
         self._account = account
         self._truth = truth
         self._held: list[Event] = []
+        self.cut = False
+        """Whether the connection has to be cut now."""
 
     async def send_error(self, reply: ErrorReply) -> None:
         self._truth.status = reply.status
@@ -187,10 +189,9 @@ class Playback:
         else:
             await self._downstream.send_end()
         self._record_write()
-        if fault in ("cut", "cut_inside"):
-            await self._downstream.abort()
-        elif fault == "stall":
+        if fault == "stall":
             await anyio.sleep_forever()
+        self.cut = fault in ("cut", "cut_inside")
 
     def _record_write(self) -> None:
         """Record the latest write and the events that it took along."""
@@ -212,7 +213,7 @@ class Playback:
             pieces = [_NOT_HTTP]
         elif simulation.fault == "slow_head":
             pieces = [_SLOW_HEAD[number : number + 1] for number in range(len(_SLOW_HEAD))]
-            pieces[-1] += b"{}"
+            pieces.append(b"{}")
         for number, piece in enumerate(pieces):
             due = number * simulation.byte_time
             await anyio.sleep_until(self._truth.request_arrived_at + due)
@@ -220,7 +221,7 @@ class Playback:
                 await self._downstream.stream.send(piece)
             except (BrokenResourceError, ClosedResourceError, PeerStalled):
                 raise ClientGone from None
-        await self._downstream.close_at_once()
+        self.cut = True
 
 
 def _until_fault(simulation: Simulation, events: list[Event]) -> tuple[list[Event], bytes]:

@@ -167,6 +167,8 @@ class Simulator:
                     await self._respond(playback, request)
                 except Rejected as rejected:
                     await playback.send_error(rejected.reply)
+            if playback.cut:
+                await downstream.abort()
         except ProxyError:  # only a client disconnect is possible
             truth.client_disconnected = True
             self.cancelled += 1
