@@ -24,6 +24,7 @@ from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
 from ape_cerebras.simulator.quota import LIMIT_FLAGS, AccountLimits
 from ape_cerebras.telemetry.exchange import OUTCOMES
 from ape_cerebras.telemetry.logs import DEBUG_FIELDS, FIRST_FIELDS, LOG_FIELDS
+from ape_cerebras.telemetry.metric_table import METRICS, WORKER_METRICS, MetricRow
 
 __all__ = ("TABLES", "current")
 
@@ -96,6 +97,23 @@ def shown(field: "Field[Any]") -> str:
     if isinstance(value, bool):
         return code("on" if value else "off")
     return code(f"{value:g}" if isinstance(value, float) else str(value).removesuffix(":443"))
+
+
+# Metrics
+
+
+def metrics() -> str:
+    head = ("metric", "type", "labels", "meaning")
+    return table(head, [metric_row(row) for row in METRICS])
+
+
+def worker_metrics() -> str:
+    head = ("metric", "type", "labels", "meaning")
+    return table(head, [metric_row(row) for row in WORKER_METRICS])
+
+
+def metric_row(row: MetricRow) -> tuple[str, str, str, str]:
+    return code(row.name), row.type, ", ".join(map(code, row.labels)), row.meaning
 
 
 # Log lines and outcomes
@@ -200,6 +218,8 @@ def scenarios() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
+    "metrics": metrics,
+    "worker metrics": worker_metrics,
     "log fields": log_fields,
     "outcomes": outcomes,
     "errors": errors,
