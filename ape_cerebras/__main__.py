@@ -20,10 +20,10 @@ from .config.values import BACKEND_HELP, Origin, whole
 from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
 from .process.collector import look_at_what_is_new
+from .process.hardening import take_over
 from .process.process import report_not_listening, run_until_stopped, to_standard_output
 from .process.secrecy import forbid_dumps
 from .process.signals import at_each_hang_up, hold_hang_ups, unless_stopped
-from .process.unexpected import take_over
 from .process.workers import serve_with_workers
 from .server import serve
 from .telemetry.multiprocess import WorkerSlot

@@ -40,8 +40,8 @@ from ..limits.api_keys import log_rejected_keys_file
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
+from .hardening import tell
 from .signals import IGNORED, ending_signals, until_told
-from .unexpected import tell
 
 __all__ = ("Work", "next_pause", "serve_with_workers")
 

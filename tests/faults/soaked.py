@@ -20,7 +20,7 @@ from ways import Ways, strange_names
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.net.event_loop import run_on
-from ape_cerebras.process.unexpected import take_over
+from ape_cerebras.process.hardening import take_over
 
 __all__ = ("main",)
 

@@ -10,7 +10,7 @@ from end_to_end import KEY
 from served import PATIENCE, environment
 
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.unexpected import told_of
+from ape_cerebras.process.hardening import told_of
 
 
 def caught(work: Any) -> Exception:
@@ -53,7 +53,7 @@ def types(told: list[str]) -> list[str]:
 def test_type_and_places_innermost_first() -> None:
     [told] = told_of(caught(fails))
     first = fails.__code__.co_firstlineno
-    assert told.startswith(f"ValueError < test_unexpected.py:{first + 1} fails < ")
+    assert told.startswith(f"ValueError < test_hardening.py:{first + 1} fails < ")
     assert told.endswith(" caught")
 
 
@@ -80,7 +80,7 @@ def test_no_tree_and_no_depth_makes_a_long_line() -> None:
 EVERYWHERE = f"""
 import gc, logging, threading
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.unexpected import take_over
+from ape_cerebras.process.hardening import take_over
 key = {KEY!r}
 
 class Finalized:
