@@ -15,13 +15,7 @@ results count of requests that were sent before the circuit last opened or close
 
 import math
 
-from ..errors import (
-    KeyRefused,
-    ProxyError,
-    ResponseWithheld,
-    UpstreamFailed,
-    UpstreamUnavailable,
-)
+from ..errors import KeyRefused, ProxyError, ResponseWithheld, UpstreamFailed, UpstreamUnavailable
 
 __all__ = ("CircuitBreaker", "is_outage")
 

@@ -16,8 +16,7 @@ from ..http1.messages import Headers
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import NO_QUOTA, Exchange, Quota
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp, ssl_context_for
-from .connection import Connection
-from .pool import Pool
+from .pool import Pool, PooledConnection
 
 __all__ = (
     "KeyLeakDetector",
@@ -86,15 +85,11 @@ class UpstreamClient:
         response = UpstreamResponse(
             exchange, self.pool, lease.connection, self._config, request.awaits_token
         )
+        target = self._prefix + request.path.encode()
         own = self._with_key if request.with_key else self._without_key
+        headers = (*own, *request.headers)
         try:
-            await response.begin(
-                request.method,
-                self._prefix + request.path.encode(),
-                self._host,
-                (*own, *request.headers),
-                request.body,
-            )
+            await response.begin(request.method, target, self._host, headers, request.body)
         except BaseException:
             response.close()
             raise
@@ -111,7 +106,7 @@ class UpstreamResponse:
         self,
         exchange: Exchange,
         pool: Pool,
-        connection: Connection,
+        connection: PooledConnection,
         config: Config,
         awaits_token: bool,
     ) -> None:

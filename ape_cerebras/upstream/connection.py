@@ -77,7 +77,7 @@ def _request(method: str, target: bytes, host: bytes) -> h11.Request:
 
 
 class Connection:
-    """A connection to the API. Its owner lends it to one exchange at a time.
+    """A connection to the API, for one exchange at a time.
 
     h11 writes request heads, and decides from both heads whether the connection goes on;
     ``http1/body`` reads the bodies.
@@ -96,12 +96,6 @@ class Connection:
         self._arrived = bytearray()  # of the body, and not read yet
         self._has_news = False  # whether some of that has arrived since the reader looked
         self._ended_cleanly = False
-        # The pool's:
-        self.idle_since = 0.0
-        self.end_at = math.inf
-        self.used = False  # a request has been sent over it
-        self.closed_by_upstream = False  # as far as that is known
-        self.watched = False  # that becomes known at once
 
     async def request(
         self, method: str, target: bytes, host: bytes, headers: Headers = (), body: bytes = b""
@@ -228,8 +222,7 @@ class Connection:
     def reusable(self) -> bool:
         """Whether the latest request was sent whole, and its response ended cleanly, with nothing
         read beyond its end."""
-        fit = self._ended_cleanly and not self.stream.buffer.torn
-        return fit and not self.closed_by_upstream
+        return self._ended_cleanly and not self.stream.buffer.torn
 
     def close(self) -> None:
         self.stream.raw.close()

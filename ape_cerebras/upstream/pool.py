@@ -12,6 +12,7 @@ name may mean another address by now; connections made together end a little apa
 Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
 """
 
+import math
 import random
 import ssl
 from bisect import bisect_right, insort
@@ -28,10 +29,25 @@ from ..net.event_loop import loop_clock
 from .connect import Connect, start_tls
 from .connection import Connection, UpstreamStream
 
-__all__ = ("Lease", "Pool")
+__all__ = ("Lease", "Pool", "PooledConnection")
 
 _IDLE_SINCE = attrgetter("idle_since")
 _SPREAD = 0.1  # of the age at which connections end
+
+
+class PooledConnection(Connection):
+    """A connection, and the pool's account of it.
+
+    ``idle_since`` and ``end_at`` (when it will be too old) are readings of the loop's clock.
+    ``used``: whether a request has been sent over it. ``closed_by_upstream``, as far as that is
+    known; ``watched``: whether it becomes known at once.
+    """
+
+    idle_since = 0.0
+    end_at = math.inf
+    used = False
+    closed_by_upstream = False
+    watched = False
 
 
 class Lease(NamedTuple):
@@ -41,7 +57,7 @@ class Lease(NamedTuple):
     a connection to come free, ``connect`` and ``tls`` to make a new one; None if there was no need.
     """
 
-    connection: Connection
+    connection: PooledConnection
     use: str
     waited: float | None = None
     connect: float | None = None
@@ -62,13 +78,12 @@ class Pool:
         self._connect_raw = connect
         self._ssl_context = ssl_context
         self._slots = anyio.Semaphore(config.connection_pool_size, fast_acquire=True)
-        self._idle: list[Connection] = []  # by ``idle_since``, rising
+        self._idle: list[PooledConnection] = []  # by ``idle_since``, rising
         self._idle_at_most = max(config.keep_alive_connections, config.warm_connections)
-        self._lost: list[Connection] = []  # closed by upstream, for ``next_lost``
+        self._lost: list[PooledConnection] | None = None  # None until somebody waits for them
         self._loss = anyio.Event()
         self._low = anyio.Event()
-        self.active = 0
-        """Connections in use."""
+        self.active = 0  # connections in use
 
     @property
     def idle(self) -> int:
@@ -110,7 +125,7 @@ class Pool:
             return round(self._clock() - began_at, 6)
         return None
 
-    async def _is_fit(self, connection: Connection) -> bool:
+    async def _is_fit(self, connection: PooledConnection) -> bool:
         """Check a connection that nobody else holds; close it if it is not fit.
 
         Fit is one that is up, not too old, and on which nothing has arrived: a stray byte would be
@@ -127,13 +142,13 @@ class Pool:
                 connection.close()
         return fit
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: PooledConnection) -> None:
         """End a lease."""
         self.active -= 1
         self._slots.release()
         now = self._clock()
-        fit = connection.reusable and now < connection.end_at
-        if fit and len(self._idle) < self._idle_at_most:
+        fit = connection.reusable and not connection.closed_by_upstream
+        if fit and now < connection.end_at and len(self._idle) < self._idle_at_most:
             connection.idle_since = now
             self._idle.append(connection)
         else:
@@ -156,7 +171,7 @@ class Pool:
         except OSError:
             raise ConnectFailed from None
         tls = None if stream is raw else round(self._clock() - connected_at, 6)
-        connection = Connection(UpstreamStream(raw, stream))
+        connection = PooledConnection(UpstreamStream(raw, stream))
         spread = random.uniform(1 - _SPREAD, 1)  # noqa: S311 - nobody gains by guessing it
         connection.end_at = connected_at + spread * self._config.upstream_max_connection_age
         connection.watched = raw.watch(partial(self._note_end, connection), end_only=True)
@@ -194,21 +209,23 @@ class Pool:
         self._low = anyio.Event()
         await self._low.wait()
 
-    async def next_lost(self) -> list[Connection]:
+    async def next_lost(self) -> list[PooledConnection]:
         """Wait for upstream to close idle connections; return those, which have been dropped."""
         self._loss = anyio.Event()
         if not self._lost:
+            self._lost = []
             await self._loss.wait()
         lost, self._lost = self._lost, []
         return lost
 
-    def _note_end(self, connection: Connection) -> None:
+    def _note_end(self, connection: PooledConnection) -> None:
         connection.closed_by_upstream = True
         if connection in self._idle:
             self._idle.remove(connection)
             connection.close()
-            self._lost.append(connection)
-            self._loss.set()
+            if self._lost is not None:
+                self._lost.append(connection)
+                self._loss.set()
 
     async def close_old(self, count: int) -> None:
         """Close idle connections that are too old; and of the ``count`` to be used next those that

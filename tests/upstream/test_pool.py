@@ -12,8 +12,7 @@ from memory import MemoryStream, memory_pair
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.net.stream import TimestampedStream
-from ape_cerebras.upstream.connection import Connection
-from ape_cerebras.upstream.pool import Lease, Pool
+from ape_cerebras.upstream.pool import Lease, Pool, PooledConnection
 from ape_cerebras.upstream.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +62,7 @@ async def pool_of(**settings: str) -> AsyncIterator[tuple[Pool, Peers]]:
         tasks.cancel_scope.cancel()
 
 
-async def use(connection: Connection) -> bytes:
+async def use(connection: PooledConnection) -> bytes:
     await connection.request("GET", b"/", b"upstream")
     body = b""
     while (chunk := await connection.next_chunk()) is not None:
@@ -72,7 +71,7 @@ async def use(connection: Connection) -> bytes:
 
 
 @asynccontextmanager
-async def leased(pool: Pool) -> AsyncIterator[Connection]:
+async def leased(pool: Pool) -> AsyncIterator[PooledConnection]:
     connection = (await pool.lease()).connection
     try:
         yield connection
@@ -118,15 +117,15 @@ async def test_those_too_old_or_closed_by_the_other_side_are_closed() -> None:
         assert peers.open == 1
 
 
-def _close(peer: MemoryStream, connection: Connection) -> None:
+def _close(peer: MemoryStream, connection: PooledConnection) -> None:
     peer.close()
 
 
-def _leave_idle(peer: MemoryStream, connection: Connection) -> None:
+def _leave_idle(peer: MemoryStream, connection: PooledConnection) -> None:
     connection.idle_since -= 61
 
 
-def _age(peer: MemoryStream, connection: Connection) -> None:
+def _age(peer: MemoryStream, connection: PooledConnection) -> None:
     connection.end_at -= 600
 
 
