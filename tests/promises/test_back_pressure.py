@@ -1,5 +1,5 @@
-"""What a client does not take is not kept: memory stays flat, however much there is of an answer or
-of requests. The proxy is a process of its own; its memory is what the system says."""
+"""Bytes that a client does not take are not kept: memory stays flat, however long a response or a
+queue of requests is. The proxy is a process of its own; the system reports its memory."""
 
 import socket
 import sys
@@ -19,13 +19,13 @@ from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process's memory"),
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux reports a process's memory"),
 ]
 
 MIB = 2**20
 PAGE = 4096
 SLOW = 20  # clients
-PATIENCE = 240  # seconds; a machine may be busy
+TIMEOUT = 240  # seconds; a machine may be busy
 HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 PIECE = events(TOKEN) * 800  # 64 KiB, about
 
@@ -56,7 +56,7 @@ async def watched(served: Served) -> AsyncIterator[Memory]:
     memory = Memory(served)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(memory.watch)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             yield memory
         tasks.cancel_scope.cancel()
 
@@ -132,7 +132,7 @@ async def a_long_stream(peer: Conversation) -> None:
         (a_long_stream, 1000 * len(PIECE), 0),
     ],
 )
-async def test_a_long_answer_passes_and_leaves_nothing(
+async def test_a_long_response_passes_and_leaves_nothing(
     script: Script, least: int, kept: int
 ) -> None:
     async with running_upstream(script) as upstream:
@@ -157,7 +157,7 @@ async def test_ten_thousand_requests_at_once_wait_their_turn() -> None:
             async with watched(served) as memory, anyio.create_task_group() as tasks:
                 client = await entered(served)
                 tasks.start_soon(client.send, HEALTH * 10_000)
-                await anyio.wait_all_tasks_blocked()  # the watch sleeps: nobody takes answers
+                await anyio.wait_all_tasks_blocked()  # the watch sleeps: nobody takes responses
                 data = b""
                 with suppress(anyio.EndOfStream):
                     while True:

@@ -12,16 +12,16 @@ from served import Served
 JSON = orjson.dumps({**QUESTION, "stream": True})
 GZIP = {"content-encoding": "gzip"}
 
-PACKED = {
+BINARY = {
     "gzip": ("application/json", gzip.compress(JSON), GZIP),
     "MessagePack": ("application/msgpack", MESSAGE_PACK, {}),
     "both": ("application/vnd.msgpack", gzip.compress(MESSAGE_PACK), GZIP),
 }
 
 
-@pytest.mark.parametrize("kind", PACKED)
-def test_a_packed_body_is_answered(demo: Served, kind: str) -> None:
-    media_type, body, coding = PACKED[kind]
+@pytest.mark.parametrize("kind", BINARY)
+def test_a_binary_body_is_relayed(demo: Served, kind: str) -> None:
+    media_type, body, coding = BINARY[kind]
     trace_id = token_hex(16)
     response = httpx.post(
         f"http://127.0.0.1:{demo.port}/v1/chat/completions",
@@ -33,7 +33,7 @@ def test_a_packed_body_is_answered(demo: Served, kind: str) -> None:
     assert response.text.endswith("data: [DONE]\n\n")
     assert (line["outcome"], line["stream"]) == ("completed", True)
     assert (line["ttft_source"], line["usage_source"]) == ("measured", "upstream")
-    assert line["model"]  # the answer's
+    assert line["model"]  # the response's
 
 
 def test_a_coding_that_is_not_known_is_refused(demo: Served) -> None:

@@ -1,4 +1,4 @@
-"""``TTFT_MODE=exact``: a plain request is answered as without it, and its TTFT is measured."""
+"""``TTFT_MODE=exact``: a plain request gets the same response, and its TTFT is measured."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from end_to_end import (
 )
 from scripts import pieces_of, streams
 from sdks import TOOL
-from simulating import chat as question
+from simulating import chat as request_for
 from simulating import rig as simulator
 
 pytestmark = pytest.mark.anyio
 
 EXACT = {"TTFT_MODE": "exact"}
-TURNED = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
+CONVERTED = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
 STREAM = events(TOKEN, FINISH, b"[DONE]")
 
 
@@ -40,9 +40,9 @@ def without_what_differs(body: bytes) -> bytes:
     return orjson.dumps(whole)
 
 
-QUESTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "words": ("llama3.1-8b", {}, ""),
-    "stream said to be off": ("llama3.1-8b", {"stream": False}, ""),
+    "stream switched off": ("llama3.1-8b", {"stream": False}, ""),
     "stream null": ("llama3.1-8b", {"stream": None}, ""),
     "reasoning": ("gpt-oss-120b", {}, "tokens_per_chunk=1"),
     "choices": ("qwen-3.8-27b", {"n": 3}, ""),
@@ -50,26 +50,26 @@ QUESTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a call cut": ("zai-glm-4.7", {"tools": [TOOL], "max_tokens": 18}, ""),
     "cut in the reasoning": ("gpt-oss-120b", {"max_completion_tokens": 3}, ""),
     "one token": ("gpt-oss-120b", {"max_completion_tokens": 1}, ""),
-    "usage asked for": ("gemma-4-31b", {"stream_options": {"include_usage": True}}, ""),
+    "usage requested": ("gemma-4-31b", {"stream_options": {"include_usage": True}}, ""),
 }
 
 
-@pytest.mark.parametrize("kind", QUESTIONS)
-async def test_the_answer_is_the_one_of_the_other_mode(kind: str) -> None:
-    model, fields, simulate = QUESTIONS[kind]
-    asked = question(fields, f"X-Simulate: tokens=30, {simulate}".rstrip(", "), model=model)
+@pytest.mark.parametrize("kind", REQUESTS)
+async def test_the_response_is_that_of_the_other_mode(kind: str) -> None:
+    model, fields, simulate = REQUESTS[kind]
+    request = request_for(fields, f"X-Simulate: tokens=30, {simulate}".rstrip(", "), model=model)
     async with (
         simulator() as api,
         running_proxy(api.port) as passing,
         running_proxy(api.port, **EXACT) as exact,
     ):
-        expected = await (await passing.client()).ask(asked)
-        response = await (await exact.client()).ask(asked)
+        expected = await (await passing.client()).ask(request)
+        response = await (await exact.client()).ask(request)
         line, other = await exact.lines.exchange(), await passing.lines.exchange()
-        plain, turned = api.simulator.truth
+        plain, converted = api.simulator.truth
         assert await exact.metric("cerebras_proxy_ttft_seconds_count") == 1
     assert without_what_differs(response.body) == without_what_differs(expected.body)
-    assert orjson.loads(turned.body) == {**orjson.loads(plain.body), "stream": True}
+    assert orjson.loads(converted.body) == {**orjson.loads(plain.body), "stream": True}
     assert (response.status, response.complete) == (200, True)
     assert response.headers["content-type"] == "application/json"
     assert response.headers["content-length"] == str(len(response.body))
@@ -129,7 +129,7 @@ async def test_what_is_no_stream_passes_as_it_is(
     ):
         response = await (await running.client()).ask(chat())
         line = await running.lines.exchange()
-    assert body_of(upstream.requests[0]) == TURNED
+    assert body_of(upstream.requests[0]) == CONVERTED
     assert (response.status, response.body) == (int(status[:3]), body)
     assert response.headers["content-type"] == content_type.decode()
     assert response.headers["retry-after"] == "7"

@@ -1,4 +1,4 @@
-"""How a plain request fails that was turned into one for a stream: always with a status."""
+"""Failures of a plain request that was converted to a stream: always with a status."""
 
 import orjson
 import pytest
@@ -21,10 +21,10 @@ ERROR = {"message": "Oh", "type": "server_error", "param": "", "code": "", "id":
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
-    ("told", "status"), [(500, 500), (503, 503), (429, 429), (400, 400), (200, 502), (None, 502)]
+    ("given", "status"), [(500, 500), (503, 503), (429, 429), (400, 400), (200, 502), (None, 502)]
 )
-async def test_an_error_event_becomes_an_error(told: int | None, status: int, begun: bool) -> None:
-    event = orjson.dumps({"status_code": told, "error": ERROR})
+async def test_an_error_event_becomes_an_error(given: int | None, status: int, begun: bool) -> None:
+    event = orjson.dumps({"status_code": given, "error": ERROR})
     script = streams(events(*([TOKEN] if begun else []), event))
     async with (
         running_upstream(script) as upstream,
@@ -66,7 +66,7 @@ FAILURES = {
         streams(events(TOKEN, b"[1]", b"[DONE]")),
         *(502, "invalid_response", "upstream_invalid"),
     ),
-    "no answer": (streams(events(b"[DONE]")), 502, "invalid_response", "upstream_invalid"),
+    "no response": (streams(events(b"[DONE]")), 502, "invalid_response", "upstream_invalid"),
 }
 
 
@@ -89,7 +89,7 @@ async def test_a_stream_that_is_none_becomes_an_error(kind: str) -> None:
     assert line["ttft_source"] is None
 
 
-async def test_an_answer_that_does_not_end_is_not_held_for_ever() -> None:
+async def test_a_response_that_does_not_end_is_not_held_for_ever() -> None:
     piece = events(b'{"choices":[{"index":0,"delta":{"content":"%s"}}]}' % (b"a" * 2**20))
 
     async def script(peer: Conversation) -> None:

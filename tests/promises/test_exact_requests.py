@@ -6,7 +6,7 @@ import pytest
 from end_to_end import TOKEN, body_of, chat, events, running_proxy, running_upstream
 from scripts import streams
 from sdks import MESSAGE_PACK
-from simulating import chat as question
+from simulating import chat as request_for
 from simulating import post
 from simulating import rig as simulator
 
@@ -17,7 +17,7 @@ STREAM = events(TOKEN, b"[DONE]")
 
 
 @pytest.mark.parametrize(
-    ("sent", "passed", "turned"),
+    ("sent", "passed", "converted"),
     [
         (
             b'{"n":1.0, "model" : "old" }',
@@ -41,7 +41,7 @@ STREAM = events(TOKEN, b"[DONE]")
         ),
     ],
 )
-async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, turned: bytes) -> None:
+async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, converted: bytes) -> None:
     settings = {"DEFAULT_MODEL": "gpt-oss-120b", "MODEL_ALIASES": "old=gpt-oss-120b"}
     async with (
         running_upstream(streams(STREAM)) as upstream,
@@ -50,7 +50,7 @@ async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, turned: b
     ):
         await (await passing.client()).ask(chat(sent))
         await (await exact.client()).ask(chat(sent))
-    assert [body_of(request) for request in upstream.requests] == [passed, turned]
+    assert [body_of(request) for request in upstream.requests] == [passed, converted]
 
 
 @pytest.mark.parametrize("mode", ["passthrough", "exact"])
@@ -69,10 +69,10 @@ async def test_a_stream_that_is_asked_for_passes_byte_for_byte(mode: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("packed", "lines"),
+    ("compressed", "lines"),
     [
         (
-            gzip.compress(body_of(question(model="gpt-oss-120b")), mtime=0),
+            gzip.compress(body_of(request_for(model="gpt-oss-120b")), mtime=0),
             ("Content-Type: application/json", "Content-Encoding: gzip"),
         ),
         (
@@ -81,11 +81,13 @@ async def test_a_stream_that_is_asked_for_passes_byte_for_byte(mode: str) -> Non
         ),
     ],
 )
-async def test_a_packed_request_passes_as_it_is(packed: bytes, lines: tuple[str, ...]) -> None:
+async def test_a_compressed_request_passes_as_it_is(
+    compressed: bytes, lines: tuple[str, ...]
+) -> None:
     async with simulator(rate=2000.0) as api, running_proxy(api.port, **EXACT) as running:
-        response = await (await running.client()).ask(post(packed, *lines))
+        response = await (await running.client()).ask(post(compressed, *lines))
         line = await running.lines.exchange()
         [truth] = api.simulator.truth
-    assert truth.body == packed
+    assert truth.body == compressed
     assert response.json()["object"] == "chat.completion"
     assert (line["stream"], line["ttft_source"]) == (False, "derived")

@@ -53,7 +53,9 @@ def test_what_it_takes_to_pass_such_a_reply_on_counts_for_its_first_token() -> N
         async with rig(script, TTFT_MODE="exact") as running:
             await running.client.send(chat())
             await running.line()
-            await running.client.send(chat())  # with the first answer unread, and no room for more
+            await running.client.send(
+                chat()
+            )  # with the first response unread, and no room for more
             await anyio.sleep(12)
             read = b""
             while read.count(FINISH[-20:]) < 2:

@@ -1,4 +1,4 @@
-"""How an exchange fails: the client's answer, the outcome, and what becomes of the connections."""
+"""Failures of an exchange: the client's response, the outcome, and the connections."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ async def switches_protocols(peer: Conversation) -> None:
     [closes, resets, speaks_another_protocol, switches_protocols],
     ids=lambda f: f.__name__,
 )
-async def test_no_valid_answer(script: Callable[..., object]) -> None:
+async def test_no_valid_response(script: Callable[..., object]) -> None:
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:  # type: ignore[arg-type]
         client = await running.client()
         response = await client.ask(chat())
@@ -62,7 +62,7 @@ async def test_no_valid_answer(script: Callable[..., object]) -> None:
     assert len(upstream.requests) == 1
 
 
-async def test_no_answer_in_time() -> None:
+async def test_no_response_in_time() -> None:
     async with (
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05") as running,
@@ -105,12 +105,12 @@ async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> No
     assert not response.complete
     assert b"[DONE]" not in response.body
     assert response.body.startswith(sent)
-    told = response.body[len(sent) :]
+    event = response.body[len(sent) :]
     if boundary:
-        assert told.startswith(b'data: {"status_code":502,"error":{"message":')
-        assert told.endswith(b'"code":"stream_truncated"}\n\n')
+        assert event.startswith(b'data: {"status_code":502,"error":{"message":')
+        assert event.endswith(b'"code":"stream_truncated"}\n\n')
     else:
-        assert told == b""
+        assert event == b""
     assert (line["status_code"], line["outcome"]) == (200, "upstream_truncated")
 
 
@@ -139,7 +139,7 @@ async def test_a_stream_that_stalls() -> None:
     assert line["outcome"] == "upstream_stalled"
 
 
-async def test_a_plain_answer_that_is_cut() -> None:
+async def test_a_plain_response_that_is_cut() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
@@ -200,7 +200,7 @@ async def test_an_upstream_connection_closed_while_idle_is_found_before_use() ->
     assert len(upstream.requests) == 5
 
 
-async def test_bytes_behind_an_answer_never_reach_the_next_request() -> None:
+async def test_bytes_behind_a_response_never_reach_the_next_request() -> None:
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
 
     async def script(peer: Conversation) -> None:

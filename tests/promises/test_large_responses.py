@@ -1,4 +1,4 @@
-"""What is told by answers that are too large to be parsed at once."""
+"""The findings in responses that are too large to be parsed at once."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ def metered(content_type: bytes, *chunks: bytes) -> Exchange:
     return exchange
 
 
-def plain(answer: Any, size: int = 65_536) -> Exchange:
-    text = orjson.dumps(answer)
+def plain(response: Any, size: int = 65_536) -> Exchange:
+    text = orjson.dumps(response)
     chunks = [text[at : at + size] for at in range(0, len(text), size)]
     return metered(b"application/json", *chunks)
 
 
-def stream(*said: Any) -> Exchange:
-    return metered(b"text/event-stream", *(b"data: %s\n\n" % orjson.dumps(each) for each in said))
+def stream(*events: Any) -> Exchange:
+    return metered(b"text/event-stream", *(b"data: %s\n\n" % orjson.dumps(each) for each in events))
 
 
 def choices(text: str, name: str = "content") -> list[Any]:
@@ -50,15 +50,15 @@ def check_totals(exchange: Exchange) -> None:
 
 @pytest.mark.parametrize("size", [7, 1000, 65_536, 300_000])
 @pytest.mark.parametrize("text", [LARGE, LARGE + NAMES])
-def test_totals_at_the_end_of_a_plain_answer(text: str, size: int) -> None:
+def test_totals_at_the_end_of_a_plain_response(text: str, size: int) -> None:
     check_totals(plain({"choices": [{"message": {"content": text}}], **TOTALS}, size))
 
 
-def test_a_plain_answer_that_is_not_so_large_may_have_them_anywhere() -> None:
+def test_a_plain_response_that_is_not_so_large_may_have_them_anywhere() -> None:
     check_totals(plain({**TOTALS, "choices": ["a" * 200_000]}))
 
 
-def test_totals_that_are_no_members_of_the_answer_itself() -> None:
+def test_totals_that_are_no_members_of_the_response_itself() -> None:
     inner = {"a": {"usage": {"total_tokens": 9}, "model": "b"}}
     assert plain({"choices": [LARGE], "b": inner}).usage is None
     check_totals(plain({"choices": [LARGE], **TOTALS, "b": inner}))
@@ -71,7 +71,7 @@ def test_a_large_event_brings_its_tokens_and_totals() -> None:
     assert (exchange.last_token_at, exchange.token_events) == (1.0, 1)
 
 
-def test_a_large_event_of_reasoning_is_no_answer() -> None:
+def test_a_large_event_of_reasoning_is_no_output() -> None:
     exchange = stream({"choices": choices(LARGE, "reasoning")}, {"choices": choices("a")})
     assert exchange.has_reasoning
     assert (exchange.first_token_at, exchange.first_output_at) == (1.0, 2.0)

@@ -1,4 +1,4 @@
-"""Answers of upstream that do not add up, and what waiting for it in vain is counted as."""
+"""Responses of upstream that do not add up, and the accounting of vain waits for it."""
 
 import anyio
 import pytest
@@ -35,7 +35,7 @@ async def test_a_stream_that_announced_more_than_it_sent(ended: bool) -> None:
     assert line["outcome"] == ("completed" if ended else "upstream_truncated")
 
 
-async def test_an_answer_framed_twice_is_none() -> None:
+async def test_a_response_framed_twice_is_none() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.send(

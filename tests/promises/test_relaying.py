@@ -14,7 +14,7 @@ TOKEN = '{"choices":[{"delta":{"content":"hé"},"index":0}],"model":"gpt-oss-120
 STREAM = events(ROLE, TOKEN, TOKEN, FINISH, b"[DONE]")
 
 
-async def answer_plain(peer: Conversation) -> None:
+async def respond_plainly(peer: Conversation) -> None:
     while True:
         await peer.request()
         await peer.answer(b'{"id": "x",\n "choices":[ ] }')
@@ -22,7 +22,10 @@ async def answer_plain(peer: Conversation) -> None:
 
 async def test_a_plain_exchange_passes_byte_for_byte() -> None:
     body = b'{ "model" : "gpt-oss-120b",\t"messages":[{"role":"user","content":"h\\u00e9"}] }'
-    async with running_upstream(answer_plain) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(respond_plainly) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(chat(body))
     assert response.status == 200
     assert response.body == b'{"id": "x",\n "choices":[ ] }'
@@ -93,7 +96,10 @@ async def test_the_key_is_swapped_and_only_known_headers_go_up() -> None:
         b"Accept-Encoding: gzip, br",
         b"x-stainless-retry-count: 1",
     )
-    async with running_upstream(answer_plain) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(respond_plainly) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         await (await running.client()).ask(request)
         line = await running.lines.exchange()
     head, _, _ = upstream.requests[0].partition(b"\r\n\r\n")
@@ -115,7 +121,7 @@ async def test_the_key_is_swapped_and_only_known_headers_go_up() -> None:
     }
 
 
-async def test_headers_of_the_answer_come_back_less_those_of_the_connection() -> None:
+async def test_headers_of_the_response_come_back_less_those_of_the_connection() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.answer(
@@ -190,7 +196,7 @@ async def test_opaque_bodies_pass_untouched(
 async def test_a_missing_model_and_an_aliased_one_are_put_in_place() -> None:
     settings = {"DEFAULT_MODEL": "gpt-oss-120b", "MODEL_ALIASES": "old=gpt-oss-120b"}
     async with (
-        running_upstream(answer_plain) as upstream,
+        running_upstream(respond_plainly) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
         client = await running.client()
@@ -212,7 +218,10 @@ async def test_what_was_chunked_goes_up_with_a_length() -> None:
         b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\n%s\r\n13\r\n%s\r\n0\r\nX-A: 1\r\n\r\n"
         % (body[:5], body[5:])
     )
-    async with running_upstream(answer_plain) as upstream, running_proxy(upstream.port) as running:
+    async with (
+        running_upstream(respond_plainly) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
         response = await (await running.client()).ask(request)
     assert response.status == 200
     head, _, sent = upstream.requests[0].partition(b"\r\n\r\n")
@@ -241,8 +250,8 @@ async def test_http_10_gets_neither_chunks_nor_keep_alive() -> None:
     ):
         client = await running.client()
         await client.send(chat().replace(b"HTTP/1.1", b"HTTP/1.0"))
-        answer = await client.until_closed()
-    head, _, body = answer.partition(b"\r\n\r\n")
+        response = await client.until_closed()
+    head, _, body = response.partition(b"\r\n\r\n")
     assert b"chunked" not in head.lower()
     assert body == STREAM
 

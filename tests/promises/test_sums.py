@@ -30,7 +30,7 @@ HISTOGRAMS = {
 }
 
 
-def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
+def reported(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
     """The lines; sums of samples by name; all samples."""
     config = Config.from_environment({"CEREBRAS_API_KEY": "key"})
     metrics, lines = Metrics(config, "asyncio"), []
@@ -51,7 +51,7 @@ def told(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, flo
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_sums(exchanges: list[Exchange]) -> None:
-    lines, sums, samples = told(exchanges)
+    lines, sums, samples = reported(exchanges)
     chats = [line for line in lines if line["route"] == CHAT]
 
     def total(key: str) -> float:
@@ -83,7 +83,7 @@ def test_sums(exchanges: list[Exchange]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) -> None:
-    lines, _, samples = told(exchanges)
+    lines, _, samples = reported(exchanges)
     counted = Counter(
         {
             (labels["route"], labels["outcome"], int(labels["status_code"])): sample.value
@@ -101,7 +101,7 @@ def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) 
 def test_each_client_has_what_its_lines_say_and_who_has_no_name_nothing(
     exchanges: list[Exchange],
 ) -> None:
-    lines, _, samples = told(exchanges)
+    lines, _, samples = reported(exchanges)
     chats = [line for line in lines if line["route"] == CHAT]
     names = {line["client"] for line in chats if "client" in line}
     counted: dict[str, Counter[str]] = {name: Counter() for name in names}

@@ -35,7 +35,7 @@ def test_every_time_of_a_stream() -> None:
 
 def test_a_ttft_and_all_its_parts() -> None:
     """One connection for two who ask at once: the second waits for its turn, 30 s. Both times it
-    takes 5 s to connect, for the answer forbids to use the connection again."""
+    takes 5 s to connect, for the response forbids to use the connection again."""
 
     async def test() -> None:
         async with rig(
@@ -178,7 +178,7 @@ def test_a_client_that_reads_slowly_is_the_only_one_to_look_slow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "sent", "seconds", "answer"),
+    ("settings", "sent", "seconds", "response"),
     [
         ({"KEEP_ALIVE_TIMEOUT": "75"}, b"", 75, b""),
         ({"CLIENT_HEAD_TIMEOUT": "10"}, b"GET /health HTTP/1.1\r\n", 10, b"HTTP/1.1 408 "),
@@ -187,7 +187,7 @@ def test_a_client_that_reads_slowly_is_the_only_one_to_look_slow() -> None:
     ],
 )
 def test_deadlines_are_what_they_say(
-    settings: dict[str, str], sent: bytes, seconds: int, answer: bytes
+    settings: dict[str, str], sent: bytes, seconds: int, response: bytes
 ) -> None:
     async def silence(stream: MemoryStream) -> None:
         await anyio.sleep_forever()
@@ -197,8 +197,8 @@ def test_deadlines_are_what_they_say(
             began_at = anyio.current_time()
             if sent:
                 await running.client.send(sent)
-            if answer:
-                assert (await running.client.receive()).startswith(answer)
+            if response:
+                assert (await running.client.receive()).startswith(response)
             else:
                 with pytest.raises(anyio.EndOfStream):
                     await running.client.receive()

@@ -1,4 +1,4 @@
-"""An answer passes byte for byte: what the client gets is what the API sent for that very request,
+"""A response passes byte for byte: what the client gets is what the API sent for that very request,
 and what the API got is what the client sent."""
 
 import gzip
@@ -57,7 +57,7 @@ class TappedSimulator:
         await self.simulator.handle(Tapped(stream, self.sent))
 
     def body(self) -> bytes:
-        """What was sent after the head, its chunks put together."""
+        """The bytes behind the head, chunks joined."""
         head, _, rest = b"".join(self.sent).partition(b"\r\n\r\n")
         if b"chunked" not in head.lower():
             return rest
@@ -84,7 +84,7 @@ async def tapped_simulator() -> AsyncIterator[TappedSimulator]:
 
 
 JSON = "Content-Type: application/json"
-PACKED = ("Content-Type: application/vnd.msgpack", "Content-Encoding: gzip")
+BINARY = ("Content-Type: application/vnd.msgpack", "Content-Encoding: gzip")
 STREAM = {"stream": True}
 ZIPPED = gzip.compress(orjson.dumps({**QUESTION, **STREAM}))
 
@@ -102,14 +102,14 @@ REQUESTS = {
     "rate limit": chat(STREAM, "X-Simulate: fault=429"),
     "server error": chat(STREAM, "X-Simulate: fault=500"),
     "gzip": post(ZIPPED, JSON, "Content-Encoding: gzip"),
-    "MessagePack": post(MESSAGE_PACK, PACKED[0]),
-    "MessagePack and gzip": post(gzip.compress(MESSAGE_PACK), *PACKED),
+    "MessagePack": post(MESSAGE_PACK, BINARY[0]),
+    "MessagePack and gzip": post(gzip.compress(MESSAGE_PACK), *BINARY),
 }
 KEPT = ("content-type", "inference-id", "cf-ray", "retry-after", "x-ratelimit-limit-requests-day")
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
-async def test_every_byte_of_an_answer(kind: str) -> None:
+async def test_every_byte_of_a_response(kind: str) -> None:
     async with tapped_simulator() as api, running_proxy(api.port) as running:
         client = await running.client()
         response = await client.ask(REQUESTS[kind])
