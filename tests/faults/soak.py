@@ -51,8 +51,8 @@ SETTINGS = {
     "LOG_LEVEL": "debug",
     "CONNECTION_POOL_SIZE": str(TURNS),
     "WARM_CONNECTIONS": "0",  # so that descriptors can be counted
-    "UPSTREAM_CONNECT_TIMEOUT": "3",
-    "UPSTREAM_FIRST_BYTE_TIMEOUT": "2",
+    "UPSTREAM_CONNECT_TIMEOUT": "1",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": "1",
     "UPSTREAM_IDLE_TIMEOUT": "1",
 }
 LARGEST = 100_000  # bytes of a fault

@@ -27,8 +27,8 @@ TURNS = 150  # so that there is a queue for them
 SETTINGS = {
     "CEREBRAS_BASE_URL": "https://localhost",
     "CONNECTION_POOL_SIZE": str(TURNS),
-    "UPSTREAM_CONNECT_TIMEOUT": "5",
-    "UPSTREAM_FIRST_BYTE_TIMEOUT": "2",
+    "UPSTREAM_CONNECT_TIMEOUT": "2",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT": "1",
     "UPSTREAM_IDLE_TIMEOUT": "1",
     "WARM_CONNECTIONS": "3",
 }
