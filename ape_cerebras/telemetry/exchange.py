@@ -77,60 +77,47 @@ class Outcome(NamedTuple):
     """For the documentation."""
 
 
+# Level, failed, degrades.
+_FINE, _REFUSED, _OVERLOAD = (
+    ("info", False, False),
+    ("warning", True, False),
+    ("warning", True, True),
+)
+_REJECTED, _BROKEN = ("error", True, False), ("error", True, True)
+
 OUTCOMES = {
-    "completed": Outcome("info", False, False, "relayed completely"),
-    "client_disconnected": Outcome(
-        "info", False, False, "the client closed the connection before the response was complete"
-    ),
-    "client_stalled": Outcome(
-        "warning", True, False, "the client accepted no bytes for `CLIENT_WRITE_TIMEOUT`"
-    ),
+    "completed": Outcome(*_FINE, "relayed completely"),
+    "client_disconnected": Outcome(*_FINE, "the client disconnected before the end"),
+    "client_stalled": Outcome(*_REFUSED, "the client took no bytes for `CLIENT_WRITE_TIMEOUT`"),
     "refused": Outcome(
-        "warning",
-        True,
-        False,
+        *_REFUSED,
         "a request that is not served: malformed, too large, not complete in time, or with an "
         "unknown path or method",
     ),
-    "unauthorized": Outcome("warning", True, False, "no API key, or a wrong one"),
+    "unauthorized": Outcome(*_REFUSED, "no API key, or a wrong one"),
     "rate_limited": Outcome(
-        "warning",
-        True,
-        False,
-        "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows",
+        *_REFUSED, "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows"
     ),
-    "budget_exceeded": Outcome(
-        "warning", True, False, "the key's budget of US dollars for the day is spent"
-    ),
-    "overloaded": Outcome(
-        "warning", True, True, "no slot or no upstream connection became free in time"
-    ),
-    "draining": Outcome("warning", True, False, "refused because the proxy is shutting down"),
-    "shut_down": Outcome("warning", True, False, "cut short by the end of the shutdown"),
-    "upstream_rejected": Outcome("error", True, False, "the API responded with a 4xx, but no 429"),
-    "upstream_rate_limited": Outcome("error", True, True, "the API responded with a 429"),
-    "upstream_failed": Outcome("error", True, True, "the API responded with a 5xx"),
-    "upstream_stream_error": Outcome(
-        "error", True, True, "the API sent an error event inside its stream"
-    ),
-    "upstream_unavailable": Outcome("error", True, True, "not sent: the circuit is open"),
-    "upstream_connect_failed": Outcome(
-        "error", True, True, "no connection to the API: refused, reset, or its name not found"
-    ),
-    "upstream_connect_timeout": Outcome("error", True, True, "no connection to the API in time"),
-    "upstream_tls_failed": Outcome("error", True, True, "the TLS handshake with the API failed"),
+    "budget_exceeded": Outcome(*_REFUSED, "the key's budget of US dollars for the day is spent"),
+    "overloaded": Outcome(*_OVERLOAD, "no slot or upstream connection became free in time"),
+    "draining": Outcome(*_REFUSED, "refused because the proxy is shutting down"),
+    "shut_down": Outcome(*_REFUSED, "cut short by the end of the shutdown"),
+    "upstream_rejected": Outcome(*_REJECTED, "the API responded with a 4xx, but no 429"),
+    "upstream_rate_limited": Outcome(*_BROKEN, "the API responded with a 429"),
+    "upstream_failed": Outcome(*_BROKEN, "the API responded with a 5xx"),
+    "upstream_stream_error": Outcome(*_BROKEN, "the API sent an error event inside its stream"),
+    "upstream_unavailable": Outcome(*_BROKEN, "not sent: the circuit is open"),
+    "upstream_connect_failed": Outcome(*_BROKEN, "connection refused, or the API's name not found"),
+    "upstream_connect_timeout": Outcome(*_BROKEN, "no connection to the API in time"),
+    "upstream_tls_failed": Outcome(*_BROKEN, "the TLS handshake with the API failed"),
     "upstream_invalid": Outcome(
-        "error", True, True, "the API's response is not valid, or quotes the account's key"
+        *_BROKEN, "the API's response is not valid, or quotes the account's key"
     ),
-    "upstream_timeout": Outcome("error", True, True, "no response head from the API in time"),
-    "upstream_stalled": Outcome(
-        "error", True, True, "the response began, then paused for longer than allowed"
-    ),
-    "upstream_truncated": Outcome(
-        "error", True, True, "the connection to the API ended in the middle of the response"
-    ),
-    "exchange_timeout": Outcome("error", True, True, "took longer than `REQUEST_TIMEOUT`"),
-    "internal_error": Outcome("error", True, True, "a defect of this proxy"),
+    "upstream_timeout": Outcome(*_BROKEN, "no response head from the API in time"),
+    "upstream_stalled": Outcome(*_BROKEN, "the response paused for longer than allowed"),
+    "upstream_truncated": Outcome(*_BROKEN, "the connection to the API ended in mid-response"),
+    "exchange_timeout": Outcome(*_BROKEN, "took longer than `REQUEST_TIMEOUT`"),
+    "internal_error": Outcome(*_BROKEN, "a defect of this proxy"),
 }
 """A 429 of the API degrades the service that all agents get, so it counts as a failure of the
 service; any other 4xx is the fault of the request itself and does not."""

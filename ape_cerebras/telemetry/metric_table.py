@@ -59,26 +59,21 @@ def _times(
 
 
 _MODEL, _ROUTE, _CLIENT, _QUOTA = ("model",), ("route",), ("client",), ("kind", "window")
-_BY_END = ("route", "outcome", "status_code")
+_BY_END, _KIND = ("route", "outcome", "status_code"), ("model", "type")
+_CLIENT_KIND = ("client", "type")
 
 METRICS = (
     _count("requests_total", _MODEL, "Chat exchanges that ended"),
     _count("errors_total", _MODEL, "Chat exchanges that failed"),
     _count("outcomes_total", _BY_END, "Exchanges by how they ended"),
-    _count(
-        "tokens_total",
-        ("model", "type"),
-        "Tokens; cached are part of prompt, reasoning of completion",
-    ),
+    _count("tokens_total", _KIND, "Tokens; cached are part of prompt, reasoning of completion"),
     _count("reserved_tokens_total", _MODEL, "Tokens that the API reserves, as estimated"),
     _count("cost_usd_total", _MODEL, "US dollars, where the model has a price"),
     _count("unpriced_requests_total", (), "Responses of models without a price"),
     _count("usage_missing_total", (), "Responses without usage"),
     _count("client_requests_total", _CLIENT, "Chat exchanges that ended, of keys with a name"),
     _count(
-        "client_tokens_total",
-        ("client", "type"),
-        "Prompt and completion tokens, of keys with a name",
+        "client_tokens_total", _CLIENT_KIND, "Prompt and completion tokens, of keys with a name"
     ),
     _count("client_cost_usd_total", _CLIENT, "US dollars, of keys with a name"),
     _count("ttft_target_missed_total", (), "TTFTs above TTFT_TARGET_MS"),
@@ -89,16 +84,12 @@ METRICS = (
     _times("wait_seconds", _MODEL, "ttft", "Waiting in the queue and for an upstream connection"),
     _times("upstream_connect_seconds", _MODEL, "ttft", "Name lookup and TCP", "connect_seconds"),
     _times("upstream_tls_seconds", _MODEL, "ttft", "TLS handshake", "tls_seconds"),
-    _times(
-        "proxy_own_seconds", _MODEL, "overhead", "Proxy's TTFT less retry, wait, connect and TLS"
-    ),
+    _times("proxy_own_seconds", _MODEL, "overhead", "Proxy's TTFT less retry, wait, connect, TLS"),
     _times("ttfo_seconds", _MODEL, "ttft", "Like TTFT, to the first token beyond reasoning"),
     _times("tpot_seconds", _MODEL, "tpot", "Time per output token, one value a stream"),
     _times("network_seconds", _MODEL, "ttft", "Upstream TTFT less queue and prompt time"),
-    _times("upstream_queue_seconds", _MODEL, "ttft", "Cerebras's own queue_time", "queue_seconds"),
-    _times(
-        "upstream_prompt_seconds", _MODEL, "ttft", "Cerebras's own prompt_time", "prompt_seconds"
-    ),
+    _times("upstream_queue_seconds", _MODEL, "ttft", "Cerebras's queue_time", "queue_seconds"),
+    _times("upstream_prompt_seconds", _MODEL, "ttft", "Cerebras's prompt_time", "prompt_seconds"),
     _times(
         *("output_tokens_per_second", _MODEL, "speed"),
         *("Completion tokens by generation time, one value a stream", "tokens_per_second"),
@@ -108,17 +99,8 @@ METRICS = (
         *("request_duration_seconds", _ROUTE, "duration"),
         *("Request complete to last byte written", "total_time_seconds"),
     ),
-    _times(
-        "overhead_seconds",
-        _ROUTE,
-        "overhead",
-        "Time not spent waiting for upstream, client or queue",
-    ),
-    _count(
-        "upstream_connection_uses_total",
-        ("connection",),
-        "Exchanges by connection: warm, reused or new",
-    ),
+    _times("overhead_seconds", _ROUTE, "overhead", "Time not waiting for upstream, client, queue"),
+    _count("upstream_connection_uses_total", ("connection",), "Exchanges by it: warm, reused, new"),
     _count("retries_total", ("reason",), "Retries: connect, queue_exceeded or the API's status"),
     _count(
         *("retries_forgone_total", ("why",)),
@@ -134,9 +116,7 @@ METRICS = (
     _gauge("upstream_connections", ("state",), "Open connections to upstream: active or idle"),
     _gauge("queue_length", (), "Chat requests that wait in the queue"),
     _gauge("upstream_ratelimit_limit", _QUOTA, "The account's quota, as last seen", "mostrecent"),
-    _gauge(
-        "upstream_ratelimit_remaining", _QUOTA, "What is left of the account's quota", "mostrecent"
-    ),
+    _gauge("upstream_ratelimit_remaining", _QUOTA, "Left of the account's quota", "mostrecent"),
     _count("malformed_quota_headers_total", (), "x-ratelimit-* headers that could not be read"),
     _count("catalogue_fetches_total", ("result",), "Fetches of the API's list: ok or failed"),
     _gauge(

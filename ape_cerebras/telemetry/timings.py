@@ -12,58 +12,34 @@ __all__ = ("Timings",)
 
 
 class Timings(NamedTuple):
-    """The derived values of one exchange; immutable."""
+    """The derived values of one exchange; immutable. ``LOG_FIELDS`` says what each means; here
+    stands what is behind them."""
 
     outcome: str
-    """How the exchange ended: a key of ``OUTCOMES``."""
     traits: Outcome
     error_code: str | None
-    """Our own code for what failed."""
-    usage_source: str | None
-    """``upstream`` or ``missing``, where the response should have had one."""
-    timestamp_source: str | None
-    """``kernel`` where the kernel timestamped every arrival, on both sides; else ``read``."""
-    ttft_source: str | None
-    """``measured``: a token was seen to arrive and to go on to the client; ``derived``: from the
-    API's own times for a plain response."""
-
+    usage_source: str | None  # only where the response should have had usage
+    timestamp_source: str | None  # "kernel" only where that is so of every arrival on both sides
+    ttft_source: str | None  # "measured" where a token was seen to arrive and to go on
     ttft_seconds: float | None
-    """Request complete → first token written to the client: what the agent felt."""
     upstream_ttft_seconds: float | None
-    """Request written upstream → first token arrived: what the API and the network did."""
-    proxy_ttft_seconds: float | None
-    """What this proxy added; the difference of the two, so that they always add up."""
+    proxy_ttft_seconds: float | None  # the difference of the two, so that they always add up
     proxy_own_seconds: float | None
-    """The same without failed attempts, waiting, and making a connection: the proxy's work, and the
-    time that its event loop was busy with other exchanges."""
     ttfb_seconds: float | None
-    ttfo_seconds: float | None
-    """Like TTFT, for the first token that is not reasoning; only of models that reason."""
-    total_time_seconds: float
-    """From the request's completion; from its first byte if it never was complete."""
+    ttfo_seconds: float | None  # only of models that reason
+    total_time_seconds: float  # from the first byte, if the request never was complete
     wait_seconds: float | None
-    """In the queue and for a connection; None where there was no wait."""
-    overhead_seconds: float | None
-    """Time that was spent waiting neither for upstream nor for the client nor in the queue; None
-    where the request never was complete, since the client was waited for most of that time."""
+    overhead_seconds: float | None  # None if it never was: most of that is waiting for the client
     client_blocked_seconds: float | None
-    """Waiting for a slow client to accept bytes; of streams only."""
-
-    generation_seconds: float | None
-    """First token → last token. None where a slow client may have made upstream wait."""
-    tpot_seconds: float | None
-    """Time per output token after the first; one value a stream, from two tokens on. Where a
-    request asked for several choices, the tokens of all of them count."""
+    generation_seconds: float | None  # None where a slow client may have made upstream wait
+    tpot_seconds: float | None  # of several choices, the tokens of all of them count
     tokens_per_second: float | None
-    tokens_per_event: float | None
-    """Upstream puts several tokens into an event, so time between events is not time per token."""
-    events_per_read: float | None
-    """Several events arrive together when the network coalesces them or the event loop is busy."""
+    tokens_per_event: float | None  # so time between events is not time per token
+    events_per_read: float | None  # more where the network coalesces, or the loop is busy
     queue_seconds: float | None
     prompt_seconds: float | None
     completion_seconds: float | None
     network_seconds: float | None
-    """The rest of the upstream TTFT, for the network and the API's edge."""
 
     @classmethod
     def of(cls, exchange: Exchange) -> "Timings":
