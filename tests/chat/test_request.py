@@ -1,11 +1,15 @@
 """The chat body: what is refused of it, and which media types may hold it."""
 
 import gzip
+import json
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from reading import JSON, read
 
-from ape_cerebras.chat.request import ChatRequest
+from ape_cerebras.chat.request import ChatRequest, count_contents
 from ape_cerebras.errors import BadRequest, UnsupportedMedia
 
 # What is refused
@@ -104,7 +108,7 @@ def test_i9_i10_i11_json_is_read(content_type: bytes, coding: bytes) -> None:
     [b"application/msgpack", b"application/vnd.msgpack", b"Application/X-MsgPack; a=b"],
 )
 @pytest.mark.parametrize("coding", [b"", b"identity", b"gzip", b"GZIP"])
-def test_i9_message_pack_is_opaque(media_type: bytes, coding: bytes) -> None:
+def test_i9_message_pack_is_binary(media_type: bytes, coding: bytes) -> None:
     body = b"\x81\xa5model\xa3old"
     assert read(body, media_type, coding) == ChatRequest(body)
 
@@ -112,7 +116,7 @@ def test_i9_message_pack_is_opaque(media_type: bytes, coding: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [gzip.compress(b'{"model":"old"}', mtime=0), b"no gzip at all", b""]
 )
-def test_i11_compressed_json_is_opaque(body: bytes) -> None:
+def test_i11_compressed_json_is_binary(body: bytes) -> None:
     assert read(body, JSON, b"gzip") == ChatRequest(body, None, None, None)
 
 
@@ -132,3 +136,33 @@ def test_i11_compressed_json_is_opaque(body: bytes) -> None:
 def test_i9_i11_anything_else_is_refused(content_type: bytes, coding: bytes) -> None:
     with pytest.raises(UnsupportedMedia):
         read(b'{"model":"m"}', content_type, coding)
+
+
+# Contents, counted without parsing
+
+texts = st.text('\\"[]{},:a', max_size=8)
+contents = st.recursive(
+    st.none() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=30,
+)
+
+
+def counted(value: Any) -> tuple[int, int]:
+    """Strings, and commas and opening brackets outside of them."""
+    if not isinstance(value, list | dict):
+        return int(isinstance(value, str)), 0
+    inner = [*value.values(), *value] if isinstance(value, dict) else value
+    found = [counted(each) for each in inner]
+    return sum(each[0] for each in found), sum(each[1] for each in found) + max(1, len(value))
+
+
+@given(contents, st.booleans())
+def test_contents_beyond_a_limit_are_counted_outside_of_strings(value: Any, spaced: bool) -> None:
+    text = json.dumps(value, indent=1 if spaced else None).encode()
+    strings, values = counted(value)
+    for most in (0, 1, 3):
+        found_strings, found_values = count_contents(text, most, most)
+        assert (found_strings > most) == (strings > most)
+        if strings <= most:
+            assert (found_values > most) == (values > most)
