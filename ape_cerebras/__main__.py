@@ -14,9 +14,9 @@ from functools import partial
 
 import anyio
 
-from .config.config import Config, ConfigError
+from .config.config import Config, ConfigError, read_address
 from .config.settings import SETTINGS
-from .config.values import BACKEND_HELP, Origin, whole
+from .config.values import BACKEND_HELP, Origin
 from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
 from .process.collector import look_at_what_is_new
@@ -121,9 +121,10 @@ def _whose(variable: str, config: Config) -> str:
 
 
 def _health(options: argparse.Namespace) -> int:
-    environment = _environment(options)
-    host = environment.get("HOST") or "127.0.0.1"
-    port = _port(options, environment.get("PORT") or "8000")
+    try:
+        host, port = read_address(_environment(options))
+    except ConfigError as error:
+        options.parser.error(str(error))
     connection = http.client.HTTPConnection(
         _ANY_ADDRESS.get(host, host), port, timeout=_HEALTH_TIMEOUT
     )
@@ -132,20 +133,11 @@ def _health(options: argparse.Namespace) -> int:
         response = connection.getresponse()
         print(response.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException):
-        print("no answer", file=sys.stderr)
+        print("no response", file=sys.stderr)
         return 1
     finally:
         connection.close()
     return 0 if response.status == 200 else 1
-
-
-def _port(options: argparse.Namespace, text: str) -> int:
-    """A port number; ends the process with a message if the text is none."""
-    try:
-        return whole(0, 65535)(text)
-    except ValueError as problem:
-        parser: argparse.ArgumentParser = options.parser
-        parser.error(f"PORT {problem}")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -202,7 +194,9 @@ def _simulate(options: argparse.Namespace) -> int:
     from .simulator.command import SimulatorCommand
 
     try:
-        simulator = SimulatorCommand.of(options, _port(options, options.port or "8001"))
+        simulator = SimulatorCommand.of(options)
+    except ValueError as problem:
+        options.parser.error(f"PORT {problem}")
     except OSError:  # ssl.SSLError is one
         options.parser.error("--certificate and --private-key must be files that fit together")
     return run_until_stopped(simulator.serve, simulator.address, options.backend)

@@ -1,8 +1,8 @@
-"""The settings: one frozen ``Config``, read and checked once, every limit and timeout by name.
+"""The frozen ``Config``: every limit and timeout by name, read and checked once at the start.
 
-``SETTINGS`` is the table: a row per environment variable with the parser that checks it and what
-it means; the field of ``Config`` has the variable's name in lower case and holds the default.
-Defaults without a word of their own follow nginx, HAProxy and uvicorn where these agree.
+``SETTINGS`` has a row per environment variable with its parser and meaning; the field of ``Config``
+has the variable's name in lower case and holds the default. Defaults without a comment follow
+nginx, HAProxy and uvicorn where these agree.
 """
 
 import resource
@@ -13,17 +13,17 @@ from typing import Any
 
 from .keys_file import KeysFile
 from .prices import PriceTable
-from .settings import SETTINGS
+from .settings import SETTINGS, Setting
 from .values import BUCKETS, ClientKey, CompletionBounds, Origin
 
-__all__ = ("Config", "ConfigError")
+__all__ = ("Config", "ConfigError", "read_address")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
 _CEREBRAS = Origin("https", "api.cerebras.ai", 443)
 
 
 class ConfigError(Exception):
-    """What is wrong with the settings: one text for each, naming the variable, never a secret."""
+    """Wrong settings: a text for each, with the variable's name and never a secret."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -31,14 +31,14 @@ class ConfigError(Exception):
 
 
 def _connections_the_file_limit_allows() -> int:
-    """Half of the open files the process may have: a client's connection can need one upstream."""
+    """Half of the open files allowed, because a client connection may need an upstream one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 65_536 if soft == resource.RLIM_INFINITY else max(16, min(65_536, (soft - 64) // 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Everything that can be set. Durations are seconds, sizes are bytes; see ``SETTINGS``."""
+    """All settings. Durations are seconds, sizes are bytes; ``SETTINGS`` has the meanings."""
 
     cerebras_api_key: str = field(repr=False)
     cerebras_base_url: Origin = _CEREBRAS
@@ -64,17 +64,17 @@ class Config:
     max_completion_tokens_default: int | None = None
     max_completion_tokens_cap: int | None = None
     limits_store: str | None = field(default=None, repr=False)
-    # A Redis in the same network answers in about a millisecond.
+    # A Redis in the same network responds in about a millisecond.
     limits_store_timeout: float = 0.25
     limits_store_outage: str = "open"
     connection_pool_size: int = 1000
     keep_alive_connections: int = 100
     warm_connections: int = 1
-    # Upstream closes idle connections when it likes; nginx's 75 s is the commonest choice there,
-    # and one of ours must end before.
+    # An idle connection must be closed here before upstream closes it; nginx's 75 s is the most
+    # common timeout there.
     upstream_keep_alive_timeout: float = 60.0
-    # A name can come to mean another address, and one that is busy never is idle for long. nginx
-    # lets go of its own after an hour; names in a cloud are told for a minute or five.
+    # The API's address may change, and a busy connection is never idle for long. nginx closes its
+    # own after an hour; DNS records in a cloud are valid for one to five minutes.
     upstream_max_connection_age: float = 600.0
     upstream_connect_timeout: float = 5.0
     upstream_first_byte_timeout: float = 60.0
@@ -105,61 +105,36 @@ class Config:
     def from_environment(cls, environment: Mapping[str, str], **overrides: Any) -> "Config":
         """Read every setting; ``overrides`` (by field name, already parsed) win over variables.
 
-        Raises ConfigError with all that is wrong at once.
+        Raises ConfigError with all problems at once.
         """
-        values: dict[str, Any] = dict(overrides)
-        problems: list[str] = []
-        for setting in SETTINGS:
-            name = setting.variable.lower()
-            if name in overrides:
-                continue
-            try:
-                source, text = _lookup(environment, setting.variable, secret=setting.secret)
-                if text is not None:
-                    values[name] = _parse(source, text, setting.parse)
-                elif setting.required:
-                    raise ValueError(f"{setting.variable} is required")
-            except ValueError as problem:
-                problems.append(str(problem))
-        if problems:
-            raise ConfigError(problems)
-        config = cls(**values)
-        if config.metrics_are_nowhere:
+        wanted = [each for each in SETTINGS if each.variable.lower() not in overrides]
+        config = cls(**overrides, **_read_all(environment, wanted))
+        on_some_port = config.metrics_on_main_port or config.scrapers_port is not None
+        if config.metrics_enabled and not on_some_port:
             raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])
-        if config.default_exceeds_cap:
+        default, cap = config.completion_bounds
+        if default is not None and cap is not None and default > cap:
             variable = "MAX_COMPLETION_TOKENS"
             raise ConfigError([f"{variable}_DEFAULT must not be above {variable}_CAP"])
         return config
 
     @property
     def scrapers_port(self) -> int | None:
-        """The port that scrapers have for themselves; None where they have none."""
+        """The separate port for scrapers; None if there is none."""
         is_same = self.metrics_port == self.port != 0
         return None if is_same or not self.metrics_enabled else self.metrics_port
 
     @property
-    def metrics_are_nowhere(self) -> bool:
-        """Whether they are counted, but on no port."""
-        is_on_no_port = self.scrapers_port is None and not self.metrics_on_main_port
-        return self.metrics_enabled and is_on_no_port
-
-    @property
-    def default_exceeds_cap(self) -> bool:
-        """Whether what is put into requests would be lowered in them."""
-        default, cap = self.max_completion_tokens_default, self.max_completion_tokens_cap
-        return default is not None and cap is not None and default > cap
-
-    @property
     def queue_timeout(self) -> float:
-        """Seconds that a chat request waits for its turn at most. Where nothing is said, as long as
-        a bucket of a minute takes to refill, if quota is waited for; and else not at all."""
+        """The longest wait of a chat request for admission. The default with quota pacing is the
+        time in which a bucket of a minute refills; without, requests do not wait."""
         if self.max_queue_seconds is not None:
             return self.max_queue_seconds
         return 60.0 if self.quota_pacing else 0.0
 
     @property
     def known_models(self) -> frozenset[str]:
-        """Those that a metric or a quota can be of: no client can make another."""
+        """The models that metrics and quotas are kept of, however many names clients send."""
         named = (self.default_model, *self.model_aliases.values())
         return frozenset((*named, *self.model_prices.prices))
 
@@ -169,11 +144,11 @@ class Config:
 
     @property
     def buckets(self) -> Mapping[str, tuple[float, ...]]:
-        """Upper bounds of every family of histograms."""
+        """Upper bounds of the histogram buckets by metric family."""
         return {**BUCKETS, **self.histogram_buckets}
 
     def visible(self) -> dict[str, str]:
-        """Every setting as text, secrets hidden, in the table's order."""
+        """Every setting as text in the table's order, with secrets hidden."""
         secret = {setting.variable.lower() for setting in SETTINGS if setting.secret}
         shown = {}
         for each in fields(self):
@@ -195,16 +170,40 @@ def _as_text(value: Any) -> str:
     return "(not set)" if value is None else str(value)
 
 
-def _lookup(
-    environment: Mapping[str, str], variable: str, *, secret: bool
-) -> tuple[str, str | None]:
-    """The setting's text and the variable it came from; a secret may come in a file.
+def read_address(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Read HOST and PORT alone, for commands that need no key. Raises ConfigError."""
+    wanted = [each for each in SETTINGS if each.variable in ("HOST", "PORT")]
+    config = Config(cerebras_api_key="", **_read_all(environment, wanted))
+    return config.host, config.port
 
-    Raises ValueError where both ways are used or the file cannot be read.
+
+def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[str, Any]:
+    """The values of the settings that are set, by field name. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting in settings:
+        source = ""
+        try:
+            source, text = _find(environment, setting)
+            if text is not None:
+                values[setting.variable.lower()] = setting.parse(text)
+            elif setting.required:
+                problems.append(f"{setting.variable} is required")
+        except ValueError as problem:
+            problems.append(f"{source} {problem}".lstrip())
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _find(environment: Mapping[str, str], setting: Setting) -> tuple[str, str | None]:
+    """The variable that holds the setting, and its text; a secret may be in a file.
+
+    Raises ValueError if both are set or the file cannot be read.
     """
+    variable, file_variable = setting.variable, setting.variable + "_FILE"
     text = environment.get(variable, "").strip()
-    file_variable = variable + "_FILE"
-    path = environment.get(file_variable, "").strip() if secret else ""
+    path = environment.get(file_variable, "").strip() if setting.secret else ""
     if text and path:
         raise ValueError(f"{variable} and {file_variable} are both set")
     if not path:
@@ -219,10 +218,3 @@ def _lookup(
     if not content.strip():
         raise ValueError(f"{file_variable} names an empty file")
     return file_variable, content.decode("latin-1").strip()
-
-
-def _parse(source: str, text: str, parse: Any) -> Any:
-    try:
-        return parse(text)
-    except ValueError as problem:
-        raise ValueError(f"{source} {problem}") from None

@@ -1,4 +1,4 @@
-"""The table of environment variables: what each may hold, and what it means."""
+"""The table of environment variables: the parser of each and its meaning."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,116 +37,182 @@ class Setting(NamedTuple):
     secret: bool = False
     required: bool = False
     per_worker: bool = False
-    """Whether each of several workers has as much of it."""
+    """Whether each of several workers has the whole of it."""
     shared: bool = False
-    """Whether that is so only without a LIMITS_STORE."""
-
-
-def _limit(variable: str, parse: Callable[[str], Any], meaning: str) -> Setting:
-    """A limit that each process keeps for itself, so that several have as many times of it."""
-    return Setting(variable, parse, f"{meaning}; of each worker", per_worker=True)
-
-
-def _shared_limit(variable: str, parse: Callable[[str], Any], meaning: str) -> Setting:
-    """One that all who name the same store keep together."""
-    meaning = f"{meaning}; of each worker, or with LIMITS_STORE of all"
-    return Setting(variable, parse, meaning, per_worker=True, shared=True)
+    """Whether that holds only without a LIMITS_STORE."""
 
 
 _seconds = positive
 _bytes = whole(64, 2**31)
 _count = whole(1, 10_000_000)
+_port = whole(0, 65535)
 _model = matching(MODEL, "a model's name")
 _host = matching(HOST, "a host name or an IP address")
+_LIMIT = {"per_worker": True}
+_SHARED_LIMIT = {"per_worker": True, "shared": True}
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("CEREBRAS_API_KEY", read_secret, "the key sent upstream", True, True),
-    Setting("CEREBRAS_BASE_URL", read_origin, "the API, with or without a trailing /v1"),
-    Setting("APE_API_KEY", read_client_keys, "keys that clients present; unset: open", True),
-    _limit("APE_API_KEYS_FILE", read_keys_file, "TOML: keys, each with a name and limits"),
-    Setting("LOG_LEVEL", one_of("debug", "info", "warning", "error"), "lowest level written"),
+    Setting("CEREBRAS_API_KEY", read_secret, "API key of the account, sent upstream", True, True),
+    Setting("CEREBRAS_BASE_URL", read_origin, "URL of the API, with or without a trailing /v1"),
+    Setting(
+        "APE_API_KEY",
+        read_client_keys,
+        "keys that clients must present; unset: every client is served",
+        True,
+    ),
+    Setting(
+        "APE_API_KEYS_FILE",
+        read_keys_file,
+        "TOML file of client keys, each with a name and limits (per worker)",
+        **_LIMIT,
+    ),
+    Setting("LOG_LEVEL", one_of("debug", "info", "warning", "error"), "lowest level logged"),
     Setting("HOST", _host, "address to listen on"),
-    Setting("PORT", whole(0, 65535), "port to listen on; 0 picks one"),
-    Setting("METRICS_PORT", whole(0, 65535), "another port for /metrics and /health; 0 picks one"),
-    Setting("METRICS_ENABLED", on_or_off, "off: nothing is counted, and there is no /metrics"),
-    Setting("METRICS_ON_MAIN_PORT", on_or_off, "off: /metrics is on METRICS_PORT only"),
-    Setting("DEFAULT_MODEL", _model, "used where a request names none"),
-    Setting("MODEL_ALIASES", read_aliases, "asked=served,…: models renamed in requests"),
-    Setting("MODEL_PRICES", read_prices, "JSON or a file of it: USD per million tokens"),
+    Setting("PORT", _port, "TCP port to listen on; 0: any free port"),
+    Setting("METRICS_PORT", _port, "separate TCP port for /metrics and /health; 0: any free port"),
+    Setting("METRICS_ENABLED", on_or_off, "collect metrics and serve /metrics"),
+    Setting("METRICS_ON_MAIN_PORT", on_or_off, "serve /metrics on PORT too"),
+    Setting("DEFAULT_MODEL", _model, "model for requests that name none"),
+    Setting("MODEL_ALIASES", read_aliases, "model names to replace in requests: requested=sent,…"),
+    Setting(
+        "MODEL_PRICES",
+        read_prices,
+        "prices as JSON, or a file of it: US dollars per million tokens",
+    ),
     Setting(
         "PRICE_CATALOGUE",
         on_or_off,
-        "models, prices and limits from the API's public list, asked for every hour",
+        "fetch models, prices and limits from the API's public list every hour",
     ),
-    Setting("ASYNC_WORKERS", read_workers, "processes that serve the port"),
-    Setting("BACKEND", read_backend, "the event loop: asyncio, trio or uvloop"),
-    _limit("MAX_CONCURRENT_REQUESTS", _count, "chat requests under way; unset: no limit"),
-    Setting("MAX_QUEUE_SECONDS", not_negative, "for a chat request's turn, in all"),
-    _limit("MAX_QUEUE_LENGTH", whole(0, 1_000_000), "chat requests that wait for their turn"),
-    _shared_limit(
-        "RATE_LIMIT_PER_MINUTE", _count, "chat requests, of all clients; unset: no limit"
+    Setting("ASYNC_WORKERS", read_workers, "worker processes that serve the port"),
+    Setting("BACKEND", read_backend, "event loop: asyncio, trio or uvloop"),
+    Setting(
+        "MAX_CONCURRENT_REQUESTS",
+        _count,
+        "chat requests in flight (per worker); unset: no limit",
+        **_LIMIT,
     ),
-    Setting("QUOTA_PACING", on_or_off, "chat requests wait until the account's quota allows them"),
+    Setting(
+        "MAX_QUEUE_SECONDS",
+        not_negative,
+        "longest wait of a chat request for admission, in seconds; unset: 60 with QUOTA_PACING, "
+        "else 0",
+    ),
+    Setting(
+        "MAX_QUEUE_LENGTH", whole(0, 1_000_000), "chat requests in the queue (per worker)", **_LIMIT
+    ),
+    Setting(
+        "RATE_LIMIT_PER_MINUTE",
+        _count,
+        "chat requests per minute, of all clients (per worker, or shared through LIMITS_STORE); "
+        "unset: no limit",
+        **_SHARED_LIMIT,
+    ),
+    Setting("QUOTA_PACING", on_or_off, "hold chat requests back until the account's quota allows"),
     Setting(
         "MAX_COMPLETION_TOKENS_DEFAULT",
         _count,
-        "put into chat requests without a limit of tokens; unset: none is",
+        "token limit put into chat requests that set none; unset: none is put in",
     ),
     Setting(
         "MAX_COMPLETION_TOKENS_CAP",
         _count,
-        "put in place of higher limits of tokens; unset: none is lowered",
+        "highest token limit of chat requests; higher ones are lowered; unset: no cap",
     ),
-    Setting("LIMITS_STORE", read_store, "a Redis that keeps limits for all that name it", True),
-    Setting("LIMITS_STORE_TIMEOUT", _seconds, "a question to it"),
+    Setting("LIMITS_STORE", read_store, "Redis URL; all proxies that name it share limits", True),
+    Setting("LIMITS_STORE_TIMEOUT", _seconds, "timeout of a Redis call, in seconds"),
     Setting(
         "LIMITS_STORE_OUTAGE",
         one_of("open", "closed"),
-        "without an answer, open: each worker keeps limits by itself; closed: nothing is served",
+        "if Redis does not respond: open = each worker enforces limits alone; closed = requests "
+        "are rejected",
     ),
-    _limit("CONNECTION_POOL_SIZE", _count, "upstream connections in all"),
-    _limit("KEEP_ALIVE_CONNECTIONS", whole(0, 100_000), "upstream connections kept when idle"),
-    _limit("WARM_CONNECTIONS", whole(0, 1000), "idle upstream connections kept ready"),
-    Setting("UPSTREAM_KEEP_ALIVE_TIMEOUT", _seconds, "an idle upstream connection"),
-    Setting("UPSTREAM_MAX_CONNECTION_AGE", _seconds, "an upstream connection in all"),
-    Setting("UPSTREAM_CONNECT_TIMEOUT", _seconds, "connect and TLS in all"),
-    Setting("UPSTREAM_FIRST_BYTE_TIMEOUT", _seconds, "request written to response head, in all"),
-    Setting("UPSTREAM_IDLE_TIMEOUT", _seconds, "between two reads of a response body"),
+    Setting("CONNECTION_POOL_SIZE", _count, "upstream connections (per worker)", **_LIMIT),
+    Setting(
+        "KEEP_ALIVE_CONNECTIONS",
+        whole(0, 100_000),
+        "idle upstream connections kept open (per worker)",
+        **_LIMIT,
+    ),
+    Setting(
+        "WARM_CONNECTIONS",
+        whole(0, 1000),
+        "idle upstream connections opened ahead of requests (per worker)",
+        **_LIMIT,
+    ),
+    Setting(
+        "UPSTREAM_KEEP_ALIVE_TIMEOUT",
+        _seconds,
+        "lifetime of an idle upstream connection, in seconds",
+    ),
+    Setting(
+        "UPSTREAM_MAX_CONNECTION_AGE", _seconds, "lifetime of any upstream connection, in seconds"
+    ),
+    Setting("UPSTREAM_CONNECT_TIMEOUT", _seconds, "timeout of TCP connect plus TLS, in seconds"),
+    Setting(
+        "UPSTREAM_FIRST_BYTE_TIMEOUT",
+        _seconds,
+        "timeout from the request's last byte to the whole response head, in seconds",
+    ),
+    Setting(
+        "UPSTREAM_IDLE_TIMEOUT",
+        _seconds,
+        "timeout between two reads of a response body, in seconds",
+    ),
     Setting(
         "UPSTREAM_GZIP_MIN_BYTES",
         _bytes,
-        "plain JSON bodies from this size on go up compressed; unset: none does",
+        "size in bytes from which plain JSON request bodies are compressed; unset: never",
     ),
     Setting(
         "RETRY_ATTEMPTS",
         whole(0, 10),
-        "times that a request is made again which upstream did not take on; 0: none",
+        "retries of a request that upstream did not accept; 0 disables retries",
     ),
-    Setting("RETRY_BACKOFF", _seconds, "wait before the first at most; doubles, up to 8"),
-    _limit(
+    Setting(
+        "RETRY_BACKOFF",
+        _seconds,
+        "longest wait before the first retry, in seconds; doubles with each retry, up to 8",
+    ),
+    Setting(
         "CIRCUIT_FAILURES",
         _count,
-        "failures in a row after which upstream is left alone for a moment; unset: it never is",
+        "consecutive upstream failures that open the circuit breaker (per worker); unset: never",
+        **_LIMIT,
     ),
-    Setting("REQUEST_TIMEOUT", _seconds, "the whole exchange; unset: no limit"),
-    Setting("CLIENT_HEAD_TIMEOUT", _seconds, "a request head in all"),
-    Setting("CLIENT_BODY_TIMEOUT", _seconds, "a request body in all"),
-    Setting("CLIENT_WRITE_TIMEOUT", _seconds, "a write that makes no progress"),
-    Setting("KEEP_ALIVE_TIMEOUT", _seconds, "an idle client connection"),
-    Setting("MAX_HEADER_BYTES", _bytes, "a request's header block"),
+    Setting("REQUEST_TIMEOUT", _seconds, "timeout of a whole exchange, in seconds; unset: none"),
+    Setting("CLIENT_HEAD_TIMEOUT", _seconds, "timeout of reading a request head, in seconds"),
+    Setting("CLIENT_BODY_TIMEOUT", _seconds, "timeout of reading a request body, in seconds"),
+    Setting(
+        "CLIENT_WRITE_TIMEOUT",
+        _seconds,
+        "timeout of a write to a client that makes no progress, in seconds",
+    ),
+    Setting("KEEP_ALIVE_TIMEOUT", _seconds, "lifetime of an idle client connection, in seconds"),
+    Setting("MAX_HEADER_BYTES", _bytes, "largest header block of a request, in bytes"),
     Setting("MAX_HEADERS", _count, "header lines of a request"),
-    Setting("MAX_TARGET_BYTES", _bytes, "a request's target"),
-    Setting("MAX_BODY_BYTES", _bytes, "a request's body"),
-    _limit("MAX_CONNECTIONS", _count, "client connections"),
+    Setting("MAX_TARGET_BYTES", _bytes, "longest request target, in bytes"),
+    Setting("MAX_BODY_BYTES", _bytes, "largest request body, in bytes"),
+    Setting("MAX_CONNECTIONS", _count, "open client connections (per worker)", **_LIMIT),
     Setting("MAX_REQUESTS_PER_CONNECTION", _count, "requests on one client connection"),
-    Setting("GRACEFUL_SHUTDOWN_TIMEOUT", _seconds, "for exchanges in flight after a signal"),
-    Setting("TTFT_TARGET_MS", positive, "milliseconds; a TTFT above it is counted"),
+    Setting(
+        "GRACEFUL_SHUTDOWN_TIMEOUT",
+        _seconds,
+        "time for exchanges in flight after a shutdown signal, in seconds",
+    ),
+    Setting(
+        "TTFT_TARGET_MS", positive, "TTFT in milliseconds above which a stream is counted as slow"
+    ),
     Setting(
         "TTFT_MODE",
         one_of("passthrough", "exact"),
-        "exact: plain requests go up as streams, so that their TTFT is measured",
+        "exact: send plain requests upstream as streams, so that their TTFT is measured",
     ),
-    Setting("KERNEL_STAMPS", on_or_off, "arrivals as the kernel stamps them, where it does"),
-    Setting("HISTOGRAM_BUCKETS", read_buckets, "JSON or a file of it: upper bounds by family"),
-    Setting("SSL_CERT_FILE", readable_file, "the CA bundle for upstream; unset: certifi's"),
+    Setting("KERNEL_STAMPS", on_or_off, "use kernel receive timestamps where the system has them"),
+    Setting(
+        "HISTOGRAM_BUCKETS",
+        read_buckets,
+        "histogram buckets as JSON, or a file of it: upper bounds by metric family",
+    ),
+    Setting("SSL_CERT_FILE", readable_file, "CA bundle for upstream TLS; unset: certifi's"),
 )

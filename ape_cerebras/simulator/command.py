@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from ..config.values import BACKEND_HELP, read_backend
+from ..config.values import BACKEND_HELP, read_backend, whole
 from ..telemetry.logs import LineWriter, Logs
 from .options import SIMULATION_FLAGS, Simulation, positive_count
 from .quota import LIMIT_FLAGS, AccountLimits
@@ -67,8 +67,9 @@ class SimulatorCommand:
     ssl_context: ssl.SSLContext | None
 
     @classmethod
-    def of(cls, options: argparse.Namespace, port: int) -> "SimulatorCommand":
-        """Raises OSError if certificate and key are not files that fit together."""
+    def of(cls, options: argparse.Namespace) -> "SimulatorCommand":
+        """Raises ValueError if the port is none, OSError if certificate and key are not files that
+        fit together."""
         context = None
         if options.certificate is not None or options.private_key is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -77,7 +78,7 @@ class SimulatorCommand:
             Simulation(**_given(options, SIMULATION_FLAGS)),
             AccountLimits(**_given(options, LIMIT_FLAGS)),
             options.host or "127.0.0.1",
-            port,
+            whole(0, 65535)(options.port or "8001"),
             context,
         )
 

@@ -13,13 +13,14 @@ def parsed(*arguments: str) -> SimulatorCommand:
     parser = argparse.ArgumentParser()
     add_flags("simulate", parser)
     parser.add_argument("--host")
-    return SimulatorCommand.of(parser.parse_args(arguments), 7)
+    parser.add_argument("--port")
+    return SimulatorCommand.of(parser.parse_args(arguments))
 
 
 def test_without_flags_everything_is_as_by_default() -> None:
     command = parsed()
     assert (command.simulation, command.limits) == (Simulation(), AccountLimits())
-    assert command.address == "127.0.0.1:7"
+    assert command.address == "127.0.0.1:8001"
     assert command.ssl_context is None
 
 
@@ -27,7 +28,7 @@ def test_options_of_responses_and_limits_of_the_account_are_flags_alike() -> Non
     command = parsed(
         *("--ttft", "0.5", "--tokens", "9", "--tokens-per-minute", "30000"),
         *("--requests-per-hour", "150", "--queue-length", "4", "--reservations", "kept"),
-        *("--host", "::1"),
+        *("--host", "::1", "--port", "7"),
     )
     assert command.simulation == Simulation(ttft=0.5, tokens=9)
     assert command.limits == AccountLimits(
