@@ -125,6 +125,15 @@ def test_every_file_that_is_named_is_there() -> None:
     assert {name for name in named - made if not (ROOT / name).exists()} == set()
 
 
+def test_every_message_that_is_named_is_logged() -> None:
+    text = TEXTS[DOCS / "log-fields.md"].partition("## Messages")[2].partition("## Loki")[0]
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    named = {name.partition(":")[0] for cell in cells for name in re.findall("`([^`]+)`", cell)}
+    package = "".join(path.read_text("utf-8") for path in ROOT.glob("ape_cerebras/**/*.py"))
+    assert len(named) > 20
+    assert {name for name in named if f'"{name}' not in package} == set()
+
+
 def anchors(page: Path) -> set[str]:
     """Those that GitHub gives to the headings of a page."""
     outside = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
