@@ -108,6 +108,15 @@ def test_files_and_functions_stay_short(module: str) -> None:
             assert (node.end_lineno or 0) - node.lineno < 40, node.name
 
 
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_prints_a_foreign_exception(module: str) -> None:
     """Its text can quote a header, and with it a key."""
