@@ -84,8 +84,8 @@ class Connection:
             return
         self._inbox, self._missing = b"", missing
         self._mock.last_body = len(body) + missing
-        packed = b"\r\ncontent-encoding: gzip" in head.lower()
-        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress if packed else bytes
+        compressed = b"\r\ncontent-encoding: gzip" in head.lower()
+        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress if compressed else bytes
         start = self._inflate(body)[:LOOKED_AT]
         self._response = next(a for word, a in RESPONSES.items() if word + b": say" in start)
 

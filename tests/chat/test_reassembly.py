@@ -161,7 +161,7 @@ def parts_of_a_choice(draw: st.DrawFn, whole: dict[str, Any]) -> list[dict[str, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), ENVELOPES, st.lists(CHOICES, min_size=1, max_size=3))
-def test_what_was_torn_is_put_together(
+def test_what_was_torn_is_reassembled(
     data: st.DataObject, envelope: dict[str, Any], choices: list[dict[str, Any]]
 ) -> None:
     head = {name: envelope[name] for name in ("created", "model", "system_fingerprint")}

@@ -41,7 +41,7 @@ KINDS = {
     "plain": (answers, chat(), False),
     "stream": (WHOLE, chat(STREAM), False),
     "chunked": (WHOLE, CHUNKED, False),
-    "put together": (WHOLE, chat(), False),
+    "reassembled": (WHOLE, chat(), False),
     "refused": (answers, chat(b"{"), False),
     "malformed": (answers, b"GET / HTTP/9\r\n\r\n", False),
     "unanswered": (closes, chat(), False),
@@ -96,7 +96,7 @@ async def ask(script: Script, request: bytes, leaves: bool, mode: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_exchange_and_its_connection_leave_no_cycle(kind: str) -> None:
     script, request, leaves = KINDS[kind]
-    await ask(script, request, leaves, "exact" if kind == "put together" else "passthrough")
+    await ask(script, request, leaves, "exact" if kind == "reassembled" else "passthrough")
 
 
 SCRIPT = """

@@ -171,7 +171,7 @@ async def test_upstreams_own_errors_pass_as_they_are(status: str) -> None:
         (b"application/msgpack", b"identity", b"\x81\xa5model\xa1x"),
     ],
 )
-async def test_opaque_bodies_pass_untouched(
+async def test_binary_bodies_pass_untouched(
     content_type: bytes, coding: bytes, body: bytes
 ) -> None:
     async def script(peer: Conversation) -> None:

@@ -327,7 +327,7 @@ async def test_what_the_last_try_did_not_come_to_is_not_told_of_one_before() -> 
     assert uses == 0
 
 
-# In place of a plain reply, a stream that is put together
+# In place of a plain reply, a stream that is reassembled
 
 
 async def test_a_turned_request_is_made_again_as_a_stream() -> None:
@@ -339,8 +339,8 @@ async def test_a_turned_request_is_made_again_as_a_stream() -> None:
         line = await running.lines.exchange()
     assert response.status == 200
     assert response.json()["choices"][0]["message"]["content"] == "a"
-    turned = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
-    assert [body_of(request) for request in upstream.requests] == [turned] * 2
+    converted = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
+    assert [body_of(request) for request in upstream.requests] == [converted] * 2
     assert (line["tries"], line["ttft_source"]) == (2, "measured")
 
 

@@ -26,7 +26,7 @@ def test_an_answer(demo: Served) -> None:
     assert (reply.choices[0].message.content or "").startswith("the wafer holds")
 
 
-def test_a_stream_put_together_by_the_sdk(demo: Served) -> None:
+def test_a_stream_reassembled_by_the_sdk(demo: Served) -> None:
     plain = Asker(OPENAI, demo.port).whole(model="llama3.1-8b")
     with (
         client_of(demo) as client,
@@ -38,7 +38,7 @@ def test_a_stream_put_together_by_the_sdk(demo: Served) -> None:
     assert completion.usage == plain.usage
 
 
-def test_a_tool_call_put_together_by_the_sdk(demo: Served) -> None:
+def test_a_tool_call_reassembled_by_the_sdk(demo: Served) -> None:
     with (
         client_of(demo) as client,
         client.chat.completions.stream(

@@ -133,7 +133,7 @@ def test_what_is_refused(request_: Any, word: str) -> None:
 
 PLAIN = orjson.dumps({"model": "gemma-4-31b", "messages": HI, "stream": True})
 # {"messages": [], "stream": true}, and the same with false
-PACKED = b"\x82\xa8messages\x90\xa6stream"
+MESSAGE_PACK = b"\x82\xa8messages\x90\xa6stream"
 
 
 def read(
@@ -151,9 +151,9 @@ def test_gzip_is_inflated(coding: bytes) -> None:
 @pytest.mark.parametrize("subtype", [b"msgpack", b"vnd.msgpack", b"x-msgpack"])
 @pytest.mark.parametrize(("end", "streams"), [(b"\xc3", True), (b"\xc2", False)])
 def test_message_pack_is_recognised(subtype: bytes, end: bytes, streams: bool) -> None:
-    asked = read(PACKED + end, b"application/" + subtype)
+    asked = read(MESSAGE_PACK + end, b"application/" + subtype)
     assert (asked.model, asked.stream) == ("llama3.1-8b", streams)
-    assert read(gzip.compress(PACKED + end), b"application/" + subtype, b"gzip") == asked
+    assert read(gzip.compress(MESSAGE_PACK + end), b"application/" + subtype, b"gzip") == asked
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ async def test_the_options_shape_the_answer() -> None:
 
 
 async def test_bodies_that_are_not_plain_json() -> None:
-    packed = b"\x82\xa8messages\x90\xa6stream\xc3"
+    binary = b"\x82\xa8messages\x90\xa6stream\xc3"
     async with rig() as running:
         zipped = await running.ask(
             post(
@@ -66,10 +66,10 @@ async def test_bodies_that_are_not_plain_json() -> None:
                 "Content-Encoding: gzip",
             )
         )
-        packed_answer = await running.ask(post(packed, "Content-Type: application/msgpack"))
+        binary_response = await running.ask(post(binary, "Content-Type: application/msgpack"))
     assert zipped.json()["model"] == "gemma-4-31b"
-    assert payloads(packed_answer.body)[-1] == b"[DONE]"
-    assert orjson.loads(payloads(packed_answer.body)[0])["model"] == "llama3.1-8b"
+    assert payloads(binary_response.body)[-1] == b"[DONE]"
+    assert orjson.loads(payloads(binary_response.body)[0])["model"] == "llama3.1-8b"
 
 
 async def test_a_connection_serves_many_requests() -> None:

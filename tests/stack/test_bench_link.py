@@ -114,4 +114,4 @@ def test_a_short_look_at_an_experiment(experiment: str, tmp_path: Path) -> None:
         ]
     else:
         sizes = [line.split()[2:4] for line in done.stdout.splitlines()[2:5]]
-        assert [float(packed) < float(plain) / 2 for plain, packed in sizes] == [True] * 3
+        assert [float(compressed) < float(plain) / 2 for plain, compressed in sizes] == [True] * 3

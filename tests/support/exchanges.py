@@ -100,7 +100,7 @@ def plain_exchange(**fields: Any) -> Exchange:
 
 
 def assembled_exchange(**fields: Any) -> Exchange:
-    """A plain reply put together from that stream, and passed on 2 ms after its end."""
+    """A plain reply reassembled from that stream, and passed on 2 ms after its end."""
     not_sent = dict.fromkeys(_SENT)
     return stream_exchange(**{**not_sent, "stream": False, "finished_at": 100.702, **fields})
 
@@ -139,7 +139,7 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
     fields: dict[str, Any] = dict(zip(_MOMENTS, moments, strict=True))
     model, usage = draw(_models), draw(st.none() | _usages)
     stream = draw(st.booleans())
-    # Of a plain reply that was put together no token was sent by itself.
+    # Of a plain reply that was reassembled no token was sent by itself.
     for name in draw(st.sampled_from((_TOKENS, _SENT, () if stream else _SENT))):
         fields[name] = None
     return chat_exchange(

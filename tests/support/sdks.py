@@ -72,7 +72,7 @@ CEREBRAS = Sdk(
 
 
 def text_of(events: list[Any], kind: str = "content") -> str:
-    """The pieces of a stream put together."""
+    """The pieces of a stream reassembled."""
     deltas = [event.choices[0].delta for event in events if event.choices]
     return "".join(getattr(delta, kind, None) or "" for delta in deltas)
 

@@ -93,7 +93,7 @@ def test_the_times_of_a_plain_reply() -> None:
         {"sent_at": None},
         {"error": ClientGone()},
         {"error": Truncated()},
-        {"stream_failed": True},  # turned into one that told no token
+        {"stream_failed": True},  # converted to a stream that had no token
         {"usage": Usage(10, 0, 10, 0, 0)},  # there was no token
         {"stream": True},  # a stream that brought none
     ],

@@ -1,4 +1,4 @@
-"""What is told of a plain reply that was put together from a stream."""
+"""The timings of a plain reply that was reassembled from a stream."""
 
 import pytest
 from exchanges import assembled_exchange, stream_exchange
