@@ -49,7 +49,6 @@ PARTS = {
 IN_WORDS = {
     "CEREBRAS_API_KEY": "required, except with `--demo`",
     "MODEL_PRICES": "built-in prices",
-    "MAX_QUEUE_SECONDS": "`0`; `60` with `QUOTA_PACING`",
     "MAX_CONNECTIONS": "half of the open files allowed",
     "HISTOGRAM_BUCKETS": "built-in bounds",
     "SSL_CERT_FILE": "certifi's",
