@@ -330,7 +330,7 @@ async def test_what_the_last_try_did_not_come_to_is_not_told_of_one_before() -> 
 # In place of a plain reply, a stream that is reassembled
 
 
-async def test_a_turned_request_is_made_again_as_a_stream() -> None:
+async def test_a_converted_request_is_retried_as_a_stream() -> None:
     async with (
         running_upstream(one_after_another(error("queue"), streams_all)) as upstream,
         running_proxy(upstream.port, TTFT_MODE="exact", **TWICE) as running,
