@@ -157,7 +157,6 @@ class Relay:
             return
         if exchange.stream is None:
             exchange.stream = streams
-        response.before_wait(downstream.flush)
         headers = _headers_down(response.headers, stream=streams)
         downstream.send_head(exchange, response.status, headers, meter)
         await _relay(response, _PassedOn(exchange, downstream, meter))
@@ -177,7 +176,7 @@ class _PassedOn:
 
     def __init__(self, exchange: Exchange, downstream: Downstream, meter: Meter) -> None:
         self._exchange = exchange
-        self._downstream = downstream
+        self.downstream = downstream
         self._meter = meter
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
@@ -185,8 +184,8 @@ class _PassedOn:
         whether the content has ended."""
         sent_at = None
         try:
-            await self._downstream.send_chunk(chunk, hold=self._meter.may_hold(chunk))
-            sent_at = self._downstream.stream.written_at
+            await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(chunk))
+            sent_at = self.downstream.stream.written_at
         finally:
             if len(chunk) <= PART_BYTES:
                 self._meter.feed(chunk, arrived_at, sent_at)
@@ -198,7 +197,7 @@ class _PassedOn:
         if not self._meter.complete:
             raise Truncated
         try:
-            await self._downstream.send_end()
+            await self.downstream.send_end()
         finally:
             self._meter.end()
 
@@ -211,7 +210,7 @@ class _Reassembled:
         self, exchange: Exchange, downstream: Downstream, meter: Meter, headers: Headers
     ) -> None:
         self._exchange = exchange
-        self._downstream = downstream
+        self.downstream = downstream
         self._meter = meter
         self._headers = headers
         self._assembly = Assembly()
@@ -229,7 +228,7 @@ class _Reassembled:
         if not self._meter.complete:
             raise Truncated
         status, body = self._assembly.reply()
-        await self._downstream.respond(self._exchange, status, self._headers, body)
+        await self.downstream.respond(self._exchange, status, self._headers, body)
 
 
 async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -> None:
@@ -239,6 +238,7 @@ async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -
     through, the client gets its end, and upstream gets a moment to end the body, so that the
     connection can be used again.
     """
+    response.before_wait(output.downstream.flush)
     done = ended = False
     while not ended:
         try:
