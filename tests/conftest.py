@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, Literal
 
 import printed
@@ -29,7 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Exempt what collection made, a million objects, from every later garbage collection: many
-    tests run one."""
+    tests run one. Hypothesis is loaded before: where no test does so, its plugin does at the end,
+    and takes the random generator of trio, frozen, for garbage."""
+    import_module("hypothesis")
     gc.collect()
     gc.freeze()
 
