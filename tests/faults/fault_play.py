@@ -13,6 +13,8 @@ import sniffio
 from end_to_end import KEY, PATIENCE, Client, Response
 from faulting import CLIENT_KEY, Bench, Case, Scene, until
 
+from ape_cerebras.net.event_loop import of_this_loop
+from ape_cerebras.net.readiness import EdgePoller
 from ape_cerebras.telemetry.exchange import OUTCOMES
 
 __all__ = ("files_open", "play_case", "tasks_alive", "until_nothing_is_left")
@@ -31,6 +33,7 @@ _ROUTES = {
 async def play_case(bench: Bench, case: Case) -> None:
     if not bench.series:
         bench.series = await _series(bench)
+    of_this_loop(EdgePoller)  # one task and one descriptor, made once for each event loop
     tasks, files = tasks_alive(), files_open()
     bench.upstream.begin(bench.secure(case.upstream))
     scene = Scene(bench)
