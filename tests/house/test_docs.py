@@ -153,6 +153,14 @@ def test_no_link_is_dead(page: Path) -> None:
             assert not anchor or anchor in anchors(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_row_of_a_table_has_as_many_cells(page: Path) -> None:
+    """GitHub splits a row at each bar that is not escaped, also within code."""
+    for match in re.finditer(r"(?:^ *\|.*\n)+", TEXTS[page], re.MULTILINE):
+        rows = [len(re.findall(r"(?<!\\)\|", row)) for row in match[0].splitlines()]
+        assert len(set(rows)) == 1, match[0]
+
+
 def test_every_page_can_be_found() -> None:
     for place in (DOCS / "README.md", ROOT / "README.md"):
         linked = set(re.findall(r"\]\(([^)#\s]+)", place.read_text("utf-8")))
