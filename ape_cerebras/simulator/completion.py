@@ -12,7 +12,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from .replies import compact
+import orjson
+
 from .request import CompletionRequest
 
 __all__ = ("Completion", "Event", "Timing")
@@ -30,22 +31,13 @@ _MAX_DEPTH = 8  # of arguments derived from a schema
 
 class Timing(NamedTuple):
     """The phases of a completion in seconds, as in ``time_info``. ``created`` is the Unix time of
-    its begin; ``total`` is at least the sum of the phases."""
+    its begin; ``total_time`` is at least the sum of the phases."""
 
     created: float
-    queue: float
-    prompt: float
-    completion: float
-    total: float
-
-    def as_json(self) -> dict[str, float]:
-        return {
-            "created": self.created,
-            "queue_time": self.queue,
-            "prompt_time": self.prompt,
-            "completion_time": self.completion,
-            "total_time": self.total,
-        }
+    queue_time: float
+    prompt_time: float
+    completion_time: float
+    total_time: float
 
 
 class Event(NamedTuple):
@@ -122,8 +114,8 @@ class Completion:
             "object": kind,
         }
         if last:
-            body |= {"usage": self.usage(), "time_info": timing.as_json()}
-        return compact(body)
+            body |= {"usage": self.usage(), "time_info": timing._asdict()}
+        return orjson.dumps(body)
 
     def plain(self, timing: Timing) -> Event:
         """The whole completion as one JSON object."""
@@ -221,7 +213,9 @@ def _words(count: int, start: int) -> list[str]:
 
 def _call(tool: dict[str, Any]) -> Iterator[_Token]:
     yield _Token("name", tool["name"])
-    arguments = compact(_example({"type": "object", **(tool.get("parameters") or {})})).decode()
+    arguments = orjson.dumps(
+        _example({"type": "object", **(tool.get("parameters") or {})})
+    ).decode()
     for start in range(0, len(arguments), _ARGUMENT_CHARACTERS):
         yield _Token("arguments", arguments[start : start + _ARGUMENT_CHARACTERS])
 

@@ -13,7 +13,7 @@ Every function takes the time; one number is kept of a bucket, the time at which
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -114,15 +114,6 @@ class Account:
         limit = _MAX_COMPLETION if request.limit is None else request.limit
         reserved = request.prompt_tokens + min(limit, _MAX_COMPLETION)
         cost = {"requests": 1, "tokens": reserved}
-        self._refuse_if_short(cost, now)
-        if self._in_flight >= self._queue_length:
-            raise Rejected(ERRORS["queue"])
-        for (what, _), bucket in self._buckets.items():
-            bucket.charge(cost[what], now)
-        self._in_flight += 1
-        return reserved
-
-    def _refuse_if_short(self, cost: dict[str, int], now: float) -> None:
         waits = [
             (bucket.wait(cost[what], now), what, window)
             for (what, window), bucket in self._buckets.items()
@@ -131,6 +122,12 @@ class Account:
         if waits:
             wait, what, window = max(waits)
             raise Rejected(over_quota(what, window, max(1, math.ceil(wait))))
+        if self._in_flight >= self._queue_length:
+            raise Rejected(ERRORS["queue"])
+        for (what, _), bucket in self._buckets.items():
+            bucket.charge(cost[what], now)
+        self._in_flight += 1
+        return reserved
 
     def release(self, reserved: int, used: int, now: float) -> None:
         """End a request; charge or refund the difference of used and reserved tokens."""
@@ -143,26 +140,16 @@ class Account:
     def headers(self, now: float, used: int = 0) -> Headers:
         """``x-ratelimit-{limit,remaining}-{requests,tokens}-{minute,hour,day}`` and the resets, for
         a response that used so many tokens."""
-        return tuple(self._grid(now, {"requests": 1, "tokens": used}))
-
-    def _grid(self, now: float, used: dict[str, int]) -> Iterator[tuple[bytes, bytes]]:
-        for what in _REPORTED:
-            for window in _WINDOWS:
-                bucket = self._buckets.get((what, window)) or _unlimited(what, window, used, now)
+        headers: dict[str, bytes] = {}
+        for what, amount in (("requests", 1), ("tokens", used)):
+            for window, seconds in _WINDOWS.items():
+                bucket = self._buckets.get((what, window))
+                if bucket is None:  # no limit: report one that forgets earlier requests
+                    bucket = QuotaBucket(_REPORTED[what] * int(seconds // 60), seconds)
+                    bucket.charge(min(amount, bucket.limit), now)
                 remaining = math.floor(max(0.0, bucket.remaining(now)) + _ROUNDING)
-                yield _name("limit", what, window), b"%d" % bucket.limit
-                yield _name("remaining", what, window), b"%d" % remaining
+                headers[f"limit-{what}-{window}"] = b"%d" % bucket.limit
+                headers[f"remaining-{what}-{window}"] = b"%d" % remaining
                 if (what, window) in _RESETS:
-                    yield _name("reset", what, window), b"%r" % bucket.reset(now)
-
-
-def _unlimited(what: str, window: str, used: dict[str, int], now: float) -> QuotaBucket:
-    """The bucket reported where there is no limit; it forgets earlier requests."""
-    seconds = _WINDOWS[window]
-    bucket = QuotaBucket(_REPORTED[what] * int(seconds // 60), seconds)
-    bucket.charge(min(used[what], bucket.limit), now)
-    return bucket
-
-
-def _name(kind: str, what: str, window: str) -> bytes:
-    return f"x-ratelimit-{kind}-{what}-{window}".encode()
+                    headers[f"reset-{what}-{window}"] = b"%r" % bucket.reset(now)
+        return tuple((f"x-ratelimit-{name}".encode(), value) for name, value in headers.items())

@@ -5,19 +5,17 @@ body was never recorded, the docstring or comment says that it is a guess.
 """
 
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import orjson
 
-from ..config.prices import Price, PriceTable
+from ..config.prices import PriceTable
 
 __all__ = (
     "ERRORS",
     "MODELS",
     "ErrorReply",
     "Rejected",
-    "compact",
     "error_named",
     "model_list",
     "one_model",
@@ -31,11 +29,6 @@ _JSON = (b"content-type", b"application/json")
 
 MODELS = PriceTable.built_in().prices
 """The models of the simulator: those of the built-in price table."""
-
-
-def compact(body: Any) -> bytes:
-    """JSON without spaces, keys in the given order."""
-    return orjson.dumps(body)
 
 
 class ErrorReply(NamedTuple):
@@ -59,23 +52,18 @@ def _flat(
 ) -> ErrorReply:
     """The shape of a 4xx: a flat object."""
     body = {"message": message, "type": type, "param": param, "code": code}
-    return ErrorReply(status, compact(body), (_JSON, *more))
+    return ErrorReply(status, orjson.dumps(body), (_JSON, *more))
 
 
 def _wrapped(status: int, message: str) -> ErrorReply:
     """The shape of a 5xx and of an error event: ``error``, and the status beside it."""
     error = {"message": message, "type": "server_error", "param": "", "code": "", "id": ""}
-    return ErrorReply(status, compact({"status_code": status, "error": error}))
+    return ErrorReply(status, orjson.dumps({"status_code": status, "error": error}))
 
 
 def wrong_format(message: str) -> ErrorReply:
     """400, as for a body that breaks the schema."""
     return _flat(400, message, "invalid_request_error", "validation_error", "wrong_api_format")
-
-
-def _retry_after(seconds: int = 1) -> tuple[bytes, bytes]:
-    """Usually present on a 429. One second keeps a client's retries short enough to test."""
-    return (b"retry-after", b"%d" % seconds)
 
 
 _PROCESSED = {"requests": "sent", "tokens": "processed"}
@@ -90,7 +78,7 @@ def over_quota(what: str, window: str, retry_after: int = 1) -> ErrorReply:
         f"too_many_{what}_error",
         "quota",
         f"{what.removesuffix('s')}_quota_exceeded",
-        _retry_after(retry_after),
+        (b"retry-after", b"%d" % retry_after),
     )
 
 
@@ -123,7 +111,7 @@ ERRORS: Mapping[str, ErrorReply] = {
         "too_many_requests_error",
         "queue",
         "queue_exceeded",
-        _retry_after(),
+        (b"retry-after", b"1"),  # usual on a 429, and short enough to test
     ),
     "server_error": _wrapped(500, "Encountered a server error, please try again."),
     # In the API's documentation; the body was never recorded, and the shape of the 500 is a guess.
@@ -150,33 +138,28 @@ def stream_error() -> bytes:
 # Models
 
 
-def _short_entry(model: str, price: Price) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": 0, "owned_by": "Cerebras"}
+_PUBLIC_LIMITS = {
+    "max_context_length": 131_072,
+    "max_completion_tokens": 40_960,
+    "requests_per_minute": None,
+    "tokens_per_minute": None,
+}
 
 
-def _per_token(per_million: Decimal) -> str:
-    """US dollars per token, in the format of the public catalogue."""
-    return f"{(per_million / 1_000_000).normalize():f}"
-
-
-def _public_entry(model: str, price: Price) -> dict[str, Any]:
-    """An entry of the public catalogue. Prices are the built-in ones; all else is as for
-    gpt-oss-120b, and lists of capabilities are omitted."""
-    prices = {"prompt": _per_token(price.input), "completion": _per_token(price.output)}
-    limits = {
-        "max_context_length": 131_072,
-        "max_completion_tokens": 40_960,
-        "requests_per_minute": None,
-        "tokens_per_minute": None,
-    }
+def _entry(model: str, *, public: bool) -> dict[str, Any]:
+    """An entry of a list of models. In the public one, prices are the built-in ones, all else is
+    as for gpt-oss-120b, and lists of capabilities are omitted."""
+    created = 1754438400 if public else 0
+    entry = {"id": model, "object": "model", "created": created, "owned_by": "Cerebras"}
+    if not public:
+        return entry
+    price = MODELS[model]
+    dollars = {"prompt": price.input, "completion": price.output}  # per million tokens
     return {
-        "id": model,
-        "object": "model",
-        "created": 1754438400,
-        "owned_by": "Cerebras",
+        **entry,
         "name": model,
-        "pricing": prices,
-        "limits": limits,
+        "pricing": {kind: f"{(of / 1_000_000).normalize():f}" for kind, of in dollars.items()},
+        "limits": _PUBLIC_LIMITS,
         "datacenter_locations": [],
         "deprecated": False,
         "preview": False,
@@ -184,21 +167,17 @@ def _public_entry(model: str, price: Price) -> dict[str, Any]:
     }
 
 
-_ENTRIES = {False: _short_entry, True: _public_entry}
-
-
 def model_list(*, public: bool = False) -> bytes:
     """``GET /v1/models``, or ``GET /public/v1/models``: every model that has a built-in price."""
-    entry = _ENTRIES[public]
-    data = [entry(model, price) for model, price in MODELS.items()]
-    return compact({"object": "list", "data": data})
+    data = [_entry(model, public=public) for model in MODELS]
+    return orjson.dumps({"object": "list", "data": data})
 
 
 def one_model(model: str, *, public: bool = False) -> bytes:
     """The entry for one model in the same list. Raises Rejected if there is no such model."""
     if model not in MODELS:
         raise Rejected(ERRORS["model_not_found"])
-    return compact(_ENTRIES[public](model, MODELS[model]))
+    return orjson.dumps(_entry(model, public=public))
 
 
 # Headers

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .replies import ERRORS, MODELS, Rejected, compact, wrong_format
+from .replies import ERRORS, MODELS, Rejected, wrong_format
 
 __all__ = (
     "MAX_BODY_BYTES",
@@ -128,9 +128,10 @@ def parse_completion_request(request: Any) -> CompletionRequest:
         raise Rejected(wrong_format("body: needs 'model', and 'messages' that are not empty"))
     if model not in MODELS:
         raise Rejected(ERRORS["model_not_found"])
+    prompt = orjson.dumps([messages, request.get("tools")])
     return CompletionRequest(
         model,
-        prompt_tokens=_estimate([messages, request.get("tools")]),
+        prompt_tokens=max(1, len(prompt) // _CHARACTERS_PER_TOKEN),
         stream=request.get("stream") is True,
         limit=_read_limit(request),
         choices=_read_whole(request, "n", 1) or 1,
@@ -138,11 +139,6 @@ def parse_completion_request(request: Any) -> CompletionRequest:
         tool=_tool_to_call(request, messages[-1]),
         include_usage=_member(request.get("stream_options"), "include_usage") is True,
     )
-
-
-def _estimate(prompt: Any) -> int:
-    """The estimated tokens of a part of the prompt."""
-    return max(1, len(compact(prompt)) // _CHARACTERS_PER_TOKEN)
 
 
 def _member(parent: Any, name: str) -> Any:
