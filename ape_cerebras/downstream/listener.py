@@ -40,6 +40,7 @@ _BATCH = 64
 _SEND_BUFFER = 256 * 1024
 _UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
+_CANNOT_ACCEPT = "Cannot accept connections: out of file descriptors or memory"
 _LOG_EVERY = 1.0  # seconds
 _YIELD_TO_OTHERS = 0.001  # seconds in which a worker with fewer connections accepts the next one
 
@@ -203,14 +204,14 @@ class Acceptor:
         self._log_again_at = _UNKNOWN
         self._clock = loop_clock()
         self._empty_at = _UNKNOWN  # when the backlog was empty
-        self._accepted = 0
+        self._attempts = 0
 
     async def accept(self) -> SocketStream:
         """Wait for the next connection, and until there is room for it: meanwhile it waits in the
         backlog. Raises OSError where the socket does not listen."""
         while True:
-            self._accepted += 1
-            if self._accepted % _BATCH == 0:
+            self._attempts += 1
+            if self._attempts % _BATCH == 0:
                 await anyio.lowlevel.checkpoint()
             if self._connections is not None:
                 await self._connections.wait_for_room()
@@ -226,8 +227,7 @@ class Acceptor:
                 if error.errno in _OUT_OF_RESOURCES:
                     if now >= self._log_again_at:
                         self._log_again_at = now + _LOG_EVERY
-                        reason = "out of file descriptors or memory"
-                        self._logs.event("error", f"Cannot accept connections: {reason}")
+                        self._logs.event("error", _CANNOT_ACCEPT)
                     await anyio.sleep(_PAUSE)
                 # Else the connection broke before it was accepted.
 
