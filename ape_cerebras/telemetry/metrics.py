@@ -1,8 +1,8 @@
 """Prometheus metrics, in a registry of the instance's own.
 
-``observe`` counts an exchange that has ended; everything it needs stands in the exchange and its
-timings. ``refresh`` sets the gauges; ``render`` writes the text for a scraper, which may happen in
-a thread, since prometheus_client locks every value that it reads or changes.
+``observe`` counts an exchange that has ended, from the exchange and its timings. ``refresh`` sets
+the gauges. ``render`` writes the text for a scraper; it may run in a thread while the event loop
+goes on counting, since prometheus_client locks every value that it reads or changes.
 """
 
 import platform
@@ -99,8 +99,8 @@ class Metrics:
     # Gauges
 
     def refresh(self) -> None:
-        """Read the proxy's state: before a scrape, and in a worker often enough for scrapes of the
-        other workers."""
+        """Set the gauges from the proxy's state: before a scrape, and in a worker every few
+        milliseconds, since another worker may be scraped."""
         state = self._read_state()
         self._metrics["requests_in_flight"].set(state.in_flight)
         self._metrics["client_connections"].set(state.client_connections)
@@ -127,8 +127,8 @@ class Metrics:
     def set_catalogue(
         self, limits: Mapping[str, Mapping[str, int]], drift: Mapping[str, int]
     ) -> None:
-        """Set what the API's list says: each model's limits by kind, and how many models differ
-        from the price table, by kind of difference. A list that grows adds at most 100 labels."""
+        """Set the limits of each model in the API's list, by kind, and how many models differ from
+        the price table, by kind of difference. A list that grows adds at most 100 labels."""
         for kind, count in drift.items():
             self._child("catalogue_drift", kind).set(count)
         self._metrics["model_limit"].clear()
@@ -168,7 +168,7 @@ class Metrics:
 
     def _observe_chat(self, exchange: Exchange, timings: Timings, model: str) -> None:
         self._child("requests_total", model).inc()
-        # Made in any case: errors by requests is 0 then, where it would be absent otherwise.
+        # The child exists in any case, so that the error ratio is 0 and not absent.
         errors = self._child("errors_total", model)
         if timings.traits.failed:
             errors.inc()
@@ -223,7 +223,12 @@ class Metrics:
 
     def render(self, accept: bytes) -> tuple[bytes, str]:
         """The text for a scraper and its content type: OpenMetrics where the ``Accept`` header
-        allows it. Takes 35 ms where every model has been seen, twice that with two workers."""
+        allows it.
+
+        Where every model has been seen, 300 KB take 20 to 30 ms, with two workers 40 to 50, with
+        eight 75 to 100 (CPython 3.11, one core of a virtual server). In a thread, the event loop
+        runs meanwhile, at most 5 ms late at each iteration: the interpreter's switch interval.
+        """
         # The library repeats parts of the header it is given, so it is given one of ours.
         encode, content_type = choose_encoder(
             _OPENMETRICS if _ACCEPTS_OPENMETRICS.search(accept) else ""
@@ -252,10 +257,10 @@ def _make(row: MetricRow, buckets: Mapping[str, tuple[float, ...]], registry: An
 
 
 class _GapCounts:
-    """A histogram whose observations come counted by bucket.
+    """A histogram whose observations arrive counted by bucket.
 
     prometheus_client observes one value at a time, 1.3 µs each, and a stream has thousands of gaps.
-    So two counters hold counts and sums, which also adds up the workers, and ``merge`` makes the
+    So two counters hold counts and sums, also over several workers, and ``merge`` makes the
     histogram from them.
     """
 

@@ -12,8 +12,7 @@ __all__ = ("Timings",)
 
 
 class Timings(NamedTuple):
-    """The derived values of one exchange; immutable. ``LOG_FIELDS`` says what each means; here
-    stands what is behind them."""
+    """The derived values of one exchange; immutable. ``LOG_FIELDS`` gives the meaning of each."""
 
     outcome: str
     traits: Outcome
@@ -43,6 +42,7 @@ class Timings(NamedTuple):
 
     @classmethod
     def of(cls, exchange: Exchange) -> "Timings":
+        """Derive all values of an exchange that has ended."""
         outcome, error_code = _ending_of(exchange)
         usage_source, timestamp_source = _sources_of(exchange)
         ttft_source, ttft, upstream_ttft = _ttft_of(exchange)
@@ -105,7 +105,7 @@ def _ending_of(exchange: Exchange) -> tuple[str, str | None]:
 
 
 def _sources_of(exchange: Exchange) -> tuple[str | None, str | None]:
-    """Of the usage, and of the timestamps."""
+    """The sources of usage and of timestamps."""
     usage = timestamps = None
     if exchange.usage is not None:
         usage = "upstream"
@@ -132,7 +132,7 @@ def _ttft_of(exchange: Exchange) -> tuple[str | None, float | None, float | None
 
 
 def _passed_at(exchange: Exchange, arrived_at: float | None) -> float | None:
-    """When a client that got a plain response at once would have had a token of it: passing the
+    """The moment at which the client of a plain response would have had a token of it: passing the
     token on would have taken as long as passing on the response did."""
     if exchange.stream or exchange.error is not None or exchange.stream_failed:
         return None
@@ -142,8 +142,8 @@ def _passed_at(exchange: Exchange, arrived_at: float | None) -> float | None:
 
 
 def _derived_first_token_at(exchange: Exchange) -> float | None:
-    """A plain response arrives at once; its tokens were made in the ``completion_time`` that ended
-    when the API sent it. None where that is not known, or cannot be true."""
+    """The API made the tokens of a plain response in the ``completion_time`` before it sent it. None
+    where that time is unknown, or cannot be true."""
     if exchange.first_token_at is not None or exchange.last_body_at is None:
         return None
     if exchange.time_info is None or exchange.time_info.completion is None:
@@ -178,7 +178,7 @@ def _generation_of(exchange: Exchange) -> tuple[float | None, float | None, floa
 def _proxy_parts_of(
     exchange: Exchange, proxy_ttft: float | None
 ) -> tuple[float | None, float | None]:
-    """Waiting, and the proxy's own part of TTFT."""
+    """Time of waiting, and the proxy's own part of TTFT."""
     admission, connection = exchange.admission_wait_seconds, exchange.pool_wait_seconds
     if admission is None and connection is None:
         wait = None
