@@ -1,108 +1,143 @@
-"""Ending when the system says so: a process's signals as events."""
+"""A process's signals: which end it, and which it ignores.
 
+The first SIGTERM, SIGINT or SIGHUP lets exchanges finish, the second ends them. SIGHUP is left out
+where it has been ignored (``nohup``), and where it reloads the keys file.
+"""
+
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
 
+from ..downstream.listener import CannotListen
+from ..net.event_loop import run_on
+from ..telemetry.logs import Logs
+from ..telemetry.multiprocess import Scoreboard
+from .hardening import OutputWriter
+
 __all__ = (
     "IGNORED",
-    "at_each_hang_up",
+    "at_each_sighup",
     "ending_signals",
-    "hold_hang_ups",
+    "hold_sighup",
+    "report_not_listening",
+    "run_until_stopped",
     "unless_stopped",
-    "until_stopped",
-    "until_told",
+    "work_until_stopped",
 )
 
 _T = TypeVar("_T")
-# Their default would be a silent death. SIGPIPE is ignored by Python itself.
+
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that would end a process silently. Python itself ignores SIGPIPE."""
+_OUTPUT_PATIENCE = 1.0  # seconds
 
 
-async def until_stopped(
-    work: Callable[[anyio.Event], Awaitable[None]], hang_ups_held: bool = False
-) -> None:
-    """Run ``work`` with an event that the first signal sets; end it at the second."""
-    stop = anyio.Event()
-    await _work_until(work, stop, ending_signals(hang_ups_held), stop.is_set)
-
-
-async def until_told(
-    work: Callable[[anyio.Event], Awaitable[None]], lifeline: int, is_hurried: Callable[[], bool]
-) -> None:
-    """Run ``work`` with an event that SIGTERM sets, or the end of ``lifeline``, a pipe; end it at a
-    SIGTERM when it ``is_hurried``."""
-    stop = anyio.Event()
-
-    async def watch_lifeline() -> None:
-        await anyio.wait_readable(lifeline)
-        stop.set()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch_lifeline)
-        await _work_until(work, stop, (signal.SIGTERM,), is_hurried)
-        tasks.cancel_scope.cancel()
-
-
-async def _work_until(
+def run_until_stopped(
     work: Callable[[anyio.Event], Awaitable[None]],
-    stop: anyio.Event,
+    address: str,
+    backend: str,
+    *,
+    sighup_held: bool = False,
+) -> int:
+    """Run ``work`` on an event loop until signals end it, and return the exit status.
+
+    ``work`` gets an event that the first signal sets; the second cancels it. ``sighup_held``:
+    SIGHUP is no such signal. Where ``work`` cannot listen, that is logged: ``address`` is the one
+    meant, if the exception does not name it.
+    """
+    status = 0
+    try:
+        run_on(backend, work_until_stopped, work, ending_signals(sighup_held=sighup_held))
+    except* OSError as errors:
+        report_not_listening(address, errors)
+        status = 1
+    return status
+
+
+def report_not_listening(address: str, error: BaseException) -> None:
+    """Log why nothing is served."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, CannotListen):
+        address = error.filename
+    number = getattr(error, "errno", None) or 0
+    reason = os.strerror(number) if number > 0 else "no such address"
+    logs = Logs("debug", OutputWriter(_OUTPUT_PATIENCE))
+    logs.event("error", "Cannot listen", address=address, reason=reason)
+
+
+async def work_until_stopped(
+    work: Callable[[anyio.Event], Awaitable[None]],
     ending: tuple[signal.Signals, ...],
-    is_last: Callable[[], bool],
+    lifeline: int | None = None,
+    scoreboard: Scoreboard | None = None,
 ) -> None:
-    """A signal of ``ending`` sets ``stop``, and ends ``work`` if it ``is_last``."""
+    """Run ``work`` with an event that the first signal of ``ending`` sets; a second cancels it.
+
+    In a worker, the end of ``lifeline``, a pipe from its parent, sets the event too; and a second
+    signal, which may come from elsewhere, cancels the work only if ``scoreboard`` says so.
+    """
+    stop = anyio.Event()
 
     async def watch_signals() -> None:
         with anyio.open_signal_receiver(*ending, *IGNORED) as signals:
             async for number in signals:
                 if number in IGNORED:
                     continue
-                if is_last():
+                if stop.is_set() if scoreboard is None else scoreboard.must_end_now():
                     break
                 stop.set()
         tasks.cancel_scope.cancel()
 
+    async def watch_lifeline(lifeline: int) -> None:
+        await anyio.wait_readable(lifeline)
+        stop.set()
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch_signals)
+        if lifeline is not None:
+            tasks.start_soon(watch_lifeline, lifeline)
         await work(stop)
         tasks.cancel_scope.cancel()
 
 
 async def unless_stopped(work: Callable[[], Awaitable[_T]]) -> _T | None:
-    """What ``work`` returns; None where a signal came before. What it has started is ended then."""
+    """Run ``work`` and return its result, or cancel it at the first signal and return None."""
     result = None
 
-    async def end_at_signal() -> None:
+    async def cancel_at_signal() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await anext(aiter(signals))
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(end_at_signal)
+        tasks.start_soon(cancel_at_signal)
         result = await work()
         tasks.cancel_scope.cancel()
     return result
 
 
-def ending_signals(hang_ups_held: bool = False) -> tuple[signal.Signals, ...]:
-    """A terminal that closes is a reason to end like any other, but for ``nohup``; and where SIGHUP
-    asks for something else."""
-    stays = hang_ups_held or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+def ending_signals(*, sighup_held: bool = False) -> tuple[signal.Signals, ...]:
+    """The signals that end this process. SIGHUP is one, since a terminal that closes is a reason
+    like any other, unless it is ignored or ``sighup_held``."""
     always = (signal.SIGTERM, signal.SIGINT)
-    return always if stays else (*always, signal.SIGHUP)
+    if sighup_held or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return always
+    return (*always, signal.SIGHUP)
 
 
-def hold_hang_ups() -> None:
-    """Have SIGHUP wait for ``at_each_hang_up``, also in processes that are forked from now on."""
+def hold_sighup() -> None:
+    """Keep each SIGHUP pending until ``at_each_sighup``, also in processes forked later."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    # Elsewhere than on Linux one that is ignored may be gone at once.
+    # Not every system keeps an ignored signal pending.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-async def at_each_hang_up(work: Callable[[], Awaitable[None]]) -> None:
-    """Do ``work`` for each SIGHUP that has been held, or comes."""
+async def at_each_sighup(work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` for each SIGHUP that is pending, or comes."""
     with anyio.open_signal_receiver(signal.SIGHUP) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         async for _ in signals:

@@ -1,21 +1,20 @@
 """Several worker processes that serve one port: started, watched, restarted, drained.
 
-The parent reads the settings, opens the sockets and forks; it never has a thread or an event loop,
-so a fork copies nothing that is held or half done. A worker therefore is there in milliseconds,
-with the settings that were read once, even where a secret's file has gone since; fresh interpreters
-would read them, and the program itself, anew at each restart. All signals wait for the parent to
-ask for them: none can come at a bad moment, or reach a worker's first steps in its stead.
+The parent reads the settings, opens the sockets and forks. It never has a thread or an event loop,
+so a fork copies nothing that is locked or half done, and a worker serves within milliseconds, with
+the settings that were read once, even where a secret's file has gone since. All signals are pending
+until the parent asks for them: none can come at a bad moment, or reach a worker's first steps.
 
-All workers accept from the same sockets, so that a connection that waits is taken by one that
+All workers accept from the same sockets, so that a waiting connection is accepted by a worker that
 lives. With sockets of their own (SO_REUSEPORT) the kernel would go on giving connections to one
-that has died. They are spread evenly because a worker that has more of them than another waits for
-a moment before it takes the next (``Scoreboard.has_more_connections``): of 32 connections, one of
-two workers had 17 at most. By chance alone it had up to 30, and by the kernel's hash 21.
+that has died. Connections are spread evenly because a worker with more of them than another waits
+for a moment before it accepts the next (``Scoreboard.has_more_connections``): of 32 connections,
+one of two workers had 17 at most. By chance alone it had up to 30, and by the kernel's hash 21.
 
-A drain is the workers' own; SIGTERM tells them to, and may well come twice: from the parent, and
-from who signals all processes of the service. What only the parent can know, that there is no time
-left, is on the scoreboard. Ctrl-C and the end of a terminal reach all processes of a group, and
-are the parent's affair. If the parent is gone, a pipe that it held open tells.
+Each worker drains itself at SIGTERM, which may well come twice: from the parent, and from whoever
+signals all processes of the service. The scoreboard says that there is no time left, which only the
+parent knows. Ctrl-C and the end of a terminal reach all processes of a group; the parent handles
+them. A pipe that the parent holds open tells the workers that it is gone.
 """
 
 import os
@@ -24,9 +23,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -40,99 +37,68 @@ from ..limits.api_keys import log_rejected_keys_file
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
-from .hardening import tell
-from .signals import IGNORED, ending_signals, until_told
+from .hardening import OutputWriter, report_crash
+from .signals import IGNORED, ending_signals, work_until_stopped
 
-__all__ = ("Work", "next_pause", "serve_with_workers")
+__all__ = ("Parent", "Work", "restart_delay")
 
 Work = Callable[[Config, WorkerSlot, Ports, anyio.Event], Awaitable[None]]
 
-_STANDARD_OUTPUT = 1
-_IN_MEMORY = "/dev/shm"  # noqa: S108 - made there with a name of its own, for us alone
-_FIRST_PAUSE = 0.1  # seconds before a worker is restarted
-_LONGEST_PAUSE = 10.0  # seconds
-_GOOD_LIFE = 30.0  # seconds after which a worker's end is no sequel of the last one's
+# Metrics change all the time, and a container's file system may be read-only.
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - a directory of ours is made there, with a name of its own
+_FIRST_DELAY = 0.1  # seconds before a worker is restarted
+_LONGEST_DELAY = 10.0  # seconds
+_GOOD_LIFE = 30.0  # seconds after which a worker's end has nothing to do with the last one's
 _BEYOND_GRACE = 3.0  # seconds that a worker has to end after its exchanges should have
-_FOR_NOW = 3600.0  # seconds; waits are for signals
-_LOOK_AGAIN = 0.1  # seconds between looks at an output that is stalled
-_LAST_WORDS = 1.0  # seconds for what is waiting at the end
-_MAX_WAITING = 1000  # lines
+_NO_TIMEOUT = 3600.0  # seconds; waits are for signals
+_RETRY_OUTPUT_EVERY = 0.1  # seconds, while the output is stalled
+_FINAL_FLUSH = 1.0  # seconds
 
 
-def serve_with_workers(config: Config, ports: Ports, work: Work) -> int:
-    """Serve with ``config.async_workers`` processes, each of which does ``work``, until a signal
-    ends that; the exit status."""
-    return _Parent(config, ports, work).serve()
-
-
-def next_pause(last: float, lived: float) -> float:
-    """Seconds before the next start of a worker that ``lived`` for so long after the ``last``."""
+def restart_delay(last: float, lived: float) -> float:
+    """Seconds before a worker is restarted that ``lived`` for so many, by the ``last`` delay."""
     if lived >= _GOOD_LIFE:
-        return _FIRST_PAUSE
-    return min(max(2 * last, _FIRST_PAUSE), _LONGEST_PAUSE)
-
-
-def _where_files_are_memory() -> str | None:
-    """None for the system's choice, or the user's. Metrics change all the time, and a container's
-    file system may be read-only."""
-    chosen = "TMPDIR" in os.environ or not os.access(_IN_MEMORY, os.W_OK)
-    return None if chosen else _IN_MEMORY
-
-
-class _Output:
-    """Standard output without a thread: lines wait for as long as that is stalled."""
-
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._poll.register(_STANDARD_OUTPUT, select.POLLOUT)
-        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING)
-
-    def __call__(self, line: bytes) -> None:
-        self._waiting.append(line)
-        self.flush()
-
-    def flush(self, patience: float = 0.0) -> bool:
-        """Write what can be, each line within ``patience`` seconds; whether that was all."""
-        while self._waiting and self._poll.poll(patience * 1000):
-            with suppress(OSError):
-                os.write(_STANDARD_OUTPUT, self._waiting.popleft())
-        return not self._waiting
+        return _FIRST_DELAY
+    return min(max(2 * last, _FIRST_DELAY), _LONGEST_DELAY)
 
 
 @dataclass
-class _Slot:
+class _Child:
     """A worker's number, and the process that has it; 0 where there is none for now."""
 
     number: int
     process: int = 0
     began_at: float = 0.0
-    pause: float = 0.0
+    delay: float = 0.0
     due_at: float = 0.0
 
 
-class _Parent:
+class Parent:
+    """Serves with ``config.async_workers`` processes, each of which does ``work``."""
+
     def __init__(self, config: Config, ports: Ports, work: Work) -> None:
         self._config = config
         self._ports = ports
         self._work = work
-        self._output = _Output()
+        self._output = OutputWriter()
         self._logs = Logs(config.log_level, self._output)
         self._scoreboard = Scoreboard(config.async_workers)
-        self._slots = [_Slot(number + 1) for number in range(config.async_workers)]
+        self._children = [_Child(number + 1) for number in range(config.async_workers)]
         self._lifeline, self._held_open = os.pipe()
         self._ending = False
         self._kill_at = float("inf")
         self._status = 0
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a worker ended
-        # A keys file is read again at SIGHUP, which then is no reason to end.
-        self._ended_by = ending_signals(config.ape_api_keys_file is not None)
+        # SIGHUP reloads the keys file where there is one, and does not end anything then.
+        self._ended_by = ending_signals(sighup_held=config.ape_api_keys_file is not None)
         self._awaited = {signal.SIGCHLD, signal.SIGHUP, *self._ended_by, *IGNORED}
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
+        self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
 
     def serve(self) -> int:
-        """Return when a signal has ended all; the exit status."""
+        """Serve until a signal ends that; the exit status."""
+        chosen = "TMPDIR" in os.environ or not os.access(_IN_MEMORY, os.W_OK)
         try:
-            where = _where_files_are_memory()
+            where = None if chosen else _IN_MEMORY
             self._directory = tempfile.mkdtemp(prefix="ape-cerebras-", dir=where)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
@@ -140,115 +106,99 @@ class _Parent:
             return 1
         try:
             announce(self._logs, self._config, self._ports, workers=self._scoreboard.workers)
-            return self._watch()
+            while self._living or not self._ending:
+                self._start_due_workers()
+                self._handle_signal(signal.sigtimedwait(self._awaited, self._seconds_to_wait()))
+                self._reap_workers()
+                self._kill_late_workers()
+            self._logs.event("info", "All workers have ended")
+            return self._status
         finally:
-            self._output.flush(_LAST_WORDS)
+            self._output.flush(_FINAL_FLUSH)
             shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _watch(self) -> int:
-        while self._living or not self._ending:
-            self._start_who_is_due()
-            caught = signal.sigtimedwait(self._awaited, self._patience())
-            if caught is not None and caught.si_signo in self._ended_by:
-                self._end()
-            elif caught is not None and caught.si_signo == signal.SIGHUP:
-                self._reread_keys()
-            self._look_who_died()
-            self._kill_who_is_late()
-        self._logs.event("info", "All workers have ended")
-        return self._status
 
     @property
-    def _living(self) -> list[_Slot]:
-        return [slot for slot in self._slots if slot.process]
+    def _living(self) -> list[_Child]:
+        return [child for child in self._children if child.process]
 
-    def _patience(self) -> float:
+    def _seconds_to_wait(self) -> float:
         """Seconds until there is something to do without a signal."""
         now = time.monotonic()
-        due = [slot.due_at for slot in self._slots if not slot.process and not self._ending]
-        look_at = now + (_FOR_NOW if self._output.flush() else _LOOK_AGAIN)
-        return max(0.0, min(*due, self._kill_at, look_at) - now)
+        due = [child.due_at for child in self._children if not child.process and not self._ending]
+        at_latest = now + (_NO_TIMEOUT if self._output.flush() else _RETRY_OUTPUT_EVERY)
+        return max(0.0, min(*due, self._kill_at, at_latest) - now)
 
-    # Starting
-
-    def _start_who_is_due(self) -> None:
-        for slot in self._slots:
-            if not slot.process and not self._ending and time.monotonic() >= slot.due_at:
-                self._start(slot)
-
-    def _start(self, slot: _Slot) -> None:
-        slot.began_at = time.monotonic()
-        try:
-            slot.process = os.fork()
-        except OSError as error:  # no room for another process, for now
-            reason = os.strerror(error.errno or 0)
-            self._schedule(slot, "error", "Cannot start a worker", reason=reason)
-        else:
-            if not slot.process:
-                self._be_worker(slot.number)
-
-    def _schedule(self, slot: _Slot, level: str, message: str, **why: Any) -> None:
-        now = time.monotonic()
-        slot.pause = next_pause(slot.pause, now - slot.began_at)
-        slot.due_at = now + slot.pause
-        why["restart_in_seconds"] = slot.pause
-        self._logs.event(level, message, worker=slot.number, **why)
-
-    # In a worker
-
-    def _be_worker(self, number: int) -> NoReturn:
-        """What a fork does instead of all that its parent would have done."""
-        status = 1
-        try:
-            self._settle_in(number)
-            slot = WorkerSlot(number, self._scoreboard, self._directory)
-            work = partial(self._work, self._config, slot, self._ports)
-            must_end_now = self._scoreboard.must_end_now
-            run_on(self._config.backend, until_told, work, self._lifeline, must_end_now)
-            self._leave(number)
-            status = 0
-        except BaseException as error:
-            tell("Worker failed", error, number)
-        finally:
-            os._exit(status)
-
-    def _settle_in(self, number: int) -> None:
-        os.close(self._held_open)
-        ours = {signal.SIGTERM, signal.SIGCHLD}
-        if self._config.ape_api_keys_file is not None:
-            ours.add(signal.SIGHUP)
-        for not_ours in self._awaited - ours:
-            signal.signal(not_ours, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-        share_values(self._directory, number)
-
-    def _leave(self, number: int) -> None:
-        """Of workers without a parent the last one clears up."""
-        self._scoreboard.mark_down(number)
-        is_orphan, _, _ = select.select([self._lifeline], [], [], 0)
-        if is_orphan and not self._scoreboard.up:
-            shutil.rmtree(self._directory, ignore_errors=True)
-
-    # Keys
-
-    def _reread_keys(self) -> None:
-        """For the workers to come, and have those there are do the same."""
-        before = self._config.ape_api_keys_file
-        if before is None:
+    def _handle_signal(self, caught: signal.struct_siginfo | None) -> None:
+        if caught is None:
             return
+        if caught.si_signo in self._ended_by:
+            self._end()
+        elif caught.si_signo == signal.SIGHUP and self._config.ape_api_keys_file is not None:
+            self._reload_keys(self._config.ape_api_keys_file.path)
+
+    def _reload_keys(self, path: str) -> None:
+        """For later workers, and have the present ones do the same."""
         try:
-            after = read_keys_file(before.path)
+            keys_file = read_keys_file(path)
         except ValueError as problem:
             log_rejected_keys_file(self._logs, str(problem))
             return
-        self._config = replace(self._config, ape_api_keys_file=after)
-        for slot in self._living:
-            os.kill(slot.process, signal.SIGHUP)
+        self._config = replace(self._config, ape_api_keys_file=keys_file)
+        for child in self._living:
+            os.kill(child.process, signal.SIGHUP)
 
-    # Ending
+    def _start_due_workers(self) -> None:
+        for child in self._children:
+            now = time.monotonic()
+            if child.process or self._ending or now < child.due_at:
+                continue
+            child.began_at = now
+            try:
+                child.process = os.fork()
+            except OSError as error:  # no room for another process, for now
+                reason = os.strerror(error.errno or 0)
+                self._schedule(child, "error", "Cannot start a worker", reason=reason)
+            else:
+                if not child.process:
+                    self._be_worker(child.number)
+
+    def _schedule(self, child: _Child, level: str, message: str, **why: Any) -> None:
+        now = time.monotonic()
+        child.delay = restart_delay(child.delay, now - child.began_at)
+        child.due_at = now + child.delay
+        why["restart_in_seconds"] = child.delay
+        self._logs.event(level, message, worker=child.number, **why)
+
+    def _be_worker(self, number: int) -> NoReturn:
+        """Serve, and end this process: a fork must do nothing of what its parent would go on to
+        do."""
+        status = 1
+        try:
+            os.close(self._held_open)
+            handled = {signal.SIGTERM, signal.SIGCHLD}
+            if self._config.ape_api_keys_file is not None:
+                handled.add(signal.SIGHUP)
+            for ignored in self._awaited - handled:
+                signal.signal(ignored, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
+            share_values(self._directory, number)
+            slot = WorkerSlot(number, self._scoreboard, self._directory)
+            work = partial(self._work, self._config, slot, self._ports)
+            ending = (signal.SIGTERM,)
+            backend, lifeline = self._config.backend, self._lifeline
+            run_on(backend, work_until_stopped, work, ending, lifeline, self._scoreboard)
+            self._scoreboard.mark_down(number)
+            is_orphan, _, _ = select.select([self._lifeline], [], [], 0)
+            if is_orphan and not self._scoreboard.up:  # the last worker clears up then
+                shutil.rmtree(self._directory, ignore_errors=True)
+            status = 0
+        except BaseException as error:
+            report_crash("Worker failed", error, number)
+        finally:
+            os._exit(status)
 
     def _end(self) -> None:
-        """The first time, let exchanges finish; the second time, do not."""
+        """The first time, let exchanges finish; the second time, end them."""
         grace = self._config.graceful_shutdown_timeout
         if self._ending:
             self._scoreboard.end_now()
@@ -256,38 +206,37 @@ class _Parent:
         self._ending = True
         self._kill_at = time.monotonic() + grace + _BEYOND_GRACE
         self._ports.close()
-        for slot in self._living:
-            os.kill(slot.process, signal.SIGTERM)
+        for child in self._living:
+            os.kill(child.process, signal.SIGTERM)
 
-    def _look_who_died(self) -> None:
-        for slot in self._living:
-            process, status = os.waitpid(slot.process, os.WNOHANG)
+    def _reap_workers(self) -> None:
+        for child in self._living:
+            process, status = os.waitpid(child.process, os.WNOHANG)
             if process:
-                self._bury(slot, os.waitstatus_to_exitcode(status))
+                child.process = 0
+                self._scoreboard.mark_down(child.number)
+                forget_worker(self._directory, child.number)
+                self._note_end(child, process, os.waitstatus_to_exitcode(status))
 
-    def _bury(self, slot: _Slot, code: int) -> None:
-        """``code`` is an exit status, or less than 0 a signal's number."""
-        process, slot.process = slot.process, 0
-        self._scoreboard.mark_down(slot.number)
-        forget_worker(self._directory, slot.number)
+    def _note_end(self, child: _Child, process: int, code: int) -> None:
+        """``code`` is an exit status, or if negative a signal's number."""
         if self._ending:
-            # SIGTERM ends one that does not serve yet, or no longer.
+            # SIGTERM ends a worker that does not serve yet, or any more.
             self._status |= code not in (0, -signal.SIGTERM)
-            return
-        if not self._scoreboard.has_served:  # nor will its successors be
+        elif not self._scoreboard.has_served:  # nor will its successors
             self._logs.event("error", "No worker can serve")
             self._status = 1
             self._end()
-            return
-        self._scoreboard.count_restart()
-        how = {"signal": -code} if code < 0 else {"exit_status": code}
-        level = "error" if code else "warning"
-        self._schedule(slot, level, "Worker ended", process=process, **how)
+        else:
+            self._scoreboard.count_restart()
+            how = {"signal": -code} if code < 0 else {"exit_status": code}
+            level = "error" if code else "warning"
+            self._schedule(child, level, "Worker ended", process=process, **how)
 
-    def _kill_who_is_late(self) -> None:
+    def _kill_late_workers(self) -> None:
         if time.monotonic() < self._kill_at:
             return
         self._kill_at = float("inf")
-        for slot in self._living:
-            self._logs.event("error", "Worker does not end, and is killed", worker=slot.number)
-            os.kill(slot.process, signal.SIGKILL)
+        for child in self._living:
+            self._logs.event("error", "Worker does not end, and is killed", worker=child.number)
+            os.kill(child.process, signal.SIGKILL)

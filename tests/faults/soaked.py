@@ -20,7 +20,7 @@ from ways import Ways, strange_names
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.net.event_loop import run_on
-from ape_cerebras.process.hardening import take_over
+from ape_cerebras.process.hardening import report_crashes
 
 __all__ = ("main",)
 
@@ -85,7 +85,7 @@ def main() -> None:
     options = orjson.loads(sys.argv[1])
     ways = Ways(options["addresses"], random.Random(options["seed"]))
     ways.trouble = options["trouble"]
-    take_over()
+    report_crashes()
     with strange_names():
         run_on(options["backend"], soaked, ways)
 

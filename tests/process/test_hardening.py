@@ -10,7 +10,7 @@ from end_to_end import KEY
 from served import PATIENCE, environment
 
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.hardening import told_of
+from ape_cerebras.process.hardening import describe_exceptions
 
 
 def caught(work: Any) -> Exception:
@@ -51,19 +51,24 @@ def types(told: list[str]) -> list[str]:
 
 
 def test_type_and_places_innermost_first() -> None:
-    [told] = told_of(caught(fails))
+    [told] = describe_exceptions(caught(fails))
     first = fails.__code__.co_firstlineno
     assert told.startswith(f"ValueError < test_hardening.py:{first + 1} fails < ")
     assert told.endswith(" caught")
 
 
 def test_what_is_behind_an_exception_is_told_too_and_once() -> None:
-    assert types(told_of(caught(fails_over_it))) == ["RuntimeError", "ValueError"]
-    assert types(told_of(caught(fails_beside_it))) == ["OSError", "ValueError"]
-    assert types(told_of(caught(fails_instead))) == ["LookupError"]
+    assert types(describe_exceptions(caught(fails_over_it))) == ["RuntimeError", "ValueError"]
+    assert types(describe_exceptions(caught(fails_beside_it))) == ["OSError", "ValueError"]
+    assert types(describe_exceptions(caught(fails_instead))) == ["LookupError"]
     group = ExceptionGroup(KEY, [caught(fails_over_it), caught(fails_instead)])
     group.__cause__ = group.exceptions[0]
-    assert types(told_of(group)) == ["ExceptionGroup", "RuntimeError", "LookupError", "ValueError"]
+    assert types(describe_exceptions(group)) == [
+        "ExceptionGroup",
+        "RuntimeError",
+        "LookupError",
+        "ValueError",
+    ]
 
 
 def test_no_tree_and_no_depth_makes_a_long_line() -> None:
@@ -71,7 +76,7 @@ def test_no_tree_and_no_depth_makes_a_long_line() -> None:
         deep(left - 1) if left else fails()
 
     group = ExceptionGroup(KEY, [caught(lambda: deep(100)) for _ in range(100)])
-    told = told_of(group)
+    told = describe_exceptions(group)
     assert len(told) == 8
     assert max(map(len, told)) < 400
     assert KEY not in "".join(told)
@@ -80,7 +85,7 @@ def test_no_tree_and_no_depth_makes_a_long_line() -> None:
 EVERYWHERE = f"""
 import gc, logging, threading
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.hardening import take_over
+from ape_cerebras.process.hardening import report_crashes
 key = {KEY!r}
 
 class Finalized:
@@ -90,7 +95,7 @@ class Finalized:
 def fail():
     raise KeyError(key)
 
-take_over()
+report_crashes()
 thread = threading.Thread(target=fail, name=key)
 thread.start()
 thread.join()
@@ -126,8 +131,8 @@ def test_what_a_process_itself_tells() -> None:
     assert told == [
         ("A thread failed", ["KeyError"]),
         ("A finalizer failed", ["ValueError"]),
-        ("A library complains", ["KeyError"]),
-        ("A library complains", []),
+        ("A library reported a problem", ["KeyError"]),
+        ("A library reported a problem", []),
         ("Failed", ["ExceptionGroup", "RuntimeError"]),
     ]
 

@@ -8,12 +8,12 @@ import pytest
 SCRIPT = """
 import os, signal, sys
 import anyio
-from ape_cerebras.process.signals import at_each_hang_up, ending_signals, hold_hang_ups
+from ape_cerebras.process.signals import at_each_sighup, ending_signals, hold_sighup
 
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
-hold_hang_ups()
+hold_sighup()
 os.kill(os.getpid(), signal.SIGHUP)  # before anybody listens
-assert signal.SIGHUP not in ending_signals(hang_ups_held=True)
+assert signal.SIGHUP not in ending_signals(sighup_held=True)
 
 async def main():
     done = []
@@ -27,7 +27,7 @@ async def main():
             tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(at_each_hang_up, work)
+        tasks.start_soon(at_each_sighup, work)
 
 anyio.run(main, backend=sys.argv[1])
 """

@@ -171,7 +171,7 @@ def test_check_says_whose_a_limit_is() -> None:
     )
     assert "RATE_LIMIT_PER_MINUTE=7  # in each of 2 workers" in check().stdout.splitlines()
     shared = check(LIMITS_STORE=f"redis://:{PASSWORD}@localhost").stdout
-    assert "RATE_LIMIT_PER_MINUTE=7  # of all that name the same LIMITS_STORE" in shared
+    assert "RATE_LIMIT_PER_MINUTE=7  # shared by all proxies with the same LIMITS_STORE" in shared
     assert "MAX_CONNECTIONS" in shared
     assert "LIMITS_STORE=(set)" in shared
     assert PASSWORD not in shared

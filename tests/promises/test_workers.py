@@ -23,7 +23,7 @@ from crew import CHAT, JSON, Crew, crewed, scraped
 from end_to_end import KEY
 from served import PATIENCE, Line, Served, environment, run, serving
 
-from ape_cerebras.process.workers import next_pause
+from ape_cerebras.process.workers import restart_delay
 
 
 def ask(crew: Crew, connection: http.client.HTTPConnection, trace_id: str) -> Line:
@@ -127,7 +127,7 @@ def test_pauses_grow_from_death_to_death(tmp_path: Path) -> None:
     ],
 )
 def test_pauses(last: float, lived: float, pause: float) -> None:
-    assert next_pause(last, lived) == pause
+    assert restart_delay(last, lived) == pause
 
 
 def test_a_worker_that_is_told_to_end_finishes_first(backend: str, tmp_path: Path) -> None:
