@@ -1,7 +1,7 @@
 """The command line: ``serve``, ``check``, ``health``, ``simulate`` and ``selfcheck``.
 
-What only they need, who have no Cerebras, is imported where they are asked for: the stand-in and
-the self-check are a tenth of the modules, and a proxy in production has no use for them.
+The simulator and the self-check are imported only when their commands run: they are a tenth of the
+modules, and a proxy in production has no use for them.
 """
 
 import argparse
@@ -19,41 +19,51 @@ from .config.settings import SETTINGS
 from .config.values import BACKEND_HELP, Origin
 from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
-from .process.collector import look_at_what_is_new
-from .process.hardening import take_over
-from .process.process import report_not_listening, run_until_stopped, to_standard_output
-from .process.secrecy import forbid_dumps
-from .process.signals import at_each_hang_up, hold_hang_ups, unless_stopped
-from .process.workers import serve_with_workers
+from .process.hardening import (
+    OutputWriter,
+    forbid_core_dumps,
+    report_crashes,
+    tune_garbage_collector,
+)
+from .process.signals import (
+    at_each_sighup,
+    hold_sighup,
+    report_not_listening,
+    run_until_stopped,
+    unless_stopped,
+)
+from .process.workers import Parent
 from .server import serve
+from .telemetry.logs import Logs
 from .telemetry.multiprocess import WorkerSlot
 from .version import VERSION
 
 __all__ = ("main",)
 
-_ABOUT_ALL = ("-h", "--help", "--version")
+_TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
+_OUTPUT_PATIENCE = 1.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _SHARED = {setting.variable for setting in SETTINGS if setting.shared}
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask for health
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of all addresses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status."""
+    """Run a command and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _ABOUT_ALL):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL_FLAGS):
         arguments = ["serve", *arguments]
     options, unknown = _parser(arguments[0]).parse_known_args(arguments)
-    if unknown:  # said by the command's own parser, which names the flags there are
+    if unknown:  # the command's own parser names the flags that it knows
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
 
 def _parser(wanted: str) -> argparse.ArgumentParser:
-    """For all commands, and the flags of the one that is ``wanted``."""
+    """The parser of all commands; of the simulator's, the flags of ``wanted`` only."""
     parser = argparse.ArgumentParser(
         prog="ape-cerebras",
         description="A small, exact proxy in front of the Cerebras inference API.",
@@ -89,19 +99,14 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """The settings, with the flags that were given in their place."""
+    """The settings, those given as flags among them."""
     given = {variable: getattr(options, flag, None) for flag, variable in _FLAGS.items()}
     return {**os.environ, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _guard_keys() -> None:
-    """Before any is read."""
-    forbid_dumps()
-    take_over()
-
-
 def _check(options: argparse.Namespace) -> int:
-    _guard_keys()
+    forbid_core_dumps()  # before a key is read
+    report_crashes()
     try:
         config = Config.from_environment(_environment(options))
     except ConfigError as error:
@@ -109,13 +114,13 @@ def _check(options: argparse.Namespace) -> int:
             print(problem, file=sys.stderr)
         return 2
     for name, value in config.visible().items():
-        print(f"{name}={value}{_whose(name, config)}")
+        print(f"{name}={value}{_scope_note(name, config)}")
     return 0
 
 
-def _whose(variable: str, config: Config) -> str:
+def _scope_note(variable: str, config: Config) -> str:
     if variable in _SHARED and config.limits_store is not None:
-        return "  # of all that name the same LIMITS_STORE"
+        return "  # shared by all proxies with the same LIMITS_STORE"
     several = config.async_workers > 1 and variable in _PER_WORKER
     return f"  # in each of {config.async_workers} workers" if several else ""
 
@@ -126,14 +131,14 @@ def _health(options: argparse.Namespace) -> int:
     except ConfigError as error:
         options.parser.error(str(error))
     connection = http.client.HTTPConnection(
-        _ANY_ADDRESS.get(host, host), port, timeout=_HEALTH_TIMEOUT
+        _LOOPBACK.get(host, host), port, timeout=_HEALTH_TIMEOUT
     )
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()
         print(response.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException):
-        print("no response", file=sys.stderr)
+        print(f"no response from {host}:{port}", file=sys.stderr)
         return 1
     finally:
         connection.close()
@@ -141,7 +146,8 @@ def _health(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    _guard_keys()
+    forbid_core_dumps()  # before a key is read
+    report_crashes()
     environment = _environment(options)
     if options.demo:
         environment |= {"CEREBRAS_API_KEY": "demo", "CEREBRAS_BASE_URL": _NOWHERE}
@@ -149,23 +155,24 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         config = Config.from_environment(environment)
     except ConfigError as error:
+        logs = Logs("debug", OutputWriter(_OUTPUT_PATIENCE))
         for problem in error.problems:
-            to_standard_output().event("error", "Wrong setting", problem=problem)
+            logs.event("error", "Wrong setting", problem=problem)
         return 2
-    look_at_what_is_new()
+    tune_garbage_collector()
     address = f"{config.host}:{config.port}"
-    rereads = config.ape_api_keys_file is not None
-    if rereads:
-        hold_hang_ups()
+    reloads = config.ape_api_keys_file is not None
+    if reloads:
+        hold_sighup()
     if config.async_workers == 1:
         work = partial(_serve_proxy, options.demo, config, None, None)
-        return run_until_stopped(work, address, config.backend, hang_ups_held=rereads)
+        return run_until_stopped(work, address, config.backend, sighup_held=reloads)
     try:
         ports = open_ports(config.host, config.port, config.scrapers_port)
     except CannotListen as error:
         report_not_listening(address, error)
         return 1
-    return serve_with_workers(config, ports, partial(_serve_proxy, options.demo))
+    return Parent(config, ports, partial(_serve_proxy, options.demo)).serve()
 
 
 async def _serve_proxy(
@@ -184,7 +191,7 @@ async def _serve_proxy(
         async with anyio.create_task_group() as serving:
             proxy = await serving.start(partial(serve, slot=slot, ports=ports), config)
             if config.ape_api_keys_file is not None:
-                tasks.start_soon(at_each_hang_up, proxy.reread_keys)
+                tasks.start_soon(at_each_sighup, proxy.reread_keys)
             await stop.wait()
             proxy.begin_drain()
         tasks.cancel_scope.cancel()
