@@ -52,7 +52,7 @@ def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path, api: S
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_block_is_of_a_kind_that_is_looked_at(block: Block) -> None:
     run = block.kind in ("sh", "python")
-    known = {"", "stays running", "on asyncio and trio", "needs promtool", "exits with 2"}
+    known = {"", "stays running", "on asyncio and trio", "exits with 2"}
     is_file = block.kind in ("toml", "json", "yaml") and "." in block.note
     form = (block.kind, block.note)
     assert (

@@ -30,7 +30,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "contrib" / "docs").glob("*.md")))
 _FENCED = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
 _API_KEY = '"csk-your-key"'
 _LOOPS = ("asyncio", "trio")
-_PACKAGES = {"promtool": "prometheus"}  # of Debian, where the name is another
+_PROGRAMS = {"curl": "curl", "make": "make", "promtool": "prometheus"}  # and Debian's packages
 
 
 class Block(NamedTuple):
@@ -88,6 +88,9 @@ class _Service:
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self.port = 0
+
+    def wait_until_it_listens(self) -> None:
         self.port = int(str(self.line_with("address")["address"]).rpartition(":")[2])
 
     def _read(self) -> None:
@@ -132,14 +135,8 @@ class Session:
     def run(self, block: Block) -> None:
         """Run a block, or compare it with what the last one printed. Raises AssertionError."""
         match block.kind, block.note:
-            case ("sh", "stays running"):
-                self._start(block)
-            case ("sh", note) if not block.why_not:
-                if note.startswith("needs "):
-                    program = note.removeprefix("needs ")
-                    tool(program, _PACKAGES.get(program, program))
-                status = int(note.removeprefix("exits with ")) if "exits" in note else 0
-                self._finish(block, ("sh", "-ec", self._here(block)), status)
+            case ("sh", _) if not block.why_not:
+                self._shell(block)
             case ("python", note) if not block.why_not:
                 for loop in _LOOPS if note == "on asyncio and trio" else _LOOPS[-1:]:
                     program = self._here(block).replace('backend="trio"', f'backend="{loop}"')
@@ -153,6 +150,16 @@ class Session:
                 assert list(orjson.loads(block.text)) == list(line), f"{block}: {line}"
             case ("toml" | "json" | "yaml", name) if name:
                 (self._directory / name).write_text(block.text, "utf-8")
+
+    def _shell(self, block: Block) -> None:
+        for program, package in _PROGRAMS.items():
+            if f"{program} " in block.text:
+                tool(program, package)
+        if block.note == "stays running":
+            self._start(block)
+        else:
+            status = int(block.note.removeprefix("exits with ") or 0)
+            self._finish(block, ("sh", "-ec", self._here(block)), status)
 
     def _here(self, block: Block) -> str:
         """The block with this session's addresses: of the service, and of the API where a program
@@ -174,6 +181,7 @@ class Session:
         command = block.text.replace("cerebras simulate", "cerebras simulate --port 0")
         settings = self._settings(PORT="0", CEREBRAS_BASE_URL=self._api)
         self._service = _Service(command, self._directory, settings)
+        self._service.wait_until_it_listens()
 
     def _finish(self, block: Block, command: tuple[str, ...], status: int = 0) -> None:
         more = {} if self._service is None else {"PORT": str(self._service.port)}
