@@ -163,7 +163,7 @@ class Exchange:
     client_blocked_seconds: float = 0.0
 
     # chat/completions
-    model: str | None = None  # requested upstream; of a binary body what the response says
+    model: str | None = None  # requested upstream; of a binary body the one in the response
     requested_model: str | None = None
     stream: bool | None = None
     completion_limit: int | None = None  # tokens of the response at most, as sent upstream

@@ -120,8 +120,8 @@ class Health:
         if state.circuit is not None:
             report["upstream_circuit"] = state.circuit
         if self._slot is not None:
-            board = self._slot.scoreboard
-            report["workers"] = {"up": board.up, "configured": board.workers}
+            scoreboard = self._slot.scoreboard
+            report["workers"] = {"up": scoreboard.up, "configured": scoreboard.workers}
         return (503 if state.draining else 200), report
 
     def check(self) -> None:

@@ -180,7 +180,7 @@ class Logs:
             return
         message = _MESSAGES.get(timings.outcome, "Exchange failed")
         if timings.outcome == "completed" and not exchange.is_chat:
-            message = "Request answered"
+            message = "Request served"
         fields = _read_fields(exchange, timings)
         _escape(fields)
         if not exchange.status:

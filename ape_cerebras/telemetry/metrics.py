@@ -236,7 +236,7 @@ class Metrics:
         return encode(self), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """All families, of this process or of all workers; what ``encode`` asks of a collector."""
+        """All families, of this process or of all workers; the interface of a ``Collector``."""
         slot = self._slot
         families = self._registry.collect() if slot is None else collect_workers(slot)
         for family in self._gaps.merge(families):

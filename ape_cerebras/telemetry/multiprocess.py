@@ -120,7 +120,8 @@ def collect_workers(slot: WorkerSlot) -> Iterator[Metric]:
                 files.append(path)
     merged = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
     yield from sorted(merged, key=attrgetter("name"))
-    board = slot.scoreboard
-    for row, value in zip(WORKER_METRICS, (board.up, board.workers, board.restarts), strict=True):
+    scoreboard = slot.scoreboard
+    numbers = scoreboard.up, scoreboard.workers, scoreboard.restarts
+    for row, value in zip(WORKER_METRICS, numbers, strict=True):
         family = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
         yield family(STEM + row.name, row.meaning, value=value)

@@ -142,8 +142,8 @@ def _passed_at(exchange: Exchange, arrived_at: float | None) -> float | None:
 
 
 def _derived_first_token_at(exchange: Exchange) -> float | None:
-    """The API made the tokens of a plain response in the ``completion_time`` before it sent it. None
-    where that time is unknown, or cannot be true."""
+    """The API made the tokens of a plain response in the ``completion_time`` before it sent that.
+    None where the time is unknown, or cannot be true."""
     if exchange.first_token_at is not None or exchange.last_body_at is None:
         return None
     if exchange.time_info is None or exchange.time_info.completion is None:

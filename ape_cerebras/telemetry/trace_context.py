@@ -92,7 +92,7 @@ def intended_start_lag(x_request_timestamp: bytes | None, started: float) -> flo
     since the epoch.
 
     A load generator that falls behind its plan sends late, and times that begin with the sending
-    look better than they are ("coordinated omission"). None where the header is malformed, or lies
+    look better than they are ("coordinated omission"). None where the header is malformed or
     in the future: then the clocks of the two machines disagree.
     """
     value = x_request_timestamp or b""

@@ -173,7 +173,7 @@ def test_level_and_message_of_every_error(failure: type[ProxyError]) -> None:
     ("exchange", "level", "message"),
     [
         (chat_exchange(), "info", "Chat completion successful"),
-        (chat_exchange(route="/health"), "info", "Request answered"),
+        (chat_exchange(route="/health"), "info", "Request served"),
         (chat_exchange(error=ClientGone()), "info", "Client disconnected"),
         (chat_exchange(error=BadRequest("x")), "warning", "Request refused"),
         (chat_exchange(upstream_status=429, status=429), "error", "Exchange failed"),
