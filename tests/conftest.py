@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal
 
-import printed
+import key_leaks
 import pytest
 import trustme
-from served import CLIENT_KEY, Served, refusing_port, serving
+from server_process import CLIENT_KEY, Served, refusing_port, serving
 
 from ape_cerebras.net.event_loop import ANYIO_BACKENDS
 from ape_cerebras.net.timestamps import TIMESTAMP_SPACE, enable_timestamps, timestamp_in
@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # ignored, and every process that a test starts would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    config.pluginmanager.register(printed)
+    config.pluginmanager.register(key_leaks)
 
 
 def pytest_collection_finish() -> None:

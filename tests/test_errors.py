@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import h11
 import orjson
 import pytest
-from failures import FAILURES, example
+from failure_examples import FAILURES, example
 
 from ape_cerebras import errors
 from ape_cerebras.errors import (

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import trustme
 from end_to_end import KEY, free_port
-from served import run, serving
+from server_process import run, serving
 
 from ape_cerebras.config.values import BACKENDS
 

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from end_to_end import Lines
-from memory import memory_pair
+from memory_stream import memory_pair
 
 from ape_cerebras import Config, Proxy
 from ape_cerebras.downstream.connection import Downstream

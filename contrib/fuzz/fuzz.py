@@ -1,4 +1,4 @@
-"""Fuzz the parsers with atheris, each for a while, against the checks in tests/support/fuzzed.py.
+"""Fuzz the parsers with atheris, each for a while, against tests/support/parser_checks.py.
 
     python contrib/fuzz/fuzz.py [--seconds 60] [request-head chunks events edits response-head]
 
@@ -32,7 +32,7 @@ def main() -> int:
         parser.error("no atheris here: pip install -r contrib/fuzz/requirements.txt")
     if options.alone:
         fuzz(options.alone, options.seconds)
-    from fuzzed import CHECKS
+    from parser_checks import CHECKS
 
     unknown = set(options.parsers) - set(CHECKS)
     if unknown:
@@ -58,8 +58,8 @@ def fuzz(name: str, seconds: int) -> None:
     """Does not return."""
     import atheris
 
-    with atheris.instrument_imports(include=["ape_cerebras", "fuzzed"]):
-        from fuzzed import CHECKS, SEEDS
+    with atheris.instrument_imports(include=["ape_cerebras", "parser_checks"]):
+        from parser_checks import CHECKS, SEEDS
     check = CHECKS[name]
 
     def test_one(raw: bytes) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recorded import ANSWER, TOOL_CALL
+from recorded_streams import ANSWER, TOOL_CALL
 
 from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
 from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage

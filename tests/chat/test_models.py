@@ -8,7 +8,7 @@ import anyio
 import pytest
 import trio
 from end_to_end import Conversation, running_upstream
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from trio.testing import MockClock
 
 from ape_cerebras import Config

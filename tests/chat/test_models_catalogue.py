@@ -9,10 +9,10 @@ import orjson
 import pytest
 import trio
 from end_to_end import KEY, Conversation, Lines, Running, chat, running_proxy, running_upstream
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
-from scraping import samples, settled
-from simulating import rig as simulator
+from running_simulator import rig as simulator
+from scraped_metrics import samples, settled
 
 from ape_cerebras.chat.models import Catalogue, ModelList
 from ape_cerebras.net.stream import TimestampedStream

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import orjson
-import recorded
+import recorded_streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,7 +181,7 @@ def test_what_was_torn_is_reassembled(
 
 
 def test_the_recorded_answer() -> None:
-    made = orjson.loads(assembled([recorded.ANSWER]).body)
+    made = orjson.loads(assembled([recorded_streams.ANSWER]).body)
     assert list(made) == [
         *("id", "choices", "created", "model", "system_fingerprint", "object", "usage"),
         "time_info",
@@ -204,7 +204,7 @@ def test_the_recorded_answer() -> None:
 
 
 def test_the_recorded_call() -> None:
-    [said] = orjson.loads(assembled([recorded.TOOL_CALL]).body)["choices"]
+    [said] = orjson.loads(assembled([recorded_streams.TOOL_CALL]).body)["choices"]
     function = {"name": "run_me", "arguments": '{"foo":"test","bar":["a","b"]}'}
     call = {"function": function, "type": "function", "id": "08d59c72f"}
     assert said["message"] == {"tool_calls": [call], "role": "assistant"}

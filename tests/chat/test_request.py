@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
+from chat_requests import JSON, read
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import JSON, read
 
 from ape_cerebras.chat.request import ChatRequest, count_contents
 from ape_cerebras.errors import BadRequest, UnsupportedMedia

@@ -21,7 +21,7 @@ from end_to_end import (
     running_upstream,
 )
 from sdks import MESSAGE_PACK, QUESTION
-from served import serving
+from server_process import serving
 
 from ape_cerebras.chat import request
 from ape_cerebras.chat.request import Compression

@@ -4,9 +4,9 @@ import json
 
 import orjson
 import pytest
+from chat_requests import ALIASES, DEFAULT, JSON, read
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reading import ALIASES, DEFAULT, JSON, read
 
 from ape_cerebras.chat.request import ChatRequest
 from ape_cerebras.errors import BadRequest

@@ -5,9 +5,9 @@ import random
 from typing import Any
 
 import pytest
+from chat_requests import JSON
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reading import JSON
 
 from ape_cerebras.chat.request import ChatRequest, read_chat_request
 from ape_cerebras.config.values import CompletionBounds

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import BOM, dispatched_by_the_standard
-from recorded import ANSWER, ANSWER_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
+from recorded_streams import ANSWER, ANSWER_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
 
 from ape_cerebras.chat.sse import EventReader
 

@@ -7,7 +7,7 @@ import pytest
 from end_to_end import KEY, chat
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream

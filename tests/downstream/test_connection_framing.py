@@ -3,7 +3,7 @@
 import h11
 import pytest
 from end_to_end import KEY
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream, Misframed

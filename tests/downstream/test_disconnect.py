@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from end_to_end import KEY
-from memory import memory_pair
+from memory_stream import memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream

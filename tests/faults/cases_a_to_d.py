@@ -4,7 +4,7 @@ import re
 
 import anyio
 from end_to_end import KEY, Response
-from faulting import BODY, HEALTH, Case, Scene, get, post
+from fault_bench import BODY, HEALTH, Case, Scene, get, post
 from head_cases import REFUSED
 
 __all__ = ("CASES",)

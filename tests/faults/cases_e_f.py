@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import anyio
 from end_to_end import TOKEN, Conversation, Response, events
-from faulting import BODY, HEALTH, Case, Scene, post
+from fault_bench import BODY, HEALTH, Case, Scene, post
 
 __all__ = (
     "CASES",

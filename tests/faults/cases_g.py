@@ -6,8 +6,8 @@ from contextlib import suppress
 import anyio
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
-from faulting import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
-from scripts import silent
+from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
+from upstream_scripts import silent
 
 __all__ = ("CASES",)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from end_to_end import KEY, Conversation, Response
-from faulting import BODY, CLIENT_KEY, Case, Scene, get, post
-from served import run, serving
+from fault_bench import BODY, CLIENT_KEY, Case, Scene, get, post
+from server_process import run, serving
 
 __all__ = ("CASES",)
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 from cases_e_f import QUICK
 from end_to_end import PATIENCE, Conversation, Response, running_proxy
-from faulting import BODY, Case, Scene, post, until
-from scripts import silent
+from fault_bench import BODY, Case, Scene, post, until
+from upstream_scripts import silent
 
 __all__ = ("CASES",)
 

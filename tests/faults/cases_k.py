@@ -6,8 +6,8 @@ import anyio
 import orjson
 from cases_e_f import PACE, QUICK
 from end_to_end import Conversation, Response, Script
-from faulting import Case, Scene, post
-from scripts import answers_once, closes, resets, silent
+from fault_bench import Case, Scene, post
+from upstream_scripts import answers_once, closes, resets, silent
 
 __all__ = ("CASES", "raw")
 

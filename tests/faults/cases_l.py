@@ -15,8 +15,8 @@ from end_to_end import (
     Script,
 )
 from end_to_end import events as sent_as
-from faulting import Case, Scene, post
-from scripts import pieces_of, silent
+from fault_bench import Case, Scene, post
+from upstream_scripts import pieces_of, silent
 
 __all__ = ("CASES",)
 

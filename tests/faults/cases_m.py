@@ -21,10 +21,10 @@ from end_to_end import (
     running_upstream,
 )
 from end_to_end import events as sent_as
-from faulting import Case, Scene, post
-from scripts import answers, one_token_and_no_more
-from served import environment, run, serving
+from fault_bench import Case, Scene, post
+from server_process import environment, run, serving
 from soak import soaked
+from upstream_scripts import answers, one_token_and_no_more
 
 from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.socket_stream import SocketStream

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import orjson
 from end_to_end import Client, Response, chat
-from stages import Plan
+from failing_upstream import Plan
 
 from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 

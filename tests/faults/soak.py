@@ -26,11 +26,11 @@ from cases_h import CASES as H
 from cases_i_j import CASES as I_J
 from crowd import PATIENCE, Crowd, outcomes_in
 from end_to_end import KEY, Client
-from faulting import AUTHORIZED, CLIENT_KEY, Case, answers
-from served import environment
-from stages import as_asked
+from failing_upstream import as_asked
+from fault_bench import AUTHORIZED, CLIENT_KEY, Case, answers
+from server_process import environment
 from tqdm import tqdm
-from ways import opened_ways
+from upstream_paths import opened_ways
 
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.net.event_loop import run_on
@@ -206,7 +206,7 @@ async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) 
                 await anyio.open_process(
                     (
                         sys.executable,
-                        str(Path(__file__).with_name("soaked.py")),
+                        str(Path(__file__).with_name("soak_proxy.py")),
                         orjson.dumps(options),
                     ),
                     env=environment(SSL_CERT_FILE=bundle, PYTHONPATH=":".join(path), **SETTINGS),

@@ -12,10 +12,10 @@ import pytest
 import trustme
 from crowd import Crowd, outcomes_in
 from end_to_end import KEY, Running, chat, running_proxy
-from fault_play import files_open, tasks_alive, until_nothing_is_left
-from faulting import until
-from stages import Plan, as_asked
-from ways import Ways, opened_ways, strange_names
+from failing_upstream import Plan, as_asked
+from fault_bench import until
+from fault_player import files_open, tasks_alive, until_nothing_is_left
+from upstream_paths import Ways, opened_ways, strange_names
 
 pytestmark = [pytest.mark.anyio, pytest.mark.chaos]
 

@@ -17,8 +17,8 @@ from cases_i_j import CASES as I_J
 from cases_k import CASES as K
 from cases_l import CASES as L
 from cases_m import CASES as M
-from fault_play import play_case
-from faulting import Bench, Case, benched
+from fault_bench import Bench, Case, benched
+from fault_player import play_case
 
 pytestmark = pytest.mark.faults
 

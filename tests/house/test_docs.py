@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monitoring import known_names, names_in
 from pages import PAGES, ROOT, Block, blocks_of, matches, session
-from served import Served, serving
-from tools import tool
+from programs import tool
+from prometheus_server import known_names, names_in
+from server_process import Served, serving
 
 from ape_cerebras.__main__ import main
 from ape_cerebras.config.settings import SETTINGS

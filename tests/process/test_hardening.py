@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from end_to_end import KEY
-from served import PATIENCE, environment
+from server_process import PATIENCE, environment
 
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.process.hardening import describe_exceptions

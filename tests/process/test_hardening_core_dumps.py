@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from end_to_end import running_proxy
-from served import Served, environment, serving
+from server_process import Served, environment, serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how a process ended")
 

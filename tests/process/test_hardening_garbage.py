@@ -18,7 +18,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import answers, closes, resets, silent, streams
+from upstream_scripts import answers, closes, resets, silent, streams
 
 pytestmark = pytest.mark.anyio
 

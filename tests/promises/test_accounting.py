@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from end_to_end import TOKEN, Client, Running, chat, running_proxy, running_upstream
-from scripts import one_token_and_no_more
+from upstream_scripts import one_token_and_no_more
 
 pytestmark = pytest.mark.anyio
 

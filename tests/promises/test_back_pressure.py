@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 from end_to_end import KEY, TOKEN, Client, Conversation, Script, chat, events, running_upstream
-from served import Served, serving
+from server_process import Served, serving
 
 from ape_cerebras.net.event_loop import current_backend
 from ape_cerebras.net.socket_stream import SocketStream

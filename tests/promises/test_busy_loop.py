@@ -29,7 +29,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from secured import over_tls
+from tls_upstream import over_tls
 
 from ape_cerebras.net.socket_stream import SocketStream
 

@@ -14,9 +14,9 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from memory import MemoryStream
+from memory_stream import MemoryStream
 from mock_clock import Rig, on_mock_clock, rig
-from scripts import answers, closes, one_after_another, says
+from upstream_scripts import answers, closes, one_after_another, says
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 from sdks import MESSAGE_PACK, QUESTION
-from served import Served
+from server_process import Served
 
 JSON = orjson.dumps({**QUESTION, "stream": True})
 GZIP = {"content-encoding": "gzip"}

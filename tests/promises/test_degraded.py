@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import orjson
 from end_to_end import KEY, Lines, chat, events
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from mock_clock import TOKEN, on_mock_clock
 
 from ape_cerebras import Config, Proxy

@@ -16,7 +16,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import one_token_and_no_more, silent, streams
+from upstream_scripts import one_token_and_no_more, silent, streams
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 

@@ -12,7 +12,7 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 from end_to_end import KEY, TOKEN, Lines, chat, running_upstream
-from scripts import answers, one_token_and_no_more
+from upstream_scripts import answers, one_token_and_no_more
 
 from ape_cerebras import Config, Proxy, serve
 

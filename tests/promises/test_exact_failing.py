@@ -11,7 +11,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import one_token_and_no_more, streams
+from upstream_scripts import one_token_and_no_more, streams
 
 pytestmark = pytest.mark.anyio
 

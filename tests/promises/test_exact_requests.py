@@ -4,11 +4,11 @@ import gzip
 
 import pytest
 from end_to_end import TOKEN, body_of, chat, events, running_proxy, running_upstream
-from scripts import streams
+from running_simulator import chat as request_for
+from running_simulator import post
+from running_simulator import rig as simulator
 from sdks import MESSAGE_PACK
-from simulating import chat as request_for
-from simulating import post
-from simulating import rig as simulator
+from upstream_scripts import streams
 
 pytestmark = pytest.mark.anyio
 

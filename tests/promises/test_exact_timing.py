@@ -2,7 +2,7 @@
 
 import anyio
 from end_to_end import chat, events
-from memory import MemoryStream
+from memory_stream import MemoryStream
 from mock_clock import (
     CAPACITY,
     FINISH,

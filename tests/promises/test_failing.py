@@ -14,7 +14,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import answers_once, closes, one_token_and_no_more, resets, silent, streams
+from upstream_scripts import answers_once, closes, one_token_and_no_more, resets, silent, streams
 
 pytestmark = pytest.mark.anyio
 

@@ -2,9 +2,9 @@
 and on anything."""
 
 import pytest
-from fuzzed import CHECKS, SEEDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parser_checks import CHECKS, SEEDS
 
 EACH = pytest.mark.parametrize("name", CHECKS)
 spoils = st.lists(st.tuples(st.integers(0, 120), st.binary(max_size=3), st.booleans()), max_size=4)

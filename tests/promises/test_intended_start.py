@@ -4,7 +4,7 @@ import time
 
 import pytest
 from end_to_end import chat, running_proxy, running_upstream
-from scripts import answers
+from upstream_scripts import answers
 
 pytestmark = pytest.mark.anyio
 

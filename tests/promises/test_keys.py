@@ -7,7 +7,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from crew import crewed
 from end_to_end import (
     FINISH,
     TOKEN,
@@ -17,8 +16,9 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import answers, streams
-from served import Served, run, serving
+from server_process import Served, run, serving
+from upstream_scripts import answers, streams
+from worker_service import crewed
 
 pytestmark = pytest.mark.every_loop
 

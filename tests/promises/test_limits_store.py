@@ -22,7 +22,7 @@ from end_to_end import (
 )
 from redis import Redis
 from redis_server import PASSWORD, RedisServer, redis_server
-from served import run
+from server_process import run
 
 from ape_cerebras.config.values import read_store
 

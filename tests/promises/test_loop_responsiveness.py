@@ -20,8 +20,8 @@ import pytest
 import trustme
 from end_to_end import TOKEN, Running, chat, events, running_proxy
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
-from steps import Steps, watched_steps
-from threaded import ThreadedUpstream, ask, in_chunks, plain
+from loop_steps import Steps, watched_steps
+from threaded_peers import ThreadedUpstream, ask, in_chunks, plain
 
 from ape_cerebras import errors
 from ape_cerebras.config.prices import PriceTable

@@ -11,7 +11,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import pieces_of, streams
+from upstream_scripts import pieces_of, streams
 
 pytestmark = pytest.mark.anyio
 

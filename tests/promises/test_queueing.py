@@ -16,7 +16,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import answers
+from upstream_scripts import answers
 
 pytestmark = pytest.mark.anyio
 

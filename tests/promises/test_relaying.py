@@ -5,7 +5,7 @@ import gzip
 import anyio
 import pytest
 from end_to_end import FINISH, KEY, Conversation, chat, events, running_proxy, running_upstream
-from scripts import pieces_of, streams
+from upstream_scripts import pieces_of, streams
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 

@@ -23,7 +23,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import closes, one_after_another, resets, says, silent
+from upstream_scripts import closes, one_after_another, resets, says, silent
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream

@@ -12,7 +12,7 @@ from end_to_end import KEY
 from exchanges import ended_exchanges, stream_exchange
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from mock_clock import STREAMED, on_mock_clock, rig, slow_stream
 
 from ape_cerebras import Config

@@ -8,7 +8,6 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
-from crew import CHAT, JSON, crewed, scraped
 from end_to_end import (
     TOKEN,
     Conversation,
@@ -19,8 +18,9 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scraping import value
-from served import PATIENCE, run
+from scraped_metrics import value
+from server_process import PATIENCE, run
+from worker_service import CHAT, JSON, crewed, scraped
 
 OWN = {"METRICS_PORT": "0"}
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from end_to_end import Response, Running, chat, running_proxy
 from redis_server import redis_server
-from simulating import rig
+from running_simulator import rig
 
 from ape_cerebras.simulator.quota import AccountLimits
 

@@ -10,7 +10,7 @@ from exchanges import CHAT, ended_exchanges, with_timings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from scraping import rendered
+from scraped_metrics import rendered
 
 from ape_cerebras import Config
 from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange

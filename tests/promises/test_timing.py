@@ -3,7 +3,7 @@
 import anyio
 import pytest
 from end_to_end import chat, events
-from memory import MemoryStream
+from memory_stream import MemoryStream
 from mock_clock import (
     FINISH,
     SLOW_STREAM_TIMES,

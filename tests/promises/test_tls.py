@@ -16,8 +16,8 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from scripts import answers
-from secured import over_tls
+from tls_upstream import over_tls
+from upstream_scripts import answers
 
 pytestmark = pytest.mark.anyio
 

@@ -9,12 +9,12 @@ from typing import Any
 import anyio
 import orjson
 import pytest
-import recorded
+import recorded_streams
 from anyio.abc import ByteStream
 from end_to_end import running_proxy, running_upstream, serve_each
-from scripts import pieces_of, streams
+from running_simulator import chat, post
 from sdks import MESSAGE_PACK, QUESTION, TOOL
-from simulating import chat, post
+from upstream_scripts import pieces_of, streams
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.simulator.options import Simulation
@@ -125,7 +125,7 @@ async def test_every_byte_of_a_response(kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
-@pytest.mark.parametrize("recording", [recorded.ANSWER, recorded.TOOL_CALL])
+@pytest.mark.parametrize("recording", [recorded_streams.ANSWER, recorded_streams.TOOL_CALL])
 async def test_every_byte_of_a_recorded_stream(recording: bytes, size: int) -> None:
     """However the real API's stream is cut into chunks."""
     async with (

@@ -16,9 +16,9 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from memory import MemoryStream, memory_pair
-from secured import over_tls
-from served import refusing_port
+from memory_stream import MemoryStream, memory_pair
+from server_process import refusing_port
+from tls_upstream import over_tls
 from trio.testing import MockClock
 
 from ape_cerebras import Config, Proxy

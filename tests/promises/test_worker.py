@@ -7,9 +7,9 @@ import anyio
 import orjson
 import pytest
 from end_to_end import Lines
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
-from scraping import settled
+from scraped_metrics import settled
 
 from ape_cerebras import Proxy, serve
 from ape_cerebras.downstream.listener import Ports, open_listeners

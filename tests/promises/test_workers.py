@@ -19,9 +19,9 @@ from typing import Any
 
 import orjson
 import pytest
-from crew import CHAT, JSON, Crew, crewed, scraped
 from end_to_end import KEY
-from served import PATIENCE, Line, Served, environment, run, serving
+from server_process import PATIENCE, Line, Served, environment, run, serving
+from worker_service import CHAT, JSON, Crew, crewed, scraped
 
 from ape_cerebras.process.workers import restart_delay
 

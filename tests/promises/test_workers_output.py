@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from served import PATIENCE, environment
+from server_process import PATIENCE, environment
 
 PIPE_BYTES = 4096
 REQUESTS = 400

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from sdks import CEREBRAS, OPENAI, Asker
-from served import Served
+from server_process import Served
 
 
 @pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import anyio
 import httpx
 import pytest
-from agents import ATTEMPTS, CerebrasLLM, McpGateway, trace
+from agent_clients import ATTEMPTS, CerebrasLLM, McpGateway, trace
 from end_to_end import Conversation, running_proxy, running_upstream
-from served import CLIENT_KEY, Line, Served, serving
+from server_process import CLIENT_KEY, Line, Served, serving
 
 from ape_cerebras.net.event_loop import run_on
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from cerebras.cloud.sdk import AsyncCerebras, Cerebras, NotFoundError
 from sdks import QUESTION
-from served import CLIENT_KEY, Served
+from server_process import CLIENT_KEY, Served
 
 from ape_cerebras.net.event_loop import run_on
 

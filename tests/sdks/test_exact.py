@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from sdks import LEAVES_GENERATORS, TOOL, Asker
-from served import Served, serving
+from server_process import Served, serving
 
 pytestmark = LEAVES_GENERATORS
 Asking = Callable[..., Asker]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from served import Served, environment
+from server_process import Served, environment
 
 HERE = Path(__file__).parent / "js"
 PATIENCE = 30.0  # seconds; a cold Node reads thousands of small files first

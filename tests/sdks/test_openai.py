@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 from sdks import OPENAI, QUESTION, TOOL, Asker
-from served import CLIENT_KEY, Served
+from server_process import CLIENT_KEY, Served
 
 pytestmark = pytest.mark.every_loop
 

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 from sdks import LEAVES_GENERATORS, TOOL, Asker, text_of
-from served import Served
+from server_process import Served
 
 pytestmark = LEAVES_GENERATORS
 Asking = Callable[..., Asker]

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from recorded import ANSWER, TOOL_CALL
+from recorded_streams import ANSWER, TOOL_CALL
 
 from ape_cerebras.simulator.completion import Completion, Event, Timing
 from ape_cerebras.simulator.request import CompletionRequest

@@ -5,8 +5,8 @@ import gzip
 import anyio
 import orjson
 import pytest
-from memory import memory_pair
-from simulating import KEY, STREAM, bare, chat, payloads, post, rig
+from memory_stream import memory_pair
+from running_simulator import KEY, STREAM, bare, chat, payloads, post, rig
 
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.replies import ERRORS

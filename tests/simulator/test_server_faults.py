@@ -4,8 +4,8 @@ leaves."""
 import anyio
 import pytest
 from anyio.abc import ByteStream
-from memory import MemoryStream, memory_pair
-from simulating import DONE, STREAM, bare, chat, rig
+from memory_stream import MemoryStream, memory_pair
+from running_simulator import DONE, STREAM, bare, chat, rig
 
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.replies import ERRORS, stream_error

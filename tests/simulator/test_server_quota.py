@@ -3,8 +3,8 @@ only moves when everybody waits."""
 
 import anyio
 import pytest
-from memory import memory_pair
-from simulating import KEY, STREAM, chat, on_mock_clock, rig
+from memory_stream import memory_pair
+from running_simulator import KEY, STREAM, chat, on_mock_clock, rig
 
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.quota import AccountLimits

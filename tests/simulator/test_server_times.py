@@ -7,8 +7,8 @@ from typing import Any
 
 import anyio
 import orjson
-from memory import MemoryStream, memory_pair
-from simulating import STREAM, chat, on_mock_clock
+from memory_stream import MemoryStream, memory_pair
+from running_simulator import STREAM, chat, on_mock_clock
 
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.server import Simulator

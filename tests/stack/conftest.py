@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from monitoring import Load, Prometheus, under_load
+from prometheus_server import Load, Prometheus, under_load
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from balancing import BALANCERS, HOSTS, Fleet, balanced
+from balancers import BALANCERS, HOSTS, Fleet, balanced
 from end_to_end import (
     PATIENCE,
     TOKEN,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploying import CONTRIB, config_of, documents
-from served import PATIENCE, Served
+from deployment_files import CONTRIB, config_of, documents
+from server_process import PATIENCE, Served
 
 FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy", "stack")}
 ELSEWHERE = ("./secrets/", "/var/run/docker.sock")  # the operator's, the engine's

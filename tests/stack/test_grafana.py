@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from dashboards import DASHBOARDS, panels, queries
-from monitoring import CONTRIB, Load, Prometheus, known_names, names_in, until
+from prometheus_server import CONTRIB, Load, Prometheus, known_names, names_in, until
 
 NAMES = tuple(DASHBOARDS)
 SOURCES = {"${datasource}": "prometheus", "${logs}": "loki"}

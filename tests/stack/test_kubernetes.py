@@ -6,7 +6,7 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-from deploying import CONTRIB, config_of, documents
+from deployment_files import CONTRIB, config_of, documents
 
 from ape_cerebras.version import VERSION
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from dashboards import DASHBOARDS, queries
 from exchanges import plain_exchange, stream_exchange, with_timings
-from monitoring import CONTRIB
+from prometheus_server import CONTRIB
 
 from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs

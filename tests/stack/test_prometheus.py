@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from crew import CHAT, JSON
-from monitoring import (
+from programs import tool
+from prometheus_server import (
     CONTRIB,
     Load,
     Prometheus,
@@ -19,8 +19,8 @@ from monitoring import (
     until,
     watching_prometheus,
 )
-from served import serving
-from tools import tool
+from server_process import serving
+from worker_service import CHAT, JSON
 
 FILES = CONTRIB / "prometheus"
 LEGACY = {

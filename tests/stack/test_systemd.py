@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from deploying import CONTRIB, config_of
-from tools import tool
+from deployment_files import CONTRIB, config_of
+from programs import tool
 
 UNIT = CONTRIB / "systemd" / "cerebras-proxy.service"
 PROGRAM = "/opt/ape-cerebras/bin/ape-cerebras"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
-from monitoring import CONTRIB
+from prometheus_server import CONTRIB
 
 __all__ = ("DASHBOARDS", "Query", "panels", "queries")
 

@@ -13,7 +13,7 @@ import anyio
 import h11
 import orjson
 from anyio.abc import TaskStatus
-from printed import look_at
+from key_leaks import look_at
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.downstream.listener import Acceptor, open_listeners

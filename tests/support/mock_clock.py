@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import trio
 from end_to_end import KEY, Lines, chat, events
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 from trio.testing import MockClock
 
 from ape_cerebras import Config, Proxy

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
-from printed import look_at
-from served import PATIENCE, environment
-from tools import tool
+from key_leaks import look_at
+from programs import tool
+from server_process import PATIENCE, environment
 
 __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange, with_timings
-from failures import FAILURES, example
+from failure_examples import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

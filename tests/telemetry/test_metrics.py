@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_exchange, with_timings
-from scraping import OPENMETRICS, families, made, observed, samples, value
+from scraped_metrics import OPENMETRICS, families, made, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS

@@ -6,7 +6,7 @@ import pytest
 from exchanges import stream_exchange
 from hypothesis import given
 from hypothesis import strategies as st
-from scraping import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
+from scraped_metrics import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
 
 from ape_cerebras.telemetry.metrics import Metrics
 

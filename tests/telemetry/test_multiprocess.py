@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from prometheus_client import values
-from scraping import OPENMETRICS, families, live, made, settled, value
+from scraped_metrics import OPENMETRICS, families, live, made, settled, value
 
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics

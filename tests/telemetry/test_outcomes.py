@@ -1,7 +1,7 @@
 """The closed list of outcomes: all of them can happen, and nothing else can."""
 
 import pytest
-from failures import FAILURES
+from failure_examples import FAILURES
 
 from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 

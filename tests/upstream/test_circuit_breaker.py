@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from failures import FAILURES, example
+from failure_examples import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,8 +6,8 @@ from end_to_end import KEY, Conversation, Script, running_upstream
 from exchanges import chat_exchange
 from hypothesis import given
 from hypothesis import strategies as st
-from scraping import observed, value
-from scripts import silent
+from scraped_metrics import observed, value
+from upstream_scripts import silent
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 import httpcore
 import pytest
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 
 from ape_cerebras.downstream.listener import open_listeners
 from ape_cerebras.errors import FirstByteTimeout, IdleTimeout, InvalidResponse, Truncated

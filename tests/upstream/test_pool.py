@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from end_to_end import KEY
-from memory import MemoryStream, memory_pair
+from memory_stream import MemoryStream, memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded

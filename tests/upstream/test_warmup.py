@@ -4,8 +4,8 @@ everybody waits, so that a minute takes no time and 55 s are 55.0."""
 import anyio
 import pytest
 from end_to_end import KEY
-from memory import MemoryStream, memory_pair
-from warming import kept_warm, leased, on_mock_clock, use
+from memory_stream import MemoryStream, memory_pair
+from warm_pool import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.stream import TimestampedStream

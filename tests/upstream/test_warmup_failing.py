@@ -3,7 +3,7 @@ everybody waits."""
 
 import anyio
 import pytest
-from warming import kept_warm, on_mock_clock
+from warm_pool import kept_warm, on_mock_clock
 
 PAUSES = [0, 1, 3, 7, 15, 31, 61, 91, 121]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
-from printed import look_at
+from key_leaks import look_at
 from prometheus_client import parser
 
 __all__ = (

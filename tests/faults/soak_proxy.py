@@ -15,8 +15,8 @@ from pathlib import Path
 
 import anyio
 import orjson
-from fault_play import files_open, tasks_alive
-from ways import Ways, strange_names
+from fault_player import files_open, tasks_alive
+from upstream_paths import Ways, strange_names
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.net.event_loop import run_on

@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 import trustme
 from end_to_end import Conversation, Script, ScriptedUpstream
-from secured import certificate, over_tls
-from served import refusing_port
-from stages import ENDS, end
+from failing_upstream import ENDS, end
+from server_process import refusing_port
+from tls_upstream import certificate, over_tls
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream

@@ -17,9 +17,9 @@ from urllib.parse import quote
 import orjson
 import yaml
 from end_to_end import free_port
-from scraping import live, rendered, settled
-from served import PATIENCE, Served, serving
-from tools import tool
+from programs import tool
+from scraped_metrics import live, rendered, settled
+from server_process import PATIENCE, Served, serving
 
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerSlot

@@ -25,7 +25,7 @@ from end_to_end import (
     ScriptedUpstream,
     running_proxy,
 )
-from secured import certificate, over_tls
+from tls_upstream import certificate, over_tls
 
 from ape_cerebras.net.socket_stream import SocketStream
 

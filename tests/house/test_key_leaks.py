@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 
 import pytest
-from printed import KEYS
+from key_leaks import KEYS
 
 KEY = KEYS[0].decode()
 ENCODED = base64.b64encode(KEYS[1]).decode()
@@ -13,15 +13,15 @@ SUPPORT = str(Path(__file__).parents[1] / "support")
 PLUGIN = f"""
 import sys
 sys.path.insert(0, {SUPPORT!r})
-import printed
+import key_leaks
 
 def pytest_configure(config):
-    config.pluginmanager.register(printed)
+    config.pluginmanager.register(key_leaks)
 """
 TALKATIVE = f"""
 import logging, subprocess, sys
 import pytest
-from served import environment, run
+from server_process import environment, run
 from end_to_end import Lines
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometheus_client import parser
-from served import Line, Served, serving
+from server_process import Line, Served, serving
 
 __all__ = ("CHAT", "JSON", "Crew", "crewed", "scraped")
 

@@ -27,7 +27,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from tools import tool
+from programs import tool
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp

@@ -11,7 +11,7 @@ from contextlib import suppress
 import anyio
 import sniffio
 from end_to_end import KEY, PATIENCE, Client, Response
-from faulting import CLIENT_KEY, Bench, Case, Scene, until
+from fault_bench import CLIENT_KEY, Bench, Case, Scene, until
 
 from ape_cerebras.net.event_loop import of_this_loop
 from ape_cerebras.net.readiness import EdgePoller
