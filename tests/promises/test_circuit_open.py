@@ -1,4 +1,4 @@
-"""A circuit in a proxy: what clients, upstream, log, metrics and /health see of it."""
+"""The circuit breaker in a proxy, as clients, upstream, log, metrics and /health see it."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ FAILS = one_after_another(says(500))
 
 
 async def state(running: Running) -> str:
-    """As /health has it; the gauge says the same."""
+    """The state in /health, which the gauge repeats."""
     response = await (await running.client()).get("/health")
     assert response.status == 200
     name = "cerebras_proxy_upstream_circuit"
@@ -33,13 +33,13 @@ async def state(running: Running) -> str:
         each: await running.sample(f'{name}{{state="{each}"}}')
         for each in ("closed", "open", "half_open")
     }
-    told: str = response.json()["upstream_circuit"]
-    assert states == {each: float(each == told) for each in states}
-    return told
+    state: str = response.json()["upstream_circuit"]
+    assert states == {each: float(each == state) for each in states}
+    return state
 
 
-async def asked(running: Running, times: int) -> list[Response]:
-    """The answers to requests that came all at once: the second for which the circuit is open
+async def responses_at_once(running: Running, times: int) -> list[Response]:
+    """The responses to requests that came all at once: the second for which the circuit is open
     would be over by chance, if the client took part in it."""
     client = await running.client()
     await client.send(chat() * times)
@@ -47,17 +47,17 @@ async def asked(running: Running, times: int) -> list[Response]:
 
 
 def messages(running: Running) -> list[tuple[str, str]]:
-    told = [(line["level"], line["message"]) for line in running.lines.all()]
-    return [each for each in told if each[1].startswith("Circuit")]
+    events = [(line["level"], line["message"]) for line in running.lines.all()]
+    return [each for each in events if each[1].startswith("Circuit")]
 
 
-async def test_after_a_run_of_failures_upstream_is_asked_no_more() -> None:
+async def test_after_a_run_of_failures_nothing_is_sent_upstream() -> None:
     async with (
         running_upstream(FAILS) as upstream,
         running_proxy(upstream.port, **THREE) as running,
     ):
         assert await state(running) == "closed"
-        *failed, response = await asked(running, 4)
+        *failed, response = await responses_at_once(running, 4)
         assert await state(running) == "open"
         count = await running.metric("cerebras_proxy_errors_total")
         outcome = "upstream_unavailable"
@@ -73,16 +73,16 @@ async def test_after_a_run_of_failures_upstream_is_asked_no_more() -> None:
 
 
 @pytest.mark.parametrize("port", ["refuses", "closes"])
-async def test_without_a_connection_or_an_answer_too(port: str) -> None:
+async def test_without_a_connection_or_a_response_too(port: str) -> None:
     async with running_upstream(closes) as upstream:
         where = free_port() if port == "refuses" else upstream.port
         async with running_proxy(where, **THREE) as running:
-            codes = [error_shape(each.json())[1] for each in await asked(running, 4)]
+            codes = [error_shape(each.json())[1] for each in await responses_at_once(running, 4)]
     failure = "connect_error" if port == "refuses" else "invalid_response"
     assert codes == [failure] * 3 + ["upstream_unavailable"]
 
 
-async def test_by_default_it_always_is_asked() -> None:
+async def test_by_default_there_is_no_circuit_breaker() -> None:
     async with running_upstream(FAILS) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         statuses = {(await client.ask(chat())).status for _ in range(50)}
@@ -94,7 +94,7 @@ async def test_by_default_it_always_is_asked() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429])
-async def test_what_is_the_clients_or_the_accounts_to_mend_is_no_failure(status: int) -> None:
+async def test_errors_of_the_client_or_the_account_are_no_failures(status: int) -> None:
     script = one_after_another(says(status))
     async with running_upstream(script) as upstream, running_proxy(upstream.port, **THREE) as it:
         client = await it.client()
@@ -104,8 +104,8 @@ async def test_what_is_the_clients_or_the_accounts_to_mend_is_no_failure(status:
     assert len(upstream.requests) == 5
 
 
-async def test_the_list_of_models_is_asked_for_all_the_same() -> None:
-    """It is no chat, and has its own pause after a failure."""
+async def test_the_list_of_models_is_requested_all_the_same() -> None:
+    """It is no chat request, and has its own pause after a failure."""
     script = one_after_another(says(500), says(500), says(500), says(200, b'{"data":[]}'))
     async with (
         running_upstream(script) as upstream,
@@ -120,7 +120,7 @@ async def test_the_list_of_models_is_asked_for_all_the_same() -> None:
 
 
 async def test_retries_end_where_it_opens() -> None:
-    """Nobody waits for what will be refused: the client gets what upstream said."""
+    """Nobody waits for a retry that would be refused: the client gets upstream's response."""
     settings = {"RETRY_ATTEMPTS": "9", "RETRY_BACKOFF": "0.001", **THREE}
     async with (
         running_upstream(FAILS) as upstream,
@@ -133,7 +133,7 @@ async def test_retries_end_where_it_opens() -> None:
     assert (len(upstream.requests), line["tries"], line["upstream_status"]) == (3, 3, 500)
 
 
-async def test_an_answer_that_stays_away_is_a_failure() -> None:
+async def test_a_response_that_does_not_come_is_a_failure() -> None:
     async def silent(peer: Conversation) -> None:
         await peer.request()
         await peer.until_left()
@@ -143,11 +143,11 @@ async def test_an_answer_that_stays_away_is_a_failure() -> None:
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        statuses = [each.status for each in await asked(running, 3)]
+        statuses = [each.status for each in await responses_at_once(running, 3)]
     assert statuses == [504, 504, 503]
 
 
-async def test_a_run_is_ended_by_any_answer() -> None:
+async def test_a_run_is_ended_by_any_response() -> None:
     script = one_after_another(says(500), says(500), says(429), says(500), says(500), says(200))
     async with (
         running_upstream(script) as upstream,
@@ -159,7 +159,7 @@ async def test_a_run_is_ended_by_any_answer() -> None:
     assert statuses == [500, 500, 429, 500, 500, 200]
 
 
-async def test_an_upstream_that_answers_leaves_it_closed() -> None:
+async def test_an_upstream_that_responds_leaves_it_closed() -> None:
     async with (
         running_upstream(answers) as upstream,
         running_proxy(upstream.port, **THREE) as running,
@@ -176,20 +176,20 @@ async def test_an_upstream_that_answers_leaves_it_closed() -> None:
 
 
 class Played:
-    """An upstream that fails until ``well_at``, and takes ``takes`` seconds for each answer."""
+    """An upstream that fails until ``well_at``, and takes ``takes`` seconds for each response."""
 
     def __init__(self, well_at: float, takes: float = 0.0) -> None:
         self.well_at = well_at
         self.takes = takes
         self.began_at = anyio.current_time()
-        self.asked_at: list[float] = []
+        self.requested_at: list[float] = []
 
     @property
     def now(self) -> float:
         return anyio.current_time() - self.began_at
 
     async def script(self, stream: MemoryStream) -> None:
-        self.asked_at.append(self.now)
+        self.requested_at.append(self.now)
         await anyio.sleep(self.takes)
         status = b"200 OK" if self.now >= self.well_at else b"500 X"
         await stream.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
@@ -197,7 +197,7 @@ class Played:
 
 
 async def ask(running: Rig) -> bytes:
-    """The status of an answer."""
+    """The status of a response."""
     client = running.another_client()
     await client.send(chat())
     head = await client.receive()
@@ -218,9 +218,9 @@ async def probes_come_after_one_two_and_four_seconds() -> None:
         while played.now < 9:
             statuses[played.now] = await ask(running)
             await anyio.sleep(0.25)
-    assert played.asked_at[:3] == [0.0] * 3
+    assert played.requested_at[:3] == [0.0] * 3
     # Open for 1 s, 2 s, 4 s; then it is well.
-    assert played.asked_at[3:6] == [1.0, 3.0, 7.0]
+    assert played.requested_at[3:6] == [1.0, 3.0, 7.0]
     assert {at for at, status in statuses.items() if status == b"500"} == {1.0, 3.0}
     assert {status for at, status in statuses.items() if at >= 7} == {b"200"}
     assert {statuses[at] for at in (0.0, 0.75, 1.25, 2.75, 3.25, 6.75)} == {b"503"}
@@ -245,7 +245,7 @@ async def many_that_come_at_once_are_one_probe() -> None:
 
             for _ in range(20):
                 tasks.start_soon(note)
-    assert played.asked_at == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 4.0]
+    assert played.requested_at == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 4.0]
     assert sorted(statuses) == [b"200"] + [b"503"] * 19
 
 
@@ -263,10 +263,10 @@ async def a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
         leaving.close()
         await anyio.sleep(1)
         played.takes = 0
-        answered: list[Any] = [await ask(running), await ask(running)]
+        responded: list[Any] = [await ask(running), await ask(running)]
     assert refused == b"503"
-    assert answered == [b"200", b"200"]
-    assert played.asked_at[3:] == [1.0, 4.0, 4.0]
+    assert responded == [b"200", b"200"]
+    assert played.requested_at[3:] == [1.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize(

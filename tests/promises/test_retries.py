@@ -1,7 +1,7 @@
-"""Requests that are made again, by the bytes that upstream got and by what the client was told.
+"""Retries: the bytes that upstream got, and the response that the client got.
 
 Pauses are drawn from no more than a few milliseconds here; how long they are is seen on a clock of
-the test's own, in ``test_tries_timing``.
+the test's own, in ``test_retries_timing``.
 """
 
 import socket
@@ -63,7 +63,7 @@ def failing(name: str) -> Script:
 
 @pytest.mark.parametrize("name", AGAIN)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_upstream_did_not_take_on_is_asked_again(name: str, stream: bool) -> None:
+async def test_a_request_that_upstream_did_not_accept_is_retried(name: str, stream: bool) -> None:
     script = one_after_another(failing(name), streams_all if stream else says(200, PLAIN))
     request = STREAMED if stream else chat()
     async with (
@@ -87,7 +87,7 @@ async def test_what_upstream_did_not_take_on_is_asked_again(name: str, stream: b
     assert not {"error", "upstream_status", "upstream_code"} & line.keys()
 
 
-async def test_by_default_nothing_is() -> None:
+async def test_by_default_nothing_is_retried() -> None:
     async with (
         running_upstream(one_after_another(error("queue"))) as upstream,
         running_proxy(upstream.port) as running,
@@ -119,7 +119,7 @@ async def test_what_the_client_has_to_know_is_passed_on(name: str) -> None:
 
 
 @pytest.mark.parametrize("script", [closes, resets], ids=lambda script: script.__name__)
-async def test_what_may_have_been_carried_out_is_not_asked_again(script: Script) -> None:
+async def test_a_request_that_may_have_been_carried_out_is_not_retried(script: Script) -> None:
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
@@ -129,7 +129,7 @@ async def test_what_may_have_been_carried_out_is_not_asked_again(script: Script)
     assert len(upstream.requests) == 1
 
 
-async def test_what_did_not_answer_in_time_is_not_asked_again() -> None:
+async def test_a_request_without_a_response_in_time_is_not_retried() -> None:
     async with (
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05", **TWICE) as running,
@@ -139,7 +139,7 @@ async def test_what_did_not_answer_in_time_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("cut", [False, True])
-async def test_a_stream_that_has_begun_is_not_begun_again(cut: bool) -> None:
+async def test_a_stream_that_has_begun_is_not_retried(cut: bool) -> None:
     failed = b'{"status_code":500,"error":{"message":"x","type":"server_error","code":""}}'
 
     async def breaks_off(peer: Conversation) -> None:
@@ -202,7 +202,7 @@ async def test_a_connection_whose_error_was_too_long_is_not_used_again() -> None
     assert (len(upstream.requests), upstream.connections) == (2, 2)
 
 
-async def test_upstream_may_refuse_to_be_asked_again() -> None:
+async def test_upstream_may_forbid_a_retry() -> None:
     script = one_after_another(error("unavailable", b"X-Should-Retry: false\r\n"))
     async with (
         running_upstream(script) as upstream,
@@ -219,7 +219,7 @@ async def test_upstream_may_refuse_to_be_asked_again() -> None:
     ("retry_after", "settings", "why"),
     [("61", {}, "retry_after"), ("30", {"REQUEST_TIMEOUT": "20"}, "deadline")],
 )
-async def test_what_would_have_to_be_waited_for_too_long_is_passed_on_at_once(
+async def test_a_response_whose_retry_after_is_too_long_is_passed_on_at_once(
     retry_after: str, settings: dict[str, str], why: str
 ) -> None:
     script = one_after_another(error("queue", b"Retry-After: %s\r\n" % retry_after.encode()))
@@ -235,7 +235,7 @@ async def test_what_would_have_to_be_waited_for_too_long_is_passed_on_at_once(
     assert len(upstream.requests) == 1
 
 
-async def test_a_retry_after_that_is_malformed_is_passed_over_and_counted() -> None:
+async def test_a_malformed_retry_after_is_ignored_and_counted() -> None:
     script = one_after_another(error("queue", b"Retry-After: soon\r\n"), says(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
@@ -247,7 +247,7 @@ async def test_a_retry_after_that_is_malformed_is_passed_over_and_counted() -> N
     assert (response.status, len(upstream.requests)) == (200, 2)
 
 
-async def test_a_retry_after_of_zero_asks_for_nothing() -> None:
+async def test_a_retry_after_of_zero_adds_no_wait() -> None:
     script = one_after_another(error("queue", b"Retry-After: 0\r\n"), says(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
@@ -288,7 +288,7 @@ def refusing(times: int, how: type[OSError]) -> Callable[[str, int], object]:
 
 
 @pytest.mark.parametrize("how", [ConnectionRefusedError, socket.gaierror])
-async def test_a_connection_that_could_not_be_made_is_tried_again(how: type[OSError]) -> None:
+async def test_a_connection_that_could_not_be_made_is_retried(how: type[OSError]) -> None:
     async with (
         running_upstream(one_after_another(streams_all)) as upstream,
         running_proxy(upstream.port, refusing(2, how), **TWICE) as running,  # type: ignore[arg-type]
@@ -300,8 +300,8 @@ async def test_a_connection_that_could_not_be_made_is_tried_again(how: type[OSEr
     assert (line["outcome"], line["tries"], line["connection"]) == ("completed", 3, "new")
 
 
-async def test_what_the_last_try_did_not_come_to_is_not_told_of_one_before() -> None:
-    """The first is answered, the others find no connection."""
+async def test_fields_of_an_earlier_attempt_are_not_logged_for_the_last() -> None:
+    """The first attempt gets a response, the others find no connection."""
 
     async def answers_and_leaves(peer: Conversation) -> None:
         await peer.request()
@@ -344,15 +344,15 @@ async def test_a_converted_request_is_retried_as_a_stream() -> None:
     assert (line["tries"], line["ttft_source"]) == (2, "measured")
 
 
-# Who asks, and how often
+# Clients, and how often they retry
 
 
-async def test_a_client_that_leaves_while_a_retry_is_waited_for_is_noticed_at_once() -> None:
-    asked = anyio.Event()
+async def test_a_disconnect_while_a_retry_is_waited_for_is_noticed_at_once() -> None:
+    requested = anyio.Event()
 
     async def answers_later(peer: Conversation) -> None:
         await error("queue", b"Retry-After: 50\r\n")(peer)
-        asked.set()
+        requested.set()
 
     async with (
         running_upstream(one_after_another(answers_later)) as upstream,
@@ -360,7 +360,7 @@ async def test_a_client_that_leaves_while_a_retry_is_waited_for_is_noticed_at_on
     ):
         client = await running.client()
         await client.send(chat())
-        await asked.wait()
+        await requested.wait()
         scrapes = 1
         while await running.sample('cerebras_proxy_upstream_connections{state="idle"}') != 1:
             scrapes += 1
@@ -383,8 +383,8 @@ async def test_clients_own_retries_are_counted() -> None:
         for count in counts:
             await client.ask(chat(b'{"model":"x"}', b"X-Stainless-Retry-Count: " + count))
         await running.lines.exchange(len(counts) + 1)
-        told = await running.sample('cerebras_proxy_client_retries_total{model="other"}')
-        assert await running.metric("cerebras_proxy_client_retries_total") == told == 3
+        labelled = await running.sample('cerebras_proxy_client_retries_total{model="other"}')
+        assert await running.metric("cerebras_proxy_client_retries_total") == labelled == 3
     assert len(upstream.requests) == len(counts) + 1
 
 
@@ -398,14 +398,14 @@ async def test_an_upstream_that_fails_for_all_is_not_hammered() -> None:
         statuses = {(await client.ask(chat())).status for _ in range(count)}
         await running.lines.exchange(count)
         lines = running.lines.exchanges()
-        forgone = await running.sample('cerebras_proxy_retries_forgone_total{why="budget"}')
+        suppressed = await running.sample('cerebras_proxy_retries_forgone_total{why="budget"}')
         assert await running.metric("cerebras_proxy_retries_total") == count / 5
     assert statuses == {503}
     assert len(upstream.requests) == sum(line.get("tries", 1) for line in lines) == count * 6 / 5
-    assert forgone > 0
+    assert suppressed > 0
 
 
-async def test_an_answer_that_quotes_the_key_is_never_passed_on() -> None:
+async def test_a_response_that_quotes_the_key_is_never_passed_on() -> None:
     body = b'{"message":"%s","code":"queue_exceeded"}' % KEY.encode()
     async with (
         running_upstream(one_after_another(says(429, body))) as upstream,
@@ -416,7 +416,7 @@ async def test_an_answer_that_quotes_the_key_is_never_passed_on() -> None:
     assert KEY[:6].encode() not in response.body
 
 
-async def test_who_waits_for_a_retry_holds_no_connection() -> None:
+async def test_a_wait_for_a_retry_holds_no_connection() -> None:
     """Others can have it meanwhile."""
 
     async def script(peer: Conversation) -> None:

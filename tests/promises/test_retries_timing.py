@@ -1,4 +1,4 @@
-"""How long retries are waited for, and what their times come to, on a clock that only moves when
+"""How long retries wait, and the times that are recorded of them, on a clock that only moves when
 everybody waits."""
 
 from collections.abc import Awaitable, Callable
@@ -25,8 +25,8 @@ from ape_cerebras.upstream.circuit_breaker import CircuitBreaker
 from ape_cerebras.upstream.client import UpstreamClient, UpstreamRequest
 from ape_cerebras.upstream.retry import RetryingClient
 
-# What a try comes to: how long it takes, and the answer to it; None where it finds no connection.
-Try = tuple[float, bytes | None]
+# An attempt: how long it takes, and its response; None where it finds no connection.
+Attempt = tuple[float, bytes | None]
 
 
 def answer(status: int, *lines: bytes, body: bytes = b"{}") -> bytes:
@@ -39,12 +39,12 @@ OK = answer(200)
 
 
 class Played:
-    """Tries at an upstream with which they go so, one after another."""
+    """A request whose attempts end so, one after another."""
 
     def __init__(
         self,
         tasks: trio.Nursery,
-        tries: tuple[Try, ...],
+        tries: tuple[Attempt, ...],
         circuit: CircuitBreaker | None = None,
         **settings: str,
     ) -> None:
@@ -94,8 +94,8 @@ class Played:
             return response.status
 
 
-def play(tries: tuple[Try, ...], seconds: float = float("inf"), /, **settings: str) -> Played:
-    """What became of these tries, with so much time for all of them."""
+def play(tries: tuple[Attempt, ...], seconds: float = float("inf"), /, **settings: str) -> Played:
+    """Play these attempts, with so much time for all of them."""
     played: list[Played] = []
 
     async def test() -> None:
@@ -117,7 +117,7 @@ def test_pauses_double_up_to_eight_seconds() -> None:
     assert played.exchange.retry_reasons == ("connect",) * 5
 
 
-def test_what_upstream_asks_for_is_waited_for_and_up_to_a_quarter_more() -> None:
+def test_retry_after_is_waited_for_and_up_to_a_quarter_more() -> None:
     asks = answer(429, b"Retry-After: 16", body=FULL)
     played = play(((3.0, asks), (2.0, OK)))
     assert played.began_at == [0.0, 3.0 + 18.0]
@@ -138,8 +138,8 @@ def test_a_wait_that_would_end_after_the_deadline_is_not_begun(
     assert len(played.began_at) == (tries or 1)
 
 
-def test_a_wait_that_is_cut_short_is_told() -> None:
-    """As where the client leaves, or the process ends."""
+def test_a_wait_that_is_cut_short_is_recorded() -> None:
+    """As where the client disconnects, or the process ends."""
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
@@ -158,7 +158,7 @@ def test_a_wait_that_is_cut_short_is_told() -> None:
     on_mock_clock(test)
 
 
-def test_a_failure_that_is_not_tried_again_is_raised_as_it_is() -> None:
+def test_a_failure_that_is_not_retried_is_raised_as_it_is() -> None:
     async def test() -> None:
         async with trio.open_nursery() as tasks:
             played = Played(tasks, ((1.0, None),) * 3, RETRY_ATTEMPTS="2")
@@ -199,7 +199,7 @@ def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
     on_mock_clock(test)
 
 
-# What they come to in a line
+# In the log line
 
 
 def refuses_first(script: Callable[[MemoryStream], Awaitable[None]]) -> Callable[..., Any]:
@@ -219,7 +219,7 @@ def refuses_first(script: Callable[[MemoryStream], Awaitable[None]]) -> Callable
 
 
 async def what_retrying_took_is_part_of_ttft() -> None:
-    """Connections take 3 s each; the second try's stream has its first token after 20."""
+    """Connections take 3 s each; the second attempt's stream has its first token after 20."""
     settings = {"RETRY_ATTEMPTS": "1", "WARM_CONNECTIONS": "0"}
     async with rig(refuses_first(slow_stream), 3, **settings) as running:
         await running.client.send(STREAMED)
@@ -238,7 +238,7 @@ async def what_retrying_took_is_part_of_ttft() -> None:
     assert told == Decimal(repr(line["ttft_seconds"]))
 
 
-def test_what_retrying_took_is_part_of_ttft() -> None:
+def test_retry_time_is_part_of_ttft() -> None:
     on_mock_clock(what_retrying_took_is_part_of_ttft)
 
 
@@ -247,7 +247,7 @@ _seconds = st.floats(0, 1000).map(lambda seconds: round(seconds, 6))
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges(), st.none() | _seconds)
-def test_all_parts_of_ttft_add_up_with_what_retrying_took(
+def test_all_parts_of_ttft_add_up_with_retry_time(
     exchange: Exchange, retried: float | None
 ) -> None:
     exchange.retry_seconds = retried
@@ -260,7 +260,7 @@ def test_all_parts_of_ttft_add_up_with_what_retrying_took(
         assert sum(parts) == Decimal(repr(timings.ttft_seconds))
 
 
-def test_what_is_the_proxys_own_is_less_what_retrying_took() -> None:
+def test_the_proxys_own_time_excludes_retry_time() -> None:
     timings = Timings.of(stream_exchange(retry_seconds=0.001, connect_seconds=0.0005))
     assert timings.proxy_ttft_seconds == 0.004
     assert timings.proxy_own_seconds == 0.0025

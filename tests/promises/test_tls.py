@@ -85,7 +85,7 @@ async def test_plain_http_on_the_tls_port(bundle: str) -> None:
     assert (response.status, response.json()["code"]) == (502, "tls_error")
 
 
-async def test_a_handshake_that_is_never_answered(bundle: str) -> None:
+async def test_a_handshake_without_a_reply(bundle: str) -> None:
     async def script(peer: Conversation) -> None:
         await peer.until_left()
 
@@ -119,7 +119,7 @@ async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(
 
 
 @pytest.mark.parametrize("one_record", [True, False])
-async def test_bytes_behind_an_answer_never_reach_the_next_request(
+async def test_bytes_behind_a_response_never_reach_the_next_request(
     one_record: bool, authority: trustme.CA, bundle: str
 ) -> None:
     """In a record of their own they lie below h11, where only reading on can find them."""

@@ -31,7 +31,7 @@ USES = "cerebras_proxy_upstream_connection_uses_total"
 
 
 class Site:
-    """An upstream behind TLS that answers, and says when a connection has been made."""
+    """An upstream behind TLS that responds, and reports when a connection has been made."""
 
     def __init__(self) -> None:
         self.ready = 0
@@ -96,7 +96,7 @@ async def test_the_start_makes_them_and_a_burst_of_first_requests_finds_them(
 
 
 @pytest.mark.anyio
-async def test_those_that_upstream_closes_are_replaced_before_anybody_asks(
+async def test_those_that_upstream_closes_are_replaced_before_the_next_request(
     authority: trustme.CA, bundle: str
 ) -> None:
     async with a_site(authority, bundle, WARM_CONNECTIONS="1") as (site, _, running):
@@ -119,8 +119,8 @@ async def test_what_cannot_be_kept_warm_is_neither_logged_nor_counted() -> None:
                 assert (await client.get("/v1/tcp_warming")).body == b"{}"
             assert await running.metric(USES) == 0
             assert await running.metric("cerebras_proxy_errors_total") == 0
-            told = [line for line in running.lines.all() if "route" not in line]
-            assert {line["message"] for line in told} == {
+            events = [line for line in running.lines.all() if "route" not in line]
+            assert {line["message"] for line in events} == {
                 "APE_API_KEY is not set: every client is served",
                 "Listening",
             }
@@ -148,15 +148,15 @@ async def a_proxy(connect: Connect) -> AsyncIterator[tuple[Proxy, MemoryStream]]
         tasks.cancel_scope.cancel()
 
 
-def test_who_asks_for_the_warming_has_what_is_missing_made_at_once() -> None:
+def test_a_warming_request_makes_missing_connections_at_once() -> None:
     """The pause after the fourth failure lasts till 15 s."""
 
     async def test() -> None:
         began_at = anyio.current_time()
-        asked_at = []
+        requested_at = []
 
         async def connect(host: str, port: int) -> TimestampedStream:
-            asked_at.append(round(anyio.current_time() - began_at, 3))
+            requested_at.append(round(anyio.current_time() - began_at, 3))
             if anyio.current_time() - began_at < 10:
                 raise ConnectionRefusedError
             return memory_pair()[0]
@@ -166,7 +166,7 @@ def test_who_asks_for_the_warming_has_what_is_missing_made_at_once() -> None:
             await client.send(b"GET /v1/tcp_warming HTTP/1.1\r\nHost: a\r\n\r\n")
             assert (await client.receive()).endswith(b"\r\n\r\n{}")
             await anyio.sleep(10)
-        assert asked_at == [0, 1, 3, 7, 12]
+        assert requested_at == [0, 1, 3, 7, 12]
 
     on_mock_clock(test)
 
@@ -214,5 +214,5 @@ def test_one_that_is_made_at_the_moment_of_the_end_is_closed() -> None:
             await anyio.wait_all_tasks_blocked()
             assert all(peer.peer_is_gone() for peer in peers)
 
-    for _ in range(20):  # of what is woken at one moment, trio takes turns by chance
+    for _ in range(20):  # trio orders at random what is woken at one moment
         on_mock_clock(test)
