@@ -1,4 +1,4 @@
-"""The file of clients' keys: each with a name, and what that may use::
+"""The file of client keys, each with a name and limits::
 
     [[keys]]
     name = "alice"
@@ -8,8 +8,8 @@
     usd_per_day = 5.00
     models = ["gpt-oss-120b"]
 
-What is wrong with it is said by place and setting, and with nothing that the file holds: that may
-be a key, in the wrong place.
+Error messages name the entry and the setting, and quote nothing of the file: any text in it may be
+a key in the wrong place.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _MOST = 10_000_000
 
 @dataclass(frozen=True)
 class KeysFile:
-    """Where the file is, and what it held when it was read."""
+    """The path of the file, and the keys in it when it was read."""
 
     path: str
     keys: tuple[ClientKey, ...] = field(repr=False)
@@ -63,8 +63,8 @@ def _dollars(value: Any) -> Decimal:
 
 def _models(value: Any) -> frozenset[str]:
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a list of models' names")
-    return frozenset(map(_text(MODEL, "a list of models' names"), value))
+        raise ValueError("must be a list of model names")
+    return frozenset(map(_text(MODEL, "a list of model names"), value))
 
 
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
@@ -79,9 +79,8 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_keys_file(path: str) -> KeysFile:
-    """Read and check it. Raises ValueError with what is wrong, to stand after the variable's
-    name."""
-    import tomllib  # here, because most do without such a file
+    """Read and check the file. Raises ValueError with a text that follows the variable's name."""
+    import tomllib  # here, because few proxies have such a file
 
     try:
         with Path(path).open("rb") as file:
@@ -92,14 +91,14 @@ def read_keys_file(path: str) -> KeysFile:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
         raise ValueError("names a file that is not valid TOML") from None
     if len(content) > _MAX_BYTES:
-        raise ValueError("names a file that is too large for one of keys")
+        raise ValueError("names a file that is too large for a keys file")
     return KeysFile(path, _read_keys(table))
 
 
 def _read_keys(table: dict[str, Any]) -> tuple[ClientKey, ...]:
     entries = table.pop("keys", None)
     if table or not isinstance(entries, list) or not entries:
-        raise ValueError("names a file that must hold tables [[keys]], and nothing else")
+        raise ValueError("names a file that must hold tables [[keys]] and nothing else")
     keys = tuple(_read_key(number, entry) for number, entry in enumerate(entries, 1))
     for what in ("name", "digest"):
         if len({getattr(key, what) for key in keys}) < len(keys):
@@ -113,9 +112,9 @@ _CALLED = {"name": "name", "digest": "key"}
 def _read_key(number: int, entry: Any) -> ClientKey:
     where = f"names a file in which [[keys]] number {number}"
     if not isinstance(entry, dict) or not entry.keys() <= _SETTINGS.keys():
-        raise ValueError(f"{where} has something else than {', '.join(_SETTINGS)}")
+        raise ValueError(f"{where} has a setting that is none of {', '.join(_SETTINGS)}")
     if "name" not in entry or ("key" in entry) == ("sha256" in entry):
-        raise ValueError(f"{where} has not a name, and either key or sha256")
+        raise ValueError(f"{where} needs a name, and either key or sha256")
     values = {}
     for setting, value in entry.items():
         try:

@@ -29,15 +29,15 @@ class Price(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """Prices by model name. A model that is not in it has no cost, which is not a cost of 0."""
+    """Prices by model name. A model without a price has no cost, which is not a cost of 0."""
 
     prices: dict[str, Price]
     is_built_in: bool = field(default=False, compare=False)
-    """Whether nobody has set it."""
+    """Whether it is the built-in table, not one from MODEL_PRICES."""
 
     def cost(self, model: str, prompt: int, completion: int, cached: int) -> Decimal | None:
-        """US dollars, exact, of so many tokens, ``cached`` being part of those of the prompt; None
-        where the model has no price."""
+        """The exact cost in US dollars; None if the model has no price. ``cached`` tokens are part
+        of the ``prompt`` tokens."""
         price = self.prices.get(model)
         if price is None:
             return None
@@ -51,9 +51,9 @@ class PriceTable:
 
     @classmethod
     def built_in(cls) -> "PriceTable":
-        """The table that ships with the package: Cerebras's published prices, late 2026.
+        """The table of the package: the prices that Cerebras published, as of late 2026.
 
-        No discount for cached tokens is published, so they cost what input costs.
+        No discount for cached tokens is published, so they cost the price of input.
         """
         table = cls.from_json((files(__package__) / "prices.json").read_text("utf-8"))
         return cls(table.prices, is_built_in=True)
@@ -62,9 +62,8 @@ class PriceTable:
     def from_json(cls, text: str) -> "PriceTable":
         """Read ``{"model": {"input": 0.35, "output": 0.75, "cached_input": 0.35}, …}``.
 
-        Values are USD per million tokens, as numbers or strings; ``cached_input`` may be missing
-        and is then the price of input. Raises ValueError, with a text that is ours, where the JSON
-        is anything else.
+        Values are US dollars per million tokens, as numbers or strings; the default of
+        ``cached_input`` is the price of input. Raises ValueError with our own text.
         """
         try:
             table = json.loads(
@@ -85,7 +84,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_price(model: str, row: Any) -> Price:
-    """A row of the table. Raises ValueError."""
+    """Read a row of the table. Raises ValueError."""
     names = {"input", "output", "cached_input"}
     if not isinstance(row, dict) or not {"input", "output"} <= row.keys() <= names:
         raise ValueError(f"model {model!r} needs input and output, and may have cached_input")

@@ -1,8 +1,8 @@
-"""The values that settings hold, and their parsers.
+"""The values of settings, and their parsers.
 
-A parser takes the text of a variable (stripped, never empty) and gives the value that ``Config``
-holds. It raises ValueError with a text of ours that reads well after the variable's name and
-repeats nothing of a secret.
+A parser takes the text of a variable (stripped, never empty) and returns the value that ``Config``
+holds. It raises ValueError with our own text, which follows the variable's name and quotes nothing
+of a secret.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ __all__ = (
 _SECRET = re.compile(r"[\x21-\x7e]+")
 KEY_NAME = r"[A-Za-z0-9._-]{1,64}"
 KEY = r"[\x21-\x7e]{1,4096}"
-# A name with no key after it is not a key: "name:${KEY}" with an unset KEY must not open the door.
+# A name without a key is rejected: "name:${KEY}" with an unset KEY must not let everybody in.
 _NAMED_KEY = re.compile(
     rf"(?![A-Za-z0-9._-]+:$)(?:(?P<name>{KEY_NAME}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
 )
@@ -61,8 +61,8 @@ HOST = r"[A-Za-z0-9._:%-]{1,255}"
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
 
-# Fine between 1 ms and 500 ms for TTFT and down to 0.1 ms for a token, where this upstream lives;
-# the bounds of OpenTelemetry's semantic conventions are all among them, so that their queries work.
+# Fine from 1 ms to 500 ms for TTFT and down to 0.1 ms for a token, the usual times of the API.
+# All bounds of OpenTelemetry's semantic conventions are among them, so that their queries work.
 BUCKETS: dict[str, tuple[float, ...]] = {
     "ttft": (
         *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
@@ -83,11 +83,11 @@ BUCKETS: dict[str, tuple[float, ...]] = {
     "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
     "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
 }
-"""Upper bounds of the histograms' buckets, by family; seconds, but for `speed`: tokens/second."""
+"""Upper bounds of histogram buckets by metric family, in seconds; `speed` in tokens per second."""
 
 
 class UpstreamKey(str):
-    """The account's key. Only ``encode`` gives it away; what prints or formats it cannot."""
+    """The account's key. Only ``encode`` reveals it; printing and formatting do not."""
 
     __slots__ = ()
 
@@ -102,8 +102,8 @@ class UpstreamKey(str):
 
 
 class ClientKey(NamedTuple):
-    """A key that clients may present: its SHA-256, its name where it was given one, and what that
-    may use; None: as much as it likes."""
+    """A client key: the SHA-256 of the key, its name if it has one, and its limits; None: no
+    limit."""
 
     digest: bytes
     name: str | None = None
@@ -118,7 +118,7 @@ class ClientKey(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where the API is. ``prefix`` is what stands before ``/v1`` in its paths."""
+    """The address of the API. ``prefix`` is the part of its paths before ``/v1``."""
 
     scheme: str
     host: str
@@ -152,7 +152,7 @@ def read_origin(text: str) -> Origin:
     if "@" in parts.netloc or "?" in text or "#" in text:
         raise ValueError("must be a URL without user, query or fragment")
     if not re.fullmatch(HOST, parts.hostname):
-        raise ValueError("must be a URL with a host's name or address in it")
+        raise ValueError("must be a URL with a host name or an IP address")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Origin(parts.scheme, parts.hostname, port, prefix)
 
@@ -171,7 +171,7 @@ def read_store(text: str) -> str:
     except ValueError:
         fits = False
     if not (fits and _SECRET.fullmatch(text) and re.fullmatch(r"(/[0-9]{0,4})?", parts.path)):
-        raise ValueError("must be a Redis URL: with a host, maybe a port and a database")
+        raise ValueError("must be a Redis URL with a host, optionally a port and a database")
     if "?" in text or "#" in text:
         raise ValueError("must be a URL without query or fragment")
     if find_spec("redis") is None:
@@ -185,7 +185,7 @@ def read_client_keys(text: str) -> tuple[ClientKey, ...]:
     for item in text.split(","):
         match = _NAMED_KEY.fullmatch(item.strip())
         if match is None:
-            raise ValueError("must be keys of visible ASCII, comma-separated, each maybe name:key")
+            raise ValueError("must be keys of visible ASCII, comma-separated, each key or name:key")
         keys.append(ClientKey(hashlib.sha256(match["key"].encode()).digest(), match["name"]))
     return tuple(keys)
 
@@ -193,12 +193,12 @@ def read_client_keys(text: str) -> tuple[ClientKey, ...]:
 def read_aliases(text: str) -> dict[str, str]:
     aliases = {}
     for item in text.split(","):
-        asked, equals, served = (part.strip() for part in item.partition("="))
-        if not equals or not re.fullmatch(MODEL, asked) or not re.fullmatch(MODEL, served):
-            raise ValueError("must be asked=served pairs, comma-separated")
-        if asked in aliases:
+        requested, equals, sent = (part.strip() for part in item.partition("="))
+        if not equals or not re.fullmatch(MODEL, requested) or not re.fullmatch(MODEL, sent):
+            raise ValueError("must be requested=sent pairs of model names, comma-separated")
+        if requested in aliases:
             raise ValueError("names a model twice")
-        aliases[asked] = served
+        aliases[requested] = sent
     return aliases
 
 
@@ -243,7 +243,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 def not_negative(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        raise ValueError("must be a number, not below 0")
+        raise ValueError("must be a number from 0 up")
     return float(text)
 
 
