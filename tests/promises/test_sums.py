@@ -82,7 +82,7 @@ def test_sums(exchanges: list[Exchange]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ended_exchanges(), max_size=12))
-def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) -> None:
+def test_each_outcome_is_counted_with_the_labels_of_its_line(exchanges: list[Exchange]) -> None:
     lines, _, samples = reported(exchanges)
     counted = Counter(
         {
@@ -98,7 +98,7 @@ def test_each_outcome_is_counted_where_its_line_says(exchanges: list[Exchange]) 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ended_exchanges(), max_size=12))
-def test_each_client_has_what_its_lines_say_and_who_has_no_name_nothing(
+def test_each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
     exchanges: list[Exchange],
 ) -> None:
     lines, _, samples = reported(exchanges)

@@ -44,7 +44,7 @@ _ERRORS = (ClientGone, IdleTimeout, InternalError, Overloaded, Unauthorized)
 
 
 def chat_exchange(**fields: Any) -> Exchange:
-    """A chat exchange from 100.0 to 102.0 seconds on the clock, answered with status 200."""
+    """A chat exchange from 100.0 to 102.0 seconds on the clock, with status 200."""
     defaults: dict[str, Any] = {
         "started_at": 99.5,
         "request": _REQUEST,
@@ -132,7 +132,7 @@ _ways_to_a_connection = st.fixed_dictionaries(
 
 @st.composite
 def ended_exchanges(draw: st.DrawFn) -> Exchange:
-    """Any exchange whose stamps are in the order of the things they stamp."""
+    """Any exchange whose times are in the order of its events."""
     moments = [draw(st.floats(-1000, 1e6))]
     for step in draw(st.lists(_steps, min_size=10, max_size=10)):
         moments.append(moments[-1] + step)

@@ -1,4 +1,4 @@
-"""When the service counts as degraded: exact bounds, against the definition of a percentile."""
+"""Degradation: exact bounds, against the definition of a percentile."""
 
 import math
 from typing import Any

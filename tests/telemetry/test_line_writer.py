@@ -166,8 +166,8 @@ def test_writers_that_share_a_pipe_tear_no_line(pipe: Pipe) -> None:
         pipe.start_reading()
     received = pipe.end()
     for name in whose:
-        told = [line for line in received if line.startswith(name)]
-        assert told == [name + line for line in LINES[:3_000]]
+        kept = [line for line in received if line.startswith(name)]
+        assert kept == [name + line for line in LINES[:3_000]]
 
 
 def test_a_line_longer_than_a_pipe_takes_at_once_is_written_all_the_same(pipe: Pipe) -> None:

@@ -1,4 +1,4 @@
-"""A line of the log: its keys and their order, levels and messages, and text from outside."""
+"""Log lines: keys and their order, levels and messages, and text from outside."""
 
 import json
 import re
@@ -122,13 +122,13 @@ def test_all_keys_in_their_order() -> None:
     }
 
 
-def test_how_tokens_came_together_is_told_at_level_debug_only() -> None:
+def test_the_grouping_of_tokens_is_logged_at_level_debug_only() -> None:
     line = json.loads(text_of(stream_exchange(), "info"))
     assert list(line) == [key for key in KEYS if key in line]
     assert not line.keys() & {"token_events", "token_reads", "tokens_per_event", "events_per_read"}
 
 
-def test_the_keys_of_a_plain_reply() -> None:
+def test_the_keys_of_a_plain_response() -> None:
     line = line_of(plain_exchange())
     assert list(line) == [key for key in KEYS if key not in PLAIN_ONLY_MISSES]
     assert line["message"] == "Chat completion successful"
@@ -145,13 +145,13 @@ def test_the_keys_of_an_exchange_without_a_request() -> None:
     ]
 
 
-def test_what_is_told_of_an_exchange_without_an_answer() -> None:
+def test_the_keys_of_an_exchange_without_a_response() -> None:
     unanswered = line_of(chat_exchange(head_at=None, upstream_status=None, error=ClientGone()))
     assert unanswered["ttft_source"] is None
     assert not {"ttfb_seconds", "usage_source", "upstream_status"} & unanswered.keys()
-    untold = line_of(stream_exchange(usage=None, cost=None))
-    assert untold["usage_source"] == "missing"
-    assert not {"total_tokens", "tokens_per_second", "cost_usd"} & untold.keys()
+    without_usage = line_of(stream_exchange(usage=None, cost=None))
+    assert without_usage["usage_source"] == "missing"
+    assert not {"total_tokens", "tokens_per_second", "cost_usd"} & without_usage.keys()
     assert "ttft_source" not in line_of(chat_exchange(route="/health"))
 
 
@@ -251,7 +251,7 @@ def test_text_from_outside(text: str, logged: str) -> None:
     assert written.endswith("\n")
 
 
-def test_of_several_workers_each_line_tells_whose_it_is() -> None:
+def test_with_several_workers_each_line_has_the_number_of_its_worker() -> None:
     lines: list[bytes] = []
     logs = Logs("debug", lines.append, worker=2)
     logs.exchange(*with_timings(stream_exchange(error=Truncated())))

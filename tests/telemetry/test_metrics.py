@@ -1,4 +1,4 @@
-"""The metrics as a scraper reads them: which there are, with which labels, and what they hold."""
+"""The metrics as a scraper reads them: names, labels and values."""
 
 from itertools import accumulate
 
@@ -152,7 +152,7 @@ def test_what_connection_an_exchange_had() -> None:
     assert value(metrics, "upstream_connection_uses_total", connection="warm") == 1
 
 
-def test_a_plain_reply_is_told_apart() -> None:
+def test_a_plain_response_has_its_own_source() -> None:
     metrics = observed(plain_exchange())
     model = {"model": "gpt-oss-120b"}
     assert value(metrics, "ttft_seconds_count", source="derived", **model) == 1
@@ -179,7 +179,7 @@ def test_other_routes_are_no_chat_requests() -> None:
     assert not [sample for sample in samples(metrics) if "model" in sample.labels]
 
 
-def test_unpriced_and_untold() -> None:
+def test_responses_without_a_price_or_usage() -> None:
     metrics = observed(
         stream_exchange(model="new", cost=None), stream_exchange(usage=None, cost=None)
     )

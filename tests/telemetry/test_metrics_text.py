@@ -1,4 +1,4 @@
-"""The metrics' text: which format a scraper gets, exemplars, and what is never in it."""
+"""The text of the metrics: its format, exemplars, and no key in it."""
 
 from typing import Any
 

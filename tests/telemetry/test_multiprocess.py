@@ -1,4 +1,4 @@
-"""What a scraper gets from any of several workers: sums, and of gauges what they make together."""
+"""The metrics of several workers in one scrape: sums, and combined gauges."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -59,7 +59,7 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
-def test_two_workers_tell_together_what_one_process_would(crew: Crew, accept: bytes) -> None:
+def test_two_workers_together_count_what_one_process_would(crew: Crew, accept: bytes) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
     alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
@@ -81,15 +81,15 @@ def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
     alone, worker = made(), crew.worker(1)
     for metrics in (alone, worker):
         metrics.observe(*with_timings(stream_exchange(quota=read_quota(quota))))
-    alone_told, told = families(alone), families(worker)
-    assert {name.removeprefix("cerebras_proxy_") for name in told.keys() - alone_told} == WORKERS
-    for name, metric in alone_told.items():
+    of_alone, found = families(alone), families(worker)
+    assert {name.removeprefix("cerebras_proxy_") for name in found.keys() - of_alone} == WORKERS
+    for name, metric in of_alone.items():
         if metric.samples:
-            assert (told[name].type, told[name].documentation) == (
+            assert (found[name].type, found[name].documentation) == (
                 metric.type,
                 metric.documentation,
             )
-            assert {s.name for s in told[name].samples} == {s.name for s in metric.samples}
+            assert {s.name for s in found[name].samples} == {s.name for s in metric.samples}
 
 
 def test_the_order_is_that_of_the_names(crew: Crew) -> None:

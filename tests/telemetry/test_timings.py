@@ -62,7 +62,7 @@ def test_the_times_of_a_stream() -> None:
     }
 
 
-def test_the_times_of_a_plain_reply() -> None:
+def test_the_times_of_a_plain_response() -> None:
     timings = Timings.of(plain_exchange(upstream_wait_seconds=0.998))
     assert timings.ttft_source == "derived"
     assert times(timings) == {
@@ -153,7 +153,7 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
 
 
 @pytest.mark.parametrize(
-    ("request_timestamped", "response_timestamped", "stamp"),
+    ("request_timestamped", "response_timestamped", "source"),
     [
         (True, True, "kernel"),
         (True, None, "kernel"),  # nothing was asked upstream
@@ -161,26 +161,26 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
         (False, True, "read"),
     ],
 )
-def test_whose_word_the_times_rest_on(
-    request_timestamped: bool, response_timestamped: bool | None, stamp: str
+def test_the_source_of_timestamps(
+    request_timestamped: bool, response_timestamped: bool | None, source: str
 ) -> None:
     how = {"request_timestamped": request_timestamped, "response_timestamped": response_timestamped}
-    assert Timings.of(stream_exchange(**how)).timestamp_source == stamp
+    assert Timings.of(stream_exchange(**how)).timestamp_source == source
     assert Timings.of(stream_exchange(**how, received_at=None)).timestamp_source is None
 
 
-@pytest.mark.parametrize(("blocked", "piled_up"), [(0.0, True), (9.0, False), (9.0, True)])
-def test_a_client_that_made_upstream_wait_makes_no_cerebras_look_slow(
-    blocked: float, piled_up: bool
+@pytest.mark.parametrize(("blocked", "backlogged"), [(0.0, True), (9.0, False), (9.0, True)])
+def test_generation_is_not_measured_where_a_client_made_upstream_wait(
+    blocked: float, backlogged: bool
 ) -> None:
-    fields = {"client_blocked_seconds": blocked, "response_backlogged": piled_up}
+    fields = {"client_blocked_seconds": blocked, "response_backlogged": backlogged}
     timings = Timings.of(stream_exchange(**fields))
-    told = (timings.generation_seconds, timings.tpot_seconds, timings.tokens_per_second)
-    assert told == ((None, None, None) if blocked and piled_up else (0.4, 0.1, 12.5))
+    measured = (timings.generation_seconds, timings.tpot_seconds, timings.tokens_per_second)
+    assert measured == ((None, None, None) if blocked and backlogged else (0.4, 0.1, 12.5))
     assert timings.upstream_ttft_seconds == 0.199
 
 
-def test_how_tokens_came_together() -> None:
+def test_the_grouping_of_tokens() -> None:
     timings = Timings.of(stream_exchange())
     assert (timings.tokens_per_event, timings.events_per_read) == (1.25, 2.0)
     timings = Timings.of(chat_exchange())
@@ -222,7 +222,7 @@ def test_no_rates_without_usage() -> None:
     assert (timings.tpot_seconds, timings.tokens_per_second) == (None, None)
 
 
-def test_time_to_the_first_answer_is_told_of_reasoning_only() -> None:
+def test_time_to_the_first_output_is_measured_of_reasoning_only() -> None:
     assert Timings.of(stream_exchange(has_reasoning=False)).ttfo_seconds is None
     assert Timings.of(stream_exchange(first_output_sent_at=None)).ttfo_seconds is None
 
@@ -263,7 +263,7 @@ def test_a_request_that_never_was_complete() -> None:
     ("status", "upstream_status", "stream_failed", "error", "outcome", "code"),
     [
         (200, 200, False, None, "completed", None),
-        (200, None, False, None, "completed", None),  # answered by the proxy itself
+        (200, None, False, None, "completed", None),  # a response of the proxy itself
         (503, None, False, None, "completed", None),
         (429, 429, False, None, "upstream_rate_limited", "upstream_rate_limited"),
         (400, 400, False, None, "upstream_rejected", "upstream_rejected"),

@@ -176,6 +176,6 @@ def test_how_late_a_request_began(header: bytes | None, lag: float | None) -> No
 
 
 @given(st.binary(max_size=30))
-def test_whatever_a_client_says_of_its_start_is_a_lag_or_nothing(header: bytes) -> None:
+def test_any_x_request_timestamp_is_a_lag_or_nothing(header: bytes) -> None:
     lag = intended_start_lag(header, NOW)
     assert lag is None or 0 <= lag <= 86_400
