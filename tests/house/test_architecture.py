@@ -108,6 +108,23 @@ def test_files_and_functions_stay_short(module: str) -> None:
             assert (node.end_lineno or 0) - node.lineno < 40, node.name
 
 
+def test_the_package_stays_small() -> None:
+    """A file is as long as its subject, and there are few of them."""
+    modules = [name for name in MODULES if name not in ROOMS]
+    texts = {name: path.read_text("utf-8") for name, path in MODULES.items()}
+    lines = {name: len(text.splitlines()) for name, text in texts.items()}
+    functions = sum(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for text in texts.values()
+        for node in ast.walk(ast.parse(text))
+    )
+    assert len(ROOMS) <= 11
+    assert len(modules) <= 70
+    assert len([name for name in modules if lines[name] < 70]) <= 8
+    assert sum(lines.values()) < 12_800
+    assert 100 * functions / sum(lines.values()) < 6.5
+
+
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
     for module, path in MODULES.items():
