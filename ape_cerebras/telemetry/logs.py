@@ -10,7 +10,7 @@ import select
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -203,20 +203,6 @@ class Logs:
         self._write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _in_batches(lines: list[bytes], at_once: int) -> Iterator[list[bytes]]:
-    """As many whole lines at a time as fit into ``at_once`` bytes."""
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        if batch and size + len(line) > at_once:
-            yield batch
-            batch, size = [], 0
-        batch.append(line)
-        size += len(line)
-    if batch:
-        yield batch
-
-
 class LineWriter:
     """Writes lines to a file descriptor from a thread of its own; a context manager.
 
@@ -268,8 +254,17 @@ class LineWriter:
         self._write_waiting()
 
     def _write_waiting(self) -> None:
-        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        for batch in _in_batches(lines, self._at_once):
+        """Write all lines, as many at once as fit into ``at_once`` bytes."""
+        batch: list[bytes] = []
+        size = 0
+        for _ in range(len(self._waiting)):
+            line = self._waiting.popleft()
+            if batch and size + len(line) > self._at_once:
+                self._write_lines(batch)
+                batch, size = [], 0
+            batch.append(line)
+            size += len(line)
+        if batch:
             self._write_lines(batch)
 
     def _write_lines(self, lines: list[bytes]) -> None:
