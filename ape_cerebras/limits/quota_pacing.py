@@ -92,7 +92,7 @@ class _ModelQuota:
 
 
 class QuotaPacing:
-    """``known_models`` are told apart however many names clients send."""
+    """``known_models`` have a quota each, however many names clients send."""
 
     def __init__(self, limits: LimitStore, known_models: frozenset[str], max_waiting: int) -> None:
         self._limits = limits

@@ -122,26 +122,26 @@ class Playback:
     async def send_completion(self, simulation: Simulation, default_model: str) -> None:
         """Generate and send a chat completion. Raises Rejected."""
         request = self._truth.request
-        asked = read_completion_request(
+        chat = read_completion_request(
             self._truth.body,
             request.header(b"content-type") or b"",
             request.header(b"content-encoding") or b"",
             default_model,
         )
         completion = Completion(
-            asked,
+            chat,
             tokens=simulation.tokens,
             reasoning_tokens=simulation.reasoning_tokens,
             tokens_per_event=simulation.tokens_per_chunk,
             cached_tokens=simulation.cached_tokens,
         )
         used = completion.usage()["total_tokens"]
-        reserved = self._account.admit(asked, anyio.current_time())
+        reserved = self._account.admit(chat, anyio.current_time())
         try:
             timing = simulation.timing(completion.token_count, time.time())
             self._truth.id = completion.id
-            media_type = _EVENT_STREAM if asked.stream else _JSON
-            events = completion.events(timing) if asked.stream else [completion.plain(timing)]
+            media_type = _EVENT_STREAM if chat.stream else _JSON
+            events = completion.events(timing) if chat.stream else [completion.plain(timing)]
             headers = (media_type, (b"inference-id", completion.id.encode()))
             await self._play(simulation, headers, events, used)
         finally:

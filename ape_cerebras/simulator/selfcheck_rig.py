@@ -85,7 +85,7 @@ class ServerProcess:
 
     async def read_log(self) -> None:
         """Read the log until the process ends."""
-        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
         stream = BufferedByteReceiveStream(self._process.stdout)
         try:
             while True:

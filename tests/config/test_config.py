@@ -84,20 +84,22 @@ def test_unknown_variables_are_no_errors() -> None:
 
 
 def test_all_problems_are_told_at_once_in_the_tables_order() -> None:
-    told = problems({"PORT": "http", "LOG_LEVEL": "loud", "APE_API_KEY": "a b", "MAX_HEADERS": "0"})
-    assert [text.partition(" ")[0] for text in told] == [
+    found = problems(
+        {"PORT": "http", "LOG_LEVEL": "loud", "APE_API_KEY": "a b", "MAX_HEADERS": "0"}
+    )
+    assert [text.partition(" ")[0] for text in found] == [
         *("CEREBRAS_API_KEY", "APE_API_KEY", "LOG_LEVEL", "PORT", "MAX_HEADERS"),
     ]
-    assert told[0] == "CEREBRAS_API_KEY is required"
+    assert found[0] == "CEREBRAS_API_KEY is required"
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
 def test_a_problem_names_its_variable_and_shows_no_secret(setting: object) -> None:
     variable = str(getattr(setting, "variable"))  # noqa: B009
-    (told,) = problems({**KEY, variable: "\x01 hush,\x01 hush=hush"})
-    assert told.startswith(f"{variable} ")
-    assert SECRET not in told
-    assert "hush" not in told
+    (found,) = problems({**KEY, variable: "\x01 hush,\x01 hush=hush"})
+    assert found.startswith(f"{variable} ")
+    assert SECRET not in found
+    assert "hush" not in found
 
 
 def test_overrides_win_over_variables_even_over_wrong_ones() -> None:
@@ -107,8 +109,8 @@ def test_overrides_win_over_variables_even_over_wrong_ones() -> None:
 
 def test_metrics_that_are_on_no_port_are_a_mistake() -> None:
     for nowhere in ({}, {"METRICS_PORT": "8000"}, {"METRICS_PORT": "9", "PORT": "9"}):
-        told = problems({**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off"})
-        assert told == ["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"]
+        found = problems({**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off"})
+        assert found == ["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"]
         Config.from_environment(
             {**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off", "METRICS_ENABLED": "off"}
         )
@@ -152,8 +154,8 @@ def test_only_a_secret_may_come_in_a_file(tmp_path: Path) -> None:
 def test_h10_both_ways_are_one_too_many(tmp_path: Path, variable: str) -> None:
     file = tmp_path / "key"
     file.write_text("other")
-    told = problems({**KEY, variable: SECRET, f"{variable}_FILE": str(file)})
-    assert told == [f"{variable} and {variable}_FILE are both set"]
+    found = problems({**KEY, variable: SECRET, f"{variable}_FILE": str(file)})
+    assert found == [f"{variable} and {variable}_FILE are both set"]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +164,8 @@ def test_h10_both_ways_are_one_too_many(tmp_path: Path, variable: str) -> None:
 def test_h8_a_secret_of_other_bytes_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key"
     file.write_bytes(b"hush" + content)
-    told = problems({"CEREBRAS_API_KEY_FILE": str(file)})
-    assert told == ["CEREBRAS_API_KEY_FILE must be visible ASCII without white space"]
+    found = problems({"CEREBRAS_API_KEY_FILE": str(file)})
+    assert found == ["CEREBRAS_API_KEY_FILE must be visible ASCII without white space"]
 
 
 def test_h9_a_file_that_gives_no_secret_is_refused_at_once(tmp_path: Path) -> None:
@@ -182,14 +184,14 @@ def test_h9_a_file_that_gives_no_secret_is_refused_at_once(tmp_path: Path) -> No
         Path("/dev/zero"): "too large for a secret",
     }
     for path, text in cases.items():
-        (told,) = problems({"CEREBRAS_API_KEY_FILE": str(path)})
-        assert told.startswith("CEREBRAS_API_KEY_FILE names a")
-        assert text in told
+        (found,) = problems({"CEREBRAS_API_KEY_FILE": str(path)})
+        assert found.startswith("CEREBRAS_API_KEY_FILE names a")
+        assert text in found
 
 
 def test_a_secret_put_where_its_file_belongs_is_not_shown() -> None:
-    (told,) = problems({"CEREBRAS_API_KEY_FILE": SECRET})
-    assert SECRET not in told
+    (found,) = problems({"CEREBRAS_API_KEY_FILE": SECRET})
+    assert SECRET not in found
 
 
 def test_nothing_that_prints_shows_a_secret() -> None:

@@ -1,4 +1,4 @@
-"""The file of keys: what it may hold, and that what is wrong with it is said without a secret."""
+"""The file of keys: what it may hold, and that errors are reported without a secret."""
 
 import hashlib
 from decimal import Decimal
@@ -60,7 +60,7 @@ def test_a_key_and_its_sha256_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("", "must hold tables [[keys]]"),
         ("keys = []", "must hold tables [[keys]]"),
@@ -101,14 +101,14 @@ def test_a_key_and_its_sha256_are_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said_by_name_and_without_what_the_file_holds(
-    tmp_path: Path, wrong: str | bytes, said: str
+    tmp_path: Path, wrong: str | bytes, message: str
 ) -> None:
     path = written(tmp_path, wrong)
     with pytest.raises(ConfigError) as caught:
         Config.from_environment({"CEREBRAS_API_KEY": "key", "APE_API_KEYS_FILE": path})
     [problem] = caught.value.problems
     assert problem.startswith("APE_API_KEYS_FILE names a file ")
-    assert said in problem
+    assert message in problem
     assert SECRET not in problem
 
 

@@ -1,4 +1,4 @@
-"""The table of settings, row by row: what each may hold, what it becomes, and what is refused."""
+"""The table of settings, row by row: what each may hold, its value, and what is rejected."""
 
 import hashlib
 import json
@@ -297,7 +297,7 @@ def test_any_text_is_read_or_refused_in_our_words(setting: Setting, text: str) -
 # What is more than a text
 
 
-def test_prices_and_buckets_may_stand_in_a_file(tmp_path: Path) -> None:
+def test_prices_and_buckets_may_be_in_a_file(tmp_path: Path) -> None:
     prices, buckets = tmp_path / "prices.json", tmp_path / "buckets.json"
     prices.write_text('{"m":{"input":1,"output":2}}')
     buckets.write_text('{"ttft":[1,2]}')

@@ -66,10 +66,12 @@ class Fleet:
     async def _exchange(self, name: str, exchange: object, limit: int, used: int) -> None:
         assert isinstance(exchange, type(chat_exchange()))
         await anyio.sleep(0.05)
-        asked = CompletionRequest(model="gpt-oss-120b", stream=True, prompt_tokens=100, limit=limit)
+        request = CompletionRequest(
+            model="gpt-oss-120b", stream=True, prompt_tokens=100, limit=limit
+        )
         now = anyio.current_time()
         try:
-            reserved = self.account.admit(asked, now)
+            reserved = self.account.admit(request, now)
             exchange.upstream_status = 200
         except Rejected:
             self.rejected.append(name)
@@ -104,7 +106,7 @@ def test_nothing_is_overrun_and_nobody_held_back_for_longer_than_it_takes() -> N
         assert times[1] == 0.1  # the first goes alone, to find out
         assert times[29] == 0.1
         # From then on one fits every two seconds: as soon as the account has refilled, and no later
-        # than what is told takes to come here.
+        # than the response takes to arrive.
         for number, at in enumerate(times[30:], 1):
             assert 2 * number <= at + 0.05 <= 2 * number + 0.2
 
@@ -134,7 +136,7 @@ def test_what_was_reserved_and_not_used_is_there_for_the_next() -> None:
     on_mock_clock(test)
 
 
-def test_where_nothing_is_given_back_the_answers_say_so() -> None:
+def test_where_nothing_is_given_back_the_responses_show_it() -> None:
     """What came back here by mistake costs a rejection a minute at most."""
 
     async def test() -> None:

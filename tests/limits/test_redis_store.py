@@ -1,6 +1,5 @@
-"""Limits in a Redis: decided as those of one process are, together with all who ask, and by others
-where the Redis does not answer. What it is told of the time is its own affair: buckets here refill
-so slowly that a test's duration is nothing."""
+"""Limits in Redis: decided as in one process, shared by all stores, and what holds while Redis does
+not respond. Its clock cannot be set, so buckets here refill too slowly for a test to matter."""
 
 import random
 from collections.abc import AsyncIterator, Iterator
@@ -70,11 +69,11 @@ async def store(url: str, timeout: float = 5.0, *, closed: bool = True) -> Async
         made.limits.close()
 
 
-async def test_all_who_ask_have_one_bucket(server: RedisServer, emptied: Redis) -> None:
+async def test_all_stores_have_one_bucket(server: RedisServer, emptied: Redis) -> None:
     async with store(server.url) as one, store(server.url) as other:
         for number in range(6):
-            asked = (one, other)[number % 2]
-            assert await asked.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
+            each = (one, other)[number % 2]
+            assert await each.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
         decisions = [await each.limits.charge([Charge(REQUESTS, 1)], 0.0) for each in (one, other)]
     for wait, lacking, left in decisions:
         assert DAY / 6 - SLACK < wait <= DAY / 6
@@ -139,16 +138,16 @@ async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, empti
     decisions: list[Decision] = []
     bucket = TokenBucket("requests", 100, DAY)
 
-    async def ask(limits: RedisLimitStore) -> None:
+    async def charge(limits: RedisLimitStore) -> None:
         decisions.extend([await limits.charge([Charge(bucket, 1)], 0.0) for _ in range(25)])
 
-    async def ask_from_everywhere(*several: Store) -> None:
+    async def charge_from_everywhere(*several: Store) -> None:
         async with anyio.create_task_group() as tasks:
             for each in several * 4:
-                tasks.start_soon(ask, each.limits)
+                tasks.start_soon(charge, each.limits)
 
     async with store(server.url) as one, store(server.url) as other:
-        await ask_from_everywhere(one, other)
+        await charge_from_everywhere(one, other)
     assert decisions.count(NOTHING) == 100
     assert len(decisions) == 200
 
@@ -222,7 +221,7 @@ async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, empt
     assert lacking.wait == pytest.approx(DAY / 6, abs=SLACK)
 
 
-async def test_scripts_that_were_forgotten_are_told_again(
+async def test_scripts_that_were_flushed_are_loaded_again(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -232,22 +231,22 @@ async def test_scripts_that_were_forgotten_are_told_again(
     assert made.logged == []
 
 
-# Without an answer
+# While Redis does not respond
 
 
-async def test_while_it_is_gone_others_are_asked_and_then_it_again(tmp_path: Path) -> None:
+async def test_while_it_is_gone_the_fallback_decides(tmp_path: Path) -> None:
     one, three = [Charge(REQUESTS, 1)], [Charge(REQUESTS, 3)]
     with redis_server(tmp_path) as server:
         async with store(server.url, closed=False) as made:
             assert await made.charge([Charge(REQUESTS, 5)], 0.0) == NOTHING
             server.kill()
-            # Who is asked instead knows what was left.
+            # The fallback knows what was left.
             assert (await made.charge(three, 10.0)).left == pytest.approx(1, abs=0.01)
             await made.limits.adjust([Charge(REQUESTS, -2)], 10.5)
             assert await made.charge(three, 12.0) == NOTHING
             server.start()
             assert (await made.charge(one, 12.9)).left == pytest.approx(0, abs=0.01)
-            assert await made.charge(one, 13.1) == NOTHING  # it had been left alone for a second
+            assert await made.charge(one, 13.1) == NOTHING  # Redis had been skipped for a second
             assert (await made.charge(one, 13.1)).left == pytest.approx(0, abs=0.01)
         assert made.logged == [False, True]
 
@@ -264,12 +263,12 @@ async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
         assert made.logged == [False]
 
 
-async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
-    asked = 0
+async def test_one_that_never_responds_is_waited_for_once_a_second() -> None:
+    connections = 0
 
     async def say_nothing(stream: SocketStream) -> None:
-        nonlocal asked
-        asked += 1
+        nonlocal connections
+        connections += 1
         with closing(stream), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 await stream.receive()
@@ -279,11 +278,11 @@ async def test_one_that_never_answers_is_waited_for_once_a_second() -> None:
         async with store(f"redis://127.0.0.1:{port}", 0.05, closed=False) as made:
             for _ in range(20):
                 await made.charge([Charge(REQUESTS, 1)], 7.0)
-            assert asked == 1
+            assert connections == 1
             async with anyio.create_task_group() as many:
                 for _ in range(20):
                     many.start_soon(made.charge, [Charge(REQUESTS, 1)], 8.5)
-            assert asked == 2
+            assert connections == 2
         tasks.cancel_scope.cancel()
     assert made.logged == [False]
 
@@ -301,11 +300,13 @@ async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
-            pytest.fail("who has left is not asked for")
+            pytest.fail("who has left is not connections for")
     assert made.logged == []
 
 
-async def test_what_makes_no_sense_to_it_is_no_answer(server: RedisServer, emptied: Redis) -> None:
+async def test_what_makes_no_sense_to_it_is_no_response(
+    server: RedisServer, emptied: Redis
+) -> None:
     emptied.lpush("{ape-cerebras}:requests", "nonsense")
     async with store(server.url, closed=False) as made:
         assert await made.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING

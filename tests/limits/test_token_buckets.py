@@ -1,4 +1,4 @@
-"""Buckets: what can be taken, when the rest can, and that no more ever is."""
+"""Token buckets: what can be charged, the wait for the rest, and that no more ever is."""
 
 import anyio
 import pytest
@@ -79,14 +79,14 @@ def test_a_decision_needs_nothing_but_values() -> None:
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 10)), min_size=1, max_size=80),
 )
 def test_in_no_time_more_is_taken_than_a_bucket_and_its_refill(
-    capacity: int, asked: list[tuple[float, int]]
+    capacity: int, charges: list[tuple[float, int]]
 ) -> None:
     bucket, limits, now = TokenBucket("b", capacity, 60.0), LimitStore(), 0.0
     taken: list[tuple[float, int]] = []
 
     async def play() -> None:
         nonlocal now
-        for step, amount in asked:
+        for step, amount in charges:
             now += step
             amount = min(amount, capacity)
             decision = await limits.charge([Charge(bucket, amount)], now)

@@ -22,9 +22,9 @@ RECORDED = {
 }
 
 
-def answer(asked: CompletionRequest = GPT, *, tokens: int = 30, **more: int) -> Completion:
+def completion_of(request: CompletionRequest = GPT, *, tokens: int = 30, **more: int) -> Completion:
     return Completion(
-        asked, tokens=tokens, **{"reasoning_tokens": 10, "tokens_per_event": 8, **more}
+        request, tokens=tokens, **{"reasoning_tokens": 10, "tokens_per_event": 8, **more}
     )
 
 
@@ -56,7 +56,7 @@ def shape(value: Any) -> Any:
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_plain_reply_has_the_shape_of_a_recorded_one(name: str) -> None:
     recorded = (Path(__file__).parents[1] / "support" / "replies" / f"{name}.json").read_bytes()
-    made = answer(RECORDED[name]).plain(TIMING).data
+    made = completion_of(RECORDED[name]).plain(TIMING).data
     assert shape(orjson.loads(made)) == shape(orjson.loads(recorded))
     assert orjson.dumps(orjson.loads(made)) == made  # compact
 
@@ -71,20 +71,22 @@ def distinct(stream: list[Any]) -> list[Any]:
 
 
 def test_a_stream_has_the_shapes_of_a_recorded_one() -> None:
-    assert distinct(streamed(answer())) == distinct(payloads(ANSWER))
+    assert distinct(streamed(completion_of())) == distinct(payloads(ANSWER))
 
 
 def test_a_tool_call_has_the_shapes_of_a_recorded_one() -> None:
-    asked = GPT._replace(tool=TOOL, effort="none")
+    request = GPT._replace(tool=TOOL, effort="none")
     recorded = distinct(payloads(TOOL_CALL))  # of which only the end was kept
-    assert distinct(streamed(answer(asked)))[1:] == recorded
+    assert distinct(streamed(completion_of(request)))[1:] == recorded
 
 
-@pytest.mark.parametrize("sees", [True, False])
-def test_which_details_usage_has(sees: bool) -> None:
-    usage = answer(CompletionRequest("qwen-3.8-27b" if sees else "zai-glm-4.7")).usage()
-    assert ("image_tokens" in usage["prompt_tokens_details"]) is sees
-    assert ("accepted_prediction_tokens" in usage["completion_tokens_details"]) is not sees
+@pytest.mark.parametrize("takes_images", [True, False])
+def test_which_details_usage_has(takes_images: bool) -> None:
+    usage = completion_of(
+        CompletionRequest("qwen-3.8-27b" if takes_images else "zai-glm-4.7")
+    ).usage()
+    assert ("image_tokens" in usage["prompt_tokens_details"]) is takes_images
+    assert ("accepted_prediction_tokens" in usage["completion_tokens_details"]) is not takes_images
 
 
 # Counts
@@ -107,10 +109,10 @@ def merged(stream: list[Any], choice: int = 0) -> dict[str, Any]:
     return message
 
 
-ASKED = {
+REQUESTS = {
     "words": CompletionRequest("gemma-4-31b", 9),
     "reasoning": REASONING,
-    "cut in the answer": GPT._replace(limit=20),
+    "cut in the content": GPT._replace(limit=20),
     "cut in the reasoning": GPT._replace(limit=5),
     "three choices": GPT._replace(choices=3),
     "a call": GPT._replace(tool=TOOL),
@@ -119,10 +121,10 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", REQUESTS)
 def test_plain_and_streamed_say_the_same(name: str) -> None:
-    asked = ASKED[name]
-    stream, whole = streamed(answer(asked)), plain(answer(asked))
+    request = REQUESTS[name]
+    stream, whole = streamed(completion_of(request)), plain(completion_of(request))
     assert stream[-1]["usage"] == whole["usage"]
     for choice in whole["choices"]:
         made, message = merged(stream, choice["index"]), choice["message"]
@@ -135,7 +137,7 @@ def test_plain_and_streamed_say_the_same(name: str) -> None:
 
 
 def test_the_counts_are_those_of_the_words() -> None:
-    whole = plain(answer(tokens=30, reasoning_tokens=10))
+    whole = plain(completion_of(tokens=30, reasoning_tokens=10))
     message = whole["choices"][0]["message"]
     assert len(message["reasoning"].split()) == 10
     assert len(message["content"].split()) == 20
@@ -153,41 +155,41 @@ def test_the_counts_are_those_of_the_words() -> None:
     [(None, "stop", 10, 20), (30, "stop", 10, 20), (29, "length", 10, 19), (4, "length", 4, 0)],
 )
 def test_a_limit_cuts(limit: int | None, reason: str, reasoning: int, content: int) -> None:
-    choice = plain(answer(GPT._replace(limit=limit)))["choices"][0]
+    choice = plain(completion_of(GPT._replace(limit=limit)))["choices"][0]
     assert choice["finish_reason"] == reason
     assert len(choice["message"]["reasoning"].split()) == reasoning
     assert len(choice["message"]["content"].split()) == content
 
 
 def test_only_a_message_with_a_call_has_no_content() -> None:
-    """A stream that is cut before its call cannot tell that there was to be one."""
+    """A stream that is cut before its call does not show that there was to be one."""
     for limit, content in ((None, None), (11, None), (10, ""), (5, ""), (0, "")):
-        [choice] = plain(answer(GPT._replace(tool=TOOL, limit=limit)))["choices"]
+        [choice] = plain(completion_of(GPT._replace(tool=TOOL, limit=limit)))["choices"]
         assert choice["message"].get("content") == content
         assert ("tool_calls" in choice["message"]) is (content is None)
 
 
 def test_choices_differ_and_add_up() -> None:
-    whole = plain(answer(GPT._replace(choices=3)))
+    whole = plain(completion_of(GPT._replace(choices=3)))
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
     assert len({choice["message"]["content"] for choice in whole["choices"]}) == 3
     assert whole["usage"]["completion_tokens"] == 90
     finishes = [
         each
-        for each in streamed(answer(GPT._replace(choices=3)))
+        for each in streamed(completion_of(GPT._replace(choices=3)))
         if "finish_reason" in each["choices"][0]
     ]
     assert ["usage" in each for each in finishes] == [False, False, True]
 
 
 def test_cached_tokens_are_at_most_the_prompt() -> None:
-    for cached, told in ((5, 5), (500, 69)):
-        usage = answer(cached_tokens=cached).usage()
-        assert usage["prompt_tokens_details"]["cached_tokens"] == told
+    for cached, reported in ((5, 5), (500, 69)):
+        usage = completion_of(cached_tokens=cached).usage()
+        assert usage["prompt_tokens_details"]["cached_tokens"] == reported
 
 
 def test_usage_comes_once_more_on_request() -> None:
-    *_, finish, extra = streamed(answer(GPT._replace(include_usage=True)))
+    *_, finish, extra = streamed(completion_of(GPT._replace(include_usage=True)))
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert extra["choices"] == []
     assert extra["usage"] == finish["usage"]
@@ -205,7 +207,7 @@ def test_a_tool_call_fits_the_schema() -> None:
         "any": {},
     }
     tool = {"name": "f", "parameters": {"type": "object", "properties": properties}}
-    choice = plain(answer(GPT._replace(tool=tool)))["choices"][0]
+    choice = plain(completion_of(GPT._replace(tool=tool)))["choices"][0]
     [call] = choice["message"]["tool_calls"]
     assert "content" not in choice["message"]
     assert len(call["id"]) == 9
@@ -223,7 +225,7 @@ def test_a_tool_call_fits_the_schema() -> None:
 
 
 def test_a_tool_without_parameters_is_called_without_arguments() -> None:
-    message = merged(streamed(answer(GPT._replace(tool={"name": "now"}))))
+    message = merged(streamed(completion_of(GPT._replace(tool={"name": "now"}))))
     assert (message["name"], message["arguments"]) == ("now", "{}")
 
 
@@ -231,25 +233,27 @@ def test_a_tool_without_parameters_is_called_without_arguments() -> None:
 
 
 def test_the_first_event_with_tokens_has_one() -> None:
-    events = answer(CompletionRequest("gemma-4-31b"), tokens=20, tokens_per_event=8).events(TIMING)
+    events = completion_of(CompletionRequest("gemma-4-31b"), tokens=20, tokens_per_event=8).events(
+        TIMING
+    )
     assert [event.made for event in events] == [0, 1, 9, 17, 20, 20, 20]
     assert [event.has_tokens for event in events] == [False, True, True, True, True, False, False]
 
 
 def test_a_plain_body_needs_all_tokens() -> None:
-    assert answer(tokens=20).plain(TIMING)[1:] == Event(b"", 20, has_tokens=True)[1:]
+    assert completion_of(tokens=20).plain(TIMING)[1:] == Event(b"", 20, has_tokens=True)[1:]
 
 
-def test_times_and_id_are_those_of_the_answer() -> None:
-    completion = answer()
-    for told in (streamed(completion)[-1], plain(completion)):
-        assert told["id"] == completion.id
-        assert told["created"] == 1787427094
-        assert told["time_info"] == {
+def test_times_and_id_are_those_of_the_response() -> None:
+    completion = completion_of()
+    for reported in (streamed(completion)[-1], plain(completion)):
+        assert reported["id"] == completion.id
+        assert reported["created"] == 1787427094
+        assert reported["time_info"] == {
             "created": 1787427094.337268,
             "queue_time": 0.002,
             "prompt_time": 0.048,
             "completion_time": 0.5,
             "total_time": 0.55,
         }
-    assert completion.id != answer().id
+    assert completion.id != completion_of().id

@@ -35,7 +35,7 @@ def test_a_header_overrides() -> None:
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *ERRORS, "500", "429"])
-def test_every_fault_can_be_asked_for(name: str) -> None:
+def test_every_fault_can_be_chosen(name: str) -> None:
     assert Simulation().overridden(f"fault={name}").fault == name
 
 

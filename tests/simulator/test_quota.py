@@ -1,4 +1,4 @@
-"""The simulated account's buckets and queue, on a clock that stands still unless it is told."""
+"""The simulated account's buckets and queue, on a clock that stands still unless it is reported."""
 
 import math
 
@@ -10,20 +10,20 @@ from ape_cerebras.simulator.replies import ERRORS, Rejected
 from ape_cerebras.simulator.request import CompletionRequest
 
 
-def asked(limit: int | None = 100, prompt: int = 20) -> CompletionRequest:
+def chat_request(limit: int | None = 100, prompt: int = 20) -> CompletionRequest:
     return CompletionRequest("gpt-oss-120b", prompt_tokens=prompt, limit=limit)
 
 
-def refusal(account: Account, question: CompletionRequest, now: float) -> tuple[str, int]:
+def refusal(account: Account, request: CompletionRequest, now: float) -> tuple[str, int]:
     """The code of the 429, and the seconds after which to ask again."""
     with pytest.raises(Rejected) as caught:
-        account.admit(question, now)
+        account.admit(request, now)
     reply = caught.value.reply
     assert reply.status == 429
     return orjson.loads(reply.body)["code"], int(dict(reply.headers)[b"retry-after"])
 
 
-def told(account: Account, now: float, used: int = 0) -> dict[str, str]:
+def reported(account: Account, now: float, used: int = 0) -> dict[str, str]:
     headers = account.headers(now, used)
     return {name.decode().removeprefix("x-ratelimit-"): value.decode() for name, value in headers}
 
@@ -70,26 +70,26 @@ def test_what_is_given_back_never_makes_it_more_than_full() -> None:
 
 def test_a_request_reserves_its_prompt_and_its_limit() -> None:
     account = Account(AccountLimits(tokens_per_minute=300))
-    assert account.admit(asked(), 0.0) == 120
-    assert account.admit(asked(), 0.0) == 120
-    assert refusal(account, asked(), 0.0) == ("token_quota_exceeded", 12)
-    assert account.admit(asked(), 12.0) == 120
+    assert account.admit(chat_request(), 0.0) == 120
+    assert account.admit(chat_request(), 0.0) == 120
+    assert refusal(account, chat_request(), 0.0) == ("token_quota_exceeded", 12)
+    assert account.admit(chat_request(), 12.0) == 120
 
 
 @pytest.mark.parametrize("limit", [None, 16_384, 40_000])
 def test_without_a_limit_or_with_a_high_one_it_is_the_same_amount(limit: int | None) -> None:
     account = Account(AccountLimits(tokens_per_minute=30_000))
-    assert account.admit(asked(limit), 0.0) == 16_404
-    assert refusal(account, asked(limit), 0.0) == ("token_quota_exceeded", 6)
+    assert account.admit(chat_request(limit), 0.0) == 16_404
+    assert refusal(account, chat_request(limit), 0.0) == ("token_quota_exceeded", 6)
 
 
 def test_requests_are_counted_as_well() -> None:
     account = Account(AccountLimits(requests_per_minute=5, tokens_per_minute=30_000))
     for _ in range(5):
-        account.admit(asked(), 0.0)
-    assert refusal(account, asked(), 0.0) == ("request_quota_exceeded", 12)
-    account.admit(asked(), 12.0)
-    assert refusal(account, asked(), 12.0) == ("request_quota_exceeded", 12)
+        account.admit(chat_request(), 0.0)
+    assert refusal(account, chat_request(), 0.0) == ("request_quota_exceeded", 12)
+    account.admit(chat_request(), 12.0)
+    assert refusal(account, chat_request(), 12.0) == ("request_quota_exceeded", 12)
 
 
 @pytest.mark.parametrize(
@@ -108,71 +108,71 @@ def test_each_limit_refuses_in_its_own_words(
     limits: AccountLimits, code: str, retry_after: int
 ) -> None:
     account = Account(limits)
-    account.admit(asked(), 0.0)
-    assert refusal(account, asked(), 0.0) == (code, retry_after)
+    account.admit(chat_request(), 0.0)
+    assert refusal(account, chat_request(), 0.0) == (code, retry_after)
 
 
 def test_a_request_that_is_refused_takes_nothing() -> None:
     account = Account(AccountLimits(requests_per_minute=3, tokens_per_minute=200, queue_length=2))
-    account.admit(asked(), 0.0)
+    account.admit(chat_request(), 0.0)
     for _ in range(5):
-        refusal(account, asked(), 0.0)
-    assert told(account, 0.0)["remaining-requests-minute"] == "2"
-    assert told(account, 0.0)["remaining-tokens-minute"] == "80"
-    account.admit(asked(limit=10), 0.0)
-    assert refusal(account, asked(limit=10), 0.0)[0] == "queue_exceeded"
-    assert told(account, 0.0)["remaining-tokens-minute"] == "50"
+        refusal(account, chat_request(), 0.0)
+    assert reported(account, 0.0)["remaining-requests-minute"] == "2"
+    assert reported(account, 0.0)["remaining-tokens-minute"] == "80"
+    account.admit(chat_request(limit=10), 0.0)
+    assert refusal(account, chat_request(limit=10), 0.0)[0] == "queue_exceeded"
+    assert reported(account, 0.0)["remaining-tokens-minute"] == "50"
 
 
 def test_without_limits_nothing_is_refused() -> None:
     account = Account(AccountLimits())
     for _ in range(10_000):
-        account.admit(asked(None), 0.0)
+        account.admit(chat_request(None), 0.0)
 
 
-# The end of an answer
+# The end of a response
 
 
 def test_what_was_not_used_comes_back() -> None:
     account = Account(
         AccountLimits(tokens_per_minute=600, tokens_per_day=1000, requests_per_minute=9)
     )
-    reserved = account.admit(asked(limit=500), 0.0)
+    reserved = account.admit(chat_request(limit=500), 0.0)
     account.release(reserved, 30, 1.0)
-    assert told(account, 1.0)["remaining-tokens-minute"] == "580"  # 10 were refilled
-    assert told(account, 1.0)["remaining-tokens-day"] == "970"
-    assert told(account, 1.0)["remaining-requests-minute"] == "8"
+    assert reported(account, 1.0)["remaining-tokens-minute"] == "580"  # 10 were refilled
+    assert reported(account, 1.0)["remaining-tokens-day"] == "970"
+    assert reported(account, 1.0)["remaining-requests-minute"] == "8"
 
 
 def test_or_it_does_not() -> None:
     account = Account(AccountLimits(tokens_per_minute=600, reservations="kept"))
-    reserved = account.admit(asked(limit=500), 0.0)
+    reserved = account.admit(chat_request(limit=500), 0.0)
     account.release(reserved, 30, 1.0)
-    assert told(account, 1.0)["remaining-tokens-minute"] == "90"
+    assert reported(account, 1.0)["remaining-tokens-minute"] == "90"
 
 
 @pytest.mark.parametrize("reservations", ["settled", "kept"])
 def test_what_was_used_beyond_the_reservation_is_owed(reservations: str) -> None:
     account = Account(AccountLimits(tokens_per_minute=600, reservations=reservations))
-    reserved = account.admit(asked(limit=500), 0.0)
+    reserved = account.admit(chat_request(limit=500), 0.0)
     account.release(reserved, 720, 0.0)
-    assert told(account, 0.0)["remaining-tokens-minute"] == "0"
-    assert refusal(account, asked(limit=0, prompt=10), 0.0) == ("token_quota_exceeded", 13)
+    assert reported(account, 0.0)["remaining-tokens-minute"] == "0"
+    assert refusal(account, chat_request(limit=0, prompt=10), 0.0) == ("token_quota_exceeded", 13)
 
 
-def test_who_is_answered_leaves_the_queue() -> None:
+def test_a_request_leaves_the_queue_with_its_response() -> None:
     account = Account(AccountLimits(queue_length=1))
-    reserved = account.admit(asked(), 0.0)
-    assert refusal(account, asked(), 0.0)[0] == "queue_exceeded"
+    reserved = account.admit(chat_request(), 0.0)
+    assert refusal(account, chat_request(), 0.0)[0] == "queue_exceeded"
     account.release(reserved, 0, 0.0)
-    account.admit(asked(), 0.0)
+    account.admit(chat_request(), 0.0)
 
 
 # Headers
 
 
 def test_the_grid_of_rate_limits() -> None:
-    headers = told(Account(AccountLimits()), 0.0, used=300)
+    headers = reported(Account(AccountLimits()), 0.0, used=300)
     grid = {
         f"{kind}-{what}-{window}"
         for kind in ("limit", "remaining")
@@ -186,8 +186,8 @@ def test_the_grid_of_rate_limits() -> None:
 
 def test_the_grid_tells_what_is_there() -> None:
     account = Account(AccountLimits(requests_per_day=2400, tokens_per_minute=30_000))
-    account.admit(asked(limit=1480), 0.0)
-    headers = told(account, 1.0, used=99)
+    account.admit(chat_request(limit=1480), 0.0)
+    headers = reported(account, 1.0, used=99)
     assert (headers["limit-tokens-minute"], headers["remaining-tokens-minute"]) == (
         "30000",
         "29000",
@@ -214,7 +214,7 @@ def test_a_flag_reads_its_own_default(flag: tuple[str, object, str]) -> None:
 
 def test_the_error_of_the_queue_is_the_one_there_is() -> None:
     account = Account(AccountLimits(queue_length=1))
-    account.admit(asked(), 0.0)
+    account.admit(chat_request(), 0.0)
     with pytest.raises(Rejected) as caught:
-        account.admit(asked(), math.inf)
+        account.admit(chat_request(), math.inf)
     assert caught.value.reply is ERRORS["queue"]

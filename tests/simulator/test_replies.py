@@ -56,7 +56,7 @@ def test_the_error_whose_body_is_a_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("wanted", "name"),
     [
         ("400", "unknown_field"),
         ("401", "wrong_api_key"),
@@ -70,8 +70,8 @@ def test_the_error_whose_body_is_a_guess() -> None:
         ("503", "unavailable"),
     ],
 )
-def test_an_error_is_found_by_name_or_status(asked: str, name: str) -> None:
-    assert error_named(asked) is ERRORS[name]
+def test_an_error_is_found_by_name_or_status(wanted: str, name: str) -> None:
+    assert error_named(wanted) is ERRORS[name]
 
 
 @pytest.mark.parametrize("name", ["", "200", "418", "cut"])

@@ -18,7 +18,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 FUNCTION = TOOL["function"]
 
 
-def ask(**fields: Any) -> CompletionRequest:
+def parse(**fields: Any) -> CompletionRequest:
     return parse_completion_request({"model": "gpt-oss-120b", "messages": HI, **fields})
 
 
@@ -28,10 +28,10 @@ def refusal(request: Any) -> tuple[int, str]:
     return caught.value.reply.status, orjson.loads(caught.value.reply.body)["message"]
 
 
-def test_the_least_that_can_be_asked() -> None:
-    asked = ask()
-    assert asked == CompletionRequest("gpt-oss-120b", asked.prompt_tokens)
-    assert asked.prompt_tokens > 1
+def test_the_least_that_can_be_requested() -> None:
+    parsed = parse()
+    assert parsed == CompletionRequest("gpt-oss-120b", parsed.prompt_tokens)
+    assert parsed.prompt_tokens > 1
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_the_least_that_can_be_asked() -> None:
     ],
 )
 def test_the_limit(fields: dict[str, Any], limit: int | None) -> None:
-    assert ask(**fields).limit == limit
+    assert parse(**fields).limit == limit
 
 
 def test_more_words_are_more_tokens() -> None:
-    longer = ask(messages=[{"role": "user", "content": "hi " * 400}])
-    assert longer.prompt_tokens - ask().prompt_tokens == pytest.approx(300, abs=5)
+    longer = parse(messages=[{"role": "user", "content": "hi " * 400}])
+    assert longer.prompt_tokens - parse().prompt_tokens == pytest.approx(300, abs=5)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_more_words_are_more_tokens() -> None:
     ],
 )
 def test_who_reasons(model: str, effort: str | None, reasons: bool) -> None:
-    assert ask(model=model, reasoning_effort=effort).reasons is reasons
+    assert parse(model=model, reasoning_effort=effort).reasons is reasons
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_who_reasons(model: str, effort: str | None, reasons: bool) -> None:
     ],
 )
 def test_when_a_tool_is_called(fields: dict[str, Any], tool: Any) -> None:
-    assert ask(**fields).tool == tool
+    assert parse(**fields).tool == tool
 
 
 def test_choices_stream_and_usage() -> None:
-    asked = ask(n=3, stream=True, stream_options={"include_usage": True})
-    assert (asked.choices, asked.stream, asked.include_usage) == (3, True, True)
+    parsed = parse(n=3, stream=True, stream_options={"include_usage": True})
+    assert (parsed.choices, parsed.stream, parsed.include_usage) == (3, True, True)
 
 
 def test_unknown_fields_are_named_each_in_a_line() -> None:
@@ -102,7 +102,7 @@ def test_unknown_fields_are_named_each_in_a_line() -> None:
 
 def test_a_model_there_is_not() -> None:
     with pytest.raises(Rejected) as caught:
-        ask(model="gpt-5")
+        parse(model="gpt-5")
     assert caught.value.reply is ERRORS["model_not_found"]
 
 
@@ -151,9 +151,9 @@ def test_gzip_is_inflated(coding: bytes) -> None:
 @pytest.mark.parametrize("subtype", [b"msgpack", b"vnd.msgpack", b"x-msgpack"])
 @pytest.mark.parametrize(("end", "streams"), [(b"\xc3", True), (b"\xc2", False)])
 def test_message_pack_is_recognised(subtype: bytes, end: bytes, streams: bool) -> None:
-    asked = read(MESSAGE_PACK + end, b"application/" + subtype)
-    assert (asked.model, asked.stream) == ("llama3.1-8b", streams)
-    assert read(gzip.compress(MESSAGE_PACK + end), b"application/" + subtype, b"gzip") == asked
+    parsed = read(MESSAGE_PACK + end, b"application/" + subtype)
+    assert (parsed.model, parsed.stream) == ("llama3.1-8b", streams)
+    assert read(gzip.compress(MESSAGE_PACK + end), b"application/" + subtype, b"gzip") == parsed
 
 
 @pytest.mark.parametrize(

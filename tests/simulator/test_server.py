@@ -1,4 +1,4 @@
-"""The stand-in API over real sockets: what it answers."""
+"""The simulator over real sockets: its responses."""
 
 import gzip
 
@@ -33,18 +33,18 @@ async def test_a_stream() -> None:
 async def test_a_plain_reply() -> None:
     async with rig(cached_tokens=3) as running:
         response = await running.ask(chat())
-    answer = response.json()
+    completion = response.json()
     assert response.headers["content-type"] == "application/json"
-    assert response.headers["inference-id"] == answer["id"]
+    assert response.headers["inference-id"] == completion["id"]
     assert response.headers["cf-ray"]
     assert response.headers["transfer-encoding"] == "chunked"
-    taken = answer["usage"]["total_tokens"]
+    taken = completion["usage"]["total_tokens"]
     limit = int(response.headers["x-ratelimit-limit-tokens-day"])
     assert int(response.headers["x-ratelimit-remaining-tokens-day"]) == limit - taken
-    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
+    assert completion["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
 
 
-async def test_the_options_shape_the_answer() -> None:
+async def test_the_options_shape_the_response() -> None:
     async with rig(tokens=9, reasoning_tokens=4, tokens_per_chunk=2) as running:
         response = await running.ask(chat(STREAM, model="zai-glm-4.7"))
         wished = await running.ask(chat(None, "X-Simulate: tokens=5, reasoning_tokens=1"))
@@ -75,15 +75,15 @@ async def test_bodies_that_are_not_plain_json() -> None:
 async def test_a_connection_serves_many_requests() -> None:
     async with rig() as running:
         client = await running.client()
-        answers = [await client.ask(chat(STREAM)) for _ in range(3)]
-        answers.append(await client.get("/v1/models", KEY))
+        responses = [await client.ask(chat(STREAM)) for _ in range(3)]
+        responses.append(await client.get("/v1/models", KEY))
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         assert running.simulator.connections == 1
         assert running.simulator.requests == 4
         assert running.simulator.cancelled == 0
         assert [truth.status for truth in running.simulator.truth] == [200] * 4
         assert running.simulator.truth[0].body == chat(STREAM).partition(b"\r\n\r\n")[2]
-    assert all(answer.complete for answer in answers)
+    assert all(response.complete for response in responses)
 
 
 async def test_what_it_did_is_forgotten_in_the_end() -> None:
@@ -144,13 +144,13 @@ async def test_anything_else_is_bare(request_line: str) -> None:
     ],
 )
 async def test_the_key(line: str, only: str | None, status: int, body: bytes | None) -> None:
-    question = chat().partition(b"\r\n\r\n")[2]
+    sent = chat().partition(b"\r\n\r\n")[2]
     async with rig(api_key=only) as running:
-        answer = await running.ask(post(question, "Content-Type: application/json", key=line))
+        response = await running.ask(post(sent, "Content-Type: application/json", key=line))
         models = await running.get("/v1/models", *filter(None, [line]))
-    assert answer.status == models.status == status
+    assert response.status == models.status == status
     if body is not None:
-        assert answer.body == models.body == body
+        assert response.body == models.body == body
 
 
 async def test_what_is_refused() -> None:

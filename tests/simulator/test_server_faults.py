@@ -1,4 +1,4 @@
-"""The stand-in API over real sockets: how it fails on request, and that it notices a client that
+"""The simulator over real sockets: how it fails on request, and that it notices a client that
 leaves."""
 
 import anyio
@@ -127,15 +127,15 @@ async def test_the_same_faults_in_a_plain_reply(fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["garbage", "close"])
 @pytest.mark.parametrize("request_", [chat(STREAM), bare("GET /v1/models")])
-async def test_no_answer_at_all(fault: str, request_: bytes) -> None:
+async def test_no_response_at_all(fault: str, request_: bytes) -> None:
     async with rig(fault=fault) as running:
         client = await running.client()
         await client.send(request_)
-        answer = await client.until_closed()
+        response = await client.until_closed()
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         assert running.simulator.cancelled == 0
-    assert not answer.startswith(b"HTTP/")
-    assert bool(answer) == (fault == "garbage")
+    assert not response.startswith(b"HTTP/")
+    assert bool(response) == (fault == "garbage")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The stand-in API keeps an account to its limits: over sockets, and to the instant on a clock that
+"""The simulator keeps an account to its limits: over sockets, and to the instant on a clock that
 only moves when everybody waits."""
 
 import anyio
@@ -10,7 +10,7 @@ from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.quota import AccountLimits
 from ape_cerebras.simulator.server import Simulator
 
-QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
+PLAIN = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are reserved
 
 
 # Over sockets
@@ -20,12 +20,12 @@ QUESTION = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are 
 async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None:
     limits = AccountLimits(requests_per_day=3, reservations="kept")
     async with rig(limits) as running:
-        answers = [await running.ask(chat(fields)) for fields in (None, STREAM, QUESTION)]
+        responses = [await running.ask(chat(fields)) for fields in (None, STREAM, PLAIN)]
         refused = await running.ask(chat())
         models = await running.get("/v1/models", KEY)
-    assert [answer.status for answer in answers] == [200] * 3
-    told = [answer.headers["x-ratelimit-remaining-requests-day"] for answer in answers]
-    assert told == ["2", "1", "0"]
+    assert [response.status for response in responses] == [200] * 3
+    reported = [response.headers["x-ratelimit-remaining-requests-day"] for response in responses]
+    assert reported == ["2", "1", "0"]
     assert refused.status == 429
     assert refused.json()["code"] == "request_quota_exceeded"
     assert refused.headers["retry-after"] == "28800"
@@ -46,28 +46,28 @@ async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
     ("fault", "left"),
     [("", 86_400 - 73), ("cut", 86_400 - 73), ("503", 86_400), ("close", 86_400)],
 )
-async def test_of_what_was_reserved_only_what_was_answered_is_kept(fault: str, left: int) -> None:
+async def test_of_what_was_reserved_only_what_was_used_is_kept(fault: str, left: int) -> None:
     async with rig(AccountLimits(tokens_per_day=86_400)) as running:
         client = await running.client()
-        await client.send(chat({**QUESTION, **STREAM}, f"X-Simulate: fault={fault}"))
+        await client.send(chat({**PLAIN, **STREAM}, f"X-Simulate: fault={fault}"))
         await client.until_closed() if fault in ("cut", "close") else await client.response()
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         models = await running.get("/v1/models", KEY)
-    told = int(models.headers["x-ratelimit-remaining-tokens-day"])
-    assert left <= told <= min(left + 10, 86_400)  # one a second comes back
+    reported = int(models.headers["x-ratelimit-remaining-tokens-day"])
+    assert left <= reported <= min(left + 10, 86_400)  # one a second comes back
 
 
 # On a clock
 
 
 async def status_and_time(simulator: Simulator, after: float) -> tuple[bytes, float]:
-    """Ask on a connection of its own ``after`` so many seconds: the answer's status, and when the
+    """Ask on a connection of its own ``after`` so many seconds: the response's status, and when the
     head came."""
     await anyio.sleep(after)
     client, server = memory_pair()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(simulator.handle, server)
-        await client.send(chat(QUESTION))
+        await client.send(chat(PLAIN))
         head = await client.receive()
         at = anyio.current_time()
         client.close()
@@ -93,8 +93,8 @@ async def play(simulator: Simulator, *moments: float) -> list[tuple[int, float]]
 async def test_tokens_come_back_as_time_goes_by() -> None:
     limits = AccountLimits(tokens_per_minute=1000, reservations="kept")
     simulator = Simulator(Simulation(ttft=1.0, rate=0.0), limits=limits)
-    answers = await play(simulator, 0.0, 0.5, 29.9, 30.0, 59.9, 60.0, 60.4)
-    assert answers == [
+    responses = await play(simulator, 0.0, 0.5, 29.9, 30.0, 59.9, 60.0, 60.4)
+    assert responses == [
         (200, 1.0),
         (200, 1.5),
         (429, 29.9),
@@ -106,7 +106,7 @@ async def test_tokens_come_back_as_time_goes_by() -> None:
 
 
 @on_mock_clock
-async def test_a_reservation_is_settled_when_the_answer_ends() -> None:
+async def test_a_reservation_is_settled_when_the_response_ends() -> None:
     limits = AccountLimits(tokens_per_minute=600)
     simulator = Simulator(Simulation(ttft=5.0, rate=0.0, tokens=41), limits=limits)
     # At 4.9 s there are 100 and 49 more; at 5 s the 450 that were not used are back.
@@ -114,10 +114,10 @@ async def test_a_reservation_is_settled_when_the_answer_ends() -> None:
 
 
 @on_mock_clock
-async def test_the_queue_has_room_again_when_an_answer_has_ended() -> None:
+async def test_the_queue_has_room_again_when_a_response_has_ended() -> None:
     simulator = Simulator(Simulation(ttft=2.0, rate=0.0), limits=AccountLimits(queue_length=2))
-    answers = await play(simulator, 0.0, 1.0, 1.5, 2.001, 2.5)
-    assert answers == [(200, 2.0), (200, 3.0), (429, 1.5), (200, 4.001), (429, 2.5)]
+    responses = await play(simulator, 0.0, 1.0, 1.5, 2.001, 2.5)
+    assert responses == [(200, 2.0), (200, 3.0), (429, 1.5), (200, 4.001), (429, 2.5)]
 
 
 @on_mock_clock

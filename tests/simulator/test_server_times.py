@@ -1,4 +1,4 @@
-"""The stand-in API on a clock that only moves when everybody waits: what is due at 3 s comes at
+"""The simulator on a clock that only moves when everybody waits: what is due at 3 s comes at
 3.0."""
 
 from collections.abc import AsyncIterator
@@ -58,9 +58,9 @@ async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
     assert first.count(b"data: ") == 2  # the role, and a token
     assert [data.count(b"data: ") for data in middle] == [1, 1, 1]
     assert last.count(b"data: ") == 3  # tokens, the finish, the end mark
-    told = orjson.loads(last.split(b"data: ")[2].partition(b"\n")[0])["time_info"]
-    assert (told["queue_time"], told["prompt_time"]) == (0.25, 0.75)
-    assert (told["completion_time"], told["total_time"]) == (2.0, 3.0)
+    reported = orjson.loads(last.split(b"data: ")[2].partition(b"\n")[0])["time_info"]
+    assert (reported["queue_time"], reported["prompt_time"]) == (0.25, 0.75)
+    assert (reported["completion_time"], reported["total_time"]) == (2.0, 3.0)
     assert (truth.ttfb_seconds, truth.ttft_seconds, truth.last_token_seconds) == (1.0, 1.0, 3.0)
     assert truth.uncertain_seconds == 0.0
     assert truth.events_written == 8
