@@ -2,6 +2,7 @@
 the bytes that arrive, and knows when no more will arrive.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -81,7 +82,7 @@ class RequestReader:
             return None
         finally:
             self._waiting = False
-            self._stream.read_timeout = None
+            self._stream.read_timeout = math.inf
             if self._ends_soon:
                 self._ends_soon = False
                 self._stream.set_deadline(None)

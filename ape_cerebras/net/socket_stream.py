@@ -164,8 +164,7 @@ class SocketStream(TimestampedStream):
         self._until_yield = _YIELD_EVERY
         self._wait_began_at = now = self.now()
         try:
-            until = self._end_of_wait(now, self.read_timeout)
-            if not await self._reading.wait(until):
+            if not await self._reading.wait(min(now + self.read_timeout, self._deadline)):
                 raise PeerStalled
         finally:
             self._wait_ended_at = self.now()
@@ -181,25 +180,21 @@ class SocketStream(TimestampedStream):
         self._until_yield -= len(item) // _BYTES_OF_ONE
         unsent = memoryview(item)
         while unsent:
-            self.left_at = self.now()
+            began_at = self.left_at = self.now()
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
-                await self._wait_to_write()
+                self._until_yield = _YIELD_EVERY
+                until = min(began_at + self.write_timeout, self._deadline)
+                try:
+                    if not await self._readiness.writing.wait(until):
+                        raise PeerStalled from None
+                finally:
+                    self.write_wait_seconds += self.now() - began_at
             except OSError:
                 is_closed = self._socket.fileno() < 0
                 raise (ClosedResourceError if is_closed else BrokenResourceError) from None
         self.written_at = self.now()
-
-    async def _wait_to_write(self) -> None:
-        began_at = self.now()
-        try:
-            self._until_yield = _YIELD_EVERY
-            until = self._end_of_wait(began_at, self.write_timeout)
-            if not await self._readiness.writing.wait(until):
-                raise PeerStalled
-        finally:
-            self.write_wait_seconds += self.now() - began_at
 
     def send_nowait(self, item: bytes) -> None:
         """Send what the socket takes of ``item`` at once, which may be nothing."""

@@ -54,8 +54,8 @@ class TimestampedStream(ByteStream):
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, timeouts
     included; counters. The event loop's own delay in noticing an arrival is not part of it.
     ``most_at_once``: the most bytes read in a row without a wait, since somebody set it to 0.
-    ``read_timeout``, ``write_timeout``: the longest wait in seconds; None is without a limit. With
-    a ``read_timeout`` of 0 a read neither waits nor calls ``before_wait``: PeerStalled at once.
+    ``read_timeout``, ``write_timeout``: the longest wait in seconds. With a ``read_timeout`` of 0
+    a read neither waits nor calls ``before_wait``: PeerStalled at once.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,7 @@ class TimestampedStream(ByteStream):
         self.reads_without_timestamp = 0
         self.most_at_once = 0
         self.read_wait_seconds = self.write_wait_seconds = 0.0
-        self.read_timeout: float | None = None
-        self.write_timeout: float | None = None
+        self.read_timeout = self.write_timeout = math.inf
         self.before_wait: Callable[[], Awaitable[None]] | None = None
         self._deadline = math.inf  # of all waits
         self._broken = False
@@ -103,9 +102,6 @@ class TimestampedStream(ByteStream):
 
     async def aclose(self) -> None:
         self.close()
-
-    def _end_of_wait(self, began_at: float, timeout: float | None) -> float:
-        return self._deadline if timeout is None else min(began_at + timeout, self._deadline)
 
 
 class WriteBuffer:
@@ -170,7 +166,7 @@ class WrappedStream(TimestampedStream):
             await self.before_wait()
         began_at = self.now()
         try:
-            end = self._end_of_wait(began_at, self.read_timeout)
+            end = min(began_at + self.read_timeout, self._deadline)
             with anyio.CancelScope(deadline=end) as self._reading:
                 data = await self._stream.receive(max_bytes)
         except OSError:  # of TLS, among others
@@ -186,7 +182,7 @@ class WrappedStream(TimestampedStream):
     async def send(self, item: bytes) -> None:
         began_at = self.left_at = self.now()
         try:
-            end = self._end_of_wait(began_at, self.write_timeout)
+            end = min(began_at + self.write_timeout, self._deadline)
             with anyio.CancelScope(deadline=end) as scope:
                 await self._stream.send(item)
         # anyio's TLS stream raises EndOfStream for a cut that it takes for an end.

@@ -5,6 +5,7 @@ it is an error's. ``UpstreamResponse`` then gives the body chunk by chunk, as it
 """
 
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -135,7 +136,8 @@ class UpstreamResponse:
     def close(self) -> None:
         """Give the connection back as it was. A response not read to its end closes it."""
         self._stop_counting()
-        self._raw.before_wait = self._raw.read_timeout = None
+        self._raw.before_wait = None
+        self._raw.read_timeout = math.inf
         if self._awaits_token:
             self._raw.peek_arrivals(False)
         self._pool.give_back(self._connection)

@@ -64,7 +64,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         except (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError):
             return b""
         finally:
-            self.raw.read_timeout = None
+            self.raw.read_timeout = math.inf
 
     async def aclose(self) -> None:
         self.raw.close()

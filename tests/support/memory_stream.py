@@ -86,10 +86,10 @@ class MemoryStream(TimestampedStream):
             way.notify()
         self.written_at = anyio.current_time()
 
-    async def _wait(self, change: Callable[[], Awaitable[None]], timeout: float | None) -> float:
+    async def _wait(self, change: Callable[[], Awaitable[None]], timeout: float) -> float:
         """Wait for the other end; the seconds that took."""
         began_at = anyio.current_time()
-        with anyio.CancelScope(deadline=self._end_of_wait(began_at, timeout)) as self._waiting:
+        with anyio.CancelScope(deadline=min(began_at + timeout, self._deadline)) as self._waiting:
             await change()
         if self._waiting.cancelled_caught:
             raise PeerStalled
