@@ -82,7 +82,7 @@ class Admission:
         await self._charge_request(key, name)
         try:
             async with AsyncExitStack() as held:
-                await self._wait(held, key, exchange)
+                await self._acquire(held, key, exchange)
                 yield
         finally:
             if key.usd_per_day is not None and exchange.cost is not None:
@@ -102,7 +102,7 @@ class Admission:
             if decision.lacking is not None:
                 raise RateLimited(decision.lacking.capacity, decision.left, decision.wait)
 
-    async def _wait(self, held: AsyncExitStack, key: ClientKey, exchange: Exchange) -> None:
+    async def _acquire(self, held: AsyncExitStack, key: ClientKey, exchange: Exchange) -> None:
         """Put a reservation and a slot on the stack as soon as they are free. Raises
         NotAdmitted."""
         max_slots = inf if key.concurrent_requests is None else key.concurrent_requests

@@ -198,7 +198,7 @@ def _all_tokens(
 ) -> list[_Token]:
     """The completion without the request's limit."""
     tokens = []
-    if request.reasons:
+    if request.is_reasoning:
         words = _words(min(count, reasoning_count), choice + _REASONING_BEGINS_AT)
         tokens = [_Token("reasoning", word) for word in words]
     if request.tool is not None:

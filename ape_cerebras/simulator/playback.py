@@ -181,9 +181,9 @@ class Playback:
             self._held.append(event)
         if part:
             await self._downstream.send_chunk(part, hold=True)
-        await self._end(fault)
+        await self._end_response(fault)
 
-    async def _end(self, fault: str) -> None:
+    async def _end_response(self, fault: str) -> None:
         if fault in ("cut", "cut_inside", "stall"):
             await self._downstream.flush()
         else:

@@ -74,23 +74,23 @@ class QuotaBucket:
         self._seconds_per_unit = seconds / limit  # seconds for one
         self._full_at = -math.inf
 
-    def reset(self, now: float) -> float:
+    def seconds_until_full(self, now: float) -> float:
         """Seconds until it is full."""
         return max(0.0, self._full_at - now)
 
     def remaining(self, now: float) -> float:
         """The amount in it; negative if more was used than reserved."""
-        return self.limit - self.reset(now) / self._seconds_per_unit
+        return self.limit - self.seconds_until_full(now) / self._seconds_per_unit
 
     def has(self, amount: int, now: float) -> bool:
         return self.remaining(now) >= amount - _ROUNDING
 
-    def wait(self, amount: int, now: float) -> float:
+    def seconds_until(self, amount: int, now: float) -> float:
         """Seconds until ``amount`` fits; of more than its limit, until it is full."""
         return max(0.0, min(amount, self.limit) - self.remaining(now)) * self._seconds_per_unit
 
-    def charge(self, amount: int, now: float) -> None:
-        """Charge ``amount``, whether it fits or not; a negative one is refunded."""
+    def subtract(self, amount: int, now: float) -> None:
+        """Take ``amount`` out, whether it fits or not; a negative one is put back."""
         self._full_at = max(self._full_at, now) + amount * self._seconds_per_unit
 
 
@@ -115,7 +115,7 @@ class Account:
         reserved = request.prompt_tokens + min(limit, _MAX_COMPLETION)
         cost = {"requests": 1, "tokens": reserved}
         waits = [
-            (bucket.wait(cost[what], now), what, window)
+            (bucket.seconds_until(cost[what], now), what, window)
             for (what, window), bucket in self._buckets.items()
             if not bucket.has(cost[what], now)
         ]
@@ -125,7 +125,7 @@ class Account:
         if self._in_flight >= self._queue_length:
             raise Rejected(ERRORS["queue"])
         for (what, _), bucket in self._buckets.items():
-            bucket.charge(cost[what], now)
+            bucket.subtract(cost[what], now)
         self._in_flight += 1
         return reserved
 
@@ -135,7 +135,7 @@ class Account:
         if self._settles or used > reserved:
             for (what, _), bucket in self._buckets.items():
                 if what == "tokens":
-                    bucket.charge(used - reserved, now)
+                    bucket.subtract(used - reserved, now)
 
     def headers(self, now: float, used: int = 0) -> Headers:
         """``x-ratelimit-{limit,remaining}-{requests,tokens}-{minute,hour,day}`` and the resets, for
@@ -146,10 +146,10 @@ class Account:
                 bucket = self._buckets.get((what, window))
                 if bucket is None:  # no limit: report one that forgets earlier requests
                     bucket = QuotaBucket(_REPORTED[what] * int(seconds // 60), seconds)
-                    bucket.charge(min(amount, bucket.limit), now)
+                    bucket.subtract(min(amount, bucket.limit), now)
                 remaining = math.floor(max(0.0, bucket.remaining(now)) + _ROUNDING)
                 headers[f"limit-{what}-{window}"] = b"%d" % bucket.limit
                 headers[f"remaining-{what}-{window}"] = b"%d" % remaining
                 if (what, window) in _RESETS:
-                    headers[f"reset-{what}-{window}"] = b"%r" % bucket.reset(now)
+                    headers[f"reset-{what}-{window}"] = b"%r" % bucket.seconds_until_full(now)
         return tuple((f"x-ratelimit-{name}".encode(), value) for name, value in headers.items())

@@ -78,7 +78,7 @@ class CompletionRequest(NamedTuple):
     include_usage: bool = False
 
     @property
-    def reasons(self) -> bool:
+    def is_reasoning(self) -> bool:
         return self.model in _REASONING and self.effort != "none"
 
     @property

@@ -3,7 +3,7 @@ load generator."""
 
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -64,19 +64,21 @@ class ServerProcess:
 
     async def line(self, trace_id: str) -> dict[str, Any]:
         """Wait for the log line with that trace id. Raises TimeoutError, ProcessEnded."""
-        await self._until(lambda: trace_id in self._lines)
+        with anyio.fail_after(_TIMEOUT):
+            while trace_id not in self._lines:
+                await self._next_line()
         return self._lines.pop(trace_id)
 
     async def wait_until_listening(self) -> None:
         """Raises TimeoutError, ProcessEnded."""
-        await self._until(lambda: bool(self.address))
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
         with anyio.fail_after(_TIMEOUT):
-            while not condition():
-                if self._ended:
-                    raise ProcessEnded(self._last.decode())
-                await self._more.wait()
+            while not self.address:
+                await self._next_line()
+
+    async def _next_line(self) -> None:
+        if self._ended:
+            raise ProcessEnded(self._last.decode())
+        await self._more.wait()
 
     def cpu_seconds(self) -> float:
         """CPU time that the process has used; Linux only (proc(5))."""
@@ -211,9 +213,9 @@ class LoadGenerator:
         while len(self._scopes) < streams:
             scope = anyio.CancelScope()
             self._scopes.append(scope)
-            self._tasks.start_soon(self._play, scope)
+            self._tasks.start_soon(self._replay, scope)
 
-    async def _play(self, scope: anyio.CancelScope) -> None:
+    async def _replay(self, scope: anyio.CancelScope) -> None:
         stream = await connect_tcp("127.0.0.1", self._port)
         try:
             with scope:

@@ -34,34 +34,34 @@ def reported(account: Account, now: float, used: int = 0) -> dict[str, str]:
 def test_a_bucket_is_full_at_first_and_refills_all_the_time() -> None:
     bucket = QuotaBucket(600, 60.0)
     assert bucket.remaining(7.0) == 600
-    bucket.charge(600, 7.0)
+    bucket.subtract(600, 7.0)
     assert bucket.remaining(7.0) == 0
     assert bucket.remaining(7.5) == pytest.approx(5)
-    assert bucket.reset(7.5) == pytest.approx(59.5)
+    assert bucket.seconds_until_full(7.5) == pytest.approx(59.5)
     assert bucket.remaining(66.9) == pytest.approx(599)
     assert bucket.remaining(1000.0) == 600
 
 
 def test_a_bucket_has_what_is_there_to_the_instant() -> None:
     bucket = QuotaBucket(30_000, 60.0)
-    bucket.charge(30_000, 0.0)
-    assert bucket.wait(700, 0.0) == pytest.approx(1.4)
+    bucket.subtract(30_000, 0.0)
+    assert bucket.seconds_until(700, 0.0) == pytest.approx(1.4)
     assert not bucket.has(700, 1.399)
     assert bucket.has(700, 1.4)
-    assert bucket.wait(700, 1.5) == 0.0
+    assert bucket.seconds_until(700, 1.5) == 0.0
 
 
 def test_for_what_a_bucket_cannot_hold_the_wait_is_until_it_is_full() -> None:
     bucket = QuotaBucket(60, 60.0)
-    bucket.charge(30, 0.0)
-    assert bucket.wait(1000, 0.0) == 30.0
+    bucket.subtract(30, 0.0)
+    assert bucket.seconds_until(1000, 0.0) == 30.0
     assert not bucket.has(1000, 10_000.0)
 
 
 def test_what_is_given_back_never_makes_it_more_than_full() -> None:
     bucket = QuotaBucket(60, 60.0)
-    bucket.charge(50, 0.0)
-    bucket.charge(-40, 30.0)
+    bucket.subtract(50, 0.0)
+    bucket.subtract(-40, 30.0)
     assert bucket.remaining(30.0) == 60
 
 

@@ -68,7 +68,7 @@ def test_more_words_are_more_tokens() -> None:
     ],
 )
 def test_who_reasons(model: str, effort: str | None, reasons: bool) -> None:
-    assert parse(model=model, reasoning_effort=effort).reasons is reasons
+    assert parse(model=model, reasoning_effort=effort).is_reasoning is reasons
 
 
 @pytest.mark.parametrize(
