@@ -47,6 +47,7 @@ def _times_by(label: str) -> _Times:
 
 _BY_MODEL, _BY_ROUTE = _times_by("model"), _times_by("route")
 _GAPS = next(row for row in METRICS if row.name == "chunk_gap_seconds")
+_GAP_COUNTS, _GAP_SUMS = f"{STEM}chunk_gap_counts", f"{STEM}chunk_gap_sums"
 
 
 class LiveState(NamedTuple):
@@ -266,8 +267,8 @@ class _GapCounts:
 
     def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
         self._bounds = [*map(floatToGoString, bounds), "+Inf"]
-        self._counts = Counter("gap_counts", "By bucket", ("model", "bucket"), registry=registry)
-        self._sums = Counter("gap_sums", "Seconds", ("model",), registry=registry)
+        self._counts = Counter(_GAP_COUNTS, "By bucket", ("model", "bucket"), registry=registry)
+        self._sums = Counter(_GAP_SUMS, "Seconds", ("model",), registry=registry)
 
     def add(self, model: str, counts: list[int], total: float) -> None:
         for bucket, count in enumerate(counts):
@@ -280,14 +281,14 @@ class _GapCounts:
         counts: dict[str, list[float]] = {}
         sums: dict[str, float] = {}
         for family in families:
-            if family.name not in ("gap_counts", "gap_sums"):
+            if family.name not in (_GAP_COUNTS, _GAP_SUMS):
                 yield family
                 continue
             for name, labels, value, *_ in family.samples:
-                if name == "gap_counts_total":
+                if name == f"{_GAP_COUNTS}_total":
                     of_model = counts.setdefault(labels["model"], [0.0] * len(self._bounds))
                     of_model[int(labels["bucket"])] = value
-                elif name == "gap_sums_total":
+                elif name == f"{_GAP_SUMS}_total":
                     sums[labels["model"]] = value
         histogram = HistogramMetricFamily(STEM + _GAPS.name, _GAPS.meaning, labels=_GAPS.labels)
         for model, of_model in counts.items():
