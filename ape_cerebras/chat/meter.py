@@ -131,12 +131,15 @@ class StreamMeter:
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
         events = self._events.feed(chunk)
-        if len(events) < _BATCH or exchange.first_output_at is None:
-            self._take(events, arrived_at, sent_at)
-        else:
-            for at in range(0, len(events), _BATCH):
-                if not exchange.done_seen:
-                    self._take_batch(events[at : at + _BATCH], arrived_at, sent_at)
+        for at in range(0, len(events), _BATCH):
+            batch = events[at : at + _BATCH]
+            # Until the output has begun, each event may hold a first token.
+            if len(batch) < _BATCH or exchange.first_output_at is None:
+                self._take(batch, arrived_at, sent_at)
+            else:
+                self._take_batch(batch, arrived_at, sent_at)
+            if exchange.done_seen:
+                break
         if exchange.last_token_at != previous_at:
             exchange.token_reads += 1
             if previous_at is not None:
