@@ -42,7 +42,7 @@ __all__ = ("main",)
 
 _TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
-_OUTPUT_PATIENCE = 1.0  # seconds
+_OUTPUT_TIMEOUT = 1.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
@@ -155,7 +155,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         config = Config.from_environment(environment)
     except ConfigError as error:
-        logs = Logs("debug", OutputWriter(_OUTPUT_PATIENCE))
+        logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
         for problem in error.problems:
             logs.event("error", "Wrong setting", problem=problem)
         return 2

@@ -4,13 +4,13 @@ There are two implementations. On asyncio's loops, uvloop among them, readiness 
 (epoll(7)): one registration for each connection, in an epoll instance of our own whose descriptor
 the event loop watches. A wait is a future that an edge completes; its deadline, which is hardly
 ever reached, is a timer that is kept from wait to wait and checks, when it is due, whether it still
-applies. Whoever was woken has to read or write until the kernel says "would block" before it waits
-again. Everywhere else, trio included, anyio's waits are used: trio's own are cheap enough.
+applies. Whoever was woken has to read or write until that would block, before it waits again.
+Everywhere else, trio included, anyio's waits are used.
 
 A wait of at most 60 seconds, its iteration of the event loop included, costs 23 µs by edges and
 85 µs by anyio's waits, which register and remove the descriptor for each wait (asyncio; CPU for
 each message that two sockets of one loop pass to and fro, less that of writing and reading it;
-CPython 3.11, one core of a virtual server).
+CPython 3.11, one core of a virtual server). On trio anyio's waits cost 2.5 µs more than trio's own.
 
 Edges also report what arrives while nobody reads, and that the peer is gone (``watch``), on trio
 too. A task that waits for that would take a tenth of the time of a whole exchange.
@@ -119,7 +119,7 @@ class EdgeWaiter(Waiter):
         self.future: asyncio.Future[bool] | None = None
         self._until = math.inf
         self._timer: asyncio.Handle | None = None
-        self._timer_at = math.inf  # while there is none; uvloop's do not tell
+        self._timer_at = math.inf  # while there is none; uvloop's timers do not know
 
     async def wait(self, until: float) -> bool:
         if self.ready:

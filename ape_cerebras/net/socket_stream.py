@@ -1,11 +1,11 @@
 """A timestamped stream over a plain socket.
 
-It tries first: it waits only when the kernel has said "would block". For a stream of tokens that
-saves most of the iterations of the event loop that anyio's own stream takes (a checkpoint for each
-send, a change of epoll interest for each receive).
+It tries first, and waits only when the operation would block. For a stream of tokens that saves most
+of the event-loop iterations that anyio's own stream takes (a checkpoint for each send, a change of
+epoll interest for each receive).
 
-An arrival is the time at which the kernel got the bytes, where it tells (``timestamps``); else it
-is the time of the read.
+Bytes have arrived when the kernel got them, where it provides timestamps (``timestamps``); else
+when they are read.
 """
 
 import select

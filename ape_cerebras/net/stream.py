@@ -45,7 +45,7 @@ class TimestampedStream(ByteStream):
 
     ``now``: the clock of all these times, a function.
     ``arrived_at``: when the bytes of the latest ``receive`` arrived; never decreases.
-    ``kernel_timestamps``: set to False to take the time of the read whatever the kernel says.
+    ``kernel_timestamps``: set to False to take the time of every read for the arrival.
     ``has_timestamp``: whether that time is the kernel's; else it is the time of the read.
     ``reads_without_timestamp``: the reads of which the latter is true; a counter.
     ``left_at``: just before the last bytes of the latest ``send`` were handed to the kernel. A
@@ -73,7 +73,7 @@ class TimestampedStream(ByteStream):
 
     def receive_nowait(self) -> bytes:
         """Receive what has arrived. Raises what ``receive`` raises, and WouldBlock where nothing
-        has arrived or this stream cannot tell."""
+        has arrived, or where this stream cannot know."""
         raise WouldBlock
 
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
@@ -90,7 +90,7 @@ class TimestampedStream(ByteStream):
         self._deadline = math.inf if seconds is None else self.now() + seconds
 
     def peek_arrivals(self, on: bool) -> None:
-        """Whether to tell apart, where possible, arrivals that are coalesced before they are read.
+        """Whether to distinguish, where possible, arrivals that are coalesced before they are read.
         Worth its cost while a first token is awaited."""
 
     def peer_is_gone(self) -> bool:

@@ -97,8 +97,8 @@ class ArrivalClock:
     def arrival(self, timestamp: int, since: float, now: float) -> float | None:
         """When bytes arrived that were read just before ``now``, and came after ``since``.
 
-        None where that is not certain: the wall clock was set in between, or the timestamp is of
-        no moment in between.
+        None where that is not certain: the wall clock was set in between, or the timestamp is not
+        from between the two.
         """
         if not -_TOLERANCE < self._wall() - int(now * 1e9) - self._ahead < _TOLERANCE:
             ahead = self._measure()

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that would end a process silently. Python itself ignores SIGPIPE."""
-_OUTPUT_PATIENCE = 1.0  # seconds
+_OUTPUT_TIMEOUT = 1.0  # seconds
 
 
 def run_until_stopped(
@@ -65,7 +65,7 @@ def report_not_listening(address: str, error: BaseException) -> None:
         address = error.filename
     number = getattr(error, "errno", None) or 0
     reason = os.strerror(number) if number > 0 else "no such address"
-    logs = Logs("debug", OutputWriter(_OUTPUT_PATIENCE))
+    logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
     logs.event("error", "Cannot listen", address=address, reason=reason)
 
 
@@ -78,7 +78,7 @@ async def work_until_stopped(
     """Run ``work`` with an event that the first signal of ``ending`` sets; a second cancels it.
 
     In a worker, the end of ``lifeline``, a pipe from its parent, sets the event too; and a second
-    signal, which may come from elsewhere, cancels the work only if ``scoreboard`` says so.
+    signal, which may come from elsewhere, cancels the work only if ``scoreboard`` demands it.
     """
     stop = anyio.Event()
 

@@ -3,7 +3,7 @@
 The parent reads the settings, opens the sockets and forks. It never has a thread or an event loop,
 so a fork copies nothing that is locked or half done, and a worker serves within milliseconds, with
 the settings that were read once, even where a secret's file has gone since. All signals are pending
-until the parent asks for them: none can come at a bad moment, or reach a worker's first steps.
+until the parent waits for them: none can interrupt it, or reach a worker's first steps.
 
 All workers accept from the same sockets, so that a waiting connection is accepted by a worker that
 lives. With sockets of their own (SO_REUSEPORT) the kernel would go on giving connections to one
@@ -12,9 +12,9 @@ for a moment before it accepts the next (``Scoreboard.has_more_connections``): o
 one of two workers had 17 at most. By chance alone it had up to 30, and by the kernel's hash 21.
 
 Each worker drains itself at SIGTERM, which may well come twice: from the parent, and from whoever
-signals all processes of the service. The scoreboard says that there is no time left, which only the
-parent knows. Ctrl-C and the end of a terminal reach all processes of a group; the parent handles
-them. A pipe that the parent holds open tells the workers that it is gone.
+signals all processes of the service. Only the parent knows that there is no time left, and sets a
+flag on the scoreboard then. Ctrl-C and the end of a terminal reach all processes of a group; the
+parent handles them. The parent holds a pipe open, whose end makes orphaned workers drain.
 """
 
 import os
@@ -56,7 +56,7 @@ _FINAL_FLUSH = 1.0  # seconds
 
 
 def restart_delay(last: float, lived: float) -> float:
-    """Seconds before a worker is restarted that ``lived`` for so many, by the ``last`` delay."""
+    """Seconds before a worker that ``lived`` for so many is restarted; ``last`` was its last delay."""
     if lived >= _GOOD_LIFE:
         return _FIRST_DELAY
     return min(max(2 * last, _FIRST_DELAY), _LONGEST_DELAY)
