@@ -1,8 +1,8 @@
 """A timestamped stream over a plain socket.
 
-It tries first, and waits only when the operation would block. For a stream of tokens that saves most
-of the event-loop iterations that anyio's own stream takes (a checkpoint for each send, a change of
-epoll interest for each receive).
+It tries first, and waits only when the operation would block. For a stream of tokens that saves
+most of the event-loop iterations that anyio's own stream takes (a checkpoint for each send, a
+change of epoll interest for each receive).
 
 Bytes have arrived when the kernel got them, where it provides timestamps (``timestamps``); else
 when they are read.

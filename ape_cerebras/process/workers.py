@@ -56,7 +56,8 @@ _FINAL_FLUSH = 1.0  # seconds
 
 
 def restart_delay(last: float, lived: float) -> float:
-    """Seconds before a worker that ``lived`` for so many is restarted; ``last`` was its last delay."""
+    """Seconds before the restart of a worker that ``lived`` for so many; ``last``: the delay of its
+    previous restart, 0 if there was none."""
     if lived >= _GOOD_LIFE:
         return _FIRST_DELAY
     return min(max(2 * last, _FIRST_DELAY), _LONGEST_DELAY)

@@ -1,4 +1,4 @@
-"""Waiting for a socket: woken when it is ready, at the end of patience, and when it is closed."""
+"""Waiting for a socket: until it is ready, until the deadline, until it is closed."""
 
 import gc
 import math
@@ -45,7 +45,7 @@ async def read(sock: socket.socket, readiness: Readiness) -> bytes:
                 assert await readiness.reading.wait(within(5))
 
 
-async def test_what_comes_before_a_wait_during_it_and_after_it_is_read(pair: Pair) -> None:
+async def test_arrivals_before_during_and_after_a_wait_are_read(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     for number in range(100):
@@ -77,7 +77,7 @@ async def _send_later(sock: socket.socket, data: bytes) -> None:
     sock.send(data)
 
 
-async def test_a_wait_ends_with_patience_and_the_next_is_as_good(pair: Pair) -> None:
+async def test_a_wait_ends_at_its_deadline_and_the_next_is_not_affected(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     assert not await readiness.reading.wait(within(0.01))
@@ -86,7 +86,7 @@ async def test_a_wait_ends_with_patience_and_the_next_is_as_good(pair: Pair) -> 
     readiness.close()
 
 
-async def test_a_cancelled_wait_takes_nothing_along(pair: Pair) -> None:
+async def test_a_cancelled_wait_loses_nothing(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     for _ in range(3):
@@ -102,7 +102,7 @@ async def test_a_full_socket_is_writable_once_it_has_been_read(pair: Pair) -> No
     readiness = readiness_of(ours)
     for _ in range(2):
         fill(ours)
-        # What a wait before this one was told of the socket may be out of date.
+        # An edge from before this wait may be out of date.
         while await readiness.writing.wait(within(0.01)):
             fill(ours)
         async with anyio.create_task_group() as tasks:
@@ -148,7 +148,7 @@ async def test_closing_wakes_whoever_waits(pair: Pair) -> None:
             await readiness.reading.wait(within(5))
 
 
-async def test_a_descriptor_used_again_is_another_socket() -> None:
+async def test_a_reused_descriptor_is_another_socket() -> None:
     for closed_well in (True, False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -161,7 +161,7 @@ async def test_a_descriptor_used_again_is_another_socket() -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_an_end_that_is_watched_for_is_told_and_nothing_else(reads: bool, pair: Pair) -> None:
+async def test_a_watcher_of_the_end_is_notified_of_nothing_else(reads: bool, pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     ended = anyio.Event()
@@ -178,15 +178,15 @@ async def test_an_end_that_is_watched_for_is_told_and_nothing_else(reads: bool, 
     readiness.close()
 
 
-async def test_one_who_has_closed_is_told_of_no_end(pair: Pair) -> None:
+async def test_a_closed_socket_notifies_of_no_end(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
-    told: list[str] = []
-    readiness.watch(lambda: told.append("end"), end_only=True)
+    notified: list[str] = []
+    readiness.watch(lambda: notified.append("end"), end_only=True)
     readiness.close()
     ours.close()
     await anyio.wait_all_tasks_blocked()
-    assert told == []
+    assert notified == []
 
 
 def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
@@ -207,19 +207,19 @@ def test_a_loop_that_has_ended_leaves_no_descriptor_behind() -> None:
         assert count() == before
 
 
-async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair: Pair) -> None:
+async def test_the_deadline_of_a_wait_can_be_changed_and_the_next_has_its_own(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
 
-    async def hurry_later() -> None:
+    async def shorten_later() -> None:
         await anyio.wait_all_tasks_blocked()
         readiness.reading.set_deadline(within(0.01))
 
-    for patience in (math.inf, 60.0):
+    for timeout in (math.inf, 60.0):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hurry_later)
+            tasks.start_soon(shorten_later)
             with anyio.fail_after(5):
-                assert not await readiness.reading.wait(within(patience))
+                assert not await readiness.reading.wait(within(timeout))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_send_later, ours, b"a")
             assert await read(theirs, readiness) == b"a"
@@ -227,15 +227,15 @@ async def test_a_wait_under_way_can_be_hurried_and_the_next_has_its_own_end(pair
 
 
 @pytest.mark.parametrize("anyio_backend", BACKENDS, indirect=True)
-async def test_a_wait_of_no_time_can_be_hurried(pair: Pair) -> None:
+async def test_the_deadline_of_a_wait_of_no_time_can_be_changed(pair: Pair) -> None:
     readiness = readiness_of(pair[1])
 
-    async def hurry() -> None:
+    async def shorten() -> None:
         readiness.reading.set_deadline(within(0))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):  # one of them is started after the wait, and before it has ended
-            tasks.start_soon(hurry)
+            tasks.start_soon(shorten)
         assert not await readiness.reading.wait(within(0))
     readiness.close()
 
@@ -266,16 +266,16 @@ async def test_a_long_wait_is_not_ended_by_the_timer_of_a_short_one_before(pair:
     readiness.close()
 
 
-async def test_what_arrives_while_nobody_reads_is_told(pair: Pair) -> None:
+async def test_a_watcher_is_notified_of_what_nobody_reads(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
-    told: list[bytes] = []
+    notified: list[bytes] = []
     came = anyio.Event()
 
     def hook() -> None:
         with suppress(BlockingIOError):
             while data := theirs.recv(100):
-                told.append(data)
+                notified.append(data)
         came.set()
 
     assert readiness.watch(hook, end_only=False)
@@ -288,7 +288,7 @@ async def test_what_arrives_while_nobody_reads_is_told(pair: Pair) -> None:
     ours.shutdown(socket.SHUT_WR)
     with anyio.fail_after(5):
         await came.wait()
-    assert told == [b"one", b"two"]
+    assert notified == [b"one", b"two"]
     readiness.watch(None, end_only=False)
     came = anyio.Event()
     ours.close()

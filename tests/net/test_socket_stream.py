@@ -1,53 +1,28 @@
-"""The byte streams: what they carry, when they say it came, and how they end."""
+"""Byte streams over sockets: what they carry, its arrival times, and how they end."""
 
 import select
 import socket
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from ssl import PROTOCOL_TLS_CLIENT, PROTOCOL_TLS_SERVER
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
 import pytest
-import trustme
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
-from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
 from end_to_end import hold_the_loop
+from sockets import sockets
 
 from ape_cerebras.downstream.listener import Acceptor, open_listeners
 from ape_cerebras.net.event_loop import loop_clock
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import (
     PeerStalled,
-    TimestampedStream,
-    WrappedStream,
-    WriteBuffer,
-    timestamped,
 )
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
-stamped_by_kernel = pytest.mark.usefixtures("kernel_timestamps")
-
-
-@asynccontextmanager
-async def sockets() -> AsyncIterator[tuple[SocketStream, SocketStream]]:
-    """Two ends of a TCP connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    for sock in (ours, theirs):
-        sock.setblocking(False)
-    ends = SocketStream(ours), SocketStream(theirs)
-    try:
-        yield ends
-    finally:
-        for end in ends:
-            end.close()
+with_kernel_timestamps = pytest.mark.usefixtures("kernel_timestamps")
 
 
 async def test_bytes_arrive_as_they_were_sent_however_many() -> None:
@@ -61,7 +36,7 @@ async def test_bytes_arrive_as_they_were_sent_however_many() -> None:
     assert ours.write_wait_seconds > 0
 
 
-async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() -> None:
+async def test_arrivals_have_times_and_waits_are_counted() -> None:
     async with sockets() as (ours, theirs):
         before = loop_clock()()
         await ours.send(b"a")
@@ -78,8 +53,8 @@ async def test_an_arrival_is_stamped_when_it_is_read_and_waiting_is_counted() ->
         assert theirs.read_wait_seconds >= waited + 0.019
 
 
-@stamped_by_kernel
-async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_them() -> None:
+@with_kernel_timestamps
+async def test_an_arrival_is_when_the_kernel_got_the_bytes_not_when_the_loop_read_them() -> None:
     async with sockets() as (ours, theirs):
         for number in range(3):
             await ours.send(b"a")
@@ -89,9 +64,9 @@ async def test_an_arrival_is_when_the_bytes_came_not_when_the_loop_got_round_to_
     assert theirs.reads_without_timestamp == 0
 
 
-@stamped_by_kernel
-@pytest.mark.parametrize("attentive", [True, False])
-async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bool) -> None:
+@with_kernel_timestamps
+@pytest.mark.parametrize("peeking", [True, False])
+async def test_peeking_distinguishes_arrivals_that_are_coalesced(peeking: bool) -> None:
     read: list[tuple[bytes, float]] = []
 
     async def receive(stream: SocketStream) -> None:
@@ -99,9 +74,9 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
             read.append((await stream.receive(), stream.arrived_at))
 
     async with sockets() as (ours, theirs), sockets() as (others, _):
-        await ours.send(b"an answer before")
+        await ours.send(b"a response before")
         await theirs.receive()
-        theirs.peek_arrivals(attentive)
+        theirs.peek_arrivals(peeking)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive, theirs)
             await anyio.wait_all_tasks_blocked()
@@ -109,7 +84,7 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
             await others.send(b"whatever happens on any other socket")
             first_held_until = hold_the_loop()
             await ours.send(b"b")
-    if attentive:
+    if peeking:
         (first, first_at), (second, second_at) = read
         assert (first, second) == (b"aa", b"b")
         assert first_at < first_held_until <= second_at
@@ -120,8 +95,8 @@ async def test_attentive_tells_what_came_first_from_what_joined_it(attentive: bo
     assert theirs.reads_without_timestamp == 0
 
 
-@stamped_by_kernel
-async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> None:
+@with_kernel_timestamps
+async def test_peeked_arrivals_may_be_read_in_parts_and_their_socket_closed() -> None:
     async with sockets() as (ours, theirs), sockets() as (others, _):
         theirs.peek_arrivals(True)
         for _ in range(2):
@@ -139,8 +114,8 @@ async def test_what_was_noted_may_be_read_in_parts_and_its_socket_closed() -> No
             await theirs.receive()
 
 
-@stamped_by_kernel
-async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_too() -> None:
+@with_kernel_timestamps
+async def test_bytes_that_arrive_before_their_connection_is_accepted_have_timestamps() -> None:
     [listener] = open_listeners("127.0.0.1", 0)
     accepted: list[SocketStream] = []
     read = anyio.Event()
@@ -164,8 +139,8 @@ async def test_bytes_that_came_while_their_connection_was_waiting_are_stamped_to
         accepted[0].close()
 
 
-@stamped_by_kernel
-async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_peer() -> None:
+@with_kernel_timestamps
+async def test_the_delay_of_a_busy_loop_is_not_waiting_for_the_peer() -> None:
     async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
 
         async def send_and_hold() -> None:
@@ -179,7 +154,7 @@ async def test_what_the_loop_takes_to_notice_an_arrival_is_not_waiting_for_the_p
         assert 0 < theirs.read_wait_seconds <= theirs.arrived_at - began_at
 
 
-async def test_without_a_stamp_the_moment_of_the_read_counts_and_is_counted() -> None:
+async def test_without_a_timestamp_the_time_of_the_read_is_used_and_counted() -> None:
     async with sockets() as (ours, theirs):
         theirs.kernel_timestamps = False
         await ours.send(b"a")
@@ -227,7 +202,7 @@ async def test_a_read_timeout_of_0_reads_but_never_waits() -> None:
 
 
 async def test_a_cancelled_receive_loses_nothing() -> None:
-    """The turn that the loop gets now and then is taken before the bytes are, not after."""
+    """The stream yields to the event loop before it reads, not after."""
     async with sockets() as (ours, theirs):
         got = b""
         for number in range(200):
@@ -241,7 +216,7 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_what_was_told_to_one_who_is_cancelled_is_read_by_the_next(turns: int) -> None:
+async def test_an_arrival_that_wakes_a_cancelled_reader_is_read_by_the_next(turns: int) -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"a")
         assert await theirs.receive() == b"a"
@@ -265,30 +240,30 @@ async def test_what_was_told_to_one_who_is_cancelled_is_read_by_the_next(turns: 
     assert got == b"b"
 
 
-async def test_what_was_told_to_a_watcher_is_read_by_the_next() -> None:
+async def test_an_arrival_that_a_watcher_was_notified_of_is_read_later() -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"a")
         assert await theirs.receive() == b"a"
-        told = anyio.Event()
-        if not theirs.watch(told.set):
+        notified = anyio.Event()
+        if not theirs.watch(notified.set):
             return
         await ours.send(b"b")
         with anyio.fail_after(5):
-            await told.wait()
+            await notified.wait()
             theirs.watch(None)
             assert await theirs.receive() == b"b"
 
 
-async def test_a_watcher_hears_at_once_of_what_may_have_arrived() -> None:
+async def test_a_watcher_is_notified_at_once_of_what_may_have_arrived() -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"ab")
         assert await theirs.receive(1) == b"a"
-        told = anyio.Event()
-        if theirs.watch(told.set):
-            assert told.is_set()
+        notified = anyio.Event()
+        if theirs.watch(notified.set):
+            assert notified.is_set()
 
 
-async def test_an_end_that_came_with_the_last_bytes_is_read_too() -> None:
+async def test_an_end_that_arrives_with_the_last_bytes_is_read_too() -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"a")
         assert await theirs.receive() == b"a"
@@ -308,7 +283,7 @@ async def test_an_end_that_came_with_the_last_bytes_is_read_too() -> None:
     assert got == [b"b"]
 
 
-async def test_others_get_their_turn_beside_a_stream_that_never_waits() -> None:
+async def test_other_tasks_run_beside_a_stream_that_never_waits() -> None:
     turns = 0
     async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
 
@@ -326,7 +301,7 @@ async def test_others_get_their_turn_beside_a_stream_that_never_waits() -> None:
     assert turns > 10
 
 
-async def test_ends() -> None:
+async def test_half_close_and_reset() -> None:
     async with sockets() as (ours, theirs):
         await ours.send_eof()
         with pytest.raises(EndOfStream):
@@ -343,7 +318,7 @@ async def test_ends() -> None:
             await theirs.receive()
 
 
-async def test_closing_wakes_who_waits() -> None:
+async def test_closing_wakes_a_waiting_reader() -> None:
     async with sockets() as (ours, _), anyio.create_task_group() as tasks:
 
         async def wait() -> None:
@@ -356,7 +331,7 @@ async def test_closing_wakes_who_waits() -> None:
         ours.close()  # once is enough, twice does no harm
 
 
-async def test_a_peer_that_takes_nothing_stalls_a_write() -> None:
+async def test_a_peer_that_reads_nothing_stalls_a_write() -> None:
     async with sockets() as (ours, _):
         ours.write_timeout = 0.02
         with pytest.raises(PeerStalled):
@@ -370,116 +345,6 @@ async def test_sending_without_waiting_sends_what_there_is_room_for() -> None:
         theirs.close()
         for _ in range(3):
             ours.send_nowait(b"0")  # nobody is there: no matter
-
-
-@asynccontextmanager
-async def foreign() -> AsyncIterator[tuple[ByteStream, ByteStream]]:
-    """A connection made and accepted by anyio, as a host program would bring it."""
-    accepted: list[ByteStream] = []
-    arrived = anyio.Event()
-
-    async def keep(stream: ByteStream) -> None:
-        accepted.append(stream)
-        arrived.set()
-        await anyio.sleep_forever()
-
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, keep)
-        port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        async with await anyio.connect_tcp("127.0.0.1", port) as ours:
-            await arrived.wait()
-            async with accepted[0]:
-                yield ours, accepted[0]
-        tasks.cancel_scope.cancel()
-
-
-async def test_any_anyio_stream_gets_the_same_face() -> None:
-    async with foreign() as (ours, theirs):
-        wrapped = timestamped(theirs)
-        assert isinstance(wrapped, WrappedStream)
-        assert timestamped(wrapped) is wrapped
-        await ours.send(b"a")
-        assert await wrapped.receive() == b"a"
-        await wrapped.send(b"b")
-        assert await ours.receive() == b"b"
-        assert wrapped.left_at <= wrapped.written_at
-        wrapped.read_timeout = 0.02
-        with pytest.raises(PeerStalled):
-            await wrapped.receive()
-        assert not wrapped.peer_is_gone()
-        await ours.aclose()
-        with pytest.raises((EndOfStream, BrokenResourceError)):
-            await wrapped.receive()
-
-
-class Sink(TimestampedStream):
-    """Takes writes, and can be made to fail."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[bytes] = []
-        self.broken = False
-
-    async def send(self, item: bytes) -> None:
-        if self.broken:
-            raise BrokenResourceError
-        self.writes.append(item)
-
-    async def receive(self, max_bytes: int = 1) -> bytes:
-        raise EndOfStream
-
-    async def send_eof(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.broken = True
-
-    def peer_is_gone(self) -> bool:
-        return self.broken
-
-
-async def test_an_end_found_while_sending_is_a_broken_connection(authority: trustme.CA) -> None:
-    """That is what anyio's TLS stream says where it takes a cut for an end."""
-    served, asking = (ssl.SSLContext(way) for way in (PROTOCOL_TLS_SERVER, PROTOCOL_TLS_CLIENT))
-    authority.issue_cert("a").configure_cert(served)
-    authority.configure_trust(asking)
-    secured: list[TLSStream] = []
-
-    async def wrap(stream: SocketStream, context: ssl.SSLContext, name: str | None) -> None:
-        secured.append(
-            await TLSStream.wrap(
-                stream, hostname=name, ssl_context=context, standard_compatible=False
-            )
-        )
-
-    async with sockets() as (ours, theirs):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wrap, theirs, served, None)
-            await wrap(ours, asking, "a")
-        theirs.close()
-        wrapped = timestamped(next(each for each in secured if each.transport_stream is ours))
-        with pytest.raises(EndOfStream):
-            await wrapped.receive()
-        with pytest.raises(BrokenResourceError):
-            await wrapped.send(b"a")
-        assert wrapped.peer_is_gone()
-
-
-async def test_what_is_held_leaves_in_one_write() -> None:
-    sink = Sink()
-    buffer = WriteBuffer(sink)
-    for part in (b"a", None, b"", b"bc"):
-        buffer.hold(part)
-    assert (buffer.size, sink.writes) == (3, [])
-    await buffer.flush()
-    await buffer.flush()
-    assert (buffer.size, sink.writes, buffer.busy) == (0, [b"abc"], False)
-    sink.broken = True
-    buffer.hold(b"d")
-    with pytest.raises(BrokenResourceError):
-        await buffer.flush()
-    assert not buffer.busy
 
 
 async def test_nagles_algorithm_is_off_on_both_legs() -> None:

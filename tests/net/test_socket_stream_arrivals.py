@@ -108,8 +108,8 @@ async def test_timestamps_are_used_again_after_the_wall_clock_was_set(
             monkeypatch.setattr(
                 of_this_loop(ArrivalClock), "_wall", lambda a=ahead: time.time_ns() + a
             )
-            ours.send(b"answer")
-            assert await stream.receive() == b"answer"
+            ours.send(b"response")
+            assert await stream.receive() == b"response"
             kernel_times.append(stream.has_timestamp)
         assert kernel_times == [True, False, False, False, True]
 
@@ -125,6 +125,6 @@ async def test_arrivals_have_timestamps_where_no_more_sockets_can_be_watched(
         with monkeypatch.context() as patch:
             patch.setattr(of_this_loop(ArrivalPeeker), "watch", full)
             stream.peek_arrivals(True)
-        ours.send(b"answer")
-        assert await stream.receive() == b"answer"
+        ours.send(b"response")
+        assert await stream.receive() == b"response"
         assert stream.has_timestamp

@@ -1,6 +1,6 @@
-"""Stamps of the wall clock, read on the loop's: exact, or none, whatever is done to the wall clock.
+"""Timestamps of the wall clock, converted to the loop's: exact, or none.
 
-The clocks here are made up; what the kernel stamps on real sockets is tested with the streams.
+The clocks of the first tests are fakes. Timestamps of real sockets are tested with the streams.
 """
 
 import socket
@@ -29,8 +29,8 @@ SECOND = 1_000_000_000
 
 
 class Machine:
-    """A machine's two clocks. Each reading takes a moment; ``interrupt`` makes the next one take
-    longer, as it does when the process is set aside."""
+    """A machine's two clocks. Each reading takes a time; ``interrupt`` makes the next one take
+    longer, as it does when the process is preempted."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -44,61 +44,61 @@ class Machine:
     def wall(self) -> int:
         self.now += 1e-7 + self.interrupt
         self.interrupt = 0.0
-        return self.stamp()
+        return self.timestamp()
 
-    def stamp(self) -> int:
+    def timestamp(self) -> int:
         """What the kernel writes on a segment that comes now."""
         return int(self.now * SECOND) + self.ahead
 
 
-def test_a_stamp_is_read_on_the_other_clock() -> None:
+def test_a_timestamp_is_converted_to_the_other_clock() -> None:
     machine = Machine()
     clock = ArrivalClock(machine.clock, machine.wall)
     since = machine.clock()
     machine.now += 5
-    arrived_at, stamp = machine.now, machine.stamp()
+    arrived_at, timestamp = machine.now, machine.timestamp()
     machine.now += 3
-    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+    assert clock.arrival(timestamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
 
 
-def test_a_process_set_aside_between_two_readings_is_no_setting_of_the_clock() -> None:
+def test_a_preemption_between_two_readings_is_not_taken_for_a_clock_setting() -> None:
     machine = Machine()
     clock = ArrivalClock(machine.clock, machine.wall)
     since = machine.clock()
     machine.now += 1
-    arrived_at, stamp = machine.now, machine.stamp()
+    arrived_at, timestamp = machine.now, machine.timestamp()
     machine.interrupt = 0.02
-    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+    assert clock.arrival(timestamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
 
 
 @pytest.mark.parametrize("step", [-3600.0, -0.01, -0.0001, 0.0001, 0.01, 3600.0])
 @pytest.mark.parametrize("after", [False, True], ids=["before it arrived", "after"])
-def test_where_the_wall_clock_was_set_meanwhile_there_is_no_time(step: float, after: bool) -> None:
+def test_there_is_no_time_where_the_wall_clock_was_set_meanwhile(step: float, after: bool) -> None:
     machine = Machine()
     clock = ArrivalClock(machine.clock, machine.wall)
     since = machine.clock()
     machine.now += 1
     machine.ahead += 0 if after else int(step * SECOND)
-    stamp = machine.stamp()
+    timestamp = machine.timestamp()
     machine.ahead += int(step * SECOND) if after else 0
     machine.now += 1
-    assert clock.arrival(stamp, since, machine.clock()) is None
+    assert clock.arrival(timestamp, since, machine.clock()) is None
     # Another stream, silent since before that, and read after it.
-    assert clock.arrival(stamp, since, machine.clock()) is None
+    assert clock.arrival(timestamp, since, machine.clock()) is None
     since = machine.clock()
     machine.now += 1
-    arrived_at, stamp = machine.now, machine.stamp()
-    assert clock.arrival(stamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
+    arrived_at, timestamp = machine.now, machine.timestamp()
+    assert clock.arrival(timestamp, since, machine.clock()) == pytest.approx(arrived_at, abs=1e-6)
 
 
-@pytest.mark.parametrize("moment", [-1.0, 3.0])
-def test_a_stamp_of_no_moment_in_question_gives_no_time(moment: float) -> None:
+@pytest.mark.parametrize("time", [-1.0, 3.0])
+def test_a_timestamp_from_outside_the_interval_gives_no_time(time: float) -> None:
     machine = Machine()
     clock = ArrivalClock(machine.clock, machine.wall)
     since = machine.clock()
-    stamp = machine.stamp() + int(moment * SECOND)
+    timestamp = machine.timestamp() + int(time * SECOND)
     machine.now += 1
-    assert clock.arrival(stamp, since, machine.clock()) is None
+    assert clock.arrival(timestamp, since, machine.clock()) is None
 
 
 SECONDS = st.floats(0, 10)
@@ -116,28 +116,28 @@ def test_a_time_is_right_or_there_is_none(
         since = machine.clock()
         machine.now += before
         machine.ahead += int(first_step * SECOND)
-        arrived_at, stamp = machine.now + travel, machine.stamp() + int(travel * SECOND)
+        arrived_at, timestamp = machine.now + travel, machine.timestamp() + int(travel * SECOND)
         machine.now += travel
         machine.ahead += int(second_step * SECOND)
         machine.now += late
         # Two settings that undo each other leave nothing to be noticed, save an arrival that
         # cannot be; so that error is as large as what was not noticed.
         unnoticed = abs(first_step) if abs(first_step + second_step) < 2 * TOLERANCE else 0.0
-        told = clock.arrival(stamp, since, machine.clock())
-        if told is not None:
-            assert since <= told <= machine.now
-            assert abs(told - arrived_at) <= 2 * TOLERANCE + unnoticed
+        converted = clock.arrival(timestamp, since, machine.clock())
+        if converted is not None:
+            assert since <= converted <= machine.now
+            assert abs(converted - arrived_at) <= 2 * TOLERANCE + unnoticed
 
 
-def test_the_stamp_is_found_among_what_came_with_the_bytes() -> None:
-    stamp = struct.pack("=qqqqqq", 17, 5, 0, 0, 9, 9)
+def test_the_timestamp_is_found_in_the_ancillary_data() -> None:
+    timestamp = struct.pack("=qqqqqq", 17, 5, 0, 0, 9, 9)
     other = (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"\0\0\0\0")
-    assert timestamp_in([other, (socket.SOL_SOCKET, 37, stamp)]) == 17 * SECOND + 5
+    assert timestamp_in([other, (socket.SOL_SOCKET, 37, timestamp)]) == 17 * SECOND + 5
     assert timestamp_in([other]) == timestamp_in([]) == 0
 
 
 @pytest.mark.anyio
-async def test_a_run_has_one_clock_that_is_the_loops() -> None:
+async def test_a_loop_has_one_arrival_clock_on_its_own_clock() -> None:
     assert of_this_loop(ArrivalClock) is of_this_loop(ArrivalClock)
     before = anyio.current_time()
     now = loop_clock()()
@@ -146,7 +146,7 @@ async def test_a_run_has_one_clock_that_is_the_loops() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
-def test_linux_stamps_tcp_and_a_closed_socket_does_not() -> None:
+def test_timestamps_can_be_enabled_on_linux_and_not_on_a_closed_socket() -> None:
     with socket.socket() as sock:
         assert enable_timestamps(sock)
         assert socket.CMSG_SPACE(48) == TIMESTAMP_SPACE

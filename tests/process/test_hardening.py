@@ -1,4 +1,4 @@
-"""Whatever goes wrong, wherever in a process, what is told of it holds none of its texts."""
+"""Crash reports: whatever goes wrong in a process, none of its texts is logged."""
 
 import subprocess
 import sys
@@ -46,18 +46,18 @@ def fails_instead() -> None:
         raise LookupError(KEY) from None
 
 
-def types(told: list[str]) -> list[str]:
-    return [text.partition(" ")[0] for text in told]
+def types(described: list[str]) -> list[str]:
+    return [text.partition(" ")[0] for text in described]
 
 
-def test_type_and_places_innermost_first() -> None:
-    [told] = describe_exceptions(caught(fails))
+def test_type_and_locations_innermost_first() -> None:
+    [described] = describe_exceptions(caught(fails))
     first = fails.__code__.co_firstlineno
-    assert told.startswith(f"ValueError < test_hardening.py:{first + 1} fails < ")
-    assert told.endswith(" caught")
+    assert described.startswith(f"ValueError < test_hardening.py:{first + 1} fails < ")
+    assert described.endswith(" caught")
 
 
-def test_what_is_behind_an_exception_is_told_too_and_once() -> None:
+def test_causes_and_contexts_are_described_too_and_once() -> None:
     assert types(describe_exceptions(caught(fails_over_it))) == ["RuntimeError", "ValueError"]
     assert types(describe_exceptions(caught(fails_beside_it))) == ["OSError", "ValueError"]
     assert types(describe_exceptions(caught(fails_instead))) == ["LookupError"]
@@ -71,15 +71,15 @@ def test_what_is_behind_an_exception_is_told_too_and_once() -> None:
     ]
 
 
-def test_no_tree_and_no_depth_makes_a_long_line() -> None:
+def test_neither_a_large_tree_nor_a_deep_stack_makes_a_long_line() -> None:
     def deep(left: int) -> None:
         deep(left - 1) if left else fails()
 
     group = ExceptionGroup(KEY, [caught(lambda: deep(100)) for _ in range(100)])
-    told = describe_exceptions(group)
-    assert len(told) == 8
-    assert max(map(len, told)) < 400
-    assert KEY not in "".join(told)
+    described = describe_exceptions(group)
+    assert len(described) == 8
+    assert max(map(len, described)) < 400
+    assert KEY not in "".join(described)
 
 
 EVERYWHERE = f"""
@@ -124,11 +124,11 @@ def run(script: str, **settings: str) -> tuple[list[dict[str, Any]], str]:
     return [orjson.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
 
 
-def test_what_a_process_itself_tells() -> None:
+def test_crashes_are_reported_wherever_they_happen() -> None:
     lines, rest = run(EVERYWHERE)
     assert rest == ""
-    told = [(line["message"], types(line["exceptions"])) for line in lines]
-    assert told == [
+    described = [(line["message"], types(line["exceptions"])) for line in lines]
+    assert described == [
         ("A thread failed", ["KeyError"]),
         ("A finalizer failed", ["ValueError"]),
         ("A library reported a problem", ["KeyError"]),
@@ -149,12 +149,14 @@ raise SystemExit(program.main(["serve"]))
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_proxy_that_fails(backend: str, workers: str) -> None:
+def test_a_proxy_that_fails_reports_its_crash(backend: str, workers: str) -> None:
     settings = {"HOST": "127.0.0.1", "PORT": "0", "BACKEND": backend, "ASYNC_WORKERS": workers}
     lines, rest = run(BROKEN, CEREBRAS_API_KEY=KEY, **settings)
     assert rest == ""
-    told = [line for line in lines if "exceptions" in line]
-    assert told
-    assert {line["message"] for line in told} == {"Failed" if workers == "1" else "Worker failed"}
-    assert {line.get("worker") for line in told} <= ({None} if workers == "1" else {1, 2})
-    assert all("ValueError" in types(line["exceptions"]) for line in told)
+    described = [line for line in lines if "exceptions" in line]
+    assert described
+    assert {line["message"] for line in described} == {
+        "Failed" if workers == "1" else "Worker failed"
+    }
+    assert {line.get("worker") for line in described} <= ({None} if workers == "1" else {1, 2})
+    assert all("ValueError" in types(line["exceptions"]) for line in described)

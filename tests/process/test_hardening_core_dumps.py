@@ -11,7 +11,7 @@ import pytest
 from end_to_end import running_proxy
 from server_process import Served, environment, serving
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how a process ended")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux reports how a process ended")
 
 NO_CORE = (0, 0)
 PR_GET_DUMPABLE = 3
@@ -30,7 +30,7 @@ main(["serve", "--demo"])
     resource.getrlimit(resource.RLIMIT_CORE)[1] != resource.RLIM_INFINITY,
     reason="core files cannot be allowed here",
 )
-def test_nor_where_the_limit_was_raised_again(tmp_path: Path) -> None:
+def test_no_core_file_where_the_limit_was_raised_again(tmp_path: Path) -> None:
     settings = environment(HOST="127.0.0.1", PORT="0")
     command = (sys.executable, "-c", UNLIMITED)
     served = Served(subprocess.Popen(command, env=settings, cwd=tmp_path, stdout=subprocess.PIPE))
@@ -43,14 +43,14 @@ def test_nor_where_the_limit_was_raised_again(tmp_path: Path) -> None:
         served.end()
 
 
-def test_nor_of_workers() -> None:
+def test_workers_leave_no_core_file() -> None:
     with serving("serve", "--demo", "--workers", "2") as served:
         workers = [served.line("process")["process"] for _ in range(2)]
         assert [resource.prlimit(each, resource.RLIMIT_CORE) for each in workers] == [NO_CORE] * 2
 
 
 @pytest.mark.anyio
-async def test_who_embeds_a_proxy_decides_for_himself() -> None:
+async def test_a_host_that_embeds_a_proxy_is_not_hardened() -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
     hooks = sys.excepthook, sys.unraisablehook
     async with running_proxy(1):

@@ -43,7 +43,7 @@ KINDS = {
     "reassembled": (WHOLE, chat(), False),
     "refused": (answers, chat(b"{"), False),
     "malformed": (answers, b"GET / HTTP/9\r\n\r\n", False),
-    "unanswered": (closes, chat(), False),
+    "no response": (closes, chat(), False),
     "reset": (resets, chat(), False),
     "cut": (streams(events(TOKEN), then="leave"), chat(STREAM), False),
     "short": (short, chat(), False),
@@ -55,7 +55,7 @@ KINDS = {
 
 @contextmanager
 def garbage_kept() -> Iterator[list[str]]:
-    """The names of our own types in what the collector finds when the block has ended."""
+    """The names of our own types in the garbage that the block has left."""
     names: list[str] = []
     gc.collect()
     gc.disable()

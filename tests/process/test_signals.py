@@ -1,4 +1,4 @@
-"""SIGHUP, where it asks for something."""
+"""SIGHUP where it is held."""
 
 import subprocess
 import sys
@@ -35,9 +35,7 @@ anyio.run(main, backend=sys.argv[1])
 
 @pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_hang_up_that_came_too_early_is_not_lost_and_ends_nothing(
-    backend: str, before: str
-) -> None:
+def test_a_sighup_that_comes_early_is_kept_and_ends_nothing(backend: str, before: str) -> None:
     ran = subprocess.run(
         (sys.executable, "-c", SCRIPT, backend, before),
         capture_output=True,
