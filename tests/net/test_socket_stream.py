@@ -14,9 +14,7 @@ from sockets import sockets
 from ape_cerebras.downstream.listener import Acceptor, open_listeners
 from ape_cerebras.net.event_loop import loop_clock
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.net.stream import (
-    PeerStalled,
-)
+from ape_cerebras.net.stream import PeerStalled
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connect import connect_tcp
 
