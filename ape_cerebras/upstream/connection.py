@@ -182,19 +182,22 @@ class Connection:
 
         Raises IdleTimeout and Truncated.
         """
-        reader = self._reader
+        reader, raw = self._reader, self.stream.raw
+        sent_at = self.sent_at or -math.inf
         try:
             if reader is None:
-                data = bytes(self._arrived) or await self._receive()
+                data = bytes(self._arrived) or await self.stream.read(READ_BYTES)
+                self.arrived_at = max(raw.arrived_at, sent_at)
                 self._arrived.clear()
                 return data or None
             if reader.paused:
                 await anyio.lowlevel.checkpoint()
             while not reader.ended:
                 if not (self._has_news or reader.paused):
-                    arrived = await self._receive()
+                    arrived = await self.stream.read(READ_BYTES)
                     if not arrived:
                         raise Truncated
+                    self.arrived_at = max(raw.arrived_at, sent_at)
                     self._arrived += arrived
                 self._has_news = False
                 if data := reader.take(self._arrived):
@@ -212,11 +215,6 @@ class Connection:
             state.start_next_cycle()
             self._ended_cleanly = not self._arrived
         return None
-
-    async def _receive(self) -> bytes:
-        data = await self.stream.read(READ_BYTES)
-        self.arrived_at = max(self.stream.raw.arrived_at, self.sent_at or -math.inf)
-        return data
 
     @property
     def reusable(self) -> bool:
