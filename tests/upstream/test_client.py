@@ -1,5 +1,7 @@
 """One request to the API by itself: its bytes, its record, its failures, its response."""
 
+import math
+
 import anyio
 import pytest
 from end_to_end import KEY, Conversation, Script, running_upstream
@@ -10,7 +12,13 @@ from scraped_metrics import observed, value
 from upstream_scripts import silent
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.errors import FirstByteTimeout, InvalidResponse, ProxyError, Truncated
+from ape_cerebras.errors import (
+    FirstByteTimeout,
+    IdleTimeout,
+    InvalidResponse,
+    ProxyError,
+    Truncated,
+)
 from ape_cerebras.telemetry.exchange import Exchange, Quota
 from ape_cerebras.telemetry.timings import Timings
 from ape_cerebras.upstream.client import (
@@ -197,6 +205,42 @@ async def test_a_response_that_overtakes_its_request_takes_no_negative_time() ->
             assert Timings.of(exchange).ttfb_seconds == 0
             assert response.arrived_at == exchange.sent_at
         upstream.pool.close()
+
+
+async def test_after_its_content_a_response_is_read_without_a_wait_and_left_as_it_was() -> None:
+    may_end = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await peer.send(head + b"5\r\nhello\r\n")
+        await may_end.wait()
+        await peer.send(b"0\r\n\r\n")
+        await peer.until_left()
+
+    async def hook() -> None:
+        calls.append(1)
+
+    calls: list[int] = []
+    exchange = Exchange(started_at=anyio.current_time())
+    async with running_upstream(script) as scripted:
+        upstream = upstream_at(scripted.port)
+        with await upstream.send(exchange, UpstreamRequest("GET", "/v1/x")) as response:
+            response.before_wait(hook)
+            assert await response.next_chunk() == b"hello"
+            response.wind_down(0)
+            waited = exchange.upstream_wait_seconds
+            with pytest.raises(IdleTimeout):
+                await response.next_chunk()
+            may_end.set()
+            response.wind_down(5)
+            assert await response.next_chunk() is None
+        assert calls == []
+        assert exchange.upstream_wait_seconds == waited > 0
+        raw = (await upstream.pool.lease()).connection.stream.raw
+        assert exchange.connection == "new"
+        assert (raw.before_wait, raw.read_timeout) == (None, math.inf)
+        raw.close()
 
 
 # What a response reports
