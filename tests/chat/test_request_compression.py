@@ -20,7 +20,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from sdks import MESSAGE_PACK, QUESTION
+from sdks import MESSAGE_PACK, REQUEST
 from server_process import serving
 
 from ape_cerebras.chat import request
@@ -143,7 +143,7 @@ def test_the_simulated_api_reads_it(backend: str) -> None:
     with serving("serve", "--demo", BACKEND=backend, LOG_LEVEL="debug", **LEAST) as served:
         response = httpx.post(
             f"http://127.0.0.1:{served.port}/v1/chat/completions",
-            content=orjson.dumps({**QUESTION, "messages": [words]}),
+            content=orjson.dumps({**REQUEST, "messages": [words]}),
             headers={"content-type": "application/json", "x-trace-id": trace_id},
         )
         line = served.exchange(trace_id)

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-PATIENCE = 5.0  # seconds until a test that waits for something fails
+TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 def pair(over: str) -> tuple[TimestampedStream, TimestampedStream]:
@@ -46,7 +46,7 @@ async def requested(over: str) -> AsyncIterator[tuple[TimestampedStream, Downstr
     assert await downstream.wait_for_request() is not None
     await downstream.read_head()
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             yield client, downstream
     finally:
         client.close()

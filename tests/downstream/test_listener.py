@@ -19,7 +19,7 @@ from ape_cerebras.telemetry.logs import Logs
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 5.0  # seconds until a test that waits for something fails
+TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 class Door(Connections):
@@ -59,7 +59,7 @@ class Arrivals:
         self.changed = anyio.Event()
 
     async def until(self, is_true: Callable[[], bool]) -> None:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while not is_true():
                 await self.changed.wait()
 
@@ -112,7 +112,7 @@ async def test_who_reaches_an_address(host: str, reached_from: list[str]) -> Non
     async with accepting(host) as (listener, arrivals):
         port = listener.getsockname()[1]
         for number, address in enumerate(reached_from, 1):
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 async with await anyio.connect_tcp(address, port):
                     await arrivals.until_there_are(number)
 
@@ -138,7 +138,7 @@ async def test_connections_come_in_order_and_carry_bytes_both_ways() -> None:
                 await arrivals.until_there_are(number + 1)
                 stream = arrivals.streams[-1]
                 tasks.start_soon(client.send, b"%d" % number)
-                with anyio.fail_after(PATIENCE):
+                with anyio.fail_after(TIMEOUT):
                     assert await stream.receive() == b"%d" % number
                     await stream.send(b"back")
                     assert await client.receive() == b"back"
@@ -237,7 +237,7 @@ async def test_a_listener_that_does_not_listen_is_an_error_and_no_endless_loop()
     (listener,) = open_listeners("127.0.0.1", 0)
     arrivals = Arrivals(listener)
     listener.close()
-    with anyio.fail_after(PATIENCE), pytest.raises(OSError, match="Bad file") as caught:
+    with anyio.fail_after(TIMEOUT), pytest.raises(OSError, match="Bad file") as caught:
         await arrivals.accept()
     assert caught.value.errno == errno.EBADF
     assert arrivals.errors == []
@@ -251,7 +251,7 @@ async def test_a_busy_listener_leaves_the_loop_to_others() -> None:
                 clients.enter_context(closing(client_of(listener)))
             arrivals.door.may_enter.set()
             iterations = 0
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 while len(arrivals.streams) < 50:
                     await checkpoint()
                     iterations += 1
@@ -264,7 +264,7 @@ async def test_the_backlog_can_be_accepted_before_the_end() -> None:
     with closing(listener), closing(arrivals), ExitStack() as clients:
         for _ in range(3):
             client = clients.enter_context(closing(client_of(listener)))
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 await anyio.wait_writable(client)
         arrivals.streams += arrivals.acceptor.accept_waiting()
         assert len(arrivals.streams) == 3

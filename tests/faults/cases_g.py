@@ -118,7 +118,7 @@ def no_body(number: str, status: bytes) -> Case:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\n" % status)
-        await peer.until_left()
+        await peer.until_disconnected()
 
     return Case(f"{number} {status.decode()}", OK, int(status[:3]), up=1, upstream=script)
 

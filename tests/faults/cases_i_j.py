@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 from cases_e_f import QUICK
-from end_to_end import PATIENCE, Conversation, Response, running_proxy
+from end_to_end import TIMEOUT, Conversation, Response, running_proxy
 from fault_bench import BODY, Case, Scene, post, until
 from upstream_scripts import silent
 
@@ -137,7 +137,7 @@ def without_tls(
 
 
 async def never_shakes_hands(peer: Conversation) -> None:
-    await peer.until_left()
+    await peer.until_disconnected()
 
 
 async def churn(scene: Scene) -> None:
@@ -202,7 +202,7 @@ async def in_a_bounded_queue(scene: Scene) -> None:
 async def until_waiting(scene: Scene, count: int) -> None:
     """Return once so many wait for their turn, by the proxy's own account, and one is answered."""
     await until(lambda: bool(scene.upstream.requests))
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         while await scene.bench.running.metric("cerebras_proxy_queue_length") != count:
             await anyio.lowlevel.checkpoint()
 

@@ -7,7 +7,7 @@ import orjson
 from cases_e_f import PACE, QUICK
 from end_to_end import Conversation, Response, Script
 from fault_bench import Case, Scene, post
-from upstream_scripts import answers_once, closes, resets, silent
+from upstream_scripts import closes, resets, responds_once, silent
 
 __all__ = ("CASES", "raw")
 
@@ -26,7 +26,7 @@ def raw(data: bytes, then: str = "close") -> Script:
         await peer.request()
         await peer.send(data)
         if then == "hold":
-            await peer.until_left()
+            await peer.until_disconnected()
         elif then == "reset":
             await anyio.wait_all_tasks_blocked()  # or the reset would overtake what was sent
             peer.stream.reset()
@@ -120,7 +120,7 @@ async def takes_the_head_only(peer: Conversation) -> None:
 async def refuses_early(peer: Conversation) -> None:
     await takes_the_head_only(peer)
     await peer.answer(b'{"early":1}', status="400 Bad Request")
-    await peer.until_left()
+    await peer.until_disconnected()
 
 
 async def refuses_early_and_stays(peer: Conversation) -> None:
@@ -174,7 +174,7 @@ K12 = {
 CASES: list[Case] = [
     Case("K1", OK, 502, up=1, code="invalid_response", upstream=closes),
     Case("K2", OK, 502, up=1, code="invalid_response", upstream=resets),
-    Case("K3", play=asked_twice(200), up=2, lines=2, upstream=answers_once),
+    Case("K3", play=asked_twice(200), up=2, lines=2, upstream=responds_once),
     Case(
         "K4",
         play=asked_twice(502),

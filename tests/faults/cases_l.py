@@ -49,7 +49,7 @@ def in_pieces(pieces: list[bytes]) -> Script:
         for piece in pieces:
             await peer.send(piece)
             await anyio.lowlevel.checkpoint()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     return script
 

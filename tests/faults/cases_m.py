@@ -10,7 +10,7 @@ import sys
 import anyio
 import orjson
 from end_to_end import (
-    PATIENCE,
+    TIMEOUT,
     TOKEN,
     Client,
     Conversation,
@@ -24,7 +24,7 @@ from end_to_end import events as sent_as
 from fault_bench import Case, Scene, post
 from server_process import environment, run, serving
 from soak import soaked
-from upstream_scripts import answers, one_token_and_no_more
+from upstream_scripts import one_token_and_no_more, responds
 
 from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.socket_stream import SocketStream
@@ -104,7 +104,7 @@ async def nothing_is_lost_under_load(scene: Scene) -> None:
             assert response.complete
             closing = "connection" in response.headers
 
-    async with running_upstream(answers) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
                 tasks.start_soon(ask_on, running)
@@ -193,7 +193,7 @@ def soaks_a_little(backend: str) -> None:
 
 
 async def _name_changes() -> None:
-    async with running_upstream(answers) as old, running_upstream(answers) as new:
+    async with running_upstream(responds) as old, running_upstream(responds) as new:
         meant = old
 
         async def connect(host: str, port: int) -> TimestampedStream:
@@ -207,7 +207,7 @@ async def _name_changes() -> None:
             client = await running.client()
             assert (await client.ask(chat())).complete
             meant = new
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(TIMEOUT):
                 while not new.requests:
                     assert (await client.ask(chat())).complete
     assert old.requests

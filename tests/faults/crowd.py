@@ -15,9 +15,9 @@ from failing_upstream import Plan
 
 from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 
-__all__ = ("PATIENCE", "Accounts", "Asked", "Crowd", "outcomes_in")
+__all__ = ("TIMEOUT", "Accounts", "Asked", "Crowd", "outcomes_in")
 
-PATIENCE = 60.0  # seconds for an answer; a machine may be busy with others
+TIMEOUT = 60.0  # seconds for an answer; a machine may be busy with others
 _LEAVES_WITHIN = 1.0  # seconds
 _LEAVE = 1 / 3  # of the requests
 _CUT = {"upstream_truncated", "upstream_stalled", "upstream_invalid"}
@@ -152,7 +152,7 @@ class Crowd:
             await _leave(client, dice)
             return False
         with suppress(anyio.EndOfStream):
-            asked.response = await client.response(patience=PATIENCE)
+            asked.response = await client.response(timeout=TIMEOUT)
         response = asked.response
         return response is not None and response.complete and "connection" not in response.headers
 

@@ -12,7 +12,7 @@ import orjson
 from anyio.abc import SocketAttribute
 from end_to_end import FINISH, TOKEN, Conversation, events
 
-__all__ = ("ENDS", "Plan", "as_asked")
+__all__ = ("ENDS", "Plan", "as_requested")
 
 ENDS = ("reset", "close", "stall")
 _REFUSALS = ("400 Bad Request", "429 Too Many Requests", "500 Internal Server Error")
@@ -88,7 +88,7 @@ def _plan_in(request: bytes) -> Plan:
     return Plan(b'"stream":true' in request, found[1].decode(), found[2].decode())
 
 
-async def as_asked(peer: Conversation) -> None:
+async def as_requested(peer: Conversation) -> None:
     """Answers one request after the other."""
     while True:
         plan = _plan_in(await peer.request())
@@ -108,7 +108,7 @@ async def as_asked(peer: Conversation) -> None:
 async def end(peer: Conversation, how: str) -> None:
     """Do to a connection what its script is not to go on from; who returns closes it."""
     if how == "stall":
-        await peer.until_left()
+        await peer.until_disconnected()
     if how == "reset":
         sock = peer.stream.extra(SocketAttribute.raw_socket)  # through TLS too
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

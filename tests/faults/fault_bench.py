@@ -16,7 +16,7 @@ import anyio
 import orjson
 import trustme
 from end_to_end import (
-    PATIENCE,
+    TIMEOUT,
     Client,
     Conversation,
     Response,
@@ -36,7 +36,7 @@ __all__ = (
     "Bench",
     "Case",
     "Scene",
-    "answers",
+    "responds",
     "benched",
     "get",
     "post",
@@ -70,7 +70,7 @@ def get(line: bytes = b"GET /health HTTP/1.1", *extra: bytes, host: bytes = b"Ho
     return b"\r\n".join([each for each in (line, host, *extra) if each]) + b"\r\n\r\n"
 
 
-async def answers(peer: Conversation) -> None:
+async def responds(peer: Conversation) -> None:
     """The upstream of most cases."""
     while True:
         await peer.request()
@@ -101,7 +101,7 @@ class Case:
     relayed: bool = False
     lines: int | None = 1
     pieces: int = 1
-    upstream: Script = answers
+    upstream: Script = responds
     settings: Mapping[str, str] = field(default_factory=dict)
     check: Callable[["Scene", Response], object] | None = None
     play: Callable[["Scene"], Awaitable[None]] | None = None
@@ -113,7 +113,7 @@ class FaultUpstream(ScriptedUpstream):
     """Does for each connection what ``script`` says by then, and keeps every byte it gets."""
 
     def __init__(self) -> None:
-        super().__init__(answers)
+        super().__init__(responds)
         self.got = bytearray()
         self._open: set[anyio.CancelScope] = set()
 
@@ -226,6 +226,6 @@ class Scene:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         while not is_so():
             await anyio.lowlevel.checkpoint()

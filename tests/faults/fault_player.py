@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import anyio
 import sniffio
-from end_to_end import KEY, PATIENCE, Client, Response
+from end_to_end import KEY, TIMEOUT, Client, Response
 from fault_bench import CLIENT_KEY, Bench, Case, Scene, until
 
 from ape_cerebras.net.event_loop import of_this_loop
@@ -132,7 +132,7 @@ async def _series(bench: Bench) -> set[str]:
     """The names and labels in /metrics, asked for, as /health is, over a new connection. Those of
     outcomes come as they happen, out of closed lists."""
     client = await bench.running.scraper()
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         assert (await client.get("/health")).status == 200
         text = (await client.get("/metrics")).body.decode()
     client.stream.close()

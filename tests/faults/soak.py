@@ -24,10 +24,10 @@ from cases_e_f import CASES as E_F
 from cases_g import CASES as G
 from cases_h import CASES as H
 from cases_i_j import CASES as I_J
-from crowd import PATIENCE, Crowd, outcomes_in
+from crowd import TIMEOUT, Crowd, outcomes_in
 from end_to_end import KEY, Client
-from failing_upstream import as_asked
-from fault_bench import AUTHORIZED, CLIENT_KEY, Case, answers
+from failing_upstream import as_requested
+from fault_bench import AUTHORIZED, CLIENT_KEY, Case, responds
 from server_process import environment
 from tqdm import tqdm
 from upstream_paths import opened_ways
@@ -67,7 +67,7 @@ def is_simple(case: Case) -> bool:
     not counted here."""
     plain = not (case.play or case.process or case.needs or case.settings)
     plain = plain and b" /metrics " not in case.sends
-    return plain and case.lines == 1 and case.upstream is answers and len(case.sends) < LARGEST
+    return plain and case.lines == 1 and case.upstream is responds and len(case.sends) < LARGEST
 
 
 FAULTS = [case for case in (*A_TO_D, *E_F, *G, *H, *I_J) if case.sends and is_simple(case)]
@@ -116,7 +116,7 @@ class Soak:
         self._news.set()
 
     async def until(self, is_there: str) -> None:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while not getattr(self, is_there):
                 self._news = anyio.Event()
                 await self._news.wait()
@@ -156,7 +156,7 @@ class Soak:
         client = await self.enter()
         with suppress(anyio.BrokenResourceError):  # refused before all of it was sent
             await client.send(case.sends)
-        status = (await client.response(case.method, patience=PATIENCE)).status
+        status = (await client.response(case.method, timeout=TIMEOUT)).status
         client.stream.close()
         self.faults[status] += 1
         expected = (case.status,) if isinstance(case.status, int) else case.status
@@ -198,7 +198,7 @@ class Soak:
 async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) -> Soak:
     soak, authority = Soak(seed), trustme.CA()
     with authority.cert_pem.tempfile() as bundle, tempfile.TemporaryFile() as complaints:
-        async with opened_ways(as_asked, authority) as opened:
+        async with opened_ways(as_requested, authority) as opened:
             options = {"addresses": opened.addresses, "seed": seed, "trouble": trouble}
             options["backend"] = backend
             path = [str(Path(__file__).parents[1] / "support"), *sys.path]
@@ -216,7 +216,7 @@ async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) 
             ):
                 tasks.start_soon(soak.read, process)
                 await soak.run(process, seconds)
-                with anyio.move_on_after(PATIENCE):
+                with anyio.move_on_after(TIMEOUT):
                     await process.wait()
         complaints.seek(0)
         soak.judge(process.returncode, complaints.read())

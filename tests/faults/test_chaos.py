@@ -12,7 +12,7 @@ import pytest
 import trustme
 from crowd import Crowd, outcomes_in
 from end_to_end import KEY, Running, chat, running_proxy
-from failing_upstream import Plan, as_asked
+from failing_upstream import Plan, as_requested
 from fault_bench import until
 from fault_player import files_open, tasks_alive, until_nothing_is_left
 from upstream_paths import Ways, opened_ways, strange_names
@@ -40,7 +40,7 @@ SEEN = {"client_disconnected", "upstream_connect_failed", "upstream_connect_time
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
 async def test_chaos(seed: int, authority: trustme.CA, bundle: str) -> None:
     settings = {**SETTINGS, "SSL_CERT_FILE": bundle}
-    async with opened_ways(as_asked, authority) as opened:
+    async with opened_ways(as_requested, authority) as opened:
         ways = Ways(opened.addresses, random.Random(seed))
         async with running_proxy(0, ways.connect, **settings) as running:
             # What an event loop has once for all proxies is not to come later.

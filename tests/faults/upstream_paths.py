@@ -67,7 +67,7 @@ async def _greets(how: str, peer: Conversation) -> None:
 
 async def _speaks_plainly(peer: Conversation) -> None:
     await peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-    await peer.until_left()
+    await peer.until_disconnected()
 
 
 def _scripts(script: Script, authority: trustme.CA) -> Iterator[tuple[str, Script]]:

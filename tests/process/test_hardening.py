@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from end_to_end import KEY
-from server_process import PATIENCE, environment
+from server_process import TIMEOUT, environment
 
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.process.hardening import describe_exceptions
@@ -116,7 +116,7 @@ def run(script: str, **settings: str) -> tuple[list[dict[str, Any]], str]:
         (sys.executable, "-c", script),
         env=environment(**settings),
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 1

@@ -18,7 +18,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import answers, closes, resets, silent, streams
+from upstream_scripts import closes, resets, responds, silent, streams
 
 pytestmark = pytest.mark.anyio
 
@@ -37,12 +37,12 @@ async def short(peer: Conversation) -> None:
 
 # Upstream's script, the request, and whether the client leaves without waiting for its end.
 KINDS = {
-    "plain": (answers, chat(), False),
+    "plain": (responds, chat(), False),
     "stream": (WHOLE, chat(STREAM), False),
     "chunked": (WHOLE, CHUNKED, False),
     "reassembled": (WHOLE, chat(), False),
-    "refused": (answers, chat(b"{"), False),
-    "malformed": (answers, b"GET / HTTP/9\r\n\r\n", False),
+    "refused": (responds, chat(b"{"), False),
+    "malformed": (responds, b"GET / HTTP/9\r\n\r\n", False),
     "no response": (closes, chat(), False),
     "reset": (resets, chat(), False),
     "cut": (streams(events(TOKEN), then="leave"), chat(STREAM), False),

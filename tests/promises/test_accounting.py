@@ -36,7 +36,7 @@ async def test_an_event_is_logged_after_the_exchanges_that_ended_before_it() -> 
 async def test_an_exchange_is_logged_while_a_stream_goes_on(metrics: str) -> None:
     async with beside_a_stream(METRICS_ENABLED=metrics) as (running, client):
         await client.get("/health")
-        line = await running.lines.exchange(patience=1)
+        line = await running.lines.exchange(timeout=1)
         assert line["route"] == "/health"
 
 

@@ -16,12 +16,12 @@ from end_to_end import (
 )
 from memory_stream import MemoryStream
 from mock_clock import Rig, on_mock_clock, rig
-from upstream_scripts import answers, closes, one_after_another, says
+from upstream_scripts import closes, one_after_another, responds, responds_with
 
 pytestmark = pytest.mark.anyio
 
 THREE = {"CIRCUIT_FAILURES": "3"}
-FAILS = one_after_another(says(500))
+FAILS = one_after_another(responds_with(500))
 
 
 async def state(running: Running) -> str:
@@ -95,7 +95,7 @@ async def test_by_default_there_is_no_circuit_breaker() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429])
 async def test_errors_of_the_client_or_the_account_are_no_failures(status: int) -> None:
-    script = one_after_another(says(status))
+    script = one_after_another(responds_with(status))
     async with running_upstream(script) as upstream, running_proxy(upstream.port, **THREE) as it:
         client = await it.client()
         for _ in range(5):
@@ -106,7 +106,12 @@ async def test_errors_of_the_client_or_the_account_are_no_failures(status: int) 
 
 async def test_the_list_of_models_is_requested_all_the_same() -> None:
     """It is no chat request, and has its own pause after a failure."""
-    script = one_after_another(says(500), says(500), says(500), says(200, b'{"data":[]}'))
+    script = one_after_another(
+        responds_with(500),
+        responds_with(500),
+        responds_with(500),
+        responds_with(200, b'{"data":[]}'),
+    )
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **THREE) as running,
@@ -136,7 +141,7 @@ async def test_retries_end_where_it_opens() -> None:
 async def test_a_response_that_does_not_come_is_a_failure() -> None:
     async def silent(peer: Conversation) -> None:
         await peer.request()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     settings = {"UPSTREAM_FIRST_BYTE_TIMEOUT": "0.02", "CIRCUIT_FAILURES": "2"}
     async with (
@@ -148,7 +153,14 @@ async def test_a_response_that_does_not_come_is_a_failure() -> None:
 
 
 async def test_a_run_is_ended_by_any_response() -> None:
-    script = one_after_another(says(500), says(500), says(429), says(500), says(500), says(200))
+    script = one_after_another(
+        responds_with(500),
+        responds_with(500),
+        responds_with(429),
+        responds_with(500),
+        responds_with(500),
+        responds_with(200),
+    )
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **THREE) as running,
@@ -161,7 +173,7 @@ async def test_a_run_is_ended_by_any_response() -> None:
 
 async def test_an_upstream_that_responds_leaves_it_closed() -> None:
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, **THREE) as running,
     ):
         client = await running.client()

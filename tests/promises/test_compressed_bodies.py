@@ -6,10 +6,10 @@ from secrets import token_hex
 import httpx
 import orjson
 import pytest
-from sdks import MESSAGE_PACK, QUESTION
+from sdks import MESSAGE_PACK, REQUEST
 from server_process import Served
 
-JSON = orjson.dumps({**QUESTION, "stream": True})
+JSON = orjson.dumps({**REQUEST, "stream": True})
 GZIP = {"content-encoding": "gzip"}
 
 BINARY = {

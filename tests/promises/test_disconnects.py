@@ -11,7 +11,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import answers_once, one_token_and_no_more, silent, streams
+from upstream_scripts import one_token_and_no_more, responds_once, silent, streams
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -29,7 +29,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along(
         if after_first_token:
             await peer.stream_head()
             await peer.chunk(events(TOKEN))
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
@@ -146,7 +146,7 @@ async def test_who_waits_for_the_models_loses_nothing_when_another_leaves() -> N
     async def script(peer: Conversation) -> None:
         await peer.request()
         if len(upstream.requests) == 1:
-            await peer.until_left()
+            await peer.until_disconnected()
         await may_answer.wait()
         await peer.answer(b'{"object":"list","data":[{"id":"one"}]}')
 
@@ -238,7 +238,7 @@ async def test_a_first_token_that_came_for_nobody_has_no_ttft() -> None:
         peers.append(peer)
         await peer.request()
         await peer.stream_head()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
@@ -266,7 +266,7 @@ async def test_a_status_that_nobody_took_was_not_told() -> None:
 
 
 async def test_what_a_client_had_asked_before_it_left_is_not_carried_out() -> None:
-    async with running_upstream(answers_once) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(responds_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.get("/health")
         await client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" + chat())

@@ -27,7 +27,7 @@ async def test_an_idle_proxy_ends_at_once() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await peer.answer(b"{}")
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()

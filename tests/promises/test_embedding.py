@@ -12,7 +12,7 @@ import trustme
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 from end_to_end import KEY, TOKEN, Lines, chat, running_upstream
-from upstream_scripts import answers, one_token_and_no_more
+from upstream_scripts import one_token_and_no_more, responds
 
 from ape_cerebras import Config, Proxy, serve
 
@@ -47,7 +47,7 @@ async def read_until(stream: ByteStream, wanted: bytes) -> bytes:
 
 async def test_any_anyio_stream_can_be_handled() -> None:
     lines = Lines()
-    async with running_upstream(answers) as upstream:
+    async with running_upstream(responds) as upstream:
         proxy = Proxy(config(upstream.port), lines.write)
         async with hosted(proxy) as client:
             for _ in range(2):
@@ -121,7 +121,7 @@ async def test_a_task_cancelled_by_asyncio_itself_loses_no_slot() -> None:
 
 async def test_two_proxies_in_one_program_share_nothing() -> None:
     lines = Lines(), Lines()
-    async with running_upstream(answers) as upstream, anyio.create_task_group() as tasks:
+    async with running_upstream(responds) as upstream, anyio.create_task_group() as tasks:
         found: list[Proxy] = []
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         for each in lines:

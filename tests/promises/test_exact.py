@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:
         await peer.stream_head()
         await peer.chunk(events(TOKEN))
         begun.set()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with (
         running_upstream(script) as upstream,

@@ -60,7 +60,7 @@ def test_what_it_takes_to_pass_such_a_reply_on_counts_for_its_first_token() -> N
             read = b""
             while read.count(FINISH[-20:]) < 2:
                 read += await running.client.receive()
-            line = await running.lines.exchange(2, patience=1e6)
+            line = await running.lines.exchange(2, timeout=1e6)
         assert (line["upstream_ttft_seconds"], line["proxy_ttft_seconds"]) == (3.0, 7.0)
         assert (line["ttft_seconds"], line["ttfo_seconds"]) == (10.0, 11.0)
         assert (line["generation_seconds"], line["total_time_seconds"]) == (1.0, 12.0)

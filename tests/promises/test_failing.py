@@ -14,7 +14,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import answers_once, closes, one_token_and_no_more, resets, silent, streams
+from upstream_scripts import closes, one_token_and_no_more, resets, responds_once, silent, streams
 
 pytestmark = pytest.mark.anyio
 
@@ -193,7 +193,7 @@ async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) 
 
 
 async def test_an_upstream_connection_closed_while_idle_is_found_before_use() -> None:
-    async with running_upstream(answers_once) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(responds_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         statuses = [(await client.ask(chat())).status for _ in range(5)]
     assert statuses == [200] * 5

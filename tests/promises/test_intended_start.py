@@ -4,13 +4,13 @@ import time
 
 import pytest
 from end_to_end import chat, running_proxy, running_upstream
-from upstream_scripts import answers
+from upstream_scripts import responds
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_request_that_began_late_says_how_late() -> None:
-    async with running_upstream(answers) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         before = time.time()
         await client.ask(chat(b'{"messages":[]}', b"X-Request-Timestamp: %.6f" % (before - 100)))
@@ -22,7 +22,7 @@ async def test_a_request_that_began_late_says_how_late() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"soon", b"9999999999", b"-5", b"1e9", b"\xff"])
 async def test_nonsense_is_ignored(value: bytes) -> None:
-    async with running_upstream(answers) as upstream, running_proxy(upstream.port) as running:
+    async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         response = await client.ask(chat(b'{"messages":[]}', b"X-Request-Timestamp: " + value))
         line = await running.lines.exchange()

@@ -17,8 +17,8 @@ from end_to_end import (
     running_upstream,
 )
 from server_process import Served, run, serving
-from upstream_scripts import answers, streams
-from worker_service import crewed
+from upstream_scripts import responds, streams
+from worker_service import running_workers
 
 pytestmark = pytest.mark.every_loop
 
@@ -94,7 +94,7 @@ async def test_a_new_file_holds_for_what_comes_and_drops_nothing(tmp_path: Path)
         alice, bob, carol = [await it.client() for _ in range(3)]
         await alice.send(asks("alice"))
         await alice.see(TOKEN)
-        upstream.script = answers
+        upstream.script = responds
         assert (await carol.ask(asks("carol"))).status == 401
         write(tmp_path, "bob requests_per_minute = 1", "carol")
         await it.proxy.reread_keys()
@@ -111,7 +111,7 @@ async def test_a_new_file_holds_for_what_comes_and_drops_nothing(tmp_path: Path)
 async def test_a_bad_file_is_refused_and_the_old_keys_stay(tmp_path: Path, bad: str | None) -> None:
     path = write(tmp_path, "alice requests_per_minute = 2")
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, APE_API_KEYS_FILE=path) as it,
     ):
         client = await it.client()
@@ -132,7 +132,7 @@ async def test_a_name_in_both_is_one_name_with_the_files_limits(tmp_path: Path) 
     path = write(tmp_path, "alice requests_per_minute = 2")
     settings = {"APE_API_KEYS_FILE": path, "APE_API_KEY": "alice:key-of-old"}
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
@@ -204,7 +204,7 @@ def test_all_workers_have_the_new_keys_and_so_has_one_that_comes_later(
     backend: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path, "alice")
-    with crewed(backend, tmp_path, APE_API_KEYS_FILE=path) as crew:
+    with running_workers(backend, tmp_path, APE_API_KEYS_FILE=path) as crew:
         ours = [crew.connection(number) for number in (1, 2)]
         assert [asked(connection, "alice") for connection in ours] == [200, 200]
         write(tmp_path, "bob")

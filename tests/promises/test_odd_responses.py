@@ -174,7 +174,7 @@ async def test_waiting_in_vain_is_not_our_overhead(setting: str) -> None:
         await peer.request()
         if setting == "UPSTREAM_IDLE_TIMEOUT":
             await peer.stream_head()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with (
         running_upstream(script) as upstream,

@@ -16,7 +16,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import answers
+from upstream_scripts import responds
 
 pytestmark = pytest.mark.anyio
 
@@ -166,7 +166,7 @@ async def test_what_is_answered_here_never_waits() -> None:
             for _ in range(5):
                 assert (await client.get(path)).status == 200
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
@@ -177,7 +177,7 @@ async def test_what_is_answered_here_never_waits() -> None:
 async def test_requests_per_minute() -> None:
     settings = {"RATE_LIMIT_PER_MINUTE": "2", **KEYS}
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()

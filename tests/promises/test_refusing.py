@@ -13,7 +13,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import answers
+from upstream_scripts import responds
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ LOCKED = {"APE_API_KEY": "alice:key-of-alice,key-of-nobody", **OPEN}
 @asynccontextmanager
 async def both(**settings: str) -> AsyncIterator[tuple[ScriptedUpstream, Running]]:
     async with (
-        running_upstream(answers) as upstream,
+        running_upstream(responds) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
         yield upstream, running
@@ -190,14 +190,14 @@ async def test_keys_are_nowhere_in_what_is_written() -> None:
     secrets = [KEY.encode(), b"key-of-alice", b"key-of-nobody", b"wrong-key-1234"]
     async with both(**LOCKED) as (_, running):
         client = await running.client()
-        answers = []
+        responses = []
         for key in (b"key-of-alice", b"wrong-key-1234", b"key-of-nobody\x00"):
-            answers.append((await client.ask(chat(b"{}", b"Authorization: Bearer " + key))).body)
+            responses.append((await client.ask(chat(b"{}", b"Authorization: Bearer " + key))).body)
             if b"\0" in key:
                 client = await running.client()
-        answers.append((await client.get("/metrics")).body)
-        answers.append((await client.get("/v1/models?api_key=key-of-alice")).body)
-        written = b"".join(running.lines.raw + answers)
+        responses.append((await client.get("/metrics")).body)
+        responses.append((await client.get("/v1/models?api_key=key-of-alice")).body)
+        written = b"".join(running.lines.raw + responses)
     assert not [secret for secret in secrets if secret in written]
 
 
@@ -250,8 +250,12 @@ async def test_a_request_in_one_byte_packets_is_a_request() -> None:
 async def test_connections_end_after_so_many_requests() -> None:
     async with both(MAX_REQUESTS_PER_CONNECTION="3") as (_, running):
         client = await running.client()
-        answers = [await client.get("/health") for _ in range(3)]
-        assert [answers.headers.get("connection") for answers in answers] == [None, None, "close"]
+        responses = [await client.get("/health") for _ in range(3)]
+        assert [each.headers.get("connection") for each in responses] == [
+            None,
+            None,
+            "close",
+        ]
         assert await client.until_closed() == b""
 
 

@@ -23,7 +23,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from upstream_scripts import closes, one_after_another, resets, says, silent
+from upstream_scripts import closes, one_after_another, resets, responds_with, silent
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream
@@ -39,7 +39,7 @@ STREAMED = chat(b'{"model":"gpt-oss-120b","stream":true,"messages":[]}')
 
 
 def error(name: str, headers: bytes = b"") -> Script:
-    return says(ERRORS[name].status, ERRORS[name].body, headers)
+    return responds_with(ERRORS[name].status, ERRORS[name].body, headers)
 
 
 async def streams_all(peer: Conversation) -> None:
@@ -58,13 +58,13 @@ AGAIN = {
 
 
 def failing(name: str) -> Script:
-    return error(name) if name in ERRORS else says(int(name), b"<html></html>")
+    return error(name) if name in ERRORS else responds_with(int(name), b"<html></html>")
 
 
 @pytest.mark.parametrize("name", AGAIN)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_that_upstream_did_not_accept_is_retried(name: str, stream: bool) -> None:
-    script = one_after_another(failing(name), streams_all if stream else says(200, PLAIN))
+    script = one_after_another(failing(name), streams_all if stream else responds_with(200, PLAIN))
     request = STREAMED if stream else chat()
     async with (
         running_upstream(script) as upstream,
@@ -159,7 +159,9 @@ async def test_a_stream_that_has_begun_is_not_retried(cut: bool) -> None:
 
 async def test_the_last_failure_is_passed_on_byte_for_byte() -> None:
     body = b'{ "status_code": 503,\n "error": {"message":"x","code":"busy"} , "id": "3" }'
-    script = one_after_another(says(500), says(502), says(503, body, b"X-Answer: 3\r\n"))
+    script = one_after_another(
+        responds_with(500), responds_with(502), responds_with(503, body, b"X-Answer: 3\r\n")
+    )
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
@@ -181,7 +183,7 @@ async def test_an_error_that_is_too_long_to_be_read_ahead_is_passed_on_byte_for_
     """A 429 is known by its body; here that has no end within what is read of it."""
     body = b'{"code":"queue_exceeded","message":"' + b"x" * 200_000 + b'"}'
     async with (
-        running_upstream(one_after_another(says(429, body))) as upstream,
+        running_upstream(one_after_another(responds_with(429, body))) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -192,7 +194,7 @@ async def test_an_error_that_is_too_long_to_be_read_ahead_is_passed_on_byte_for_
 
 
 async def test_a_connection_whose_error_was_too_long_is_not_used_again() -> None:
-    script = one_after_another(says(503, b"x" * 200_000), says(200, PLAIN))
+    script = one_after_another(responds_with(503, b"x" * 200_000), responds_with(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
@@ -236,7 +238,7 @@ async def test_a_response_whose_retry_after_is_too_long_is_passed_on_at_once(
 
 
 async def test_a_malformed_retry_after_is_ignored_and_counted() -> None:
-    script = one_after_another(error("queue", b"Retry-After: soon\r\n"), says(200, PLAIN))
+    script = one_after_another(error("queue", b"Retry-After: soon\r\n"), responds_with(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
@@ -248,7 +250,7 @@ async def test_a_malformed_retry_after_is_ignored_and_counted() -> None:
 
 
 async def test_a_retry_after_of_zero_adds_no_wait() -> None:
-    script = one_after_another(error("queue", b"Retry-After: 0\r\n"), says(200, PLAIN))
+    script = one_after_another(error("queue", b"Retry-After: 0\r\n"), responds_with(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
@@ -375,7 +377,7 @@ async def test_a_disconnect_while_a_retry_is_waited_for_is_noticed_at_once() -> 
 async def test_clients_own_retries_are_counted() -> None:
     counts = (b"0", b"1", b"2", b"x", b"-1", b"0002", b"", b"00")
     async with (
-        running_upstream(one_after_another(says(200, PLAIN))) as upstream,
+        running_upstream(one_after_another(responds_with(200, PLAIN))) as upstream,
         running_proxy(upstream.port) as running,
     ):
         client = await running.client()
@@ -408,7 +410,7 @@ async def test_an_upstream_that_fails_for_all_is_not_hammered() -> None:
 async def test_a_response_that_quotes_the_key_is_never_passed_on() -> None:
     body = b'{"message":"%s","code":"queue_exceeded"}' % KEY.encode()
     async with (
-        running_upstream(one_after_another(says(429, body))) as upstream,
+        running_upstream(one_after_another(responds_with(429, body))) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
         response = await (await running.client()).ask(chat())
@@ -423,7 +425,9 @@ async def test_a_wait_for_a_retry_holds_no_connection() -> None:
         while True:
             request = await peer.request()
             is_first = b"first" in request and len(peer.upstream.requests) == 1
-            await (error("queue", b"Retry-After: 50\r\n") if is_first else says(200, PLAIN))(peer)
+            await (
+                error("queue", b"Retry-After: 50\r\n") if is_first else responds_with(200, PLAIN)
+            )(peer)
 
     async with (
         running_upstream(script) as upstream,

@@ -19,8 +19,8 @@ from end_to_end import (
     running_upstream,
 )
 from scraped_metrics import value
-from server_process import PATIENCE, run
-from worker_service import CHAT, JSON, crewed, scraped
+from server_process import TIMEOUT, run
+from worker_service import CHAT, JSON, running_workers, scraped
 
 OWN = {"METRICS_PORT": "0"}
 
@@ -33,7 +33,7 @@ async def statuses(running: Running, path: str) -> tuple[int, int]:
 
 async def until_refused(running: Running) -> None:
     """Until clients cannot connect any more."""
-    with anyio.fail_after(PATIENCE), suppress(OSError):
+    with anyio.fail_after(TIMEOUT), suppress(OSError):
         while True:
             (await running.client()).stream.close()
             await anyio.lowlevel.checkpoint()
@@ -142,7 +142,7 @@ async def test_a_drain_is_seen_there_to_its_end() -> None:
             assert (health.status, health.json()["status"]) == (503, "draining")
         assert await running.metric("cerebras_proxy_requests_in_flight") == 2
         may_end.set()
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             await client.until_closed()
             await running.ended.wait()
         with pytest.raises(OSError):  # noqa: PT011 - refused, by whatever name
@@ -151,7 +151,7 @@ async def test_a_drain_is_seen_there_to_its_end() -> None:
 
 def test_any_worker_answers_there_for_all(backend: str, tmp_path: Path) -> None:
     settings = {**OWN, "METRICS_ON_MAIN_PORT": "false"}
-    with crewed(backend, tmp_path, **settings) as crew:
+    with running_workers(backend, tmp_path, **settings) as crew:
         line = crew.served.first_line_where(lambda line: "scrapers" in line["message"])
         port = int(line["address"].rpartition(":")[2])
         for number in (1, 2):
@@ -166,7 +166,7 @@ def test_any_worker_answers_there_for_all(backend: str, tmp_path: Path) -> None:
             crew.line_of(f"chat-{number}")  # what it tells has been counted
         answered = set()
         for _ in range(8):
-            with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as scraper:
+            with closing(HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as scraper:
                 metrics = scraped(scraper)
             assert (metrics["requests_total"], metrics["workers_up"]) == (2, 2)
             line = crew.served.line_where(lambda line: line.get("route") == "/metrics")

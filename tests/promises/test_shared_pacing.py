@@ -13,7 +13,7 @@ from ape_cerebras.simulator.quota import AccountLimits
 
 pytestmark = pytest.mark.anyio
 
-QUESTION = {
+REQUEST = {
     "model": "gemma-4-31b",
     "messages": [{"role": "user", "content": "hi"}],
     "max_completion_tokens": 400,
@@ -22,7 +22,7 @@ QUESTION = {
 
 async def ask(running: Running, answers: list[Response]) -> None:
     client = await running.client()
-    answers.append(await client.ask(chat(orjson.dumps(QUESTION))))
+    answers.append(await client.ask(chat(orjson.dumps(REQUEST))))
 
 
 async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_ttft_and_all_its_parts() -> None:
             await running.client.send(STREAMED)
             await anyio.sleep(1)
             await second.send(STREAMED)
-            lines = [await running.lines.exchange(number, patience=1e6) for number in (1, 2)]
+            lines = [await running.lines.exchange(number, timeout=1e6) for number in (1, 2)]
         parts = ("wait", "connect", "queue", "prompt", "network", "proxy_own")
         found = [[line.get(f"{part}_seconds") for part in parts] for line in lines]
         assert found == [[None, 5.0, 1.5, 2.5, 16.0, 0.0], [34.0, 5.0, 1.5, 2.5, 16.0, 0.0]]
@@ -66,7 +66,7 @@ def test_a_wait_to_be_admitted_is_a_part_of_ttft_and_no_work_of_the_proxys() -> 
             await running.client.send(STREAMED)
             await anyio.sleep(6)
             await second.send(STREAMED)
-            lines = [await running.lines.exchange(number, patience=1e6) for number in (1, 2)]
+            lines = [await running.lines.exchange(number, timeout=1e6) for number in (1, 2)]
         parts = ("wait", "connect", "queue", "prompt", "network", "proxy_own", "overhead")
         found = [[line.get(f"{part}_seconds") for part in parts] for line in lines]
         assert found == [

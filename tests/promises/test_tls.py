@@ -17,7 +17,7 @@ from end_to_end import (
     running_upstream,
 )
 from tls_upstream import over_tls
-from upstream_scripts import answers
+from upstream_scripts import responds
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ async def exchange_with(
 
 async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
     leaf = authority.issue_cert("localhost")
-    async with exchange_with(answers, leaf, bundle) as (upstream, running):
+    async with exchange_with(responds, leaf, bundle) as (upstream, running):
         client = await running.client()
         for _ in range(3):
             response = await client.ask(chat())
@@ -60,7 +60,7 @@ BAD: dict[str, Callable[[trustme.CA, datetime], trustme.LeafCert]] = {
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
     leaf = BAD[kind](authority, datetime.now(UTC))
-    async with exchange_with(answers, leaf, bundle) as (upstream, running):
+    async with exchange_with(responds, leaf, bundle) as (upstream, running):
         client = await running.client()
         response = await client.ask(chat())
         again = await client.ask(chat())
@@ -87,7 +87,7 @@ async def test_plain_http_on_the_tls_port(bundle: str) -> None:
 
 async def test_a_handshake_without_a_reply(bundle: str) -> None:
     async def script(peer: Conversation) -> None:
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with (
         running_upstream(script) as upstream,
@@ -144,7 +144,7 @@ async def test_the_public_bundle_is_used_where_none_is_named(
 ) -> None:
     leaf = authority.issue_cert("localhost")
     async with (
-        running_upstream(over_tls(answers, leaf)) as upstream,
+        running_upstream(over_tls(responds, leaf)) as upstream,
         running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
     ):
         response = await (await running.client()).ask(chat())

@@ -13,7 +13,7 @@ import recorded_streams
 from anyio.abc import ByteStream
 from end_to_end import running_proxy, running_upstream, serve_each
 from running_simulator import chat, post
-from sdks import MESSAGE_PACK, QUESTION, TOOL
+from sdks import MESSAGE_PACK, REQUEST, TOOL
 from upstream_scripts import pieces_of, streams
 
 from ape_cerebras.net.socket_stream import SocketStream
@@ -86,7 +86,7 @@ async def tapped_simulator() -> AsyncIterator[TappedSimulator]:
 JSON = "Content-Type: application/json"
 BINARY = ("Content-Type: application/vnd.msgpack", "Content-Encoding: gzip")
 STREAM = {"stream": True}
-ZIPPED = gzip.compress(orjson.dumps({**QUESTION, **STREAM}))
+ZIPPED = gzip.compress(orjson.dumps({**REQUEST, **STREAM}))
 
 REQUESTS = {
     "plain": chat(model="llama3.1-8b"),

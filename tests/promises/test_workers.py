@@ -20,13 +20,13 @@ from typing import Any
 import orjson
 import pytest
 from end_to_end import KEY
-from server_process import PATIENCE, Line, Served, environment, run, serving
-from worker_service import CHAT, JSON, Crew, crewed, scraped
+from server_process import TIMEOUT, Line, Served, environment, run, serving
+from worker_service import CHAT, JSON, WorkerService, running_workers, scraped
 
 from ape_cerebras.process.workers import restart_delay
 
 
-def ask(crew: Crew, connection: http.client.HTTPConnection, trace_id: str) -> Line:
+def ask(crew: WorkerService, connection: http.client.HTTPConnection, trace_id: str) -> Line:
     """The line of a stream that was read to its end; what it tells has been counted."""
     connection.request("POST", "/v1/chat/completions", CHAT, {**JSON, "X-Trace-ID": trace_id})
     assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
@@ -53,14 +53,14 @@ def open_connections_are(asked: http.client.HTTPConnection, count: int) -> bool:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < until
 
 
 def test_any_worker_tells_of_all(backend: str, tmp_path: Path) -> None:
     """What they count is what the log says, and the same whoever is asked."""
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         ours = {number: crew.connection(number) for number in (1, 2)}
         lines = [ask(crew, ours[1 + (each > 1)], f"chat-{each}") for each in range(6)]
         assert [line["worker"] for line in lines] == [1] * 2 + [2] * 4
@@ -83,7 +83,7 @@ def test_any_worker_tells_of_all(backend: str, tmp_path: Path) -> None:
 
 
 def test_one_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path) -> None:
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         first, second = crew.connection(1), crew.connection(2)
         ask(crew, first, "before")
         begin(crew.connection(1), "fault=stall, at=3")
@@ -106,7 +106,7 @@ def test_one_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path) -> 
 
 def test_pauses_grow_from_death_to_death(tmp_path: Path) -> None:
     pauses = []
-    with crewed("asyncio", tmp_path) as crew:
+    with running_workers("asyncio", tmp_path) as crew:
         for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT):
             pauses.append(crew.end(1, how)["restart_in_seconds"])
             crew.wait_for(1)
@@ -131,7 +131,7 @@ def test_pauses(last: float, lived: float, pause: float) -> None:
 
 
 def test_a_worker_that_is_told_to_end_finishes_first(backend: str, tmp_path: Path) -> None:
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         response = begin(crew.connection(1), "rate=200, tokens=128")
         line = crew.end(1, signal.SIGTERM)
         assert (line["level"], line["exit_status"]) == ("warning", 0)
@@ -143,7 +143,7 @@ def test_a_worker_that_is_told_to_end_finishes_first(backend: str, tmp_path: Pat
 def test_a_signal_to_all_processes_is_one_signal(backend: str, number: int, tmp_path: Path) -> None:
     """As a terminal sends it, or who ends all processes of a service; and the parent's own word
     comes on top."""
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         responses = [begin(crew.connection(n), "rate=200, tokens=128") for n in (1, 2)]
         for process in crew.processes.values():
             os.kill(process, number)
@@ -159,7 +159,7 @@ def test_a_signal_to_all_processes_is_one_signal(backend: str, number: int, tmp_
 
 
 def test_the_second_signal_ends_at_once(backend: str, tmp_path: Path) -> None:
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         responses = [begin(crew.connection(n), "fault=stall, at=3") for n in (1, 2)]
         crew.served.process.send_signal(signal.SIGTERM)
         crew.wait_for_drain()
@@ -174,7 +174,7 @@ def test_the_second_signal_ends_at_once(backend: str, tmp_path: Path) -> None:
 
 
 def test_who_dies_in_the_drain_is_not_replaced(backend: str, tmp_path: Path) -> None:
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         response = begin(crew.connection(2), "rate=200, tokens=128")
         begin(crew.connection(1), "fault=stall, at=3")
         crew.served.process.send_signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_who_dies_in_the_drain_is_not_replaced(backend: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def ask_on(crew: Crew, name: str, answered: list[str], unanswered: list[str]) -> None:
+def ask_on(crew: WorkerService, name: str, answered: list[str], unanswered: list[str]) -> None:
     """Ask on one connection until it is closed."""
     connection = crew.served.connection()
     for number in count():
@@ -212,7 +212,10 @@ def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Pa
     and the log knows of no such request."""
     answered: list[str] = []
     unanswered: list[str] = []
-    with crewed(backend, tmp_path, LOG_LEVEL="debug") as crew, ThreadPoolExecutor(16) as pool:
+    with (
+        running_workers(backend, tmp_path, LOG_LEVEL="debug") as crew,
+        ThreadPoolExecutor(16) as pool,
+    ):
         asking = [
             pool.submit(ask_on, crew, f"client-{number}", answered, unanswered)
             for number in range(16)
@@ -220,7 +223,7 @@ def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Pa
         wait_until(lambda: len(answered) > 32)
         crew.served.process.send_signal(signal.SIGTERM)
         for each in asking:
-            each.result(PATIENCE)
+            each.result(TIMEOUT)
         assert crew.served.ended() == 0
         logged = [line for line in crew.served.lines if str(line["trace_id"]).startswith("client")]
     assert {line["outcome"] for line in logged} == {"completed"}
@@ -232,7 +235,7 @@ def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Pa
 
 
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
-    with crewed("asyncio", tmp_path, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as crew:
+    with running_workers("asyncio", tmp_path, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as crew:
         os.kill(crew.processes[1], signal.SIGSTOP)
         crew.served.process.send_signal(signal.SIGTERM)
         assert crew.served.ended() == 1
@@ -244,7 +247,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
 def test_how_a_worker_ended_is_known_even_if_the_parent_was_told_not_to_ask(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which the process inherits
     try:
-        with crewed("asyncio", tmp_path) as crew:
+        with running_workers("asyncio", tmp_path) as crew:
             assert crew.end(1)["signal"] == signal.SIGKILL
             crew.wait_for(1)
             crew.served.process.send_signal(signal.SIGTERM)
@@ -259,7 +262,7 @@ def is_last(line: Line) -> bool:
 
 def test_workers_end_with_their_parent(backend: str, tmp_path: Path) -> None:
     """However that ends; and they take their files along."""
-    with crewed(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as crew:
         [directory] = tmp_path.iterdir()
         assert len(list(directory.glob("counter_*.db"))) == 2
         response = begin(crew.connection(1), "rate=200, tokens=128")
@@ -329,7 +332,7 @@ def run_script(script: str, **settings: str) -> subprocess.CompletedProcess[str]
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from server_process import PATIENCE, environment
+from server_process import TIMEOUT, environment
 
 PIPE_BYTES = 4096
 REQUESTS = 400
@@ -93,5 +93,5 @@ def test_an_output_that_nobody_reads_holds_up_no_end(backend: str, tmp_path: Pat
     with muffled(backend, tmp_path) as service:
         service.fill()
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(PATIENCE) == 0
+        assert service.process.wait(TIMEOUT) == 0
     assert not list(tmp_path.iterdir())

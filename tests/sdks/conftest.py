@@ -4,18 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sdks import CEREBRAS, OPENAI, Asker
+from sdks import CEREBRAS, OPENAI, SdkClient
 from server_process import Served
 
 
 @pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])
-def asking(request: pytest.FixtureRequest, backend: str) -> Callable[..., Asker]:
+def asking(request: pytest.FixtureRequest, backend: str) -> Callable[..., SdkClient]:
     """What makes a client of one of the SDKs for a process; an asynchronous one runs on the same
     event loop as the process."""
     name, _, is_async = request.param.partition("-")
 
-    def asker(served: Served, **options: Any) -> Asker:
+    def asker(served: Served, **options: Any) -> SdkClient:
         sdk = {"openai": OPENAI, "cerebras": CEREBRAS}[name]
-        return Asker(sdk, served.port, backend if is_async else None, options)
+        return SdkClient(sdk, served.port, backend if is_async else None, options)
 
     return asker

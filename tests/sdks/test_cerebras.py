@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from cerebras.cloud.sdk import AsyncCerebras, Cerebras, NotFoundError
-from sdks import QUESTION
+from sdks import REQUEST
 from server_process import CLIENT_KEY, Served
 
 from ape_cerebras.net.event_loop import run_on
@@ -36,8 +36,8 @@ def test_an_answer_as_the_readme_asks_for_it(demo: Served) -> None:
 
 def test_the_times_of_an_answer(demo: Served) -> None:
     with client_of(demo) as client:
-        plain: Any = client.chat.completions.create(**QUESTION)
-        events: list[Any] = list(client.chat.completions.create(**QUESTION, stream=True))
+        plain: Any = client.chat.completions.create(**REQUEST)
+        events: list[Any] = list(client.chat.completions.create(**REQUEST, stream=True))
     assert plain.time_info.completion_time == events[-1].time_info.completion_time == 0.032
     assert plain.time_info.queue_time == 0.002
 
@@ -71,7 +71,7 @@ def test_a_base_url_that_ends_in_v1(demo: Served) -> None:
         client_of(demo, "/v1", max_retries=2) as client,
         pytest.raises(NotFoundError, match="its base URL must not end in /v1") as caught,
     ):
-        client.chat.completions.create(**QUESTION)
+        client.chat.completions.create(**REQUEST)
     body: Any = caught.value.body
     assert (body["type"], body["code"]) == ("invalid_request_error", "not_found")
 

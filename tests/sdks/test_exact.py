@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sdks import LEAVES_GENERATORS, TOOL, Asker
+from sdks import LEAVES_GENERATORS, TOOL, SdkClient
 from server_process import Served, serving
 
 pytestmark = LEAVES_GENERATORS
-Asking = Callable[..., Asker]
+Asking = Callable[..., SdkClient]
 
 
 @pytest.fixture(scope="module")

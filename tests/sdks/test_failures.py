@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sdks import LEAVES_GENERATORS, QUESTION, Asker
+from sdks import LEAVES_GENERATORS, REQUEST, SdkClient
 from server_process import Served
 
 pytestmark = LEAVES_GENERATORS
-Asking = Callable[..., Asker]
+Asking = Callable[..., SdkClient]
 
 KEYS = ("message", "type", "param", "code")
 INVALID = "invalid_request_error"
@@ -18,7 +18,7 @@ UNKNOWN_FIELD = "body.store: property 'body.store' is unsupported"
 BUSY = "We're experiencing high traffic right now! Please try again soon."
 
 
-def failure(asker: Asker, simulate: str = "", **question: Any) -> Any:
+def failure(asker: SdkClient, simulate: str = "", **question: Any) -> Any:
     """The exception that asking raises."""
     with pytest.raises(asker.sdk.errors.APIStatusError) as caught:
         asker.whole(simulate, **question)
@@ -180,5 +180,5 @@ def test_a_plain_answer_that_is_cut(asking: Asking, demo: Served) -> None:
 
 def test_a_connection_serves_on_after_a_failure(asking: Asking, demo: Served) -> None:
     asker = asking(demo)
-    failure(asker, **{**QUESTION, "model": "nobody"})
+    failure(asker, **{**REQUEST, "model": "nobody"})
     assert asker.whole().usage.completion_tokens == 64

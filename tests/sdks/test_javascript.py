@@ -12,7 +12,7 @@ import pytest
 from server_process import Served, environment
 
 HERE = Path(__file__).parent / "js"
-PATIENCE = 30.0  # seconds; a cold Node reads thousands of small files first
+TIMEOUT = 30.0  # seconds; a cold Node reads thousands of small files first
 SDKS = ("openai", "cerebras")
 
 ANSWERED = ("plain", "stream", "tool", "toolStream", "models", "model")
@@ -52,7 +52,7 @@ def ask(served: Served, *scenarios: str) -> Answers:
         (node(), str(HERE / "clients.mjs"), url, "any-key", *scenarios),
         env=environment(),
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")

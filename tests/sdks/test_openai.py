@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
-from sdks import OPENAI, QUESTION, TOOL, Asker
+from sdks import OPENAI, REQUEST, TOOL, SdkClient
 from server_process import CLIENT_KEY, Served
 
 pytestmark = pytest.mark.every_loop
@@ -27,7 +27,7 @@ def test_an_answer(demo: Served) -> None:
 
 
 def test_a_stream_reassembled_by_the_sdk(demo: Served) -> None:
-    plain = Asker(OPENAI, demo.port).whole(model="llama3.1-8b")
+    plain = SdkClient(OPENAI, demo.port).whole(model="llama3.1-8b")
     with (
         client_of(demo) as client,
         client.chat.completions.stream(model="llama3.1-8b", messages=MESSAGES) as stream,
@@ -76,7 +76,7 @@ def test_the_attributes_of_an_error(
     demo: Served, question: dict[str, Any], expected: tuple[str | None, ...]
 ) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        Asker(OPENAI, demo.port).whole(**question)
+        SdkClient(OPENAI, demo.port).whole(**question)
     error = caught.value
     assert (error.code, error.type, error.param) == expected
     assert error.request_id
@@ -85,9 +85,9 @@ def test_the_attributes_of_an_error(
 def test_the_attributes_of_a_refused_key(guarded: Served) -> None:
     with client_of(guarded, "a-wrong-key") as client:
         with pytest.raises(openai.AuthenticationError) as caught:
-            client.chat.completions.create(**QUESTION)
+            client.chat.completions.create(**REQUEST)
         right = client.with_options(api_key=CLIENT_KEY)
-        assert right.chat.completions.create(**QUESTION).usage
+        assert right.chat.completions.create(**REQUEST).usage
     error = caught.value
     assert (error.code, error.type) == ("invalid_api_key", "authentication_error")
     assert error.response.headers["www-authenticate"] == "Bearer"
@@ -96,7 +96,7 @@ def test_the_attributes_of_a_refused_key(guarded: Served) -> None:
 def test_the_attributes_of_a_502(unreachable: Served) -> None:
     with client_of(unreachable) as client:
         with pytest.raises(openai.InternalServerError) as caught:
-            client.chat.completions.create(**QUESTION)
+            client.chat.completions.create(**REQUEST)
         models = [model.id for model in client.models.list().data]
     error = caught.value
     assert (error.code, error.type) == ("connect_error", "upstream_error")

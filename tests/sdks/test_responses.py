@@ -5,11 +5,11 @@ from typing import Any
 
 import orjson
 import pytest
-from sdks import LEAVES_GENERATORS, TOOL, Asker, text_of
+from sdks import LEAVES_GENERATORS, TOOL, SdkClient, text_of
 from server_process import Served
 
 pytestmark = LEAVES_GENERATORS
-Asking = Callable[..., Asker]
+Asking = Callable[..., SdkClient]
 
 
 def test_a_plain_answer(asking: Asking, demo: Served) -> None:

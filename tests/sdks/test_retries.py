@@ -3,7 +3,7 @@
 import anyio
 import pytest
 from end_to_end import Conversation, running_proxy, running_upstream
-from sdks import CEREBRAS, OPENAI, Asker, Sdk
+from sdks import CEREBRAS, OPENAI, Sdk, SdkClient
 
 from ape_cerebras.net.event_loop import current_backend
 from ape_cerebras.simulator.completion import Completion, Timing
@@ -27,7 +27,7 @@ async def busy_at_first(conversation: Conversation) -> None:
             await conversation.answer(body, status="429 Too Many Requests", headers=headers)
         else:
             await conversation.answer(BODY)
-    await conversation.until_left()
+    await conversation.until_disconnected()
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -35,7 +35,7 @@ async def busy_at_first(conversation: Conversation) -> None:
 async def test_a_429_is_tried_again(sdk: Sdk, is_async: bool) -> None:
     async with running_upstream(busy_at_first) as upstream, running_proxy(upstream.port) as running:
         backend = current_backend() if is_async else None
-        asker = Asker(sdk, running.port, backend, {"max_retries": 1})
+        asker = SdkClient(sdk, running.port, backend, {"max_retries": 1})
         answer = await anyio.to_thread.run_sync(asker.whole)
         warm_up = sdk is CEREBRAS
         await running.lines.exchange(2 + warm_up)

@@ -125,9 +125,9 @@ async def test_a_stall_ends_when_the_client_leaves() -> None:
         await client.send(chat(STREAM))
         read = await client.receive() + await client.receive()
         assert read.count(b"data: ") == 3
-        with anyio.move_on_after(1000) as patience:
+        with anyio.move_on_after(1000) as timeout:
             await client.receive()
-        assert patience.cancelled_caught
+        assert timeout.cancelled_caught
         assert simulator.in_flight == 1
         left_at = anyio.current_time()
         client.close()
@@ -142,9 +142,9 @@ async def test_a_stall_ends_when_the_client_leaves() -> None:
 async def test_silence_ends_when_the_client_leaves() -> None:
     async with simulated(fault="silence") as (simulator, client):
         await client.send(chat())
-        with anyio.move_on_after(1000) as patience:
+        with anyio.move_on_after(1000) as timeout:
             await client.receive()
-        assert patience.cancelled_caught
+        assert timeout.cancelled_caught
     assert simulator.cancelled == 1
     assert simulator.truth[0].status == 0
 

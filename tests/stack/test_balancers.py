@@ -7,7 +7,7 @@ import anyio
 import pytest
 from balancers import BALANCERS, HOSTS, Fleet, balanced
 from end_to_end import (
-    PATIENCE,
+    TIMEOUT,
     TOKEN,
     Client,
     Conversation,
@@ -21,7 +21,7 @@ from end_to_end import (
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", list(BALANCERS))]
 
 KEY = b"Authorization: Bearer a-key"
-QUESTION = chat(b'{"model":"gpt-oss-120b","messages":[]}', KEY)
+REQUEST = chat(b'{"model":"gpt-oss-120b","messages":[]}', KEY)
 STREAM = chat(b'{"model":"gpt-oss-120b","messages":[],"stream":true}', KEY)
 FIRST, LAST = events(TOKEN), events(TOKEN, b"[DONE]")
 
@@ -62,7 +62,7 @@ async def test_streams_come_event_by_event_from_the_least_busy(kind: str, tmp_pa
         clients = [await stream_of(fleet) for _ in HOSTS]
         assert await fleet.in_flight() == [1, 1, 1]
         clients.pop(1).stream.close()
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while sum(await fleet.in_flight()) > 2:
                 pass  # until its proxy has noticed that it left
         clients.append(await stream_of(fleet))
@@ -80,7 +80,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
     async def ask_on(fleet: Fleet) -> None:
         client = await fleet.client()
         while not enough.is_set():
-            responses.append(await client.ask(QUESTION))
+            responses.append(await client.ask(REQUEST))
 
     async def until_answered(more: int) -> None:
         wanted = len(responses) + more
@@ -141,14 +141,14 @@ async def test_a_client_that_leaves_takes_its_request_along(
             await peer.stream_head()
             await peer.chunk(FIRST)
         asked.set()
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with balanced(kind, script, tmp_path) as fleet:
         client = await fleet.client()
         await client.send(STREAM)
         await (client.see(FIRST) if answered else asked.wait())
         client.stream.close()
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             await fleet.upstream.left.wait()
 
 
@@ -158,7 +158,7 @@ async def test_where_no_proxy_is_left_clients_are_told_so(kind: str, tmp_path: P
             proxy.proxy.begin_drain()
         for proxy in fleet.proxies:
             await proxy.ended.wait()
-        response = await (await fleet.client()).ask(QUESTION)
+        response = await (await fleet.client()).ask(REQUEST)
     assert response.status in (502, 503)
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]["code"] == "overloaded"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from deployment_files import CONTRIB, config_of, documents
-from server_process import PATIENCE, Served
+from server_process import TIMEOUT, Served
 
 FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy", "stack")}
 ELSEWHERE = ("./secrets/", "/var/run/docker.sock")  # the operator's, the engine's
@@ -121,9 +121,7 @@ def test_the_agents_ask_and_are_answered(demo: Served) -> None:
                 assert line["intended_start_lag_seconds"] >= 0
                 wanted.discard((line["status_code"], line["stream"]))
             agents.terminate()
-            agents.communicate(
-                timeout=PATIENCE
-            )  # to the end of the output, which all of them share
+            agents.communicate(timeout=TIMEOUT)  # to the end of the output, which all of them share
             assert agents.returncode == 0
         finally:
             with suppress(ProcessLookupError):

@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import SocketAttribute, TaskStatus
 from end_to_end import (
-    PATIENCE,
+    TIMEOUT,
     Client,
     Running,
     Script,
@@ -141,13 +141,13 @@ def _process(folder: Path, *command: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
             print((folder / "output").read_text("utf-8", "replace"))
 
 
 async def _until(port: int, path: str, wanted: bytes) -> None:
     """Ask until the answer has ``wanted`` in it; nobody may listen yet."""
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(TIMEOUT):
         while True:
             with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
                 if wanted in await _answer("127.0.0.1", port, path):

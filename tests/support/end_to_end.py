@@ -43,7 +43,7 @@ __all__ = (
 )
 
 KEY = "csk-upstream-key-0123456789"
-PATIENCE = 5.0  # seconds until a test that waits for something fails
+TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 def chat(body: bytes = b'{"model":"gpt-oss-120b","messages":[]}', *extra: bytes) -> bytes:
@@ -103,7 +103,7 @@ class Conversation:
     async def end(self) -> None:
         await self.send(b"0\r\n\r\n")
 
-    async def until_left(self) -> None:
+    async def until_disconnected(self) -> None:
         """Return when the other side has closed or reset the connection."""
         try:
             while True:
@@ -189,9 +189,9 @@ class Lines:
     def exchanges(self) -> list[dict[str, Any]]:
         return [line for line in self.all() if "outcome" in line]
 
-    async def exchange(self, number: int = 1, patience: float = PATIENCE) -> dict[str, Any]:
+    async def exchange(self, number: int = 1, timeout: float = TIMEOUT) -> dict[str, Any]:
         """The line of the exchange that was the ``number``-th to end, once it is there."""
-        with anyio.fail_after(patience):
+        with anyio.fail_after(timeout):
             while len(self.exchanges()) < number:
                 await self._more.wait()
         return self.exchanges()[number - 1]
@@ -219,7 +219,7 @@ class Client:
     async def send(self, data: bytes) -> None:
         await self.stream.send(data)
 
-    async def response(self, method: str = "GET", patience: float = PATIENCE) -> Response:
+    async def response(self, method: str = "GET", timeout: float = TIMEOUT) -> Response:
         """The next response; interim ones are passed over."""
         reader = h11.Connection(h11.CLIENT)
         reader.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
@@ -227,7 +227,7 @@ class Client:
         if self._beyond:  # nothing at all would mean the end
             reader.receive_data(self._beyond)
         head, body = None, b""
-        with anyio.fail_after(patience):
+        with anyio.fail_after(timeout):
             while True:
                 try:
                     event = reader.next_event()
@@ -263,7 +263,7 @@ class Client:
     async def until(self, wanted: bytes) -> bytes:
         """Read until ``wanted`` has come; all that was read."""
         read = self._beyond
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while wanted not in read:
                 read += await self.stream.receive()
         self._beyond = b""
@@ -276,7 +276,7 @@ class Client:
     async def until_closed(self) -> bytes:
         """Read to the end of the connection; all that was read."""
         read = self._beyond
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             try:
                 while True:
                     read += await self.stream.receive()

@@ -38,7 +38,7 @@ class Rig:
 
     async def line(self) -> dict[str, Any]:
         """The exchange's line, however much later on this clock."""
-        return await self.lines.exchange(patience=1e6)
+        return await self.lines.exchange(timeout=1e6)
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 from key_leaks import look_at
 from programs import tool
-from server_process import PATIENCE, environment
+from server_process import TIMEOUT, environment
 
 __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session")
 
@@ -101,7 +101,7 @@ class _Service:
 
     def line_with(self, key: str) -> dict[str, Any]:
         """The next log line that has ``key``; what is no log line is passed over."""
-        while line := self._lines.get(timeout=PATIENCE):
+        while line := self._lines.get(timeout=TIMEOUT):
             if line.startswith(b"{") and key in (fields := orjson.loads(line)):
                 found: dict[str, Any] = fields
                 return found
@@ -112,7 +112,7 @@ class _Service:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, number)
-                self.process.wait(timeout=PATIENCE)
+                self.process.wait(timeout=TIMEOUT)
                 break
             except ProcessLookupError:
                 break
@@ -191,7 +191,7 @@ class Session:
             env=self._settings(**more),
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
         assert done.returncode == status, f"{block}: {done.stdout}{done.stderr}"

@@ -19,7 +19,7 @@ import yaml
 from end_to_end import free_port
 from programs import tool
 from scraped_metrics import live, rendered, settled
-from server_process import PATIENCE, Served, serving
+from server_process import TIMEOUT, Served, serving
 
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerSlot
@@ -36,9 +36,9 @@ __all__ = (
 )
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
-PATIENCE_WITH_IT = 4 * PATIENCE  # seconds; it has to start, and to see everything twice
+TIMEOUT_WITH_IT = 4 * TIMEOUT  # seconds; it has to start, and to see everything twice
 SCRAPE_EVERY = "1s"  # a scrape may not take longer either
-_QUESTIONS = (
+_REQUESTS = (
     {"model": "llama3.1-8b", "stream": True},
     {"model": "gpt-oss-120b", "stream": True},
     {"model": "gpt-oss-120b", "stream": False},
@@ -98,14 +98,14 @@ class Load:
 
     def _run(self, number: int) -> None:
         faults = cycle(_FAULTS[number:] + _FAULTS[:number])
-        for question, fault in zip(cycle(_QUESTIONS), faults, strict=False):
+        for question, fault in zip(cycle(_REQUESTS), faults, strict=False):
             if self._stopped.is_set():
                 return
             body = orjson.dumps({**question, "messages": [{"role": "user", "content": "Hello!"}]})
             headers = {"Content-Type": "application/json"}
             if fault:
                 headers["X-Simulate"] = fault
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
             connection.request("POST", "/v1/chat/completions", body, headers)
             with suppress(http.client.IncompleteRead):
                 connection.getresponse().read()
@@ -128,7 +128,7 @@ class Prometheus:
         self._port = port
 
     def get(self, path: str) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
         try:
             connection.request("GET", path)
             return orjson.loads(connection.getresponse().read())
@@ -156,7 +156,7 @@ class Prometheus:
 
 def until(is_so: Callable[[], object], what: str) -> None:
     """Ask until it is so."""
-    end = time.monotonic() + PATIENCE_WITH_IT
+    end = time.monotonic() + TIMEOUT_WITH_IT
     while not is_so():
         assert time.monotonic() < end, what
         time.sleep(0.05)  # between two questions, as all that is asked has one processor to share

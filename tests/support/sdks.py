@@ -19,14 +19,14 @@ __all__ = (
     "MESSAGE_PACK",
     "NO_CERTIFICATES",
     "OPENAI",
-    "QUESTION",
+    "REQUEST",
     "TOOL",
-    "Asker",
+    "SdkClient",
     "Sdk",
     "text_of",
 )
 
-QUESTION: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "model": "gpt-oss-120b",
     "messages": [{"role": "user", "content": "Hello!"}],
 }
@@ -78,7 +78,7 @@ def text_of(events: list[Any], kind: str = "content") -> str:
 
 
 @dataclass
-class Asker:
+class SdkClient:
     """A client for each question, closed after it. ``backend`` is the event loop of an asynchronous
     one; None for a synchronous one."""
 
@@ -125,7 +125,7 @@ class Asker:
     def _question(self, simulate: str, question: dict[str, Any]) -> dict[str, Any]:
         quick = "ttft=0.01, rate=10000"
         headers = {"x-trace-id": self.trace_id, "x-simulate": f"{quick}, {simulate}".strip(", ")}
-        return {**QUESTION, "extra_headers": headers, **question}
+        return {**REQUEST, "extra_headers": headers, **question}
 
     def _run(self, ask: Callable[[Any], Any]) -> Any:
         options = {

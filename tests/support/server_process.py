@@ -17,7 +17,7 @@ from prometheus_client import parser
 
 __all__ = (
     "CLIENT_KEY",
-    "PATIENCE",
+    "TIMEOUT",
     "Line",
     "Served",
     "environment",
@@ -26,7 +26,7 @@ __all__ = (
     "serving",
 )
 
-PATIENCE = 15.0  # seconds until a test that waits for something fails
+TIMEOUT = 15.0  # seconds until a test that waits for something fails
 CLIENT_KEY = "ape-key-0123456789"
 
 Line = dict[str, Any]
@@ -39,14 +39,14 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(
-    *arguments: str, patience: float = PATIENCE, **settings: str
+    *arguments: str, timeout: float = TIMEOUT, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         (sys.executable, "-m", "ape_cerebras", *arguments),
         env=environment(**settings),
         capture_output=True,
         text=True,
-        timeout=patience,
+        timeout=timeout,
         check=False,
     )
 
@@ -75,7 +75,7 @@ class Served:
 
     def _next(self) -> Line | None:
         """The next line; None at the end."""
-        text = self._unread.get(timeout=PATIENCE)
+        text = self._unread.get(timeout=TIMEOUT)
         if not text:
             self._unread.put(text)
             return None
@@ -105,7 +105,7 @@ class Served:
         return self.line_where(lambda line: line.get("trace_id") == trace_id)
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples, as a scrape gives them."""
@@ -119,7 +119,7 @@ class Served:
 
     def ended(self) -> int:
         """The exit status, once it is there; reads what is left of the output."""
-        status = self.process.wait(timeout=PATIENCE)
+        status = self.process.wait(timeout=TIMEOUT)
         while self._next() is not None:
             pass
         return status

@@ -10,7 +10,7 @@ from io import BufferedReader
 
 __all__ = ("ThreadedUpstream", "ask", "in_chunks", "plain")
 
-_PATIENCE = 30.0  # seconds for anything to happen
+_TIMEOUT = 30.0  # seconds for anything to happen
 _READ_BYTES = 16 * 1024
 
 
@@ -53,7 +53,7 @@ class ThreadedUpstream:
                 threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
-        connection.settimeout(_PATIENCE)
+        connection.settimeout(_TIMEOUT)
         with connection, suppress(OSError):
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
@@ -104,7 +104,7 @@ def ask(port: int, requests: bytes, responses: int, write_bytes: int) -> list[in
             for at in range(0, len(requests), write_bytes):
                 client.sendall(requests[at : at + write_bytes])
 
-    with socket.create_connection(("127.0.0.1", port), _PATIENCE) as client:
+    with socket.create_connection(("127.0.0.1", port), _TIMEOUT) as client:
         sending = threading.Thread(target=send)
         sending.start()
         with client.makefile("rb") as reader:

@@ -5,27 +5,27 @@ from typing import Literal
 from end_to_end import TOKEN, Conversation, Script, events
 
 __all__ = (
-    "answers",
-    "answers_once",
+    "responds",
+    "responds_once",
     "closes",
     "one_after_another",
     "one_token_and_no_more",
     "pieces_of",
     "resets",
-    "says",
+    "responds_with",
     "silent",
     "streams",
 )
 
 
-async def answers(peer: Conversation) -> None:
+async def responds(peer: Conversation) -> None:
     """Something, to every request."""
     while True:
         await peer.request()
         await peer.answer(b"{}")
 
 
-async def answers_once(peer: Conversation) -> None:
+async def responds_once(peer: Conversation) -> None:
     await peer.request()
     await peer.answer(b"{}")
 
@@ -42,7 +42,7 @@ async def resets(peer: Conversation) -> None:
 async def silent(peer: Conversation) -> None:
     """Takes a request, and waits until the other side has left."""
     await peer.request()
-    await peer.until_left()
+    await peer.until_disconnected()
 
 
 def streams(*pieces: bytes, then: Literal["end", "stay", "leave"] = "end") -> Script:
@@ -56,7 +56,7 @@ def streams(*pieces: bytes, then: Literal["end", "stay", "leave"] = "end") -> Sc
             for piece in pieces:
                 await peer.chunk(piece)
             if then == "stay":
-                await peer.until_left()
+                await peer.until_disconnected()
             if then != "end":
                 return
             await peer.end()
@@ -71,20 +71,20 @@ def pieces_of(data: bytes, size: int) -> list[bytes]:
 one_token_and_no_more = streams(events(TOKEN), then="stay")
 
 
-def says(status: int, body: bytes = b"{}", headers: bytes = b"") -> Script:
+def responds_with(status: int, body: bytes = b"{}", headers: bytes = b"") -> Script:
     async def answer(peer: Conversation) -> None:
         await peer.answer(body, status=f"{status} X", headers=headers)
 
     return answer
 
 
-def one_after_another(*answers: Script) -> Script:
+def one_after_another(*responses: Script) -> Script:
     """An answer for each request, whichever connection it comes over; the last for all others."""
 
     async def script(peer: Conversation) -> None:
         while True:
             await peer.request()
             number = len(peer.upstream.requests)
-            await answers[min(number, len(answers)) - 1](peer)
+            await responses[min(number, len(responses)) - 1](peer)
 
     return script

@@ -12,14 +12,14 @@ from pathlib import Path
 from prometheus_client import parser
 from server_process import Line, Served, serving
 
-__all__ = ("CHAT", "JSON", "Crew", "crewed", "scraped")
+__all__ = ("CHAT", "JSON", "WorkerService", "running_workers", "scraped")
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}
 _TRIES = 100  # connections until one of them is the wanted worker's
 
 
-class Crew:
+class WorkerService:
     """``processes`` are the workers', by number."""
 
     def __init__(self, served: Served) -> None:
@@ -102,11 +102,11 @@ def scraped(connection: http.client.HTTPConnection) -> Counter[str]:
 
 
 @contextmanager
-def crewed(backend: str, directory: Path, **settings: str) -> Iterator[Crew]:
+def running_workers(backend: str, directory: Path, **settings: str) -> Iterator[WorkerService]:
     """A demo of two workers that serve, with ``directory`` for their files."""
     command = ("serve", "--demo", "--workers", "2", "--backend", backend)
     with serving(*command, TMPDIR=str(directory), **settings) as served:
-        crew = Crew(served)
+        crew = WorkerService(served)
         try:
             for number in (1, 2):
                 crew.wait_for(number)

@@ -23,7 +23,7 @@ EXCHANGES = (
 WORKERS = {"workers_up", "workers_configured", "worker_restarts"}
 
 
-class Crew:
+class WorkerService:
     """Workers of which each does all it does before the next is made: where a value is kept is the
     choice of the whole process."""
 
@@ -41,10 +41,10 @@ class Crew:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerService]:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    yield Crew(tmp_path)
+    yield WorkerService(tmp_path)
     values.close_all_multiprocess_files()  # type: ignore[no-untyped-call]
 
 
@@ -59,7 +59,9 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
-def test_two_workers_together_count_what_one_process_would(crew: Crew, accept: bytes) -> None:
+def test_two_workers_together_count_what_one_process_would(
+    crew: WorkerService, accept: bytes
+) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
     alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
@@ -76,7 +78,7 @@ def test_two_workers_together_count_what_one_process_would(crew: Crew, accept: b
     assert together == sums(first, accept)
 
 
-def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
+def test_every_metric_is_what_it_is_in_one_process(crew: WorkerService) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
     alone, worker = made(), crew.worker(1)
     for metrics in (alone, worker):
@@ -92,12 +94,12 @@ def test_every_metric_is_what_it_is_in_one_process(crew: Crew) -> None:
             assert {s.name for s in found[name].samples} == {s.name for s in metric.samples}
 
 
-def test_the_order_is_that_of_the_names(crew: Crew) -> None:
+def test_the_order_is_that_of_the_names(crew: WorkerService) -> None:
     names = list(families(crew.worker(1)))
     assert names[: -len(WORKERS)] == sorted(names[: -len(WORKERS)])
 
 
-def test_gauges_add_up_or_are_the_worst_or_the_last(crew: Crew) -> None:
+def test_gauges_add_up_or_are_the_worst_or_the_last(crew: WorkerService) -> None:
     limit, left = b"x-ratelimit-limit-tokens-day", b"x-ratelimit-remaining-tokens-day"
     first = crew.worker(1, in_flight=5)
     first.refresh()
@@ -117,7 +119,7 @@ def test_gauges_add_up_or_are_the_worst_or_the_last(crew: Crew) -> None:
     assert (build.value, set(build.labels)) == (1, {"version", "python", "backend"})
 
 
-def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
+def test_of_a_dead_worker_stays_what_it_counted(crew: WorkerService) -> None:
     left = b"x-ratelimit-remaining-tokens-day"
     first = crew.worker(1, in_flight=5)
     first.refresh()
@@ -142,7 +144,7 @@ def test_of_a_dead_worker_stays_what_it_counted(crew: Crew) -> None:
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nothing")])
 def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
-    crew: Crew, make: Callable[[Path], None]
+    crew: WorkerService, make: Callable[[Path], None]
 ) -> None:
     worker = crew.worker(1)
     worker.observe(*with_timings(stream_exchange()))
@@ -150,7 +152,7 @@ def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
     assert value(worker, "requests_total", model="gpt-oss-120b") == 1
 
 
-def test_how_the_workers_are(crew: Crew) -> None:
+def test_how_the_workers_are(crew: WorkerService) -> None:
     worker = crew.worker(1)
     crew.scoreboard.mark_up(1)
     for _ in range(3):
@@ -160,7 +162,7 @@ def test_how_the_workers_are(crew: Crew) -> None:
     assert value(worker, "worker_restarts_total") == 3
 
 
-def test_there_are_no_exemplars(crew: Crew) -> None:
+def test_there_are_no_exemplars(crew: WorkerService) -> None:
     worker = crew.worker(1)
     worker.observe(*with_timings(stream_exchange()))
     assert not [

@@ -114,7 +114,7 @@ async def test_ambiguous_chunks_truncate_the_response(body: bytes) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         await peer.send(body)
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async with running_upstream(script) as scripted:
         upstream = upstream_at(scripted.port)
@@ -191,7 +191,7 @@ async def test_a_large_body_is_sent_whole() -> None:
 async def responds_before_all_has_arrived(peer: Conversation) -> None:
     await peer.stream.receive(1)
     await peer.answer(b"hello")
-    await peer.until_left()
+    await peer.until_disconnected()
 
 
 async def test_a_response_that_overtakes_its_request_takes_no_negative_time() -> None:
