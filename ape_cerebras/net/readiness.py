@@ -84,8 +84,12 @@ class Readiness:
         if not _HAS_EPOLL:
             return False
         if self._poller is None:
-            self._poller = of_this_loop(EdgePoller)
-            self._poller.watch(self._socket, self, 0 if end_only else select.EPOLLIN)
+            try:
+                poller = of_this_loop(EdgePoller)
+                poller.watch(self._socket, self, 0 if end_only else select.EPOLLIN)
+            except OSError:  # no descriptor is left for an epoll instance, or no memory
+                return False
+            self._poller = poller
         if end_only:
             self._end_hook = hook
         else:

@@ -1,5 +1,6 @@
 """Waiting for a socket: until it is ready, until the deadline, until it is closed."""
 
+import errno
 import gc
 import math
 import socket
@@ -294,4 +295,18 @@ async def test_a_watcher_is_notified_of_what_nobody_reads(pair: Pair) -> None:
     ours.close()
     await anyio.wait_all_tasks_blocked()
     assert not came.is_set()
+    readiness.close()
+
+
+async def test_a_socket_that_cannot_be_watched_is_no_error(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process that is out of descriptors would end at its next connection upstream."""
+
+    def out_of_descriptors(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor left for an epoll instance")
+
+    monkeypatch.setattr("ape_cerebras.net.readiness.EdgePoller", out_of_descriptors)
+    readiness = Readiness(pair[1])
+    assert not readiness.watch(lambda: None, end_only=True)
     readiness.close()
