@@ -216,7 +216,7 @@ async def test_after_its_content_a_response_is_read_without_a_wait_and_left_as_i
         await peer.send(head + b"5\r\nhello\r\n")
         await may_end.wait()
         await peer.send(b"0\r\n\r\n")
-        await peer.until_left()
+        await peer.until_disconnected()
 
     async def hook() -> None:
         calls.append(1)
