@@ -177,7 +177,7 @@ async def test_so_it_does_on_either_backend() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         await may_answer.wait()
-        await peer.answer(FIRST)
+        await peer.respond(FIRST)
 
     async with running_upstream(script) as peer:
         base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{peer.port}"}

@@ -53,11 +53,11 @@ def api(public: bytes, **responses: bytes) -> Callable[[Conversation], Awaitable
         while True:
             request = await peer.request()
             if request.startswith(b"GET /public"):
-                await peer.answer(public)
+                await peer.respond(public)
             elif (name := orjson.loads(request.partition(b"\r\n\r\n")[2])["model"]) in responses:
-                await peer.answer(responses[name], status="404 Not Found")
+                await peer.respond(responses[name], status="404 Not Found")
             else:
-                await peer.answer(RESPONSE % name.encode())
+                await peer.respond(RESPONSE % name.encode())
 
     return script
 
@@ -73,7 +73,7 @@ def asking(model: str) -> bytes:
 
 async def cost(running: Running, model: str) -> Decimal | None:
     """What a million tokens in and a million out cost."""
-    await (await running.client()).ask(asking(model))
+    await (await running.client()).request(asking(model))
     while not (lines := [line for line in running.lines.exchanges() if line.get("model") == model]):
         await anyio.lowlevel.checkpoint()
     [line] = lines
@@ -192,7 +192,7 @@ async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there(
         await fetched(it)
         client = await it.client()
         for model in (*gone, *gone, "gpt-oss-120b"):
-            await client.ask(asking(model))
+            await client.request(asking(model))
         lines = [line for line in logged(it.lines) if "model" in line]
         traces = [line["trace_id"] for line in it.lines.exchanges() if line["route"] != "/metrics"]
         of_them = [line["trace_id"] for line in it.lines.all() if "closest_model" in line]
@@ -210,7 +210,7 @@ async def test_what_is_to_go_as_well_is_not_proposed() -> None:
         running_proxy(upstream.port, **ON) as it,
     ):
         await fetched(it)
-        await (await it.client()).ask(asking("gemma-4-31x"))
+        await (await it.client()).request(asking("gemma-4-31x"))
     assert logged(it.lines)[-1]["closest_model"] != "gemma-4-31b"
 
 
@@ -222,7 +222,7 @@ async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> N
     ):
         client = await it.client()
         for name in gone:
-            assert (await client.ask(asking(name))).body == MISSING
+            assert (await client.request(asking(name))).body == MISSING
     assert logged(it.lines) == [
         missing("qwen-3.8-27b", "qwen-3-235b-a22b-instruct-2507"),
         missing("qwen-3-32b", "qwen-3-235b-a22b-instruct-2507"),  # not one that is gone as well
@@ -233,15 +233,15 @@ async def test_the_names_that_clients_choose_fill_no_memory_and_no_line() -> Non
     async def script(peer: Conversation) -> None:
         while True:
             await peer.request()
-            await peer.answer(MISSING, status="404 Not Found")
+            await peer.respond(MISSING, status="404 Not Found")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as it:
         client = await it.client()
         for end in ("y", "z"):  # of which nothing is kept
             name = "\x00\u2028\n" + "x" * 900 + end
-            await client.ask(chat(orjson.dumps({"model": name})))
+            await client.request(chat(orjson.dumps({"model": name})))
         for number in range(110):
-            await client.ask(asking(f"model-{number}"))
+            await client.request(asking(f"model-{number}"))
     lines = [line for line in it.lines.raw if b"closest_model" in line]
     assert len(lines) == 100
     assert max(map(len, lines)) < 1000
@@ -258,7 +258,7 @@ async def test_other_404s_are_not_about_models() -> None:
     ):
         client = await it.client()
         for name in gone:
-            await client.ask(asking(name))
+            await client.request(asking(name))
     assert logged(it.lines) == []
 
 

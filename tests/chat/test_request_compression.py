@@ -74,7 +74,7 @@ async def test_there_is_one_content_encoding() -> None:
 async def respond(peer: Conversation) -> None:
     while True:
         await peer.request()
-        await peer.answer(b"{}")
+        await peer.respond(b"{}")
 
 
 async def respond_stream(peer: Conversation) -> None:
@@ -98,7 +98,7 @@ async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> Non
         running_upstream(respond_stream) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        response = await (await running.client()).ask(chat(LONG_REQUEST))
+        response = await (await running.client()).request(chat(LONG_REQUEST))
         line = await running.lines.exchange()
     lines, body = split(upstream.requests[0])
     expected = LONG_REQUEST.replace(b'"old"', b'"gpt-oss-120b"')
@@ -131,7 +131,7 @@ async def test_everything_else_passes_byte_for_byte(kind: str) -> None:
         running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
-        await (await running.client()).ask(head % (fields, len(body)) + body)
+        await (await running.client()).request(head % (fields, len(body)) + body)
     lines, passed = split(upstream.requests[0])
     assert passed == body
     assert (b"content-encoding: gzip" in lines) == (kind == "gzip")
@@ -204,7 +204,7 @@ async def test_meanwhile_others_are_answered(gate: Gate) -> None:
             await client.send(chat(LONG_REQUEST))
             await gate.until_entered()
             assert (await other.get("/health")).status == 200
-            assert (await other.ask(chat())).body == b"{}"
+            assert (await other.request(chat())).body == b"{}"
             assert len(upstream.requests) == 1
         assert (await client.response()).body == b"{}"
 
@@ -246,7 +246,7 @@ async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> 
         assert await running.sample("cerebras_proxy_requests_in_flight") == 1  # the scrape
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
         client = await running.client()
-        assert (await client.ask(chat(LONG_REQUEST))).body == b"{}"
+        assert (await client.request(chat(LONG_REQUEST))).body == b"{}"
 
 
 async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPa
         running_proxy(upstream.port, **LEAST) as running,
     ):
         body = LONG_REQUEST.replace(b"{", b'{"stream":true,', 1)
-        await (await running.client()).ask(chat(body))
+        await (await running.client()).request(chat(body))
         line = await running.lines.exchange()
     assert line["proxy_own_seconds"] >= 0.05
     assert line["overhead_seconds"] >= 0.05

@@ -133,7 +133,7 @@ def slowly(head: bytes, byte: bytes) -> Callable[[Scene], Awaitable[None]]:
 async def takes_nothing(scene: Scene) -> None:
     client = await scene.client()
     await client.send(OK)
-    await scene.upstream.left.wait()
+    await scene.upstream.disconnected.wait()
     [line] = await scene.logged()
     assert line["outcome"] == "client_stalled"
 
@@ -151,7 +151,7 @@ async def just_in_time_or_not(scene: Scene) -> None:
         await client.get("/health")
         await anyio.sleep(0.05 - early)
         with suppress(anyio.BrokenResourceError, anyio.EndOfStream):
-            assert (await client.ask(HEALTH)).complete
+            assert (await client.request(HEALTH)).complete
 
 
 async def so_many_on_one(scene: Scene) -> None:

@@ -52,7 +52,7 @@ def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
                 await peer.chunk(events(b"[DONE]"))
                 await peer.end()
             else:
-                await peer.answer(b"{}")
+                await peer.respond(b"{}")
 
         scene.upstream.script = script
         client = await scene.client()
@@ -77,7 +77,7 @@ def leaves(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]:
             await anyio.lowlevel.checkpoint()
         getattr(client.stream, how)()
         with anyio.fail_after(5):
-            await scene.upstream.left.wait()
+            await scene.upstream.disconnected.wait()
         [line] = await scene.logged()
         assert line["outcome"] == "client_disconnected"
 
@@ -97,7 +97,7 @@ async def waits_to_be_asked(scene: Scene) -> None:
     client = await scene.client()
     await client.send(head + b"\r\n\r\n")
     assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert (await client.ask(body)).status == 200
+    assert (await client.request(body)).status == 200
     assert scene.seen.count(b"100 Continue") == 1
     assert b"expect" not in scene.request.lower()
 

@@ -34,7 +34,7 @@ def challenged(scene: Scene, response: Response) -> None:
 async def thousand_wrong_keys(scene: Scene) -> None:
     client = await scene.client()
     for number in range(1000):
-        response = await client.ask(post(b"{}", key=keyed(b"Bearer %016x-wrong" % number)))
+        response = await client.request(post(b"{}", key=keyed(b"Bearer %016x-wrong" % number)))
         assert response.status == 401
     assert b"-wrong" not in b"".join(scene.written) + scene.seen
     assert len(scene.exchanges) == 1000
@@ -127,12 +127,12 @@ def no_core_file(backend: str) -> None:
 async def quotes_the_key(peer: Conversation) -> None:
     await peer.request()
     body = b'{"message":"Incorrect API key provided: csk-up***89"}'
-    await peer.answer(body, status="401 Unauthorized")
+    await peer.respond(body, status="401 Unauthorized")
 
 
 async def redirects(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"", status="302 Found", headers=b"Location: http://evil/\r\n")
+    await peer.respond(b"", status="302 Found", headers=b"Location: http://evil/\r\n")
 
 
 async def random_requests(scene: Scene) -> None:
@@ -153,7 +153,7 @@ async def random_requests(scene: Scene) -> None:
             get(b"M%s / HTTP/1.1" % word, b"User-Agent: " + word),
             get(b"GET /nope HTTP/1.1", host=b"Host: h" + word),
         ):
-            await client.ask(sends)
+            await client.request(sends)
 
     for _ in range(2):  # so that an upstream connection has been reused
         await one_of_each()

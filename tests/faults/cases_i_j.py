@@ -110,7 +110,7 @@ async def asked_of(port: int, status: int, code: str, **settings: str) -> None:
     async with running_proxy(port, **{**QUICK, **settings}) as running:
         client = await running.client()
         for _ in range(2):
-            response = await client.ask(OK)
+            response = await client.request(OK)
             assert (response.status, response.json()["code"]) == (status, code)
 
 
@@ -118,7 +118,7 @@ async def first_address_is_dead(scene: Scene) -> None:
     """``localhost`` is ::1 too, nearly everywhere, where nobody listens."""
     url = f"http://localhost:{scene.upstream.port}"
     async with running_proxy(0, CEREBRAS_BASE_URL=url) as running:
-        assert (await (await running.client()).ask(OK)).status == 200
+        assert (await (await running.client()).request(OK)).status == 200
 
 
 async def plain_http(peer: Conversation) -> None:
@@ -130,7 +130,7 @@ def without_tls(
 ) -> Callable[[Scene], Awaitable[None]]:
     async def play(scene: Scene) -> None:
         scene.upstream.script = script
-        response = await (await scene.client()).ask(OK)
+        response = await (await scene.client()).request(OK)
         assert (response.status, response.json()["code"]) == (status, code)
 
     return play
@@ -155,7 +155,7 @@ async def churn(scene: Scene) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(40):
             tasks.start_soon(come_and_go)
-    assert (await (await scene.client()).ask(OK)).status == 200
+    assert (await (await scene.client()).request(OK)).status == 200
 
 
 async def full_and_stays_full(scene: Scene) -> None:
@@ -163,7 +163,7 @@ async def full_and_stays_full(scene: Scene) -> None:
     await holder.send(OK)
     while not scene.upstream.requests:
         await anyio.lowlevel.checkpoint()
-    response = await (await scene.client()).ask(OK)
+    response = await (await scene.client()).request(OK)
     assert (response.status, response.json()["code"]) == (503, "overloaded")
     assert "retry-after" in response.headers
 
@@ -177,7 +177,7 @@ async def in_a_bounded_queue(scene: Scene) -> None:
         while True:
             await peer.request()
             await late.wait()
-            await peer.answer(b"{}")
+            await peer.respond(b"{}")
 
     scene.upstream.script = answers_late
     clients = []

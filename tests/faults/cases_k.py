@@ -52,21 +52,21 @@ async def one_byte_at_a_time(peer: Conversation) -> None:
 
 async def answers_once_and_hangs_up_at_the_next(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"{}")
+    await peer.respond(b"{}")
     await peer.request()
 
 
 def asked_twice(second: int) -> Callable[[Scene], Awaitable[None]]:
     async def play(scene: Scene) -> None:
         client = await scene.client()
-        assert [(await client.ask(OK)).status for _ in range(2)] == [200, second]
+        assert [(await client.request(OK)).status for _ in range(2)] == [200, second]
 
     return play
 
 
 async def no_poison(scene: Scene) -> None:
     client = await scene.client()
-    bodies = [(await client.ask(OK)).body for _ in range(5)]
+    bodies = [(await client.request(OK)).body for _ in range(5)]
     assert bodies == [b"ok"] * 5
     assert scene.upstream.connections == 5
 
@@ -85,7 +85,7 @@ def extra(*, one_piece: bool) -> Script:
 async def limited(peer: Conversation) -> None:
     await peer.request()
     headers = b"Retry-After: 7\r\nx-ratelimit-limit-requests-day: 5\r\n"
-    await peer.answer(b'{"e":1}', status="429 Too Many Requests", headers=headers)
+    await peer.respond(b'{"e":1}', status="429 Too Many Requests", headers=headers)
 
 
 def limits_told(scene: Scene, response: Response) -> None:
@@ -101,7 +101,7 @@ NOT_DOWN = (
 
 async def talks_of_itself(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"{}", headers=b"".join(line + b"\r\n" for line in NOT_DOWN))
+    await peer.respond(b"{}", headers=b"".join(line + b"\r\n" for line in NOT_DOWN))
 
 
 def none_went_down(scene: Scene, response: Response) -> None:
@@ -119,7 +119,7 @@ async def takes_the_head_only(peer: Conversation) -> None:
 
 async def refuses_early(peer: Conversation) -> None:
     await takes_the_head_only(peer)
-    await peer.answer(b'{"early":1}', status="400 Bad Request")
+    await peer.respond(b'{"early":1}', status="400 Bad Request")
     await peer.until_disconnected()
 
 
@@ -127,7 +127,7 @@ async def refuses_early_and_stays(peer: Conversation) -> None:
     """Neither reads on nor closes."""
     await takes_the_head_only(peer)
     await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-    await peer.answer(b'{"early":1}', status="400 Bad Request")
+    await peer.respond(b'{"early":1}', status="400 Bad Request")
     await anyio.sleep_forever()
 
 

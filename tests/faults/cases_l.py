@@ -107,7 +107,7 @@ async def one_by_one(scene: Scene) -> None:
 
 async def server_error(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b'{"e":1}', status="500 Internal Server Error")
+    await peer.respond(b'{"e":1}', status="500 Internal Server Error")
 
 
 def is_json(scene: Scene, response: Response) -> None:
@@ -121,7 +121,7 @@ async def leaves_at_the_third_event(scene: Scene) -> None:
     await client.until(ONE * 3)
     client.stream.close()
     with anyio.fail_after(5):
-        await scene.upstream.left.wait()
+        await scene.upstream.disconnected.wait()
     [line] = await scene.logged()
     assert line["outcome"] == "client_disconnected"
 

@@ -87,7 +87,7 @@ async def told_at_the_end_of_the_grace(scene: Scene) -> None:
         rest = await client.until_closed()
         with anyio.fail_after(5):
             await running.ended.wait()
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
     assert b'"code":"shut_down"' in rest
     assert not rest.endswith(END)
 
@@ -100,7 +100,7 @@ async def nothing_is_lost_under_load(scene: Scene) -> None:
         client = await running.client()
         closing = False
         while not closing:
-            responses.append(response := await client.ask(OK))
+            responses.append(response := await client.request(OK))
             assert response.complete
             closing = "connection" in response.headers
 
@@ -205,11 +205,11 @@ async def _name_changes() -> None:
         }
         async with running_proxy(0, connect, **settings) as running:
             client = await running.client()
-            assert (await client.ask(chat())).complete
+            assert (await client.request(chat())).complete
             meant = new
             with anyio.fail_after(TIMEOUT):
                 while not new.requests:
-                    assert (await client.ask(chat())).complete
+                    assert (await client.request(chat())).complete
     assert old.requests
 
 

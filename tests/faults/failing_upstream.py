@@ -94,7 +94,7 @@ async def as_requested(peer: Conversation) -> None:
         plan = _plan_in(await peer.request())
         peer.upstream.requests.clear()
         if plan.end == "refuse":
-            await peer.answer(b'{"message":"no"}', status=plan.stage)
+            await peer.respond(b'{"message":"no"}', status=plan.stage)
             continue
         for stage, piece in (_STREAM if plan.stream else _PLAIN).items():
             if piece:

@@ -74,7 +74,7 @@ async def responds(peer: Conversation) -> None:
     """The upstream of most cases."""
     while True:
         await peer.request()
-        await peer.answer(b'{"ok":1}')
+        await peer.respond(b'{"ok":1}')
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class FaultUpstream(ScriptedUpstream):
         self.script = script
         self.requests.clear()
         self.got.clear()
-        self.left = anyio.Event()
+        self.disconnected = anyio.Event()
         self.connections = 0
 
     def end(self) -> None:

@@ -44,7 +44,7 @@ async def test_chaos(seed: int, authority: trustme.CA, bundle: str) -> None:
         ways = Ways(opened.addresses, random.Random(seed))
         async with running_proxy(0, ways.connect, **settings) as running:
             # What an event loop has once for all proxies is not to come later.
-            assert (await (await running.client()).ask(chat(Plan(True).body()))).complete
+            assert (await (await running.client()).request(chat(Plan(True).body()))).complete
         await until(lambda: not opened.connections)
         gc.collect()  # nor are descriptors that went with an earlier loop to go later
         tasks, files = tasks_alive(), files_open()

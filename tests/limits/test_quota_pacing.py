@@ -239,7 +239,7 @@ async def test_against_the_simulated_api(pacing: str) -> None:
 
             async def ask() -> None:
                 client = await it.client()
-                statuses.append((await client.ask(chat(body))).status)
+                statuses.append((await client.request(chat(body))).status)
 
             async with anyio.create_task_group() as agents:
                 for _ in range(12):

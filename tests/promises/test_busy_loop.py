@@ -136,11 +136,11 @@ async def test_where_one_read_was_not_stamped_the_line_says_so(bundle: str) -> N
     upstream = HoldingUpstream(anyio.Semaphore(4))
     async with proxy_before(upstream, None, bundle) as running:
         client = await running.client()
-        await client.ask(STREAMED)
+        await client.request(STREAMED)
         [downstream] = running.proxy._connections
         assert isinstance(downstream.stream, SocketStream)
         downstream.stream.kernel_timestamps = False
-        await client.ask(STREAMED)
+        await client.request(STREAMED)
         stamps = [(await running.lines.exchange(number))["stamp"] for number in (1, 2)]
     assert stamps == ["kernel", "read"]
 

@@ -85,7 +85,7 @@ async def test_without_a_connection_or_a_response_too(port: str) -> None:
 async def test_by_default_there_is_no_circuit_breaker() -> None:
     async with running_upstream(FAILS) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
-        statuses = {(await client.ask(chat())).status for _ in range(50)}
+        statuses = {(await client.request(chat())).status for _ in range(50)}
         health = (await client.get("/health")).json()
         assert await running.metric("cerebras_proxy_upstream_circuit") == 0
     assert statuses == {500}
@@ -99,7 +99,7 @@ async def test_errors_of_the_client_or_the_account_are_no_failures(status: int) 
     async with running_upstream(script) as upstream, running_proxy(upstream.port, **THREE) as it:
         client = await it.client()
         for _ in range(5):
-            await client.ask(chat())
+            await client.request(chat())
         assert await state(it) == "closed"
     assert len(upstream.requests) == 5
 
@@ -118,7 +118,7 @@ async def test_the_list_of_models_is_requested_all_the_same() -> None:
     ):
         client = await running.client()
         for _ in range(3):
-            await client.ask(chat())
+            await client.request(chat())
         response = await client.get("/v1/models")
     assert response.body == b'{"data":[]}'
     assert len(upstream.requests) == 4
@@ -131,7 +131,7 @@ async def test_retries_end_where_it_opens() -> None:
         running_upstream(FAILS) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.sample('cerebras_proxy_retries_forgone_total{why="circuit"}') == 1
     assert (response.status, response.body) == (500, b"{}")
@@ -166,7 +166,7 @@ async def test_a_run_is_ended_by_any_response() -> None:
         running_proxy(upstream.port, **THREE) as running,
     ):
         client = await running.client()
-        statuses = [(await client.ask(chat())).status for _ in range(6)]
+        statuses = [(await client.request(chat())).status for _ in range(6)]
         assert await state(running) == "closed"
     assert statuses == [500, 500, 429, 500, 500, 200]
 
@@ -178,7 +178,7 @@ async def test_an_upstream_that_responds_leaves_it_closed() -> None:
     ):
         client = await running.client()
         for _ in range(5):
-            await client.ask(chat())
+            await client.request(chat())
         assert await state(running) == "closed"
         assert messages(running) == []
     assert len(upstream.requests) == 5

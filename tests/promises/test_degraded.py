@@ -55,7 +55,7 @@ class Rig:
             b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
         )
 
-    async def ask(self, request: bytes) -> bytes:
+    async def request(self, request: bytes) -> bytes:
         client, server = memory_pair()
         self._tasks.start_soon(self._proxy.handle, server)
         await client.send(request)
@@ -64,10 +64,10 @@ class Rig:
         return body if b" 200 " in head else b"{}"
 
     async def health(self) -> Any:
-        return orjson.loads(await self.ask(HEALTH))
+        return orjson.loads(await self.request(HEALTH))
 
     async def gauge(self, reason: str) -> float:
-        text = (await self.ask(METRICS)).decode()
+        text = (await self.request(METRICS)).decode()
         name = f'cerebras_proxy_degraded{{reason="{reason}"}} '
         return float(text.partition(name)[2].partition("\n")[0])
 
@@ -83,7 +83,7 @@ def test_a_ttft_over_its_target() -> None:
     async def test() -> None:
         async with Rig(TTFT_TARGET_MS="299") as rig:
             for _ in range(3):
-                await rig.ask(chat())
+                await rig.request(chat())
             await anyio.sleep(2)
             assert (await rig.health())["degraded"] == ["ttft"]
             assert (await rig.health())["status"] == "healthy"
@@ -102,7 +102,7 @@ def test_a_ttft_over_its_target() -> None:
 def test_a_ttft_within_its_target() -> None:
     async def test() -> None:
         async with Rig(TTFT_TARGET_MS="301") as rig:
-            await rig.ask(chat())
+            await rig.request(chat())
             await anyio.sleep(2)
             assert "degraded" not in await rig.health()
         assert rig.told() == []
@@ -114,12 +114,12 @@ def test_failures() -> None:
     async def test() -> None:
         async with Rig() as rig:
             for _ in range(19):
-                await rig.ask(chat())
+                await rig.request(chat())
             rig.answers = False
-            await rig.ask(chat())  # one in twenty: 5 %, not above
+            await rig.request(chat())  # one in twenty: 5 %, not above
             await anyio.sleep(2)
             assert "degraded" not in await rig.health()
-            await rig.ask(chat())
+            await rig.request(chat())
             await anyio.sleep(2)
             assert (await rig.health())["degraded"] == ["failures"]
             assert await rig.gauge("failures") == 1

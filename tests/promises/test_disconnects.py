@@ -44,7 +44,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along(
         else:
             client.stream.close()
         with anyio.fail_after(1):
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_requests_in_flight") == 1  # the scrape's own
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
@@ -60,7 +60,7 @@ async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> Non
             await anyio.lowlevel.checkpoint()
         client.stream.reset()
         with anyio.fail_after(1):
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
         line = await running.lines.exchange()
         assert len(running.lines.exchanges()) == len(upstream.requests) == 1
     assert line["outcome"] == "client_disconnected"
@@ -74,7 +74,7 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(begun: b
         await peer.request()
         if not begun:
             await may_answer.wait()
-            await peer.answer(WHOLE)
+            await peer.respond(WHOLE)
             return
         await peer.stream_head()
         await peer.chunk(begun)
@@ -105,9 +105,9 @@ async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() ->
         running_proxy(upstream.port) as running,
     ):
         client = await running.client()
-        response = await client.ask(chat())
+        response = await client.request(chat())
         line = await running.lines.exchange()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
     assert response.complete
     assert line["outcome"] == "completed"
 
@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_takes_its_question_for_the_models_along(how:
             await anyio.lowlevel.checkpoint()
         getattr(client.stream, how)()
         with anyio.fail_after(1):
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
         line = await running.lines.exchange()
     assert line["outcome"] == "client_disconnected"
 
@@ -148,7 +148,7 @@ async def test_who_waits_for_the_models_loses_nothing_when_another_leaves() -> N
         if len(upstream.requests) == 1:
             await peer.until_disconnected()
         await may_answer.wait()
-        await peer.answer(b'{"object":"list","data":[{"id":"one"}]}')
+        await peer.respond(b'{"object":"list","data":[{"id":"one"}]}')
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
 
@@ -164,11 +164,11 @@ async def test_who_waits_for_the_models_loses_nothing_when_another_leaves() -> N
         asking, waiting, staying = clients
         waiting.stream.close()
         await until_waiting(2)
-        assert not upstream.left.is_set()
+        assert not upstream.disconnected.is_set()
         asking.stream.close()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
         may_answer.set()
-        answers = [await staying.response(), await staying.ask(MODELS)]
+        answers = [await staying.response(), await staying.request(MODELS)]
     assert [answer.json()["data"] for answer in answers] == [[{"id": "one"}]] * 2
     assert len(upstream.requests) == 2
 

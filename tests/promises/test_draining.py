@@ -26,19 +26,19 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 async def test_an_idle_proxy_ends_at_once() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b"{}")
+        await peer.respond(b"{}")
         await peer.until_disconnected()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
-        await client.ask(chat())
+        await client.request(chat())
         silent = await running.client()
         running.proxy.begin_drain()
         with anyio.fail_after(1):
             assert await client.until_closed() == b""
             assert await silent.until_closed() == b""
             await running.ended.wait()
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
         with pytest.raises(OSError):  # noqa: PT011 - refused, by whatever name
             await running.client()
         assert running.lines.all()[-1]["message"] == "Stopped"
@@ -84,7 +84,7 @@ async def test_who_was_not_told_of_the_end_gets_the_next_request_answered(when: 
         await peer.chunk(events(b"[DONE]"))
         await peer.end()
         await peer.request()
-        await peer.answer(b"{}")
+        await peer.respond(b"{}")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
@@ -124,7 +124,7 @@ async def ended_in_the_middle(
         with anyio.fail_after(within):
             yield running, client
             await running.ended.wait()
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
 
 
 async def test_what_takes_longer_than_the_grace_is_cut() -> None:
@@ -160,7 +160,7 @@ async def test_a_client_that_takes_nothing_holds_up_no_end() -> None:
         with suppress(anyio.BrokenResourceError):
             while True:
                 await peer.chunk(events(TOKEN) * 1000)
-        peer.upstream.left.set()
+        peer.upstream.disconnected.set()
 
     async with ended_in_the_middle(script, TOKEN, within=2) as (running, client):
         await running.ended.wait()

@@ -67,7 +67,7 @@ async def test_a_client_that_leaves_is_noticed_on_a_foreign_stream_too() -> None
             await read_until(client, TOKEN)
             await client.aclose()
             with anyio.fail_after(1):
-                await upstream.left.wait()
+                await upstream.disconnected.wait()
             assert (await lines.exchange())["outcome"] == "client_disconnected"
 
 
@@ -82,7 +82,7 @@ async def test_a_cancelled_host_leaves_nothing_behind() -> None:
                 scope.cancel()
                 await anyio.sleep_forever()
         with anyio.fail_after(1):
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
     assert [line["outcome"] for line in lines.exchanges()] == ["shut_down"]
 
 

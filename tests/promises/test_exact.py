@@ -63,8 +63,8 @@ async def test_the_response_is_that_of_the_other_mode(kind: str) -> None:
         running_proxy(api.port) as passing,
         running_proxy(api.port, **EXACT) as exact,
     ):
-        expected = await (await passing.client()).ask(request)
-        response = await (await exact.client()).ask(request)
+        expected = await (await passing.client()).request(request)
+        response = await (await exact.client()).request(request)
         line, other = await exact.lines.exchange(), await passing.lines.exchange()
         plain, converted = api.simulator.truth
         assert await exact.metric("cerebras_proxy_ttft_seconds_count") == 1
@@ -94,7 +94,7 @@ async def test_a_recorded_stream_however_it_is_cut(recording: bytes, size: int) 
         running_upstream(streams(*pieces_of(recording, size))) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     whole = response.json()
     assert whole["object"] == "chat.completion"
@@ -127,7 +127,7 @@ async def test_what_is_no_stream_passes_as_it_is(
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert body_of(upstream.requests[0]) == CONVERTED
     assert (response.status, response.body) == (int(status[:3]), body)
@@ -151,7 +151,7 @@ async def test_headers_of_the_stream_come_with_the_reply() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert response.headers.pop("x-trace-id")
     assert response.headers.pop("x-request-id")
     assert response.headers == {
@@ -189,7 +189,7 @@ async def test_the_end_of_the_framing_is_not_waited_for(last: bytes, stays: bool
         running_upstream(streams(last, then="stay" if stays else "leave")) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
     assert response.complete
@@ -204,7 +204,7 @@ async def test_what_comes_after_the_end_changes_nothing(after: bytes) -> None:
         running_upstream(streams(STREAM + after, after, b"data: nonsense\n\n")) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_errors_total") == 0
     assert response.json()["choices"][0]["message"]["content"] == "a"
@@ -230,7 +230,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:
         await begun.wait()
         client.stream.close()
         with anyio.fail_after(5):
-            await upstream.left.wait()
+            await upstream.disconnected.wait()
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
     assert (line["outcome"], line["level"]) == ("client_disconnected", "info")

@@ -31,8 +31,8 @@ async def test_an_error_event_becomes_an_error(given: int | None, status: int, b
         running_proxy(upstream.port, **EXACT) as running,
     ):
         client = await running.client()
-        response = await client.ask(chat())
-        again = await client.ask(chat())
+        response = await client.request(chat())
+        again = await client.request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_errors_total") == 2
         assert not await running.metric("cerebras_proxy_ttft_seconds_count")
@@ -78,8 +78,8 @@ async def test_a_stream_that_is_none_becomes_an_error(kind: str) -> None:
         running_proxy(upstream.port, **EXACT) as running,
     ):
         client = await running.client()
-        response = await client.ask(chat())
-        again = await client.ask(chat())
+        response = await client.request(chat())
+        again = await client.request(chat())
         line = await running.lines.exchange()
     assert (response.status, again.status) == (status, status)
     assert response.complete
@@ -102,8 +102,8 @@ async def test_a_response_that_does_not_end_is_not_held_for_ever() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).ask(chat())
-        await upstream.left.wait()
+        response = await (await running.client()).request(chat())
+        await upstream.disconnected.wait()
     assert (response.status, response.json()["code"]) == (502, "invalid_response")
 
 
@@ -119,8 +119,8 @@ async def test_a_stream_that_stalls(setting: str, code: str, outcome: str) -> No
         running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, **{**EXACT, setting: "0.05"}) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
     assert (response.status, response.json()["code"]) == (504, code)
     assert line["outcome"] == outcome

@@ -48,8 +48,8 @@ async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, converted
         running_proxy(upstream.port, **settings) as passing,
         running_proxy(upstream.port, **settings, **EXACT) as exact,
     ):
-        await (await passing.client()).ask(chat(sent))
-        await (await exact.client()).ask(chat(sent))
+        await (await passing.client()).request(chat(sent))
+        await (await exact.client()).request(chat(sent))
     assert [body_of(request) for request in upstream.requests] == [passed, converted]
 
 
@@ -60,7 +60,7 @@ async def test_a_stream_that_is_asked_for_passes_byte_for_byte(mode: str) -> Non
         running_upstream(streams(STREAM)) as upstream,
         running_proxy(upstream.port, TTFT_MODE=mode) as running,
     ):
-        response = await (await running.client()).ask(chat(body))
+        response = await (await running.client()).request(chat(body))
         line = await running.lines.exchange()
     assert body_of(upstream.requests[0]) == body
     assert response.body == STREAM
@@ -85,7 +85,7 @@ async def test_a_compressed_request_passes_as_it_is(
     compressed: bytes, lines: tuple[str, ...]
 ) -> None:
     async with simulator(rate=2000.0) as api, running_proxy(api.port, **EXACT) as running:
-        response = await (await running.client()).ask(post(compressed, *lines))
+        response = await (await running.client()).request(post(compressed, *lines))
         line = await running.lines.exchange()
         [truth] = api.simulator.truth
     assert truth.body == compressed

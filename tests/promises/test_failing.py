@@ -22,9 +22,9 @@ pytestmark = pytest.mark.anyio
 async def test_nobody_listens() -> None:
     async with running_proxy(free_port()) as running:
         client = await running.client()
-        response = await client.ask(chat())
+        response = await client.request(chat())
         line = await running.lines.exchange()
-        again = await client.ask(chat())
+        again = await client.request(chat())
     assert response.status == again.status == 502
     assert error_shape(response.json()) == ("upstream_error", "connect_error")
     assert "x-should-retry" not in response.headers
@@ -52,7 +52,7 @@ async def switches_protocols(peer: Conversation) -> None:
 async def test_no_valid_response(script: Callable[..., object]) -> None:
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:  # type: ignore[arg-type]
         client = await running.client()
-        response = await client.ask(chat())
+        response = await client.request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
     assert response.status == 502
@@ -67,9 +67,9 @@ async def test_no_response_in_time() -> None:
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
     assert response.status == 504
     assert error_shape(response.json()) == ("upstream_error", "first_byte_timeout")
     assert line["outcome"] == "upstream_timeout"
@@ -87,7 +87,7 @@ async def test_a_head_that_never_ends_is_cut_by_the_total() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.1") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert response.status == 504
 
 
@@ -99,7 +99,7 @@ async def test_a_stream_that_is_cut_is_never_ended_cleanly(boundary: bool) -> No
         running_upstream(streams(sent, then="leave")) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert response.status == 200
     assert not response.complete
@@ -119,7 +119,7 @@ async def test_a_clean_end_without_the_marker_is_a_cut_too() -> None:
         running_upstream(streams(events(TOKEN))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert not response.complete
     assert b"stream_truncated" in response.body
@@ -131,9 +131,9 @@ async def test_a_stream_that_stalls() -> None:
         running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
     assert not response.complete
     assert b'"code":"stream_timeout"' in response.body
     assert line["outcome"] == "upstream_stalled"
@@ -146,7 +146,7 @@ async def test_a_plain_response_that_is_cut() -> None:
         await peer.send(b"Content-Length: 100\r\n\r\n{")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.complete, response.headers["content-length"]) == (False, "100")
     assert line["outcome"] == "upstream_truncated"
@@ -159,7 +159,7 @@ async def test_an_error_event_passes_and_the_exchange_has_failed() -> None:
         running_upstream(streams(events(TOKEN, event))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_errors_total") == 1
     assert response.complete
@@ -171,7 +171,7 @@ async def test_an_error_event_behind_the_end_marker_passes_and_counts_for_nothin
     """The SDKs read no further than that."""
     sent = events(TOKEN, b"[DONE]", b'{"error":{"message":"x"}}')
     async with running_upstream(streams(sent)) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_errors_total") == 0
     assert (response.body, response.complete) == (sent, True)
@@ -186,7 +186,7 @@ async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) 
         running_upstream(streams(sent, then="stay" if stalls else "leave")) as upstream,
         running_proxy(upstream.port, UPSTREAM_IDLE_TIMEOUT="0.05") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.body, response.complete) == (sent, False)
     assert line["outcome"] == "upstream_stream_error"
@@ -195,7 +195,7 @@ async def test_an_error_event_is_the_last_however_its_stream_ends(stalls: bool) 
 async def test_an_upstream_connection_closed_while_idle_is_found_before_use() -> None:
     async with running_upstream(responds_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
-        statuses = [(await client.ask(chat())).status for _ in range(5)]
+        statuses = [(await client.request(chat())).status for _ in range(5)]
     assert statuses == [200] * 5
     assert len(upstream.requests) == 5
 
@@ -210,7 +210,7 @@ async def test_bytes_behind_a_response_never_reach_the_next_request() -> None:
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
-        bodies = [(await client.ask(chat())).body for _ in range(3)]
+        bodies = [(await client.request(chat())).body for _ in range(3)]
     assert bodies == [b"ok"] * 3
     assert upstream.connections == 3
 
@@ -224,7 +224,7 @@ async def test_all_connections_in_use() -> None:
         await (await running.client()).send(chat())
         while not upstream.requests:
             await anyio.lowlevel.checkpoint()
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.headers["retry-after"]) == (503, "1")
     assert error_shape(response.json()) == ("overloaded_error", "overloaded")
@@ -236,8 +236,8 @@ async def test_the_whole_exchange_has_a_deadline_where_one_is_set() -> None:
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, REQUEST_TIMEOUT="0.05") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
-        await upstream.left.wait()
+        await upstream.disconnected.wait()
     assert response.status == 504
     assert line["outcome"] == "exchange_timeout"

@@ -13,7 +13,9 @@ async def test_a_request_that_began_late_says_how_late() -> None:
     async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         before = time.time()
-        await client.ask(chat(b'{"messages":[]}', b"X-Request-Timestamp: %.6f" % (before - 100)))
+        await client.request(
+            chat(b'{"messages":[]}', b"X-Request-Timestamp: %.6f" % (before - 100))
+        )
         after = time.time()
         line = await running.lines.exchange()
     assert 100 <= line["intended_start_lag_seconds"] <= 100 + after - before + 1e-5
@@ -24,7 +26,7 @@ async def test_a_request_that_began_late_says_how_late() -> None:
 async def test_nonsense_is_ignored(value: bytes) -> None:
     async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
-        response = await client.ask(chat(b'{"messages":[]}', b"X-Request-Timestamp: " + value))
+        response = await client.request(chat(b'{"messages":[]}', b"X-Request-Timestamp: " + value))
         line = await running.lines.exchange()
     assert response.status == 200
     assert "intended_start_lag_seconds" not in line

@@ -63,16 +63,16 @@ async def test_each_key_has_its_limits_and_its_account(tmp_path: Path) -> None:
     ):
         client = await it.client()
         for name, status in (("alice", 200), ("alice", 200), ("bob", 200), ("carol", 200)):
-            assert (await client.ask(asks(name))).status == status
-        spent = await client.ask(asks("alice"))
+            assert (await client.request(asks(name))).status == status
+        spent = await client.request(asks("alice"))
         assert (spent.status, spent.headers["x-should-retry"]) == (429, "false")
         assert error_shape(spent.json()) == ("too_many_requests_error", "budget_exceeded")
-        limited = await client.ask(asks("bob"))
+        limited = await client.request(asks("bob"))
         assert error_shape(limited.json()) == ("too_many_requests_error", "rate_limit_exceeded")
-        other = await client.ask(asks("alice", b'{"model":"zai-glm-4.7","messages":[]}'))
+        other = await client.request(asks("alice", b'{"model":"zai-glm-4.7","messages":[]}'))
         assert (other.status, other.json()["code"]) == (404, "model_not_found")
-        assert (await client.ask(asks("nobody"))).status == 200
-        assert (await client.ask(asks("mallory"))).status == 401
+        assert (await client.request(asks("nobody"))).status == 200
+        assert (await client.request(asks("mallory"))).status == 401
         text = (await client.get("/metrics")).body.decode()
         assert text.count("client_requests_total{") == 3  # nobody else has made a label
         for name, requests, paid in (("alice", 4, 2), ("bob", 2, 1), ("carol", 1, 1)):
@@ -95,13 +95,13 @@ async def test_a_new_file_holds_for_what_comes_and_drops_nothing(tmp_path: Path)
         await alice.send(asks("alice"))
         await alice.see(TOKEN)
         upstream.script = responds
-        assert (await carol.ask(asks("carol"))).status == 401
+        assert (await carol.request(asks("carol"))).status == 401
         write(tmp_path, "bob requests_per_minute = 1", "carol")
         await it.proxy.reread_keys()
         assert it.lines.all()[-1]["message"] == "Keys file read"
-        assert (await carol.ask(asks("carol"))).status == 200
-        assert [(await bob.ask(asks("bob"))).status for _ in range(2)] == [200, 429]
-        assert (await (await it.client()).ask(asks("alice"))).status == 401
+        assert (await carol.request(asks("carol"))).status == 200
+        assert [(await bob.request(asks("bob"))).status for _ in range(2)] == [200, 429]
+        assert (await (await it.client()).request(asks("alice"))).status == 401
         in_flight = await it.metric("cerebras_proxy_requests_in_flight")
         assert in_flight == 2  # hers, and the scrape's
 
@@ -115,16 +115,16 @@ async def test_a_bad_file_is_refused_and_the_old_keys_stay(tmp_path: Path, bad: 
         running_proxy(upstream.port, APE_API_KEYS_FILE=path) as it,
     ):
         client = await it.client()
-        assert (await client.ask(asks("alice"))).status == 200
+        assert (await client.request(asks("alice"))).status == 200
         spoil(path, bad)
         await it.proxy.reread_keys()
         line = it.lines.all()[-1]
         assert line["level"] == "error"
         assert line["problem"].startswith("APE_API_KEYS_FILE names a file ")
-        assert [(await client.ask(asks("alice"))).status for _ in range(2)] == [200, 429]
+        assert [(await client.request(asks("alice"))).status for _ in range(2)] == [200, 429]
         write(tmp_path, "bob")
         await it.proxy.reread_keys()
-        assert (await client.ask(asks("bob"))).status == 200
+        assert (await client.request(asks("bob"))).status == 200
 
 
 @pytest.mark.anyio
@@ -136,7 +136,7 @@ async def test_a_name_in_both_is_one_name_with_the_files_limits(tmp_path: Path) 
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
-        found = [(await client.ask(asks(name))).status for name in ("alice", "old", "old")]
+        found = [(await client.request(asks(name))).status for name in ("alice", "old", "old")]
         assert found == [200, 200, 429]
 
 

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 async def answer_all(conversation: Conversation) -> None:
     while True:
         await conversation.request()
-        await conversation.answer(FINISH)
+        await conversation.respond(FINISH)
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ async def ask_all(proxies: Sequence[Running], times: int) -> list[Response]:
 
     async def ask(running: Running) -> None:
         client = await running.client()
-        answers.extend([await client.ask(chat()) for _ in range(times)])
+        answers.extend([await client.request(chat()) for _ in range(times)])
 
     async with anyio.create_task_group() as tasks:
         for running in proxies:
@@ -157,7 +157,7 @@ async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
         settings = {"APE_API_KEYS_FILE": str(file)}
         async with three_proxies(server, 3000, **settings) as proxies:
             # An answer costs 0.0000065.
-            answers = [await (await running.client()).ask(question) for running in proxies]
+            answers = [await (await running.client()).request(question) for running in proxies]
         with Redis.from_url(server.url, decode_responses=True) as contents:
             keys = contents.keys()
     assert [answer.status for answer in answers] == [200, 200, 429]

@@ -177,7 +177,7 @@ async def proxy_before(upstream: ThreadedUpstream, **settings: str) -> AsyncIter
 
 async def play(case: Case, upstream: ThreadedUpstream, running: Running) -> Steps:
     """What the largest steps did."""
-    upstream.answer = case.response()
+    upstream.response = case.response()
     request = case.request()
     asking = partial(ask, running.port, request, len(case.statuses), case.write_bytes)
     with watched_steps() as steps:

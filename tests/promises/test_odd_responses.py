@@ -27,7 +27,7 @@ async def test_a_stream_that_announced_more_than_it_sent(ended: bool) -> None:
         await peer.send(FRAMING % 10_000 + body)
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert response.body.startswith(body)
     assert response.complete is ended
@@ -44,7 +44,7 @@ async def test_a_response_framed_twice_is_none() -> None:
         await peer.send(b"2\r\nok\r\n0\r\n\r\n")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, response.json()["code"]) == (502, "invalid_response")
 
 
@@ -55,10 +55,10 @@ UNAUTHORIZED = b'{"message":"Incorrect API key provided: csk-up***89"}'
 async def test_a_401_is_about_the_accounts_key_and_not_the_clients(body: bytes) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(body, status="401 Unauthorized", headers=b"WWW-Authenticate: Bearer\r\n")
+        await peer.respond(body, status="401 Unauthorized", headers=b"WWW-Authenticate: Bearer\r\n")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.json()["code"]) == (502, "upstream_key_refused")
     assert b"csk-" not in response.body
@@ -78,7 +78,7 @@ async def test_an_error_that_quotes_the_accounts_key_is_not_passed_on(cut: int |
         await peer.end()
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.json()["code"]) == (502, "answer_withheld")
     assert b"csk-up" not in response.body
@@ -88,10 +88,10 @@ async def test_an_error_that_quotes_the_accounts_key_is_not_passed_on(cut: int |
 async def test_a_header_that_quotes_the_accounts_key_is_not_passed_on() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b"{}", headers=b"X-Debug: Bearer csk-upstream-key-0123456789\r\n")
+        await peer.respond(b"{}", headers=b"X-Debug: Bearer csk-upstream-key-0123456789\r\n")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, response.json()["code"]) == (502, "answer_withheld")
 
 
@@ -103,7 +103,7 @@ async def test_a_stream_that_quotes_the_accounts_key_is_cut(size: int) -> None:
         running_upstream(streams(*pieces_of(body, size), events(b"[DONE]"))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_upstream_connections") == 0
     assert not response.complete
@@ -126,13 +126,13 @@ async def test_a_short_key_is_looked_for_as_a_whole_if_at_all(
 ) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(body, status=status)
+        await peer.respond(body, status=status)
 
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, CEREBRAS_API_KEY=key) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.complete and response.body == body) == passes
     assert passes or key.encode() not in response.body
 
@@ -142,10 +142,10 @@ async def test_a_long_error_passes_whole() -> None:
 
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(body, status="422 Long")
+        await peer.respond(body, status="422 Long")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, response.body) == (422, body)
 
 
@@ -153,13 +153,13 @@ async def test_nonsense_for_usage_spoils_nothing() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         huge = b"9" * 400
-        await peer.answer(
+        await peer.respond(
             b'{"usage":{"prompt_tokens":%s,"completion_tokens":5},"time_info":{"queue_time":%s}}'
             % (huge, huge)
         )
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        assert (await (await running.client()).ask(chat())).status == 200
+        assert (await (await running.client()).request(chat())).status == 200
         line = await running.lines.exchange()
     assert (line["outcome"], line["prompt_tokens"], line["completion_tokens"]) == (
         "completed",
@@ -180,7 +180,7 @@ async def test_waiting_in_vain_is_not_our_overhead(setting: str) -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **{setting: "0.3"}) as running,
     ):
-        await (await running.client()).ask(chat())
+        await (await running.client()).request(chat())
         total = (await running.lines.exchange())["total_time_seconds"]
         name = 'cerebras_proxy_overhead_seconds_sum{route="/v1/chat/completions"}'
         overhead = await running.sample(name)
@@ -196,7 +196,7 @@ async def test_a_list_of_models_that_takes_its_time_is_not_our_overhead() -> Non
         await peer.request()
         asked_at = anyio.current_time()
         taken = hold_the_loop() - asked_at
-        await peer.answer(b'{"object":"list","data":[]}', status="500 Oh")
+        await peer.respond(b'{"object":"list","data":[]}', status="500 Oh")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         assert (await (await running.client()).get("/v1/models")).status == 200
@@ -209,7 +209,7 @@ async def test_a_list_of_models_that_takes_its_time_is_not_our_overhead() -> Non
 async def test_a_list_of_models_that_nests_too_deep_is_none() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b'{"data":[{"id":"x","deep":%s}]}' % (b"[" * 254 + b"]" * 254))
+        await peer.respond(b'{"data":[{"id":"x","deep":%s}]}' % (b"[" * 254 + b"]" * 254))
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()

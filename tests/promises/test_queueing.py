@@ -44,7 +44,7 @@ class Gate:
             self.asked.append(int(seed))
             self._asked.set()
             await self._open.acquire()
-            await peer.answer(b"{}")
+            await peer.respond(b"{}")
 
     def release(self) -> None:
         self._open.release()
@@ -146,7 +146,7 @@ async def test_past_the_limits_it_is_overloaded_and_says_when_to_come_again() ->
         await in_line(it, ("alice", 1))
         refused = await it.client()
         for _ in range(2):  # on one connection
-            response = await refused.ask(asks("bob", 2))
+            response = await refused.request(asks("bob", 2))
             assert response.status == 503
             assert error_shape(response.json()) == ("overloaded_error", "overloaded")
             assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -160,8 +160,8 @@ async def test_what_is_answered_here_never_waits() -> None:
     key = "Authorization: Bearer key-of-bob"
     async with held(gate, **settings) as (it, _):
         client = await it.client()
-        assert (await client.ask(asks("bob"))).status == 503
-        assert (await client.ask(asks("bob"))).status == 429
+        assert (await client.request(asks("bob"))).status == 503
+        assert (await client.request(asks("bob"))).status == 429
         for path in ("/health", "/metrics", "/v1/tcp_warming"):
             for _ in range(5):
                 assert (await client.get(path)).status == 200
@@ -181,11 +181,11 @@ async def test_requests_per_minute() -> None:
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
-        assert (await client.ask(asks("alice"))).status == 200
-        assert (await client.ask(chat(b"not JSON"))).status == 401
-        assert (await client.ask(asks("bob"))).status == 200
+        assert (await client.request(asks("alice"))).status == 200
+        assert (await client.request(chat(b"not JSON"))).status == 401
+        assert (await client.request(asks("bob"))).status == 200
         for _ in range(2):
-            response = await client.ask(asks("bob"))
+            response = await client.request(asks("bob"))
             assert response.status == 429
             assert error_shape(response.json()) == (
                 "too_many_requests_error",

@@ -62,7 +62,7 @@ async def test_where_framing_is_unsure_the_connection_closes(case: str) -> None:
     request, status = CLOSING[case]
     async with both(**OPEN) as (upstream, running):
         client = await running.client()
-        response = await client.ask(request + b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        response = await client.request(request + b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
         assert response.status == status
         assert response.headers["connection"] == "close"
         assert response.headers["content-type"] == "application/json"
@@ -103,9 +103,9 @@ async def test_where_framing_is_sound_the_connection_is_kept(case: str) -> None:
     request, status = KEPT[case]
     async with both(**OPEN) as (upstream, running):
         client = await running.client()
-        response = await client.ask(request)
+        response = await client.request(request)
         assert response.status == status
-        assert (await client.ask(chat())).status == 200
+        assert (await client.request(chat())).status == 200
     assert [r.partition(b" ")[0] for r in upstream.requests if b"chat" in r] == [b"POST"]
 
 
@@ -122,7 +122,7 @@ async def test_where_framing_is_sound_the_connection_is_kept(case: str) -> None:
 async def test_a_wrong_method_learns_the_right_ones(path: str, method: str, allowed: str) -> None:
     async with both() as (_, running):
         request = f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
-        response = await (await running.client()).ask(request, method)
+        response = await (await running.client()).request(request, method)
     assert (response.status, response.headers["allow"]) == (405, allowed)
     assert (response.body == b"") == (method == "HEAD")
 
@@ -153,7 +153,7 @@ async def test_a_doubled_prefix_is_explained() -> None:
 async def test_no_key_or_a_wrong_one(line: bytes | None) -> None:
     async with both(**LOCKED) as (upstream, running):
         client = await running.client()
-        response = await client.ask(chat(b"{}", *([line] if line else [])))
+        response = await client.request(chat(b"{}", *([line] if line else [])))
         logged = await running.lines.exchange()
         assert (response.status, response.headers["www-authenticate"]) == (401, "Bearer")
         assert (response.json()["type"], response.json()["code"]) == (
@@ -161,7 +161,7 @@ async def test_no_key_or_a_wrong_one(line: bytes | None) -> None:
             "invalid_api_key",
         )
         assert logged["outcome"] == "unauthorized"
-        good = await client.ask(chat(b"{}", b"Authorization: bEaReR key-of-alice"))
+        good = await client.request(chat(b"{}", b"Authorization: bEaReR key-of-alice"))
         assert good.status == 200  # the refused body was not taken for a request
     assert len(upstream.requests) == 1
 
@@ -169,8 +169,8 @@ async def test_no_key_or_a_wrong_one(line: bytes | None) -> None:
 async def test_a_key_that_has_a_name_is_known_by_it() -> None:
     async with both(**LOCKED) as (_, running):
         client = await running.client()
-        await client.ask(chat(b"{}", b"Authorization: Bearer key-of-alice"))
-        await client.ask(chat(b"{}", b"Authorization: Bearer key-of-nobody"))
+        await client.request(chat(b"{}", b"Authorization: Bearer key-of-alice"))
+        await client.request(chat(b"{}", b"Authorization: Bearer key-of-nobody"))
         first, second = await running.lines.exchange(1), await running.lines.exchange(2)
     assert first["client"] == "alice"
     assert "client" not in second
@@ -192,7 +192,9 @@ async def test_keys_are_nowhere_in_what_is_written() -> None:
         client = await running.client()
         responses = []
         for key in (b"key-of-alice", b"wrong-key-1234", b"key-of-nobody\x00"):
-            responses.append((await client.ask(chat(b"{}", b"Authorization: Bearer " + key))).body)
+            responses.append(
+                (await client.request(chat(b"{}", b"Authorization: Bearer " + key))).body
+            )
             if b"\0" in key:
                 client = await running.client()
         responses.append((await client.get("/metrics")).body)
@@ -211,7 +213,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body() -> None:
         served = await running.client()
         await served.send(head + b"\r\nAuthorization: Bearer key-of-alice\r\n\r\n")
         assert b"100 Continue" in await served.until(b"\r\n\r\n")
-        assert (await served.ask(body)).status == 200
+        assert (await served.request(body)).status == 200
 
 
 @pytest.mark.parametrize("length", [b"", b"\r\nContent-Length: 0"])
@@ -220,7 +222,7 @@ async def test_a_client_that_waits_to_be_asked_for_nothing(length: bytes) -> Non
     async with both(**OPEN) as (_, running):
         client = await running.client()
         for method in (b"GET", b"POST", b"GET"):  # and stays: there is no body to be got rid of
-            assert (await client.ask(method + asking)).status == 404
+            assert (await client.request(method + asking)).status == 404
 
 
 async def test_a_body_refused_while_it_is_being_sent_still_gets_its_answer() -> None:

@@ -17,7 +17,7 @@ STREAM = events(ROLE, TOKEN, TOKEN, FINISH, b"[DONE]")
 async def respond_plainly(peer: Conversation) -> None:
     while True:
         await peer.request()
-        await peer.answer(b'{"id": "x",\n "choices":[ ] }')
+        await peer.respond(b'{"id": "x",\n "choices":[ ] }')
 
 
 async def test_a_plain_exchange_passes_byte_for_byte() -> None:
@@ -26,7 +26,7 @@ async def test_a_plain_exchange_passes_byte_for_byte() -> None:
         running_upstream(respond_plainly) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat(body))
+        response = await (await running.client()).request(chat(body))
     assert response.status == 200
     assert response.body == b'{"id": "x",\n "choices":[ ] }'
     assert response.headers["content-length"] == str(len(response.body))
@@ -39,7 +39,7 @@ async def test_a_stream_passes_byte_for_byte_however_it_is_cut(size: int) -> Non
         running_upstream(streams(*pieces_of(STREAM, size))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert response.body == STREAM
     assert response.complete
@@ -100,7 +100,7 @@ async def test_the_key_is_swapped_and_only_known_headers_go_up() -> None:
         running_upstream(respond_plainly) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        await (await running.client()).ask(request)
+        await (await running.client()).request(request)
         line = await running.lines.exchange()
     head, _, _ = upstream.requests[0].partition(b"\r\n\r\n")
     first, *rest = head.decode().split("\r\n")
@@ -124,7 +124,7 @@ async def test_the_key_is_swapped_and_only_known_headers_go_up() -> None:
 async def test_headers_of_the_response_come_back_less_those_of_the_connection() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(
+        await peer.respond(
             b"{}",
             headers=b"x-ratelimit-remaining-requests-day: 7\r\nInference-Id: chatcmpl-1\r\n"
             b"cf-ray: abc\r\nretry-after: 7\r\nConnection: keep-alive, X-Up\r\nX-Up: 1\r\n"
@@ -133,7 +133,7 @@ async def test_headers_of_the_response_come_back_less_those_of_the_connection() 
         )
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert len(response.headers.pop("x-trace-id")) == 32
     assert len(response.headers.pop("x-request-id")) == 32
     assert response.headers == {
@@ -153,10 +153,10 @@ async def test_upstreams_own_errors_pass_as_they_are(status: str) -> None:
 
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(body, status=status)
+        await peer.respond(body, status=status)
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.body) == (int(status[:3]), body)
     assert line["outcome"] == "upstream_rejected"
@@ -176,7 +176,7 @@ async def test_binary_bodies_pass_untouched(
 ) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b'{"model":"gpt-oss-120b","usage":{"prompt_tokens":1000000}}')
+        await peer.respond(b'{"model":"gpt-oss-120b","usage":{"prompt_tokens":1000000}}')
 
     request = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: %s\r\n"
@@ -184,7 +184,7 @@ async def test_binary_bodies_pass_untouched(
         % (content_type, coding, len(body), body)
     )
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
-        await (await running.client()).ask(request)
+        await (await running.client()).request(request)
         line = await running.lines.exchange()
     head, _, sent = upstream.requests[0].partition(b"\r\n\r\n")
     assert sent == body
@@ -200,8 +200,8 @@ async def test_a_missing_model_and_an_aliased_one_are_put_in_place() -> None:
         running_proxy(upstream.port, **settings) as running,
     ):
         client = await running.client()
-        await client.ask(chat(b'{ "n": 1.0 }'))
-        await client.ask(chat(b'{"n":1.0, "model" : "old" }'))
+        await client.request(chat(b'{ "n": 1.0 }'))
+        await client.request(chat(b'{"n":1.0, "model" : "old" }'))
         line = await running.lines.exchange(2)
     bodies = [request.partition(b"\r\n\r\n")[2] for request in upstream.requests]
     assert bodies == [
@@ -222,7 +222,7 @@ async def test_what_was_chunked_goes_up_with_a_length() -> None:
         running_upstream(respond_plainly) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(request)
+        response = await (await running.client()).request(request)
     assert response.status == 200
     head, _, sent = upstream.requests[0].partition(b"\r\n\r\n")
     assert sent == body
@@ -263,7 +263,7 @@ async def test_sums_of_lines_and_counters_agree() -> None:
     ):
         client = await running.client()
         for _ in range(5):
-            await client.ask(chat())
+            await client.request(chat())
         await running.lines.exchange(5)
         lines = running.lines.exchanges()
         tokens = await running.metric("cerebras_proxy_tokens_total")

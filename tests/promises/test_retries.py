@@ -70,7 +70,7 @@ async def test_a_request_that_upstream_did_not_accept_is_retried(name: str, stre
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(request)
+        response = await (await running.client()).request(request)
         line = await running.lines.exchange()
         retries = f'cerebras_proxy_retries_total{{reason="{AGAIN[name]}"}}'
         assert await running.sample(retries) == 1
@@ -92,7 +92,7 @@ async def test_by_default_nothing_is_retried() -> None:
         running_upstream(one_after_another(error("queue"))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.metric("cerebras_proxy_retries_total") == 0
         assert await running.metric("cerebras_proxy_retries_forgone_total") == 0
@@ -110,7 +110,7 @@ async def test_what_the_client_has_to_know_is_passed_on(name: str) -> None:
         running_upstream(one_after_another(failing(name))) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert len(upstream.requests) == 1
     if name in ERRORS:
@@ -124,7 +124,7 @@ async def test_a_request_that_may_have_been_carried_out_is_not_retried(script: S
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert error_shape(response.json()) == ("upstream_error", "invalid_response")
     assert len(upstream.requests) == 1
 
@@ -134,7 +134,7 @@ async def test_a_request_without_a_response_in_time_is_not_retried() -> None:
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.05", **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, len(upstream.requests)) == (504, 1)
 
 
@@ -151,7 +151,7 @@ async def test_a_stream_that_has_begun_is_not_retried(cut: bool) -> None:
         running_upstream(one_after_another(breaks_off)) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(STREAMED)
+        response = await (await running.client()).request(STREAMED)
         line = await running.lines.exchange()
     assert (response.status, response.complete, len(upstream.requests)) == (200, False, 1)
     assert "tries" not in line
@@ -166,7 +166,7 @@ async def test_the_last_failure_is_passed_on_byte_for_byte() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         attempts = 'cerebras_proxy_retries_forgone_total{why="attempts"}'
         assert await running.sample(attempts) == 1
@@ -186,7 +186,7 @@ async def test_an_error_that_is_too_long_to_be_read_ahead_is_passed_on_byte_for_
         running_upstream(one_after_another(responds_with(429, body))) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.body) == (429, body)
     assert len(upstream.requests) == 1
@@ -199,7 +199,7 @@ async def test_a_connection_whose_error_was_too_long_is_not_used_again() -> None
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, response.body) == (200, PLAIN)
     assert (len(upstream.requests), upstream.connections) == (2, 2)
 
@@ -210,7 +210,7 @@ async def test_upstream_may_forbid_a_retry() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         await running.lines.exchange()
         assert await running.sample('cerebras_proxy_retries_forgone_total{why="refused"}') == 1
     assert (response.status, response.headers["x-should-retry"]) == (503, "false")
@@ -229,7 +229,7 @@ async def test_a_response_whose_retry_after_is_too_long_is_passed_on_at_once(
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE, **settings) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         await running.lines.exchange()
         assert await running.sample(f'cerebras_proxy_retries_forgone_total{{why="{why}"}}') == 1
     assert (response.status, response.body) == (429, ERRORS["queue"].body)
@@ -243,7 +243,7 @@ async def test_a_malformed_retry_after_is_ignored_and_counted() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         await running.lines.exchange()
         assert await running.metric("cerebras_proxy_malformed_retry_after_total") == 1
     assert (response.status, len(upstream.requests)) == (200, 2)
@@ -255,7 +255,7 @@ async def test_a_retry_after_of_zero_adds_no_wait() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        assert (await (await running.client()).ask(chat())).status == 200
+        assert (await (await running.client()).request(chat())).status == 200
         await running.lines.exchange()
         assert await running.metric("cerebras_proxy_malformed_retry_after_total") == 0
 
@@ -265,7 +265,7 @@ async def test_a_retry_after_of_zero_adds_no_wait() -> None:
 
 async def test_nobody_listens() -> None:
     async with running_proxy(free_port(), **TWICE) as running:
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         assert await running.sample('cerebras_proxy_retries_total{reason="connect"}') == 2
     assert error_shape(response.json()) == ("upstream_error", "connect_error")
@@ -295,7 +295,7 @@ async def test_a_connection_that_could_not_be_made_is_retried(how: type[OSError]
         running_upstream(one_after_another(streams_all)) as upstream,
         running_proxy(upstream.port, refusing(2, how), **TWICE) as running,  # type: ignore[arg-type]
     ):
-        response = await (await running.client()).ask(STREAMED)
+        response = await (await running.client()).request(STREAMED)
         line = await running.lines.exchange()
     assert (response.status, response.body) == (200, STREAM)
     assert len(upstream.requests) == 1
@@ -307,7 +307,7 @@ async def test_fields_of_an_earlier_attempt_are_not_logged_for_the_last() -> Non
 
     async def answers_and_leaves(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b"{}", status="503 X", headers=b"Connection: close\r\n")
+        await peer.respond(b"{}", status="503 X", headers=b"Connection: close\r\n")
 
     connects = 0
 
@@ -320,7 +320,7 @@ async def test_fields_of_an_earlier_attempt_are_not_logged_for_the_last() -> Non
         running_upstream(answers_and_leaves) as upstream,
         running_proxy(upstream.port, connect, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
         uses = await running.metric("cerebras_proxy_upstream_connection_uses_total")
     assert (response.status, line["error"], line["tries"]) == (502, "connect_error", 3)
@@ -337,7 +337,7 @@ async def test_a_converted_request_is_retried_as_a_stream() -> None:
         running_upstream(one_after_another(error("queue"), streams_all)) as upstream,
         running_proxy(upstream.port, TTFT_MODE="exact", **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert response.status == 200
     assert response.json()["choices"][0]["message"]["content"] == "a"
@@ -381,9 +381,9 @@ async def test_clients_own_retries_are_counted() -> None:
         running_proxy(upstream.port) as running,
     ):
         client = await running.client()
-        await client.ask(chat())
+        await client.request(chat())
         for count in counts:
-            await client.ask(chat(b'{"model":"x"}', b"X-Stainless-Retry-Count: " + count))
+            await client.request(chat(b'{"model":"x"}', b"X-Stainless-Retry-Count: " + count))
         await running.lines.exchange(len(counts) + 1)
         labelled = await running.sample('cerebras_proxy_client_retries_total{model="other"}')
         assert await running.metric("cerebras_proxy_client_retries_total") == labelled == 3
@@ -397,7 +397,7 @@ async def test_an_upstream_that_fails_for_all_is_not_hammered() -> None:
         running_proxy(upstream.port, **TWICE) as running,
     ):
         client = await running.client()
-        statuses = {(await client.ask(chat())).status for _ in range(count)}
+        statuses = {(await client.request(chat())).status for _ in range(count)}
         await running.lines.exchange(count)
         lines = running.lines.exchanges()
         suppressed = await running.sample('cerebras_proxy_retries_forgone_total{why="budget"}')
@@ -413,7 +413,7 @@ async def test_a_response_that_quotes_the_key_is_never_passed_on() -> None:
         running_upstream(one_after_another(responds_with(429, body))) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, len(upstream.requests)) == (502, 1)
     assert KEY[:6].encode() not in response.body
 
@@ -437,6 +437,6 @@ async def test_a_wait_for_a_retry_holds_no_connection() -> None:
         await first.send(chat(b'{"model":"first"}'))
         while not upstream.requests:
             await anyio.lowlevel.checkpoint()
-        assert (await second.ask(chat())).status == 200
+        assert (await second.request(chat())).status == 200
         assert isinstance(first.stream, SocketStream)
         assert len(upstream.requests) == 2

@@ -48,7 +48,7 @@ async def test_only_metrics_and_health_are_there() -> None:
         assert await statuses(running, "/health") == (200, 200)
         assert await statuses(running, "/v1/models") == (200, 404)
         assert await statuses(running, "/v1/tcp_warming") == (200, 404)
-        refused = await (await running.scraper()).ask(chat(), "POST")
+        refused = await (await running.scraper()).request(chat(), "POST")
         assert (refused.status, refused.json()["code"]) == (404, "not_found")
         listening = [line for line in running.lines.all() if "address" in line]
     assert [line["message"] for line in listening] == ["Listening", "Listening for scrapers"]
@@ -61,7 +61,7 @@ async def test_it_is_as_strict_there_and_as_thorough() -> None:
         scraper = await running.scraper()
         answer = await scraper.get("/health", "X-Trace-ID: trace-1")
         assert answer.headers["x-trace-id"] == "trace-1"
-        wrong = await scraper.ask(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n")
+        wrong = await scraper.request(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n")
         assert (wrong.status, wrong.headers["connection"]) == (400, "close")
         assert await scraper.until_closed() == b""
         series = 'cerebras_proxy_outcomes_total{outcome="completed",route="/health",%s}'
@@ -88,14 +88,14 @@ async def test_a_port_that_is_the_main_one_is_no_other() -> None:
 async def test_without_metrics_nothing_is_counted_and_nothing_listens() -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.answer(b"{}")
+        await peer.respond(b"{}")
 
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **OWN, METRICS_ENABLED="false") as running,
     ):
         client = await running.client()
-        assert (await client.ask(chat(), "POST")).status == 200
+        assert (await client.request(chat(), "POST")).status == 200
         assert running.proxy.scrapers_addresses == ()
         assert await statuses(running, "/metrics") == (404, 404)
         metrics = running.proxy._metrics

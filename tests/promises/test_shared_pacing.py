@@ -22,7 +22,7 @@ REQUEST = {
 
 async def ask(running: Running, answers: list[Response]) -> None:
     client = await running.client()
-    answers.append(await client.ask(chat(orjson.dumps(REQUEST))))
+    answers.append(await client.request(chat(orjson.dumps(REQUEST))))
 
 
 async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Path) -> None:

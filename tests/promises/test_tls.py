@@ -42,7 +42,7 @@ async def test_a_good_certificate(authority: trustme.CA, bundle: str) -> None:
     async with exchange_with(responds, leaf, bundle) as (upstream, running):
         client = await running.client()
         for _ in range(3):
-            response = await client.ask(chat())
+            response = await client.request(chat())
             assert (response.status, response.body) == (200, b"{}")
         assert upstream.connections == 1
         assert KEY.encode() in upstream.requests[0]
@@ -62,8 +62,8 @@ async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, b
     leaf = BAD[kind](authority, datetime.now(UTC))
     async with exchange_with(responds, leaf, bundle) as (upstream, running):
         client = await running.client()
-        response = await client.ask(chat())
-        again = await client.ask(chat())
+        response = await client.request(chat())
+        again = await client.request(chat())
         line = await running.lines.exchange()
     assert response.status == again.status == 502
     assert response.json()["code"] == "tls_error"
@@ -81,7 +81,7 @@ async def test_plain_http_on_the_tls_port(bundle: str) -> None:
             0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}", SSL_CERT_FILE=bundle
         ) as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert (response.status, response.json()["code"]) == (502, "tls_error")
 
 
@@ -98,8 +98,8 @@ async def test_a_handshake_without_a_reply(bundle: str) -> None:
             UPSTREAM_CONNECT_TIMEOUT="0.1",
         ) as running,
     ):
-        response = await (await running.client()).ask(chat())
-        await upstream.left.wait()  # and its socket is not kept
+        response = await (await running.client()).request(chat())
+        await upstream.disconnected.wait()  # and its socket is not kept
     assert (response.status, response.json()["code"]) == (504, "connect_timeout")
 
 
@@ -112,7 +112,7 @@ async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(
 
     leaf = authority.issue_cert("localhost")
     async with exchange_with(script, leaf, bundle) as (_, running):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert not response.complete
     assert line["outcome"] == "upstream_truncated"
@@ -134,7 +134,7 @@ async def test_bytes_behind_a_response_never_reach_the_next_request(
     leaf = authority.issue_cert("localhost")
     async with exchange_with(script, leaf, bundle) as (upstream, running):
         client = await running.client()
-        bodies = [(await client.ask(chat())).body for _ in range(10)]
+        bodies = [(await client.request(chat())).body for _ in range(10)]
         assert bodies == [b"ok"] * 10
         assert upstream.connections == 10
 
@@ -147,5 +147,5 @@ async def test_the_public_bundle_is_used_where_none_is_named(
         running_upstream(over_tls(responds, leaf)) as upstream,
         running_proxy(0, CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}") as running,
     ):
-        response = await (await running.client()).ask(chat())
+        response = await (await running.client()).request(chat())
     assert response.json()["code"] == "tls_error"

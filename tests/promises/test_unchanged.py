@@ -112,7 +112,7 @@ KEPT = ("content-type", "inference-id", "cf-ray", "retry-after", "x-ratelimit-li
 async def test_every_byte_of_a_response(kind: str) -> None:
     async with tapped_simulator() as api, running_proxy(api.port) as running:
         client = await running.client()
-        response = await client.ask(REQUESTS[kind])
+        response = await client.request(REQUESTS[kind])
         [truth] = api.simulator.truth
     sent = REQUESTS[kind].partition(b"\r\n\r\n")[2]
     assert response.complete
@@ -132,6 +132,6 @@ async def test_every_byte_of_a_recorded_stream(recording: bytes, size: int) -> N
         running_upstream(streams(*pieces_of(recording, size))) as upstream,
         running_proxy(upstream.port) as running,
     ):
-        response = await (await running.client()).ask(REQUESTS["reasoning stream"])
+        response = await (await running.client()).request(REQUESTS["reasoning stream"])
     assert response.complete
     assert response.body == recording

@@ -45,7 +45,7 @@ class Site:
             self._open.add(scope)
             while True:
                 await peer.request()
-                await peer.answer(b"{}")
+                await peer.respond(b"{}")
 
     async def until_ready(self, count: int) -> None:
         """Wait until so many connections have been made, TLS and all."""
@@ -88,7 +88,7 @@ async def test_the_start_makes_them_and_a_burst_of_first_requests_finds_them(
         clients = [await running.client() for _ in range(10)]
         async with anyio.create_task_group() as tasks:
             for client in clients:
-                tasks.start_soon(client.ask, chat())
+                tasks.start_soon(client.request, chat())
         lines = [await running.lines.exchange(number) for number in range(1, 11)]
     assert [line["connection"] for line in lines] == ["warm"] * 10
     assert not [line for line in lines if "connect_seconds" in line or "tls_seconds" in line]
@@ -102,10 +102,10 @@ async def test_those_that_upstream_closes_are_replaced_before_the_next_request(
     async with a_site(authority, bundle, WARM_CONNECTIONS="1") as (site, _, running):
         await site.until_ready(1)
         client = await running.client()
-        await client.ask(chat())
+        await client.request(chat())
         site.close_all()
         await site.until_ready(2)
-        await client.ask(chat())
+        await client.request(chat())
         lines = [await running.lines.exchange(number) for number in (1, 2)]
     assert [line["connection"] for line in lines] == ["warm", "warm"]
 

@@ -41,7 +41,7 @@ class Muffled:
                 os.write(sink, b" ")
         os.close(sink)
 
-    def ask(self, connection: http.client.HTTPConnection, trace_id: str) -> None:
+    def request(self, connection: http.client.HTTPConnection, trace_id: str) -> None:
         connection.request("GET", "/health", headers={"X-Trace-ID": trace_id})
         assert connection.getresponse().read()
 
@@ -53,7 +53,7 @@ class Muffled:
             assert len(connections) < MOST_CONNECTIONS
             connection = http.client.HTTPConnection("127.0.0.1", self.port)
             connections.append(stack.enter_context(closing(connection)))
-            self.ask(connection, "who")
+            self.request(connection, "who")
             takers.add(self.line()["worker"])
         return connections
 
@@ -83,7 +83,7 @@ def test_lines_of_several_workers_come_whole(backend: str, tmp_path: Path) -> No
     with muffled(backend, tmp_path) as service, ExitStack() as stack:
         connections = service.connect(stack)
         for number in range(REQUESTS):  # more than the pipe takes the lines of
-            service.ask(connections[-1 - number % 2], f"request-{number}")
+            service.request(connections[-1 - number % 2], f"request-{number}")
         lines = [service.line() for _ in range(REQUESTS)]
         assert {line["trace_id"] for line in lines} == {f"request-{n}" for n in range(REQUESTS)}
         assert {line["worker"] for line in lines} == {1, 2}

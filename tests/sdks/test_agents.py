@@ -163,7 +163,7 @@ async def test_the_gateway_tries_a_408_again() -> None:
         while True:
             await peer.request()
             first = len(peer.upstream.requests) == 1
-            await peer.answer(b"{}", status="408 Request Timeout" if first else "200 OK")
+            await peer.respond(b"{}", status="408 Request Timeout" if first else "200 OK")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         async with McpGateway(f"http://127.0.0.1:{running.port}", CLIENT_KEY) as gateway:

@@ -24,9 +24,9 @@ async def busy_at_first(conversation: Conversation) -> None:
         if number == 0:
             body = ERRORS["queue"].body
             headers = b"Retry-After: 0.05\r\n"
-            await conversation.answer(body, status="429 Too Many Requests", headers=headers)
+            await conversation.respond(body, status="429 Too Many Requests", headers=headers)
         else:
-            await conversation.answer(BODY)
+            await conversation.respond(BODY)
     await conversation.until_disconnected()
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_stream() -> None:
     async with rig(tokens=20) as running:
-        response = await running.ask(chat(STREAM, model="gpt-oss-120b"))
+        response = await running.request(chat(STREAM, model="gpt-oss-120b"))
     *events, last = payloads(response.body)
     assert last == b"[DONE]"
     assert response.status == 200
@@ -32,7 +32,7 @@ async def test_a_stream() -> None:
 
 async def test_a_plain_reply() -> None:
     async with rig(cached_tokens=3) as running:
-        response = await running.ask(chat())
+        response = await running.request(chat())
     completion = response.json()
     assert response.headers["content-type"] == "application/json"
     assert response.headers["inference-id"] == completion["id"]
@@ -46,8 +46,8 @@ async def test_a_plain_reply() -> None:
 
 async def test_the_options_shape_the_response() -> None:
     async with rig(tokens=9, reasoning_tokens=4, tokens_per_chunk=2) as running:
-        response = await running.ask(chat(STREAM, model="zai-glm-4.7"))
-        wished = await running.ask(chat(None, "X-Simulate: tokens=5, reasoning_tokens=1"))
+        response = await running.request(chat(STREAM, model="zai-glm-4.7"))
+        wished = await running.request(chat(None, "X-Simulate: tokens=5, reasoning_tokens=1"))
     *_, finish, _ = payloads(response.body)
     usage = orjson.loads(finish)["usage"]
     assert usage["completion_tokens"] == 9
@@ -59,14 +59,14 @@ async def test_the_options_shape_the_response() -> None:
 async def test_bodies_that_are_not_plain_json() -> None:
     binary = b"\x82\xa8messages\x90\xa6stream\xc3"
     async with rig() as running:
-        zipped = await running.ask(
+        zipped = await running.request(
             post(
                 gzip.compress(chat().partition(b"\r\n\r\n")[2]),
                 "Content-Type: application/json",
                 "Content-Encoding: gzip",
             )
         )
-        binary_response = await running.ask(post(binary, "Content-Type: application/msgpack"))
+        binary_response = await running.request(post(binary, "Content-Type: application/msgpack"))
     assert zipped.json()["model"] == "gemma-4-31b"
     assert payloads(binary_response.body)[-1] == b"[DONE]"
     assert orjson.loads(payloads(binary_response.body)[0])["model"] == "llama3.1-8b"
@@ -75,7 +75,7 @@ async def test_bodies_that_are_not_plain_json() -> None:
 async def test_a_connection_serves_many_requests() -> None:
     async with rig() as running:
         client = await running.client()
-        responses = [await client.ask(chat(STREAM)) for _ in range(3)]
+        responses = [await client.request(chat(STREAM)) for _ in range(3)]
         responses.append(await client.get("/v1/models", KEY))
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         assert running.simulator.connections == 1
@@ -128,7 +128,7 @@ async def test_warming_needs_no_key_and_knows_no_fault() -> None:
 )
 async def test_anything_else_is_bare(request_line: str) -> None:
     async with rig() as running:
-        response = await running.ask(bare(request_line))
+        response = await running.request(bare(request_line))
     assert (response.status, response.body) == (404, b"")
     assert response.headers["content-type"] == "text/plain"
 
@@ -146,7 +146,7 @@ async def test_anything_else_is_bare(request_line: str) -> None:
 async def test_the_key(line: str, only: str | None, status: int, body: bytes | None) -> None:
     sent = chat().partition(b"\r\n\r\n")[2]
     async with rig(api_key=only) as running:
-        response = await running.ask(post(sent, "Content-Type: application/json", key=line))
+        response = await running.request(post(sent, "Content-Type: application/json", key=line))
         models = await running.get("/v1/models", *filter(None, [line]))
     assert response.status == models.status == status
     if body is not None:
@@ -155,10 +155,10 @@ async def test_the_key(line: str, only: str | None, status: int, body: bytes | N
 
 async def test_what_is_refused() -> None:
     async with rig() as running:
-        unknown = await running.ask(chat({"store": True}))
-        model = await running.ask(chat(model="gpt-5"))
-        header = await running.ask(chat(None, "X-Simulate: speed=9"))
-        malformed = await running.ask(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        unknown = await running.request(chat({"store": True}))
+        model = await running.request(chat(model="gpt-5"))
+        header = await running.request(chat(None, "X-Simulate: speed=9"))
+        malformed = await running.request(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
     assert (unknown.status, unknown.body) == (400, ERRORS["unknown_field"].body)
     assert (model.status, model.body) == (404, ERRORS["model_not_found"].body)
     assert header.status == 400

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.anyio
 async def test_an_error_on_request(name: str) -> None:
     async with rig() as running:
         client = await running.client()
-        response = await client.ask(chat(STREAM, f"X-Simulate: fault={name}"))
-        again = await client.ask(chat(STREAM))
+        response = await client.request(chat(STREAM, f"X-Simulate: fault={name}"))
+        again = await client.request(chat(STREAM))
     expected = ERRORS[{"429": "requests", "503": "unavailable"}.get(name, name)]
     assert (response.status, response.body) == (expected.status, expected.body)
     assert ("retry-after" in response.headers) == (expected.status == 429)
@@ -48,7 +48,7 @@ def whole_events(body: bytes) -> tuple[int, bytes]:
 @pytest.mark.parametrize(("fault", "at", "whole", "rest"), CUT)
 async def test_a_stream_that_is_cut(fault: str, at: int, whole: int, rest: bytes) -> None:
     async with rig(tokens=10, tokens_per_chunk=4, fault=fault, at=at) as running:
-        response = await running.ask(chat(STREAM))
+        response = await running.request(chat(STREAM))
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         assert running.simulator.cancelled == 0
         assert running.simulator.truth[0].events_written == whole
@@ -97,7 +97,7 @@ async def test_a_cut_is_not_taken_for_the_clients(fault: str) -> None:
 @pytest.mark.parametrize(("at", "whole"), [(0, 0), (3, 3), (99, EVENTS - 1)])
 async def test_a_stream_that_ends_too_early(at: int, whole: int) -> None:
     async with rig(tokens=10, tokens_per_chunk=4, fault="end", at=at) as running:
-        response = await running.ask(chat(STREAM))
+        response = await running.request(chat(STREAM))
     assert response.complete
     assert whole_events(response.body) == (whole, b"")
     assert DONE not in response.body
@@ -106,7 +106,7 @@ async def test_a_stream_that_ends_too_early(at: int, whole: int) -> None:
 @pytest.mark.parametrize(("at", "whole"), [(0, 0), (1, 0), (3, 2), (99, EVENTS - 1)])
 async def test_an_error_event(at: int, whole: int) -> None:
     async with rig(tokens=10, tokens_per_chunk=4, fault="error_event", at=at) as running:
-        response = await running.ask(chat(STREAM))
+        response = await running.request(chat(STREAM))
     assert response.complete
     assert response.body.endswith(stream_error())
     assert whole_events(response.body) == (whole + 1, b"")
@@ -115,7 +115,7 @@ async def test_an_error_event(at: int, whole: int) -> None:
 @pytest.mark.parametrize("fault", ["cut", "cut_inside", "end", "error_event"])
 async def test_the_same_faults_in_a_plain_reply(fault: str) -> None:
     async with rig(fault=fault) as running:
-        response = await running.ask(chat())
+        response = await running.request(chat())
     if fault == "error_event":
         assert (response.status, response.body) == (500, ERRORS["server_error"].body)
     else:

@@ -20,8 +20,8 @@ PLAIN = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are res
 async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None:
     limits = AccountLimits(requests_per_day=3, reservations="kept")
     async with rig(limits) as running:
-        responses = [await running.ask(chat(fields)) for fields in (None, STREAM, PLAIN)]
-        refused = await running.ask(chat())
+        responses = [await running.request(chat(fields)) for fields in (None, STREAM, PLAIN)]
+        refused = await running.request(chat())
         models = await running.get("/v1/models", KEY)
     assert [response.status for response in responses] == [200] * 3
     reported = [response.headers["x-ratelimit-remaining-requests-day"] for response in responses]
@@ -36,8 +36,8 @@ async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None
 @pytest.mark.anyio
 async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
     async with rig(AccountLimits(requests_per_day=1)) as running:
-        wrong = await running.ask(chat({"store": True}))
-        first = await running.ask(chat())
+        wrong = await running.request(chat({"store": True}))
+        first = await running.request(chat())
     assert (wrong.status, first.status) == (400, 200)
 
 

@@ -32,7 +32,7 @@ def streams_until(may_end: anyio.Event) -> Script:
     async def script(peer: Conversation) -> None:
         while True:
             if b'"stream":true' not in await peer.request():
-                await peer.answer(b"{}")
+                await peer.respond(b"{}")
                 continue
             await peer.stream_head()
             await peer.chunk(FIRST)
@@ -80,7 +80,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
     async def ask_on(fleet: Fleet) -> None:
         client = await fleet.client()
         while not enough.is_set():
-            responses.append(await client.ask(REQUEST))
+            responses.append(await client.request(REQUEST))
 
     async def until_answered(more: int) -> None:
         wanted = len(responses) + more
@@ -119,8 +119,8 @@ async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Pat
 
     async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
         client = await fleet.client()
-        response = await client.ask(chat(prompt, KEY, b"X-Trace-ID: trace-1"))
-        refused = await client.ask(chat())
+        response = await client.request(chat(prompt, KEY, b"X-Trace-ID: trace-1"))
+        refused = await client.request(chat())
         metrics = await client.get("/metrics")
         models = await client.get("/v1/models", KEY.decode())
     assert (response.status, response.headers["x-trace-id"]) == (200, "trace-1")
@@ -149,7 +149,7 @@ async def test_a_client_that_leaves_takes_its_request_along(
         await (client.see(FIRST) if answered else asked.wait())
         client.stream.close()
         with anyio.fail_after(TIMEOUT):
-            await fleet.upstream.left.wait()
+            await fleet.upstream.disconnected.wait()
 
 
 async def test_where_no_proxy_is_left_clients_are_told_so(kind: str, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ async def test_where_no_proxy_is_left_clients_are_told_so(kind: str, tmp_path: P
             proxy.proxy.begin_drain()
         for proxy in fleet.proxies:
             await proxy.ended.wait()
-        response = await (await fleet.client()).ask(REQUEST)
+        response = await (await fleet.client()).request(REQUEST)
     assert response.status in (502, 503)
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]["code"] == "overloaded"

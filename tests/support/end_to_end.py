@@ -85,7 +85,7 @@ class Conversation:
     async def send(self, data: bytes) -> None:
         await self.stream.send(data)
 
-    async def answer(self, body: bytes, *, status: str = "200 OK", headers: bytes = b"") -> None:
+    async def respond(self, body: bytes, *, status: str = "200 OK", headers: bytes = b"") -> None:
         await self.send(
             b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s"
             % (status.encode(), headers, len(body), body)
@@ -109,7 +109,7 @@ class Conversation:
             while True:
                 await self.stream.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            self.upstream.left.set()
+            self.upstream.disconnected.set()
 
 
 Script = Callable[[Conversation], Awaitable[None]]
@@ -155,7 +155,7 @@ class ScriptedUpstream:
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
-    left: anyio.Event = field(default_factory=anyio.Event)
+    disconnected: anyio.Event = field(default_factory=anyio.Event)
 
     async def serve(self, *, task_status: TaskStatus[int]) -> None:
         await serve_each(self._converse, task_status=task_status)
@@ -165,7 +165,7 @@ class ScriptedUpstream:
         try:
             await self.script(Conversation(stream, self))
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            self.left.set()
+            self.disconnected.set()
         finally:
             stream.close()
 
@@ -252,13 +252,13 @@ class Client:
         reader.receive_data(data)
         return bool(data)
 
-    async def ask(self, data: bytes, method: str = "GET") -> Response:
+    async def request(self, data: bytes, method: str = "GET") -> Response:
         await self.send(data)
         return await self.response(method)
 
     async def get(self, path: str, *extra: str) -> Response:
         lines = "".join(f"{line}\r\n" for line in extra)
-        return await self.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
+        return await self.request(f"GET {path} HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
 
     async def until(self, wanted: bytes) -> bytes:
         """Read until ``wanted`` has come; all that was read."""

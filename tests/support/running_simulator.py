@@ -68,9 +68,9 @@ class Rig:
         self.clients.append(Client(stream))
         return self.clients[-1]
 
-    async def ask(self, request: bytes) -> Response:
+    async def request(self, request: bytes) -> Response:
         """The answer to a request on a connection of its own."""
-        return await (await self.client()).ask(request)
+        return await (await self.client()).request(request)
 
     async def get(self, path: str, *lines: str) -> Response:
         return await (await self.client()).get(path, *lines)

@@ -28,13 +28,13 @@ def in_chunks(body: bytes, size: int) -> bytes:
 
 
 class ThreadedUpstream:
-    """Answers every request with the bytes of ``answer``."""
+    """Answers every request with the bytes of ``response``."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.answer = b""
+        self.response = b""
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -59,7 +59,7 @@ class ThreadedUpstream:
                 connection = self._context.wrap_socket(connection, server_side=True)
             with connection, connection.makefile("rb") as reader:
                 while self._read_request(reader):
-                    connection.sendall(self.answer)
+                    connection.sendall(self.response)
 
     @staticmethod
     def _read_request(reader: BufferedReader) -> bool:

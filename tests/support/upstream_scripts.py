@@ -22,12 +22,12 @@ async def responds(peer: Conversation) -> None:
     """Something, to every request."""
     while True:
         await peer.request()
-        await peer.answer(b"{}")
+        await peer.respond(b"{}")
 
 
 async def responds_once(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"{}")
+    await peer.respond(b"{}")
 
 
 async def closes(peer: Conversation) -> None:
@@ -73,7 +73,7 @@ one_token_and_no_more = streams(events(TOKEN), then="stay")
 
 def responds_with(status: int, body: bytes = b"{}", headers: bytes = b"") -> Script:
     async def answer(peer: Conversation) -> None:
-        await peer.answer(body, status=f"{status} X", headers=headers)
+        await peer.respond(body, status=f"{status} X", headers=headers)
 
     return answer
 

@@ -52,7 +52,7 @@ async def body_of(upstream: UpstreamClient, exchange: Exchange, body: bytes = b"
 
 async def responds(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"hello", headers=b"X-RateLimit-Limit-Tokens-Minute: 5\r\n")
+    await peer.respond(b"hello", headers=b"X-RateLimit-Limit-Tokens-Minute: 5\r\n")
 
 
 async def test_what_is_sent_and_what_is_recorded() -> None:
@@ -79,12 +79,12 @@ async def test_what_is_sent_and_what_is_recorded() -> None:
 
 async def redirects(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"", status="302 Found", headers=b"Location: http://127.0.0.1:1/\r\n")
+    await peer.respond(b"", status="302 Found", headers=b"Location: http://127.0.0.1:1/\r\n")
 
 
 async def sends_an_unknown_status(peer: Conversation) -> None:
     await peer.request()
-    await peer.answer(b"", status="999 Strange")
+    await peer.respond(b"", status="999 Strange")
 
 
 async def cuts_the_body(peer: Conversation) -> None:
@@ -190,7 +190,7 @@ async def test_a_large_body_is_sent_whole() -> None:
 
 async def responds_before_all_has_arrived(peer: Conversation) -> None:
     await peer.stream.receive(1)
-    await peer.answer(b"hello")
+    await peer.respond(b"hello")
     await peer.until_disconnected()
 
 
