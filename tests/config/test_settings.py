@@ -43,7 +43,7 @@ NOT_A_FILE = ("/nowhere/at/all", "/", "a\nb", "x" * 5000)
 
 
 def without_folder(text: str) -> str:
-    """For ids that are the same wherever the tests are."""
+    """For test ids that do not depend on the folder of the tests."""
     return text.replace(TESTS, "tests")
 
 

@@ -1,5 +1,4 @@
-"""Waiting for a turn: exact times on a clock that only moves when everybody waits; and that nothing
-is left of whoever goes."""
+"""Admission: exact waits on a mock clock; no slot is lost when requests end or are cancelled."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from ape_cerebras.telemetry.exchange import Exchange
 
 
 class Wall:
-    """A clock on the wall, which can be set."""
+    """A wall clock that a test sets."""
 
     now = 0.0
 
@@ -49,7 +48,7 @@ def test_without_a_limit_there_is_nothing_to_ask() -> None:
 
 
 class Visits:
-    """Requests that come at their times and stay for so long; when each was let in."""
+    """Requests that come at given times and take so long; records when each was admitted."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -186,7 +185,7 @@ def test_requests_per_minute_in_all() -> None:
 
 @pytest.mark.anyio
 async def test_slots_survive_any_leaving() -> None:
-    """Many who leave at any turn of the loop; then all slots are there."""
+    """Cancel many requests, each in another event-loop iteration; then all slots are free."""
     limited = admission(MAX_CONCURRENT_REQUESTS="3", MAX_QUEUE_SECONDS="10")
     most = inside = 0
 

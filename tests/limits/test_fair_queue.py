@@ -1,4 +1,4 @@
-"""Slots and queue: none is lost, and each is whose it should be, whoever comes and goes."""
+"""The fair queue: no slot is lost, and each goes to the right request, in any order of events."""
 
 from collections import Counter, defaultdict
 from math import inf
@@ -15,7 +15,7 @@ NAMES = ("alice", "bob", "carol", None)
 
 
 class Wake(anyio.Event):
-    """Notes when a waiting ticket is decided."""
+    """Records that a waiting ticket is decided."""
 
     def __new__(cls, ticket: Ticket, woken: list[Ticket]) -> "Wake":
         return object.__new__(cls)
@@ -152,8 +152,8 @@ def test_the_pace_is_that_of_the_last_slots() -> None:
 
 
 class Comings(RuleBasedStateMachine):
-    """Random comings and goings, beside a model that keeps whole lists. There are three slots, four
-    may wait, and one name has a limit of its own."""
+    """Random joins and leaves, beside a model that keeps whole lists. There are three slots, at
+    most four tickets wait, and one name has its own limit."""
 
     def __init__(self) -> None:
         super().__init__()

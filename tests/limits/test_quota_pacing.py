@@ -1,5 +1,5 @@
-"""Requests held back for the account's quota: by exact times against an account that charges as the
-API does, and over real sockets against the simulated API with its limits on."""
+"""Quota pacing: exact times against a simulated account, and over real sockets against the
+simulator with its limits on."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -31,8 +31,8 @@ def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
 
 @dataclass
 class Fleet:
-    """Agents of one account. Each request is sent when it is admitted, 0.05 s from the account; its
-    prompt has 100 tokens, as here and there estimated."""
+    """Agents of one account. Each request is sent once it is admitted, and arrives 0.05 s later;
+    its prompt has 100 tokens, which both sides estimate."""
 
     account: Account
     admission: Admission
@@ -93,7 +93,7 @@ def fleet(stays: float = 1.0, pacing: str = "on", **limits: int | str) -> Fleet:
 
 
 def test_nothing_is_overrun_and_nobody_held_back_for_longer_than_it_takes() -> None:
-    """60 requests of 1,000 reserved tokens each that are all used, with 30,000 a minute."""
+    """60 requests that reserve and use 1,000 tokens each, with a quota of 30,000 a minute."""
 
     async def test() -> None:
         made = fleet(tokens_per_minute=30_000)
@@ -137,7 +137,7 @@ def test_what_was_reserved_and_not_used_is_there_for_the_next() -> None:
 
 
 def test_where_nothing_is_given_back_the_responses_show_it() -> None:
-    """What came back here by mistake costs a rejection a minute at most."""
+    """A wrong refund costs one rejection a minute at most."""
 
     async def test() -> None:
         made = fleet(tokens_per_minute=10_000, reservations="kept")

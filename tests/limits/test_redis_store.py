@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def emptied(server: RedisServer) -> Iterator[Redis]:
-    """Its contents, of which there are none at first."""
+    """Its contents, empty at first."""
     with Redis.from_url(server.url, decode_responses=True) as contents:
         contents.flushall()
         yield contents

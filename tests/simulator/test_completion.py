@@ -45,7 +45,7 @@ def plain(completion: Completion) -> Any:
 
 
 def shape(value: Any) -> Any:
-    """Names in their order, and kinds of values in place of values."""
+    """The names in their order, with types in place of values."""
     if isinstance(value, dict):
         return [(name, shape(each)) for name, each in value.items()]
     if isinstance(value, list):
@@ -62,7 +62,7 @@ def test_a_plain_reply_has_the_shape_of_a_recorded_one(name: str) -> None:
 
 
 def distinct(stream: list[Any]) -> list[Any]:
-    """The shapes that events have, each once, in the order they come up first."""
+    """The distinct shapes of the events, in order of appearance."""
     shapes: list[Any] = []
     for each in map(shape, stream):
         if each not in shapes:
@@ -93,7 +93,7 @@ def test_which_details_usage_has(takes_images: bool) -> None:
 
 
 def merged(stream: list[Any], choice: int = 0) -> dict[str, Any]:
-    """The message that a stream's deltas add up to, and its finish reason."""
+    """The message that the deltas of a stream add up to, and its finish reason."""
     message: dict[str, Any] = {"finish_reason": None, "name": "", "arguments": ""}
     for event in stream:
         for each in event["choices"]:

@@ -1,4 +1,4 @@
-"""The simulator's options, and when they say that something is due."""
+"""The simulator's options, and the deadlines that follow from them."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""The simulated account's buckets and queue, on a clock that stands still unless it is reported."""
+"""The simulated account's buckets and queue, at times that the test sets."""
 
 import math
 
@@ -15,7 +15,7 @@ def chat_request(limit: int | None = 100, prompt: int = 20) -> CompletionRequest
 
 
 def refusal(account: Account, request: CompletionRequest, now: float) -> tuple[str, int]:
-    """The code of the 429, and the seconds after which to ask again."""
+    """The code of the 429, and the seconds of its Retry-After."""
     with pytest.raises(Rejected) as caught:
         account.admit(request, now)
     reply = caught.value.reply

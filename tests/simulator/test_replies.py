@@ -1,4 +1,4 @@
-"""Errors, models and headers, against what the real API was seen to say."""
+"""Errors, models and headers, against recordings of the real API."""
 
 import orjson
 import pytest

@@ -1,4 +1,4 @@
-"""What is read in a chat request, and what is refused in it."""
+"""Reading of chat requests, and their rejection."""
 
 import gzip
 from typing import Any

@@ -1,4 +1,4 @@
-"""The self-check: what it compares, what it concludes, and that it runs as a user runs it."""
+"""The self-check: its comparison, its conclusion, and whole runs."""
 
 import math
 import os

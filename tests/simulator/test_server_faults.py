@@ -1,5 +1,4 @@
-"""The simulator over real sockets: how it fails on request, and that it notices a client that
-leaves."""
+"""The simulator over real sockets: its faults, and client disconnects."""
 
 import anyio
 import pytest
@@ -40,7 +39,7 @@ CUT = [
 
 
 def whole_events(body: bytes) -> tuple[int, bytes]:
-    """How many there are, and what comes after them."""
+    """The number of whole events, and the bytes after them."""
     *events, rest = body.split(b"\n\n")
     return len(events), rest
 
@@ -61,7 +60,7 @@ async def test_a_stream_that_is_cut(fault: str, at: int, whole: int, rest: bytes
 
 
 class Foreign(ByteStream):
-    """A stream of somebody else's, which takes a turn of the loop to close."""
+    """A foreign byte stream, which takes some event-loop iterations to close."""
 
     def __init__(self, stream: MemoryStream) -> None:
         self._stream = stream

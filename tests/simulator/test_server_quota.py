@@ -1,5 +1,4 @@
-"""The simulator keeps an account to its limits: over sockets, and to the instant on a clock that
-only moves when everybody waits."""
+"""The simulator enforces the account's limits: over sockets, and exactly on a mock clock."""
 
 import anyio
 import pytest
@@ -61,8 +60,7 @@ async def test_of_what_was_reserved_only_what_was_used_is_kept(fault: str, left:
 
 
 async def status_and_time(simulator: Simulator, after: float) -> tuple[bytes, float]:
-    """Ask on a connection of its own ``after`` so many seconds: the response's status, and when the
-    head came."""
+    """Send a request ``after`` so many seconds; return the status, and when the head arrived."""
     await anyio.sleep(after)
     client, server = memory_pair()
     async with anyio.create_task_group() as tasks:
@@ -75,7 +73,7 @@ async def status_and_time(simulator: Simulator, after: float) -> tuple[bytes, fl
 
 
 async def play(simulator: Simulator, *moments: float) -> list[tuple[int, float]]:
-    """Requests at these moments: the status of each, and when it came."""
+    """Send requests at these times; return the status of each, and when it arrived."""
     began_at = anyio.current_time()
     seen: dict[float, tuple[int, float]] = {}
 

@@ -1,5 +1,4 @@
-"""The simulator on a clock that only moves when everybody waits: what is due at 3 s comes at
-3.0."""
+"""The simulator on a mock clock: an event that is due at 3 s is sent at 3.0."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,7 @@ from ape_cerebras.simulator.server import Simulator
 async def simulated(
     capacity: float = float("inf"), **options: Any
 ) -> AsyncIterator[tuple[Simulator, MemoryStream]]:
-    """A simulator, and a client's end of a connection to it."""
+    """A simulator, and the client end of a connection to it."""
     client, server = memory_pair(capacity)
     simulator = Simulator(Simulation(**options))
     async with anyio.create_task_group() as tasks:
@@ -32,8 +31,8 @@ async def simulated(
 async def writes(
     client: MemoryStream, request: bytes, *, wait: float = 0.0
 ) -> list[tuple[float, bytes]]:
-    """What came, write by write, with the seconds since the request; up to the body's end.
-    ``wait``: for how long nothing is read at first."""
+    """The response write by write, with the seconds since the request. Reading begins after
+    ``wait`` seconds."""
     began_at = anyio.current_time()
     await client.send(request)
     await anyio.sleep(wait)
