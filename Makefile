@@ -83,7 +83,7 @@ lint: $(VENV)/installed-test
 types: $(VENV)/installed-test
 	$(BIN)/mypy
 
-# Each event loop, with plain HTTP and with TLS to the simulated API.
+# Each event loop, with plain HTTP and with TLS to the simulator.
 selfcheck: $(VENV)/installed-selfcheck
 	@status=0; for backend in asyncio trio; do for tls in "" --tls; do \
 	  echo; echo "$$backend $$tls"; \

@@ -117,7 +117,7 @@ def loop(backend: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def demo(backend: str) -> Iterator[Served]:
-    """A process that serves the simulated API to everybody."""
+    """A process that serves the simulator to everybody."""
     with serving("serve", "--demo", BACKEND=backend, LOG_LEVEL="debug") as served:
         yield served
 

@@ -12,7 +12,7 @@ from ape_cerebras.telemetry.exchange import Exchange
 
 PACKAGE = Path(ape_cerebras.__file__).parent
 FIELDS = {field.name for field in fields(Exchange)}
-# The stand-in API answers in exchanges of its own, which no proxy observes.
+# The simulator responds in exchanges of its own, which no proxy observes.
 OPENS_ITS_OWN = "simulator/server"
 
 

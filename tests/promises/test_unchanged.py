@@ -46,7 +46,7 @@ class Tapped(ByteStream):
 
 
 class TappedSimulator:
-    """A simulated API that listens; ``sent`` is every byte that it wrote."""
+    """A simulator that listens; ``sent`` is every byte that it wrote."""
 
     def __init__(self) -> None:
         self.simulator = Simulator(Simulation(ttft=0.01, rate=2000.0, tokens_per_chunk=4))

@@ -1,5 +1,5 @@
 """APE's agents at work: the custom LLM and the MCP gateway, many at once, against the proxy and the
-simulated API as processes of their own; and one trace id all the way."""
+simulator as processes of their own; and one trace id all the way."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -156,7 +156,7 @@ def test_the_gateway_tries_again_and_the_trace_tells_all(
 
 @pytest.mark.anyio
 async def test_the_gateway_tries_a_408_again() -> None:
-    """Which the simulated API has not among its errors."""
+    """Which the simulator has not among its errors."""
     trace_id = trace()
 
     async def script(peer: Conversation) -> None:

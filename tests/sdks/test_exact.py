@@ -13,7 +13,7 @@ Asking = Callable[..., SdkClient]
 
 @pytest.fixture(scope="module")
 def exact(backend: str) -> Iterator[Served]:
-    """A process that serves the simulated API to everybody, and times plain answers."""
+    """A process that serves the simulator to everybody, and times plain answers."""
     with serving("serve", "--demo", BACKEND=backend, TTFT_MODE="exact") as served:
         yield served
 

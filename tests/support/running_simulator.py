@@ -1,4 +1,4 @@
-"""A stand-in API that runs, and requests to it."""
+"""A running simulator, and requests to it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
