@@ -1,7 +1,7 @@
 """The command line: ``serve``, ``check``, ``health``, ``simulate`` and ``selfcheck``.
 
-The simulator and the self-check are imported only when their commands run: they are a tenth of the
-modules, and a proxy in production has no use for them.
+The simulator, the self-check and the parent of workers are imported only when they are needed: they
+are an eighth of the modules, and most proxies in production have no use for them.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from .process.signals import (
     run_until_stopped,
     unless_stopped,
 )
-from .process.workers import Parent
 from .server import serve
 from .telemetry.logs import Logs
 from .telemetry.multiprocess import WorkerSlot
@@ -172,6 +171,8 @@ def _serve(options: argparse.Namespace) -> int:
     except CannotListen as error:
         report_not_listening(address, error)
         return 1
+    from .process.workers import Parent
+
     return Parent(config, ports, partial(_serve_proxy, options.demo)).serve()
 
 
