@@ -1,9 +1,10 @@
 """The text of the metrics: its format, exemplars, and no key in it."""
 
+from threading import Thread
 from typing import Any
 
 import pytest
-from exchanges import stream_exchange
+from exchanges import stream_exchange, with_timings
 from hypothesis import given
 from hypothesis import strategies as st
 from scraped_metrics import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
@@ -91,3 +92,18 @@ METRICS = made()
 def test_no_accept_header_raises_or_comes_back(accept: bytes) -> None:
     kinds: set[Any] = {rendered(METRICS, accept)[1] for accept in (b"", OPENMETRICS)}
     assert rendered(METRICS, accept)[1] in kinds
+
+
+def test_a_scrape_in_a_thread_while_new_series_are_counted() -> None:
+    """Values are locked one by one, so that a text is of one moment for each of them."""
+    metrics, texts = observed(stream_exchange()), list[bytes]()
+    thread = Thread(target=lambda: texts.extend(metrics.render(b"")[0] for _ in range(5)))
+    thread.start()
+    clients = 0
+    while thread.is_alive():
+        clients += 1
+        metrics.observe(*with_timings(stream_exchange(client=f"client-{clients}")))
+    thread.join()
+    assert len(texts) == 5
+    counted = value(metrics, "requests_total", model="gpt-oss-120b")
+    assert counted == clients + 1
