@@ -94,7 +94,7 @@ class HoldingUpstream:
             await peer.end()
 
 
-async def test_an_answer_read_late_did_not_come_late(
+async def test_a_response_read_late_did_not_come_late(
     leaf: trustme.LeafCert | None, bundle: str
 ) -> None:
     upstream = HoldingUpstream()
@@ -132,7 +132,7 @@ async def test_a_request_read_late_did_not_come_late(
             assert line["proxy_ttft_seconds"] > held_until - sent_at
 
 
-async def test_where_one_read_was_not_stamped_the_line_says_so(bundle: str) -> None:
+async def test_where_one_read_had_no_timestamp_the_line_has_it(bundle: str) -> None:
     upstream = HoldingUpstream(anyio.Semaphore(4))
     async with proxy_before(upstream, None, bundle) as running:
         client = await running.client()

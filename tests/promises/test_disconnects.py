@@ -21,9 +21,7 @@ MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.mark.parametrize("after_first_token", [False, True])
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_a_client_that_leaves_takes_its_upstream_request_along(
-    after_first_token: bool, how: str
-) -> None:
+async def test_a_disconnect_ends_the_upstream_request(after_first_token: bool, how: str) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
         if after_first_token:
@@ -67,7 +65,7 @@ async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> Non
 
 
 @pytest.mark.parametrize("begun", [b"", events(TOKEN), WHOLE], ids=["not", "begun", "whole"])
-async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(begun: bytes) -> None:
+async def test_a_client_that_has_only_ended_its_sending_gets_its_response(begun: bytes) -> None:
     may_answer = anyio.Event()
 
     async def script(peer: Conversation) -> None:
@@ -98,7 +96,7 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_answer(begun: b
     assert line["outcome"] == "completed"
 
 
-async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() -> None:
+async def test_a_disconnect_after_the_end_marker_is_not_early() -> None:
     """The body's own end never comes."""
     async with (
         running_upstream(streams(WHOLE, then="stay")) as upstream,
@@ -112,7 +110,7 @@ async def test_a_client_that_leaves_after_the_end_marker_has_not_left_early() ->
     assert line["outcome"] == "completed"
 
 
-async def test_a_client_that_resets_before_its_answer_took_the_time_until_then() -> None:
+async def test_a_client_that_resets_before_its_response_took_the_time_until_then() -> None:
     async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
@@ -126,7 +124,7 @@ async def test_a_client_that_resets_before_its_answer_took_the_time_until_then()
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_a_client_that_leaves_takes_its_question_for_the_models_along(how: str) -> None:
+async def test_a_disconnect_ends_the_request_for_the_models(how: str) -> None:
     async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
@@ -139,7 +137,7 @@ async def test_a_client_that_leaves_takes_its_question_for_the_models_along(how:
     assert line["outcome"] == "client_disconnected"
 
 
-async def test_who_waits_for_the_models_loses_nothing_when_another_leaves() -> None:
+async def test_a_disconnect_takes_no_models_from_another_client() -> None:
     """One leaves who waits for the question of another, and then the one who asked it."""
     may_answer = anyio.Event()
 
@@ -204,7 +202,7 @@ async def test_the_probe_writes_nothing_between_two_responses() -> None:
 
 
 @pytest.mark.parametrize("reset_first", [True, False])
-async def test_what_upstream_ended_after_the_client_left_was_not_completed(
+async def test_a_stream_that_ends_after_a_disconnect_was_not_completed(
     reset_first: bool,
 ) -> None:
     peers: list[Conversation] = []
@@ -254,7 +252,7 @@ async def test_a_first_token_that_came_for_nobody_has_no_ttft() -> None:
     assert not [name for name in line if "ttft_seconds" in name]
 
 
-async def test_a_status_that_nobody_took_was_not_told() -> None:
+async def test_a_status_that_nobody_received_was_not_sent() -> None:
     async with running_proxy(1) as running:
         client = await running.client()
         await client.get("/health")
@@ -265,7 +263,7 @@ async def test_a_status_that_nobody_took_was_not_told() -> None:
     assert "status_code" not in line
 
 
-async def test_what_a_client_had_asked_before_it_left_is_not_carried_out() -> None:
+async def test_requests_sent_before_a_disconnect_are_not_carried_out() -> None:
     async with running_upstream(responds_once) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.get("/health")

@@ -72,7 +72,9 @@ async def test_exchanges_under_way_are_finished() -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
-async def test_who_was_not_told_of_the_end_gets_the_next_request_answered(when: str) -> None:
+async def test_a_client_without_a_connection_close_gets_a_response_to_its_next_request(
+    when: str,
+) -> None:
     """It comes before the drain, or while the response is under way, or after that."""
     may_end = anyio.Event()
 
@@ -143,7 +145,7 @@ async def test_what_is_cut_inside_an_event_is_only_cut() -> None:
         assert await client.until_closed() == b""
 
 
-async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None:
+async def test_a_client_without_a_byte_gets_an_error_at_the_end_of_the_grace() -> None:
     async with ended_in_the_middle(silent, b"") as (_, client):
         response = await client.response()
         assert await client.until_closed() == b""
@@ -151,7 +153,7 @@ async def test_who_has_got_nothing_yet_is_told_at_the_end_of_the_grace() -> None
     assert response.headers["x-should-retry"] == "false"
 
 
-async def test_a_client_that_takes_nothing_holds_up_no_end() -> None:
+async def test_a_client_that_reads_nothing_delays_no_end() -> None:
     """What it was being sent when the end came is torn, and nothing is put behind it."""
 
     async def script(peer: Conversation) -> None:
@@ -180,7 +182,7 @@ async def test_connections_that_stand_but_are_not_accepted_yet_are_served() -> N
     assert {answer.headers["connection"] for answer in answers} == {"close"}
 
 
-async def test_a_proxy_that_has_ended_says_so() -> None:
+async def test_a_proxy_that_has_ended_reports_it() -> None:
     async with running_proxy(1) as running:
         running.proxy.close()
         response = await (await running.client()).get("/v1/models")

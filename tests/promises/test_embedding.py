@@ -58,7 +58,7 @@ async def test_any_anyio_stream_can_be_handled() -> None:
     assert [line["outcome"] for line in lines.exchanges()] == ["completed"] * 2
 
 
-async def test_a_client_that_leaves_is_noticed_on_a_foreign_stream_too() -> None:
+async def test_a_disconnect_is_noticed_on_a_foreign_stream_too() -> None:
     lines = Lines()
     async with running_upstream(one_token_and_no_more) as upstream:
         proxy = Proxy(config(upstream.port), lines.write)

@@ -211,7 +211,7 @@ async def test_what_comes_after_the_end_changes_nothing(after: bytes) -> None:
     assert (line["outcome"], line["ttft_source"]) == ("completed", "measured")
 
 
-async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:
+async def test_a_disconnect_ends_the_upstream_request() -> None:
     begun = anyio.Event()
 
     async def script(peer: Conversation) -> None:

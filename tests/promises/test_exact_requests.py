@@ -54,7 +54,7 @@ async def test_what_goes_up_in_either_mode(sent: bytes, passed: bytes, converted
 
 
 @pytest.mark.parametrize("mode", ["passthrough", "exact"])
-async def test_a_stream_that_is_asked_for_passes_byte_for_byte(mode: str) -> None:
+async def test_a_requested_stream_passes_byte_for_byte(mode: str) -> None:
     body = b'{ "model":"gpt-oss-120b","stream" : true }'
     async with (
         running_upstream(streams(STREAM)) as upstream,

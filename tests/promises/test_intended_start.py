@@ -9,7 +9,7 @@ from upstream_scripts import responds
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_request_that_began_late_says_how_late() -> None:
+async def test_a_request_that_began_late_logs_how_late() -> None:
     async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         before = time.time()

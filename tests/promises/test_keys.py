@@ -155,7 +155,7 @@ def asked(connection: http.client.HTTPConnection, name: str) -> int:
 
 
 @pytest.mark.parametrize("nohup", [False, True])
-def test_a_hang_up_has_the_file_read_again(backend: str, nohup: bool, tmp_path: Path) -> None:
+def test_sighup_reloads_the_file(backend: str, nohup: bool, tmp_path: Path) -> None:
     path = write(tmp_path, "alice")
     before = signal.getsignal(signal.SIGHUP)
     if nohup:

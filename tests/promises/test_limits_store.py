@@ -165,7 +165,7 @@ async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
     assert not [key for key in keys if "key-of-anna" in key]
 
 
-def test_check_says_whose_a_limit_is() -> None:
+def test_check_marks_whose_a_limit_is() -> None:
     check = partial(
         run, "check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="2", RATE_LIMIT_PER_MINUTE="7"
     )

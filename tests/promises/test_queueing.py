@@ -96,7 +96,7 @@ async def held(gate: Gate, **settings: str) -> AsyncIterator[tuple[Running, Clie
         yield it, holder
 
 
-async def test_names_take_turns_and_each_has_its_wait_in_its_line() -> None:
+async def test_names_take_turns_and_each_wait_is_logged() -> None:
     gate = Gate()
     async with held(gate) as (it, holder):
         clients = await in_line(it, ("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4))
@@ -113,7 +113,7 @@ async def test_names_take_turns_and_each_has_its_wait_in_its_line() -> None:
         assert await it.metric("cerebras_proxy_wait_seconds_count") == 4
 
 
-async def test_a_client_that_leaves_is_out_of_the_line_at_once() -> None:
+async def test_a_client_that_disconnects_is_out_of_the_queue_at_once() -> None:
     gate = Gate()
     async with held(gate) as (it, _):
         first, second = await in_line(it, ("alice", 1), ("alice", 2))
@@ -128,7 +128,7 @@ async def test_a_client_that_leaves_is_out_of_the_line_at_once() -> None:
         assert outcomes == ["client_disconnected", "completed", "completed"]
 
 
-async def test_a_client_that_leaves_in_the_middle_gives_its_slot_to_the_next() -> None:
+async def test_a_client_that_disconnects_midway_gives_its_slot_to_the_next() -> None:
     gate = Gate()
     async with held(gate) as (it, holder):
         [next_one] = await in_line(it, ("bob", 1))
@@ -139,7 +139,7 @@ async def test_a_client_that_leaves_in_the_middle_gives_its_slot_to_the_next() -
         assert (await next_one.response()).status == 200
 
 
-async def test_past_the_limits_it_is_overloaded_and_says_when_to_come_again() -> None:
+async def test_past_the_limits_it_is_overloaded_with_a_retry_after() -> None:
     gate = Gate()
     settings = {"MAX_QUEUE_LENGTH": "1"}
     async with held(gate, **settings) as (it, _):
@@ -154,7 +154,7 @@ async def test_past_the_limits_it_is_overloaded_and_says_when_to_come_again() ->
         assert gate.asked == [0]
 
 
-async def test_what_is_answered_here_never_waits() -> None:
+async def test_local_responses_never_wait() -> None:
     gate = Gate()
     settings = {**ONE, "MAX_QUEUE_SECONDS": "0", "RATE_LIMIT_PER_MINUTE": "2"}
     key = "Authorization: Bearer key-of-bob"

@@ -58,7 +58,7 @@ CLOSING = {
 
 
 @pytest.mark.parametrize("case", CLOSING)
-async def test_where_framing_is_unsure_the_connection_closes(case: str) -> None:
+async def test_where_framing_is_uncertain_the_connection_closes(case: str) -> None:
     request, status = CLOSING[case]
     async with both(**OPEN) as (upstream, running):
         client = await running.client()
@@ -203,7 +203,7 @@ async def test_keys_are_nowhere_in_what_is_written() -> None:
     assert not [secret for secret in secrets if secret in written]
 
 
-async def test_a_client_that_waits_to_be_asked_for_its_body() -> None:
+async def test_a_client_that_expects_100_continue() -> None:
     expecting = chat(b'{"model":"m"}', b"Expect: 100-continue")
     head, _, body = expecting.partition(b"\r\n\r\n")
     async with both(**LOCKED) as (_, running):
@@ -217,7 +217,7 @@ async def test_a_client_that_waits_to_be_asked_for_its_body() -> None:
 
 
 @pytest.mark.parametrize("length", [b"", b"\r\nContent-Length: 0"])
-async def test_a_client_that_waits_to_be_asked_for_nothing(length: bytes) -> None:
+async def test_a_client_that_expects_100_continue_without_a_body(length: bytes) -> None:
     asking = b" /nope HTTP/1.1\r\nHost: a\r\nExpect: 100-continue" + length + b"\r\n\r\n"
     async with both(**OPEN) as (_, running):
         client = await running.client()
@@ -225,7 +225,7 @@ async def test_a_client_that_waits_to_be_asked_for_nothing(length: bytes) -> Non
             assert (await client.request(method + asking)).status == 404
 
 
-async def test_a_body_refused_while_it_is_being_sent_still_gets_its_answer() -> None:
+async def test_a_body_refused_while_it_is_being_sent_still_gets_its_response() -> None:
     async with both(**OPEN) as (_, running):
         client = await running.client()
         async with anyio.create_task_group() as tasks:
@@ -261,7 +261,7 @@ async def test_connections_end_after_so_many_requests() -> None:
         assert await client.until_closed() == b""
 
 
-async def test_who_finds_no_room_waits_for_it() -> None:
+async def test_a_connection_waits_for_room() -> None:
     async with both(MAX_CONNECTIONS="2") as (_, running):
         first, second = await running.client(), await running.client()
         await first.get("/health")

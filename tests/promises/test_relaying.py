@@ -49,7 +49,7 @@ async def test_a_stream_passes_byte_for_byte_however_it_is_cut(size: int) -> Non
     assert line["cost_usd"] == 0.0000065
 
 
-async def test_each_event_leaves_as_soon_as_it_has_arrived() -> None:
+async def test_each_event_is_sent_as_soon_as_it_has_arrived() -> None:
     may_go_on = anyio.Event()
 
     async def script(peer: Conversation) -> None:

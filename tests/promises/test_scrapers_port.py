@@ -104,7 +104,7 @@ async def test_without_metrics_nothing_is_counted_and_nothing_listens() -> None:
 
 
 @pytest.mark.anyio
-async def test_scrapers_are_answered_where_clients_have_all_connections() -> None:
+async def test_scrapers_get_responses_where_clients_have_all_connections() -> None:
     async with running_proxy(1, **OWN, MAX_CONNECTIONS="1") as running:
         first = await running.client()
         assert (await first.get("/health")).status == 200
@@ -149,7 +149,7 @@ async def test_a_drain_is_seen_there_to_its_end() -> None:
             await running.scraper()
 
 
-def test_any_worker_answers_there_for_all(backend: str, tmp_path: Path) -> None:
+def test_any_worker_responds_there_for_all(backend: str, tmp_path: Path) -> None:
     settings = {**OWN, "METRICS_ON_MAIN_PORT": "false"}
     with running_workers(backend, tmp_path, **settings) as crew:
         line = crew.served.first_line_where(lambda line: "scrapers" in line["message"])

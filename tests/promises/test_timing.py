@@ -186,7 +186,7 @@ def test_a_client_that_reads_slowly_is_the_only_one_to_look_slow() -> None:
         ({"UPSTREAM_FIRST_BYTE_TIMEOUT": "60"}, chat(), 60, b"HTTP/1.1 504 "),
     ],
 )
-def test_deadlines_are_what_they_say(
+def test_deadlines_are_exact(
     settings: dict[str, str], sent: bytes, seconds: int, response: bytes
 ) -> None:
     async def silence(stream: MemoryStream) -> None:

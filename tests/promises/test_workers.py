@@ -58,7 +58,7 @@ def wait_until(condition: Callable[[], object]) -> None:
         assert time.monotonic() < until
 
 
-def test_any_worker_tells_of_all(backend: str, tmp_path: Path) -> None:
+def test_any_worker_reports_all(backend: str, tmp_path: Path) -> None:
     """What they count is what the log says, and the same whoever is asked."""
     with running_workers(backend, tmp_path) as crew:
         ours = {number: crew.connection(number) for number in (1, 2)}
@@ -82,7 +82,7 @@ def test_any_worker_tells_of_all(backend: str, tmp_path: Path) -> None:
             wait_until(partial(open_connections_are, asked, len(crew.open)))
 
 
-def test_one_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path) -> None:
     with running_workers(backend, tmp_path) as crew:
         first, second = crew.connection(1), crew.connection(2)
         ask(crew, first, "before")
@@ -130,7 +130,7 @@ def test_pauses(last: float, lived: float, pause: float) -> None:
     assert restart_delay(last, lived) == pause
 
 
-def test_a_worker_that_is_told_to_end_finishes_first(backend: str, tmp_path: Path) -> None:
+def test_a_worker_that_gets_sigterm_finishes_first(backend: str, tmp_path: Path) -> None:
     with running_workers(backend, tmp_path) as crew:
         response = begin(crew.connection(1), "rate=200, tokens=128")
         line = crew.end(1, signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_the_second_signal_ends_at_once(backend: str, tmp_path: Path) -> None:
         assert crew.served.ended() == 0
 
 
-def test_who_dies_in_the_drain_is_not_replaced(backend: str, tmp_path: Path) -> None:
+def test_a_worker_that_dies_in_the_drain_is_not_replaced(backend: str, tmp_path: Path) -> None:
     with running_workers(backend, tmp_path) as crew:
         response = begin(crew.connection(2), "rate=200, tokens=128")
         begin(crew.connection(1), "fault=stall, at=3")
@@ -244,7 +244,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_how_a_worker_ended_is_known_even_if_the_parent_was_told_not_to_ask(tmp_path: Path) -> None:
+def test_how_a_worker_ended_is_known_even_where_sigchld_is_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which the process inherits
     try:
         with running_workers("asyncio", tmp_path) as crew:
@@ -337,7 +337,7 @@ def run_script(script: str, **settings: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_check_says_what_each_worker_has_for_itself() -> None:
+def test_check_marks_what_each_worker_has_for_itself() -> None:
     alone = run("check", CEREBRAS_API_KEY=KEY).stdout
     assert "#" not in alone
     several = run("check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="3").stdout.splitlines()

@@ -89,7 +89,7 @@ def test_lines_of_several_workers_come_whole(backend: str, tmp_path: Path) -> No
         assert {line["worker"] for line in lines} == {1, 2}
 
 
-def test_an_output_that_nobody_reads_holds_up_no_end(backend: str, tmp_path: Path) -> None:
+def test_an_output_that_nobody_reads_delays_no_end(backend: str, tmp_path: Path) -> None:
     with muffled(backend, tmp_path) as service:
         service.fill()
         service.process.send_signal(signal.SIGTERM)

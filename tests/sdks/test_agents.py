@@ -137,7 +137,7 @@ FAULTS = {502: "fault=close", 503: "fault=unavailable", 504: "fault=silence"}
 
 
 @pytest.mark.parametrize("status", FAULTS)
-def test_the_gateway_tries_again_and_the_trace_tells_all(
+def test_the_gateway_retries_and_the_trace_has_all_attempts(
     hasty: Stack, backend: str, status: int
 ) -> None:
     """A line for each attempt, under the one trace id; the last attempt is answered."""
@@ -155,7 +155,7 @@ def test_the_gateway_tries_again_and_the_trace_tells_all(
 
 
 @pytest.mark.anyio
-async def test_the_gateway_tries_a_408_again() -> None:
+async def test_the_gateway_retries_a_408() -> None:
     """Which the simulator has not among its errors."""
     trace_id = trace()
 
@@ -174,7 +174,7 @@ async def test_the_gateway_tries_a_408_again() -> None:
     assert all(header in request.lower() for request in upstream.requests)
 
 
-def test_a_gateway_that_waits_no_longer_takes_its_request_along(stack: Stack, backend: str) -> None:
+def test_a_timeout_of_the_gateway_ends_its_request(stack: Stack, backend: str) -> None:
     trace_id = trace()
 
     async def call() -> None:

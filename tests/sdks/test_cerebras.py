@@ -22,7 +22,7 @@ def warmed(served: Served) -> dict[str, Any]:
     return served.line_where(lambda line: line.get("route") == WARMING)
 
 
-def test_an_answer_as_the_readme_asks_for_it(demo: Served) -> None:
+def test_a_response_requested_as_in_the_readme(demo: Served) -> None:
     question: Any = [{"role": "user", "content": "Hello!"}]
     text = ""
     with client_of(demo) as client:
@@ -34,7 +34,7 @@ def test_an_answer_as_the_readme_asks_for_it(demo: Served) -> None:
     assert text.startswith("the wafer holds")
 
 
-def test_the_times_of_an_answer(demo: Served) -> None:
+def test_the_times_of_a_response(demo: Served) -> None:
     with client_of(demo) as client:
         plain: Any = client.chat.completions.create(**REQUEST)
         events: list[Any] = list(client.chat.completions.create(**REQUEST, stream=True))
@@ -43,7 +43,7 @@ def test_the_times_of_an_answer(demo: Served) -> None:
 
 
 @pytest.mark.parametrize("api_key", [CLIENT_KEY, "a-wrong-key"])
-def test_the_warm_up_is_answered_whatever_the_key(guarded: Served, api_key: str) -> None:
+def test_the_warm_up_gets_its_response_whatever_the_key(guarded: Served, api_key: str) -> None:
     client_of(guarded, api_key=api_key, max_retries=2).close()
     line = warmed(guarded)
     assert (line["method"], line["status_code"], line["outcome"]) == ("GET", 200, "completed")

@@ -21,7 +21,9 @@ def exact(backend: str) -> Iterator[Served]:
 @pytest.mark.parametrize(
     "asked", [{}, {"model": "llama3.1-8b", "n": 2}, {"tools": [TOOL]}, {"max_tokens": 5}]
 )
-def test_a_plain_answer(asking: Asking, demo: Served, exact: Served, asked: dict[str, Any]) -> None:
+def test_a_plain_response(
+    asking: Asking, demo: Served, exact: Served, asked: dict[str, Any]
+) -> None:
     asker = asking(exact)
     answer, other = asker.whole(**asked), asking(demo).whole(**asked)
     line = exact.exchange(asker.trace_id)

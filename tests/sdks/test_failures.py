@@ -55,7 +55,7 @@ def test_the_apis_errors(
     assert demo.exchange(asker.trace_id)["upstream_status"] == kind[0]
 
 
-def test_the_accounts_key_is_not_the_clients_affair(asking: Asking, demo: Served) -> None:
+def test_a_rejected_account_key_is_not_the_clients_error(asking: Asking, demo: Served) -> None:
     asker = asking(demo)
     error = failure(asker, "fault=wrong_api_key")
     message = "The upstream API did not accept this proxy's own API key."
@@ -88,7 +88,7 @@ def test_an_error_of_the_apis_server(asking: Asking, demo: Served) -> None:
     assert error.body["message"] == "Encountered a server error, please try again."
 
 
-def test_a_rate_limit_says_when_to_come_back(asking: Asking, demo: Served) -> None:
+def test_a_rate_limit_has_a_retry_after(asking: Asking, demo: Served) -> None:
     headers = failure(asking(demo), "fault=429").response.headers
     assert headers["retry-after"] == "1"
     assert headers["x-ratelimit-limit-requests-day"]
@@ -126,7 +126,7 @@ def test_an_upstream_that_cannot_be_reached(asking: Asking, unreachable: Served)
 
 
 @pytest.mark.parametrize("fault", ["close", "garbage"])
-def test_no_answer_from_upstream_is_asked_for_once(
+def test_without_a_response_from_upstream_there_is_one_request(
     asking: Asking, demo: Served, fault: str
 ) -> None:
     """It may have been carried out: the proxy says so, and the SDKs do not repeat it."""
@@ -171,7 +171,7 @@ def test_a_stream_that_is_cut_inside_an_event(asking: Asking, demo: Served) -> N
     assert demo.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
 
 
-def test_a_plain_answer_that_is_cut(asking: Asking, demo: Served) -> None:
+def test_a_plain_response_that_is_cut(asking: Asking, demo: Served) -> None:
     asker = asking(demo)
     with pytest.raises(asker.sdk.errors.APIConnectionError):
         asker.whole("fault=cut_inside")

@@ -72,7 +72,7 @@ def told(demo: Served) -> Answers:
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_answers_and_streams(told: Answers, sdk: str) -> None:
+def test_responses_and_streams(told: Answers, sdk: str) -> None:
     plain, stream = told[sdk, "plain"], told[sdk, "stream"]
     assert not plain.error
     assert not stream.error
@@ -136,7 +136,7 @@ def test_an_upstream_that_cannot_be_reached(unreachable: Served) -> None:
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_the_accounts_key_is_not_the_clients_affair(told: Answers, sdk: str) -> None:
+def test_a_rejected_account_key_is_not_the_clients_error(told: Answers, sdk: str) -> None:
     error = told[sdk, "upstreamKey"].error
     message = "The upstream API did not accept this proxy's own API key."
     assert error["name"] == "InternalServerError"

@@ -20,7 +20,7 @@ def client_of(served: Served, api_key: str = "any") -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
 
 
-def test_an_answer(demo: Served) -> None:
+def test_a_response(demo: Served) -> None:
     with client_of(demo) as client:
         reply = client.chat.completions.create(model="llama3.1-8b", messages=MESSAGES)
     assert (reply.choices[0].message.content or "").startswith("the wafer holds")
@@ -53,7 +53,7 @@ def test_a_tool_call_reassembled_by_the_sdk(demo: Served) -> None:
     assert call.function.arguments == '{"city":"test","days":1}'
 
 
-def test_the_head_of_an_answer(demo: Served) -> None:
+def test_the_head_of_a_response(demo: Served) -> None:
     with client_of(demo) as client:
         raw = client.chat.completions.with_raw_response.create(
             model="llama3.1-8b", messages=MESSAGES, extra_headers={"x-trace-id": "mine"}

@@ -12,7 +12,7 @@ pytestmark = LEAVES_GENERATORS
 Asking = Callable[..., SdkClient]
 
 
-def test_a_plain_answer(asking: Asking, demo: Served) -> None:
+def test_a_plain_response(asking: Asking, demo: Served) -> None:
     asker = asking(demo)
     answer = asker.whole()
     [choice] = answer.choices

@@ -32,7 +32,7 @@ async def busy_at_first(conversation: Conversation) -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("sdk", [OPENAI, CEREBRAS])
-async def test_a_429_is_tried_again(sdk: Sdk, is_async: bool) -> None:
+async def test_a_429_is_retried(sdk: Sdk, is_async: bool) -> None:
     async with running_upstream(busy_at_first) as upstream, running_proxy(upstream.port) as running:
         backend = current_backend() if is_async else None
         asker = SdkClient(sdk, running.port, backend, {"max_retries": 1})

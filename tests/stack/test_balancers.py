@@ -130,9 +130,7 @@ async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("answered", [False, True])
-async def test_a_client_that_leaves_takes_its_request_along(
-    kind: str, tmp_path: Path, answered: bool
-) -> None:
+async def test_a_disconnect_ends_the_request(kind: str, tmp_path: Path, answered: bool) -> None:
     asked = anyio.Event()
 
     async def script(peer: Conversation) -> None:
@@ -152,7 +150,7 @@ async def test_a_client_that_leaves_takes_its_request_along(
             await fleet.upstream.disconnected.wait()
 
 
-async def test_where_no_proxy_is_left_clients_are_told_so(kind: str, tmp_path: Path) -> None:
+async def test_where_no_proxy_is_left_clients_get_an_error(kind: str, tmp_path: Path) -> None:
     async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
         for proxy in fleet.proxies:
             proxy.proxy.begin_drain()

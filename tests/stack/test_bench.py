@@ -52,7 +52,7 @@ def test_every_peer_can_be_set_up(tmp_path: Path) -> None:
         assert not [text for text in texts if re.search("@[A-Z]+@", peers.filled(text, values))]
 
 
-def test_a_peer_that_is_missing_is_said_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_peer_that_is_missing_is_reported_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     bench, peers = import_module("bench"), import_module("peers")
     ours, nginx = peers.PEERS[:2]
     assert bench.there([ours, replace(nginx, needs=("no-such-program",))]) == [ours]
@@ -79,7 +79,7 @@ def test_a_table_has_medians_spreads_and_ratios() -> None:
     assert [line.split()[-1] for line in lines[:3]] == ["it", "–", "1.00"]
 
 
-def test_a_peer_that_failed_is_told_and_has_no_figures() -> None:
+def test_a_peer_that_failed_is_reported_and_has_no_figures() -> None:
     report = import_module("report")
     failing = {**entry(ape_cerebras=[ROUND], nginx=[]), "failed": {"nginx": "cut off"}}
     assert report.ratios(failing) == {}
@@ -122,7 +122,7 @@ def test_a_short_look_at_our_proxy_alone(tmp_path: Path) -> None:
     assert "left out" not in done.stdout
 
 
-def test_growth_is_told_by_the_rounds_it_was_measured_in() -> None:
+def test_growth_is_reported_by_the_rounds_it_was_measured_in() -> None:
     growth = import_module("growth")
     lines = growth.table({"streams": {0: [100.0, 200.0, 300.0], 50: [110.0, 240.0, 330.0]}})
     assert lines[1].endswith("200 (100–300), 1.00 times")

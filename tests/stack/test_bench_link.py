@@ -89,7 +89,7 @@ def test_no_more_goes_through_than_the_rate_allows(link: Any) -> None:
         assert time.monotonic() - began_at >= 0.1
 
 
-def test_who_leaves_at_one_end_leaves_at_the_other(link: Any) -> None:
+def test_a_disconnect_at_one_end_is_one_at_the_other(link: Any) -> None:
     with joined(link, 0.001) as (client, server):
         server.close()
         assert all_from(client) == b""

@@ -93,7 +93,7 @@ def test_secrets_are_files_of_the_container() -> None:
     assert files == {f"/run/secrets/{name}" for name in service["secrets"]}
 
 
-def test_those_who_ask_a_service_name_it_as_it_is() -> None:
+def test_services_are_named_as_they_are() -> None:
     """The balancer, which also outlasts the proxies' drain; Prometheus; the collector; Grafana."""
     stack = services("stack")
     proxy, config = stack["cerebras-proxy"], CONTRIB / "prometheus/prometheus.yml"
@@ -110,7 +110,7 @@ def test_those_who_ask_a_service_name_it_as_it_is() -> None:
     assert urls == ["http://prometheus:9090", "http://loki:3100"]
 
 
-def test_the_agents_ask_and_are_answered(demo: Served) -> None:
+def test_the_agents_get_their_responses(demo: Served) -> None:
     """In streams and plainly; and one of their questions is refused. SIGTERM ends all of them."""
     command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{demo.port}", "2")
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as agents:

@@ -21,7 +21,9 @@ def test_there_are_two_with_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_panel_says_what_it_shows_and_asks_a_source_that_can_be_chosen(name: str) -> None:
+def test_every_panel_describes_what_it_shows_and_queries_a_source_that_can_be_chosen(
+    name: str,
+) -> None:
     variables = {each["name"]: each for each in DASHBOARDS[name]["templating"]["list"]}
     for panel in panels(DASHBOARDS[name]):
         assert panel["title"]

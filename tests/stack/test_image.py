@@ -25,7 +25,7 @@ def test_the_base_is_an_argument_of_both_stages() -> None:
     assert instructions("FROM") == ["${BASE} AS build", "${BASE}"]
 
 
-def test_the_label_tells_the_version() -> None:
+def test_the_label_has_the_version() -> None:
     assert f"VERSION={VERSION}" in instructions("ARG")
 
 
@@ -59,7 +59,9 @@ def test_nothing_gets_in_that_is_not_named() -> None:
     assert {rule[1:] for rule in rest if rule.startswith("!")} == copied - {"./"}
 
 
-def test_pip_inside_asks_as_pip_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_inside_uses_the_index_of_pip_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = tmp_path / "bundle.pem"
     bundle.touch()
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.test/simple")

@@ -115,7 +115,7 @@ def test_the_proxy_knows_its_settings(tmp_path: Path) -> None:
     assert {"http": config.port, "metrics": config.metrics_port} == PORTS
 
 
-def test_it_is_let_finish(tmp_path: Path) -> None:
+def test_it_may_finish(tmp_path: Path) -> None:
     """The pause before SIGTERM and the drain after it fit into the grace, with some to spare."""
     environment = {row["name"]: row["value"] for row in CONTAINER["env"]}
     drain = config_of(environment, tmp_path).graceful_shutdown_timeout

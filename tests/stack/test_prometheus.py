@@ -116,7 +116,7 @@ def test_an_alert_that_should_is_about_to_fire(watched: tuple[Prometheus, Load])
     assert not server.query(f'ALERTS{{alertstate="firing", alertname=~"{others}"}}')
 
 
-def test_what_was_asked_is_what_was_counted(watched: tuple[Prometheus, Load]) -> None:
+def test_every_request_is_counted(watched: tuple[Prometheus, Load]) -> None:
     server, load = watched
 
     def counted() -> float:

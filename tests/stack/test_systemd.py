@@ -33,7 +33,7 @@ def settings(name: str) -> list[str]:
     return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
 
 
-def test_systemd_has_nothing_to_say(unit: Path) -> None:
+def test_systemd_finds_nothing_wrong(unit: Path) -> None:
     """It passes over what it does not know, and says so."""
     done = analyze("verify", str(unit))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -45,7 +45,7 @@ def test_little_can_be_done_with_it(unit: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_proxy_knows_its_settings_and_is_let_finish(tmp_path: Path) -> None:
+def test_the_proxy_knows_its_settings_and_may_finish(tmp_path: Path) -> None:
     pairs = [pair.split("=", 1) for text in settings("Environment") for pair in text.split()]
     environment = dict(pairs)
     config = config_of(environment, tmp_path)
