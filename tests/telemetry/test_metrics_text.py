@@ -97,13 +97,13 @@ def test_no_accept_header_raises_or_comes_back(accept: bytes) -> None:
 def test_a_scrape_in_a_thread_while_new_series_are_counted() -> None:
     """Values are locked one by one, so that a text is of one moment for each of them."""
     metrics, texts = observed(stream_exchange()), list[bytes]()
-    thread = Thread(target=lambda: texts.extend(metrics.render(b"")[0] for _ in range(5)))
+    thread = Thread(target=lambda: texts.extend(metrics.render(b"")[0] for _ in range(3)))
     thread.start()
     clients = 0
-    while thread.is_alive():
+    while thread.is_alive() and clients < 500:
         clients += 1
         metrics.observe(*with_timings(stream_exchange(client=f"client-{clients}")))
     thread.join()
-    assert len(texts) == 5
+    assert len(texts) == 3
     counted = value(metrics, "requests_total", model="gpt-oss-120b")
     assert counted == clients + 1
