@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -116,35 +115,28 @@ _MESSAGES = {
     "unauthorized": "Request refused",
 }
 
-_Read = Callable[[Exchange, Timings], dict[str, Any]]
+_Rows = list[tuple[str, int, str]]  # key; exchange, timings or usage; attribute
 
 
-def _reader(fields: tuple[LogField, ...]) -> _Read:
-    """Compile rows of the table. One ``attrgetter`` per source and one ``itemgetter`` for the order
-    cost a third of a ``getattr`` per row."""
-    names = [field.attribute or field.key for field in fields]
-    timed = [name for name in names if name in Timings._fields]
-    own = [name for name in names if name not in (*Timings._fields, *Usage._fields)]
-    positions = [(*timed, *own, *Usage._fields).index(name) for name in names]
-    of_timings, of_exchange, in_order = attrgetter(*timed), attrgetter(*own), itemgetter(*positions)
-    keys = [field.key for field in fields]
-
-    def read(exchange: Exchange, timings: Timings) -> dict[str, Any]:
-        usage = exchange.usage or _NO_USAGE
-        values = in_order((*of_timings(timings), *of_exchange(exchange), *usage))
-        nullable = "ttft_source" if exchange.is_chat else ""
-        return {
-            key: value
-            for key, value in zip(keys, values, strict=True)
-            if value is not None or key == nullable
-        }
-
-    return read
+def _rows(fields: tuple[LogField, ...]) -> _Rows:
+    names = [(field.key, field.attribute or field.key) for field in fields]
+    of_timings, of_usage = set(Timings._fields), set(Usage._fields)
+    return [(key, (name in of_timings) + 2 * (name in of_usage), name) for key, name in names]
 
 
-_NO_USAGE = (None,) * len(Usage._fields)
-_read_fields = _reader(LOG_FIELDS)
-_read_debug_fields = _reader(DEBUG_FIELDS)
+_ROWS, _DEBUG_ROWS = _rows(LOG_FIELDS), _rows(DEBUG_FIELDS)
+
+
+def _read(rows: _Rows, exchange: Exchange, timings: Timings) -> dict[str, Any]:
+    """The part of a line that ``rows`` describe."""
+    sources = (exchange, timings, exchange.usage)
+    nullable = "ttft_source" if exchange.is_chat else ""
+    fields = {}
+    for key, source, name in rows:
+        value = getattr(sources[source], name, None)
+        if value is not None or key == nullable:
+            fields[key] = value
+    return fields
 
 
 def _escape(fields: dict[str, Any]) -> None:
@@ -181,7 +173,7 @@ class Logs:
         message = _MESSAGES.get(timings.outcome, "Exchange failed")
         if timings.outcome == "completed" and not exchange.is_chat:
             message = "Request served"
-        fields = _read_fields(exchange, timings)
+        fields = _read(_ROWS, exchange, timings)
         _escape(fields)
         if not exchange.status:
             del fields["status_code"]
@@ -191,7 +183,7 @@ class Logs:
             fields.pop("upstream_status", None)
             fields.pop("upstream_code", None)
         if self._least == _LEVELS["debug"] and exchange.token_events:
-            fields.update(_read_debug_fields(exchange, timings))
+            fields.update(_read(_DEBUG_ROWS, exchange, timings))
         self._write_line(level, message, exchange.trace_id, fields)
 
     def _write_line(
