@@ -157,8 +157,8 @@ async def just_in_time_or_not(scene: Scene) -> None:
 async def so_many_on_one(scene: Scene) -> None:
     client = await scene.client()
     await client.send(HEALTH * 4)
-    told = [(await client.response()).headers.get("connection") for _ in range(3)]
-    assert told == [None, None, "close"]
+    reported = [(await client.response()).headers.get("connection") for _ in range(3)]
+    assert reported == [None, None, "close"]
     assert await client.until_closed() == b""
 
 

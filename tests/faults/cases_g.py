@@ -92,7 +92,7 @@ async def uploads_without_reading(scene: Scene) -> None:
     assert (response.status, response.complete) == (413, True)
 
 
-async def waits_to_be_asked(scene: Scene) -> None:
+async def expects_100_continue(scene: Scene) -> None:
     head, _, body = post(BODY, EXPECT).partition(b"\r\n\r\n")
     client = await scene.client()
     await client.send(head + b"\r\n\r\n")
@@ -102,7 +102,7 @@ async def waits_to_be_asked(scene: Scene) -> None:
     assert b"expect" not in scene.request.lower()
 
 
-def is_refused_unasked(sends: bytes, status: int) -> Case:
+def is_refused_at_once(sends: bytes, status: int) -> Case:
     async def play(scene: Scene) -> None:
         client: Client = await scene.client()
         await client.send(sends.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
@@ -146,10 +146,10 @@ CASES: list[Case] = [
     Case("G6 RST", play=leaves("reset", stream=False), upstream=silent, up=1),
     Case("G7", play=leaves("reset", stream=True), upstream=endless, up=1),
     Case("G8", play=uploads_without_reading),
-    Case("G9", play=waits_to_be_asked, up=1),
-    is_refused_unasked(post(BODY, EXPECT, key=b"Authorization: Bearer wrong"), 401),
-    is_refused_unasked(post(BODY, EXPECT, length=b"Content-Length: 11000000"), 413),
-    is_refused_unasked(post(BODY, EXPECT, line=b"POST /v1/nope HTTP/1.1"), 404),
+    Case("G9", play=expects_100_continue, up=1),
+    is_refused_at_once(post(BODY, EXPECT, key=b"Authorization: Bearer wrong"), 401),
+    is_refused_at_once(post(BODY, EXPECT, length=b"Content-Length: 11000000"), 413),
+    is_refused_at_once(post(BODY, EXPECT, line=b"POST /v1/nope HTTP/1.1"), 404),
     Case("G11", post(BODY, EXPECT), up=1),
     Case(
         "G12",

@@ -41,8 +41,8 @@ async def thousand_wrong_keys(scene: Scene) -> None:
 
 
 async def metrics_on_both_ports(scene: Scene) -> None:
-    for asking in (await scene.client(), await scene.scraper()):
-        response = await asking.get("/metrics")
+    for client in (await scene.client(), await scene.scraper()):
+        response = await client.get("/metrics")
         assert response.status == 200
         assert b"cerebras_proxy_requests_in_flight" in response.body
 

@@ -100,12 +100,12 @@ async def blackhole(scene: Scene) -> None:
         for sock in filling:
             sock.setblocking(False)
             sock.connect_ex(address)
-        await asked_of(address[1], 504, "connect_timeout")
+        await requested_of(address[1], 504, "connect_timeout")
         for sock in filling:
             sock.close()
 
 
-async def asked_of(port: int, status: int, code: str, **settings: str) -> None:
+async def requested_of(port: int, status: int, code: str, **settings: str) -> None:
     """What a proxy in front of that port answers, twice on one connection."""
     async with running_proxy(port, **{**QUICK, **settings}) as running:
         client = await running.client()
@@ -173,13 +173,13 @@ async def in_a_bounded_queue(scene: Scene) -> None:
     and one more after that."""
     late = anyio.Event()
 
-    async def answers_late(peer: Conversation) -> None:
+    async def responds_late(peer: Conversation) -> None:
         while True:
             await peer.request()
             await late.wait()
             await peer.respond(b"{}")
 
-    scene.upstream.script = answers_late
+    scene.upstream.script = responds_late
     clients = []
     for number in range(5):
         clients.append(await scene.client())

@@ -50,13 +50,13 @@ async def one_byte_at_a_time(peer: Conversation) -> None:
         await anyio.sleep(PACE)
 
 
-async def answers_once_and_hangs_up_at_the_next(peer: Conversation) -> None:
+async def responds_once_and_closes_at_the_next(peer: Conversation) -> None:
     await peer.request()
     await peer.respond(b"{}")
     await peer.request()
 
 
-def asked_twice(second: int) -> Callable[[Scene], Awaitable[None]]:
+def requested_twice(second: int) -> Callable[[Scene], Awaitable[None]]:
     async def play(scene: Scene) -> None:
         client = await scene.client()
         assert [(await client.request(OK)).status for _ in range(2)] == [200, second]
@@ -75,8 +75,8 @@ def extra(*, one_piece: bool) -> Script:
     async def script(peer: Conversation) -> None:
         while True:
             await peer.request()
-            answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-            for piece in (answer + POISON,) if one_piece else (answer, POISON):
+            response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            for piece in (response + POISON,) if one_piece else (response, POISON):
                 await peer.send(piece)
 
     return script
@@ -88,7 +88,7 @@ async def limited(peer: Conversation) -> None:
     await peer.respond(b'{"e":1}', status="429 Too Many Requests", headers=headers)
 
 
-def limits_told(scene: Scene, response: Response) -> None:
+def limits_reported(scene: Scene, response: Response) -> None:
     assert (response.headers["retry-after"], response.body) == ("7", b'{"e":1}')
     assert response.headers["x-ratelimit-limit-requests-day"] == "5"
 
@@ -137,7 +137,7 @@ async def talks_nonsense_early(peer: Conversation) -> None:
     await anyio.sleep_forever()
 
 
-def said_early(scene: Scene, response: Response) -> None:
+def responded_early(scene: Scene, response: Response) -> None:
     assert orjson.loads(response.body) == {"early": 1}
     assert scene.bench.running.proxy._upstream.pool.idle == 0  # it is not used again
 
@@ -151,7 +151,7 @@ def early(name: str, **settings: str) -> Case:
         relayed=True,
         upstream=refuses_early_and_stays,
         settings=settings,
-        check=said_early,
+        check=responded_early,
     )
 
 
@@ -174,13 +174,13 @@ K12 = {
 CASES: list[Case] = [
     Case("K1", OK, 502, up=1, code="invalid_response", upstream=closes),
     Case("K2", OK, 502, up=1, code="invalid_response", upstream=resets),
-    Case("K3", play=asked_twice(200), up=2, lines=2, upstream=responds_once),
+    Case("K3", play=requested_twice(200), up=2, lines=2, upstream=responds_once),
     Case(
         "K4",
-        play=asked_twice(502),
+        play=requested_twice(502),
         up=2,
         lines=2,
-        upstream=answers_once_and_hangs_up_at_the_next,
+        upstream=responds_once_and_closes_at_the_next,
     ),
     Case("K5", OK, 504, up=1, code="first_byte_timeout", upstream=silent, settings=QUICK),
     Case(
@@ -242,7 +242,7 @@ CASES: list[Case] = [
         upstream=raw(JSON + TWO + b"\r\n{x"),
         check=lambda _, response: response.body == b"{x",
     ),
-    Case("K18", OK, 429, up=1, relayed=True, upstream=limited, check=limits_told),
+    Case("K18", OK, 429, up=1, relayed=True, upstream=limited, check=limits_reported),
     Case("K19", OK, up=1, upstream=talks_of_itself, check=none_went_down),
     Case(
         "K20",

@@ -72,10 +72,10 @@ def breaks(name: str, code: str, wire: bytes, then: str = "close") -> Case:
 
     def check(scene: Scene, response: Response) -> None:
         assert response.body.startswith(ONE)
-        told = response.body.removeprefix(ONE)
-        assert told.startswith(b"data: {")
-        assert told.endswith(b"}\n\n")
-        error = orjson.loads(told[6:])["error"]
+        reported = response.body.removeprefix(ONE)
+        assert reported.startswith(b"data: {")
+        assert reported.endswith(b"}\n\n")
+        error = orjson.loads(reported[6:])["error"]
         assert (error["type"], error["code"]) == ("upstream_error", code)
 
     settings = QUICK if then == "hold" else {}
@@ -115,7 +115,7 @@ def is_json(scene: Scene, response: Response) -> None:
     assert response.headers["content-length"] == "7"
 
 
-async def leaves_at_the_third_event(scene: Scene) -> None:
+async def disconnects_at_the_third_event(scene: Scene) -> None:
     client = await scene.client()
     await client.send(OK)
     await client.until(ONE * 3)
@@ -179,7 +179,7 @@ CASES: list[Case] = [
     Case("L6 HTTP/1.0", play=old_client_cut, up=1, upstream=raw(HEAD + chunk(ONE))),
     breaks("L7", "stream_truncated", chunk(ONE) + END),
     breaks("L8", "stream_timeout", chunk(ONE), "hold"),
-    Case("L9", play=leaves_at_the_third_event, up=1, upstream=endless),
+    Case("L9", play=disconnects_at_the_third_event, up=1, upstream=endless),
     Case(
         "L10", OK, up=1, upstream=raw(HEAD + chunk(FAILED) + END, "hold"), check=passed_on(FAILED)
     ),

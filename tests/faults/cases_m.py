@@ -75,7 +75,7 @@ async def what_runs_is_finished(scene: Scene) -> None:
             await running.ended.wait()
 
 
-async def told_at_the_end_of_the_grace(scene: Scene) -> None:
+async def error_at_the_end_of_the_grace(scene: Scene) -> None:
     async with (
         running_upstream(one_token_and_no_more) as upstream,
         running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as running,
@@ -221,7 +221,7 @@ def name_changes(backend: str) -> None:
 CASES: list[Case] = [
     Case("M1", play=idle_ends_at_once, lines=0),
     Case("M2", play=what_runs_is_finished, lines=0),
-    Case("M3", play=told_at_the_end_of_the_grace, lines=0),
+    Case("M3", play=error_at_the_end_of_the_grace, lines=0),
     Case("M4", play=nothing_is_lost_under_load, lines=0),
     Case("M5", process=signals),
     Case("M6", needs="the container: make image-test plays it"),

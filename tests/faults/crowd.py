@@ -15,21 +15,21 @@ from failing_upstream import Plan
 
 from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 
-__all__ = ("TIMEOUT", "Accounts", "Asked", "Crowd", "outcomes_in")
+__all__ = ("TIMEOUT", "Accounts", "Crowd", "SentRequest", "outcomes_in")
 
 TIMEOUT = 60.0  # seconds for an answer; a machine may be busy with others
-_LEAVES_WITHIN = 1.0  # seconds
-_LEAVE = 1 / 3  # of the requests
+_DISCONNECTS_WITHIN = 1.0  # seconds
+_DISCONNECT = 1 / 3  # of the requests
 _CUT = {"upstream_truncated", "upstream_stalled", "upstream_invalid"}
 
 
 @dataclass
-class Asked:
+class SentRequest:
     """A request, and what its client saw: nothing, if it left."""
 
     trace_id: str
     plan: Plan
-    left: bool = False
+    disconnected: bool = False
     response: Response | None = None
 
     @property
@@ -45,7 +45,7 @@ class Asked:
     def may_have_ended(self, line: dict[str, Any]) -> bool:
         """Whether what the line tells can be what the client saw."""
         outcome, response = str(line["outcome"]), self.response
-        if self.left:
+        if self.disconnected:
             return outcome in OUTCOMES and outcome != "internal_error"
         if response is None:  # a reset takes along what was sent
             return outcome in _CUT
@@ -66,41 +66,43 @@ class Accounts:
 
     def __init__(self, trace: str) -> None:
         self._trace = trace
-        self._asked: dict[str, Asked] = {}
-        self._told: dict[str, dict[str, Any]] = {}
+        self._requests: dict[str, SentRequest] = {}
+        self._logged: dict[str, dict[str, Any]] = {}
         self.requests = 0
         self.outcomes: Counter[str] = Counter()
         self.others: Counter[int] = Counter()
         self.wrong: list[str] = []
 
-    def ended(self, asked: Asked) -> None:
+    def ended(self, request: SentRequest) -> None:
         """A client has seen what there is to see for it."""
         self.requests += 1
-        self._asked[asked.trace_id] = asked
-        self._compare(asked.trace_id)
+        self._requests[request.trace_id] = request
+        self._compare(request.trace_id)
 
-    def told(self, line: dict[str, Any]) -> None:
+    def logged(self, line: dict[str, Any]) -> None:
         """A line of an exchange."""
         self.outcomes[line["outcome"]] += 1
         trace_id = line["trace_id"]
         if not trace_id.startswith(self._trace):
             self.others[line.get("status_code", 0)] += 1
-        elif trace_id in self._told:
+        elif trace_id in self._logged:
             self.wrong.append(f"two lines of one exchange: {line}")
         else:
-            self._told[trace_id] = line
+            self._logged[trace_id] = line
             self._compare(trace_id)
 
     def _compare(self, trace_id: str) -> None:
-        if trace_id in self._asked and trace_id in self._told:
-            asked, line = self._asked.pop(trace_id), self._told.pop(trace_id)
-            if not asked.may_have_ended(line):
-                self.wrong.append(f"seen: {asked}; told: {line}")
+        if trace_id in self._requests and trace_id in self._logged:
+            request, line = self._requests.pop(trace_id), self._logged.pop(trace_id)
+            if not request.may_have_ended(line):
+                self.wrong.append(f"seen: {request}; told: {line}")
 
     def settle(self, counted: Counter[str]) -> list[str]:
         """What does not agree. Who left may have done so before the proxy knew of a request."""
-        missing = [f"no line: {asked}" for asked in self._asked.values() if not asked.left]
-        nobodys = [f"nobody's line: {line}" for line in self._told.values()]
+        missing = [
+            f"no line: {request}" for request in self._requests.values() if not request.disconnected
+        ]
+        nobodys = [f"nobody's line: {line}" for line in self._logged.values()]
         unequal = [f"told: {self.outcomes}; counted: {counted}"] * (self.outcomes != counted)
         return self.wrong + missing + nobodys + unequal
 
@@ -126,38 +128,38 @@ class Crowd:
 
     def __post_init__(self) -> None:
         self.accounts = Accounts(self.trace)
-        self._asked = 0
+        self._requests = 0
 
     async def visit(self, dice: random.Random, requests: int) -> None:
         """One client's stay: so many requests, over as few connections as it takes."""
         client = None
         for _ in range(requests):
             client = client or await self.enter()
-            self._asked += 1
-            asked = Asked(f"{self.trace}-{self._asked}", Plan.of_dice(dice))
-            stays = await self._ask(client, asked, dice)
-            self.accounts.ended(asked)
+            self._requests += 1
+            request = SentRequest(f"{self.trace}-{self._requests}", Plan.of_dice(dice))
+            stays = await self._request(client, request, dice)
+            self.accounts.ended(request)
             if not stays:
                 client.stream.close()
                 client = None
         if client is not None:
             client.stream.close()
 
-    async def _ask(self, client: Client, asked: Asked, dice: random.Random) -> bool:
+    async def _request(self, client: Client, request: SentRequest, dice: random.Random) -> bool:
         """Whether the connection is good for another request."""
-        trace = b"X-Trace-ID: " + asked.trace_id.encode()
-        await client.send(chat(asked.plan.body(), trace, *self.extra))
-        asked.left = dice.random() < _LEAVE
-        if asked.left:
-            await _leave(client, dice)
+        trace = b"X-Trace-ID: " + request.trace_id.encode()
+        await client.send(chat(request.plan.body(), trace, *self.extra))
+        request.disconnected = dice.random() < _DISCONNECT
+        if request.disconnected:
+            await _disconnect(client, dice)
             return False
         with suppress(anyio.EndOfStream):
-            asked.response = await client.response(timeout=TIMEOUT)
-        response = asked.response
+            request.response = await client.response(timeout=TIMEOUT)
+        response = request.response
         return response is not None and response.complete and "connection" not in response.headers
 
 
-async def _leave(client: Client, dice: random.Random) -> None:
-    with anyio.move_on_after(dice.random() * _LEAVES_WITHIN):
+async def _disconnect(client: Client, dice: random.Random) -> None:
+    with anyio.move_on_after(dice.random() * _DISCONNECTS_WITHIN):
         await client.until_closed()
     client.stream.reset() if dice.random() < 0.5 else client.stream.close()

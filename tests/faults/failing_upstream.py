@@ -77,8 +77,8 @@ class Plan(NamedTuple):
 
     def body(self) -> bytes:
         """The request that asks for it."""
-        asked = {"stream": self.stream, "user": f"{self.end} {self.stage}"}
-        return orjson.dumps({"model": "gpt-oss-120b", "messages": [], **asked})
+        requested = {"stream": self.stream, "user": f"{self.end} {self.stage}"}
+        return orjson.dumps({"model": "gpt-oss-120b", "messages": [], **requested})
 
 
 def _plan_in(request: bytes) -> Plan:

@@ -212,8 +212,8 @@ class Scene:
 
     @property
     def exchanges(self) -> list[dict[str, Any]]:
-        told = [orjson.loads(line) for line in self.written]
-        return [line for line in told if "outcome" in line]
+        reported = [orjson.loads(line) for line in self.written]
+        return [line for line in reported if "outcome" in line]
 
     async def logged(self, count: int = 1) -> list[dict[str, Any]]:
         await until(lambda: len(self.exchanges) >= count)

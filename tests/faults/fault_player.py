@@ -84,14 +84,14 @@ async def _assert_response(scene: Scene, case: Case, client: Client, response: R
 
 
 def _assert_own_error(response: Response, case: Case) -> None:
-    told = response.json()
-    inner = told.pop("error")
-    assert inner == told
-    assert set(told) == {"message", "type", "param", "code"}
-    assert all(isinstance(value, str) for value in told.values())
-    assert case.code in ("", told["code"])
+    reported = response.json()
+    inner = reported.pop("error")
+    assert inner == reported
+    assert set(reported) == {"message", "type", "param", "code"}
+    assert all(isinstance(value, str) for value in reported.values())
+    assert case.code in ("", reported["code"])
     kinds = {400: "invalid_request_error", 401: "authentication_error", 502: "upstream_error"}
-    assert told["type"] == kinds.get(response.status, told["type"])
+    assert reported["type"] == kinds.get(response.status, reported["type"])
     assert response.headers["content-type"] == "application/json"
     assert {"date", "content-length", "x-trace-id", "x-request-id"} <= set(response.headers)
 

@@ -41,7 +41,7 @@ __all__ = ("FAULTS", "Soak", "soaked")
 
 USUAL = ("asyncio", "trio")
 CLIENTS = 50
-TURNS = 30
+POOL_SIZE = 30
 SETTINGS = {
     "CEREBRAS_API_KEY": KEY,
     "CEREBRAS_BASE_URL": "https://localhost",
@@ -49,7 +49,7 @@ SETTINGS = {
     "HOST": "127.0.0.1",
     "PORT": "0",
     "LOG_LEVEL": "debug",
-    "CONNECTION_POOL_SIZE": str(TURNS),
+    "CONNECTION_POOL_SIZE": str(POOL_SIZE),
     "WARM_CONNECTIONS": "0",  # so that descriptors can be counted
     "UPSTREAM_CONNECT_TIMEOUT": "1",
     "UPSTREAM_FIRST_BYTE_TIMEOUT": "1",
@@ -112,7 +112,7 @@ class Soak:
         elif "address" in line:
             self._port = int(line["address"].rpartition(":")[2])
         elif "outcome" in line and line.get("route") != "/metrics":
-            self.crowd.accounts.told(line)
+            self.crowd.accounts.logged(line)
         self._news.set()
 
     async def until(self, is_there: str) -> None:
@@ -168,7 +168,7 @@ class Soak:
     def judge(self, exit_status: int | None, complaints: bytes) -> None:
         before, after = self.states
         requests = sum(self.crowd.accounts.outcomes.values())
-        expected = {"turns": TURNS, "in_flight": 0, "clients": 0, "connections": 0}
+        expected = {"slots": POOL_SIZE, "in_flight": 0, "clients": 0, "connections": 0}
         expected |= {key: before[key] for key in NEVER_MORE}
         left = {key: after[key] for key in expected if after[key] != expected[key]}
         if left:
@@ -186,13 +186,13 @@ class Soak:
 
     def report(self) -> str:
         accounts = self.crowd.accounts
-        told = sum(accounts.outcomes.values())
+        reported = sum(accounts.outcomes.values())
         rows = [f"{count:>10,} {outcome}" for outcome, count in accounts.outcomes.most_common()]
         grown = [
             f"{key} {self.states[0][key]:,} → {self.states[1][key]:,}" for key in self.states[0]
         ]
-        asked = f"{accounts.requests:,} requests, {sum(self.faults.values()):,} faults"
-        return "\n".join([f"{asked}, {told:,} lines", *rows, *grown, *self.problems])
+        requested = f"{accounts.requests:,} requests, {sum(self.faults.values()):,} faults"
+        return "\n".join([f"{requested}, {reported:,} lines", *rows, *grown, *self.problems])
 
 
 async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) -> Soak:

@@ -46,13 +46,13 @@ async def tell(proxy: Proxy, ways: Ways) -> None:
         while proxy._connections or pool.active:  # noqa: ASYNC110 - it has no event for this
             await anyio.sleep(0.01)
     ways.trouble = 0.0
-    turns = await free_turns(proxy)
+    slots = await free_slots(proxy)
     ways.trouble = trouble
     gc.collect()
     proxy.logs.event(
         "info",
         "State",
-        turns=turns,
+        slots=slots,
         in_flight=proxy._in_flight,
         clients=len(proxy._connections),
         connections=pool.active + pool.idle,
@@ -70,15 +70,15 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-async def free_turns(proxy: Proxy) -> int:
+async def free_slots(proxy: Proxy) -> int:
     """How many connections upstream can be had at the same time."""
     pool = proxy._upstream.pool
     with ExitStack() as stack:
         for _ in range(proxy.config.connection_pool_size):
             stack.callback(pool.give_back, (await pool.lease()).connection)
-        turns = pool.active
+        slots = pool.active
     pool.close()
-    return turns
+    return slots
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 CLIENTS = 200
 REQUESTS = 3  # of each
-TURNS = 150  # so that there is a queue for them
+POOL_SIZE = 150  # so that there is a queue for them
 SETTINGS = {
     "CEREBRAS_BASE_URL": "https://localhost",
-    "CONNECTION_POOL_SIZE": str(TURNS),
+    "CONNECTION_POOL_SIZE": str(POOL_SIZE),
     "UPSTREAM_CONNECT_TIMEOUT": "2",
     "UPSTREAM_FIRST_BYTE_TIMEOUT": "1",
     "UPSTREAM_IDLE_TIMEOUT": "1",
@@ -69,7 +69,7 @@ async def assert_settled(running: Running, crowd: Crowd) -> None:
     text = (await (await running.client()).get("/metrics")).body.decode()
     for line in running.lines.exchanges():
         if line.get("route") != "/metrics":
-            crowd.accounts.told(line)
+            crowd.accounts.logged(line)
     counted = outcomes_in(text)
     assert crowd.accounts.settle(counted) == []
     assert not crowd.accounts.others
@@ -83,7 +83,7 @@ async def assert_every_turn_is_there(running: Running) -> None:
     """All of them can be taken at the same time."""
     pool = running.proxy._upstream.pool
     with ExitStack() as stack:
-        for _ in range(TURNS):
+        for _ in range(POOL_SIZE):
             stack.callback(pool.give_back, (await pool.lease()).connection)
-        assert pool.active == TURNS
+        assert pool.active == POOL_SIZE
     pool.close()

@@ -76,7 +76,7 @@ class HoldingUpstream:
     read them. What comes after each hold waits for ``go``."""
 
     go: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(0))
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     held_until: list[float] = field(default_factory=list)
 
     async def __call__(self, peer: Conversation) -> None:
@@ -168,13 +168,13 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
     """More than the kernel holds for the client, so that the proxy must wait; less than it holds
     besides for the proxy, so that upstream need not."""
     long_token = TOKEN.replace(b'"a"', b'"%s"' % (b"a" * 10_000))
-    asked_at = 0.0
+    requested_at = 0.0
     all_sent = anyio.Event()
 
     async def script(peer: Conversation) -> None:
-        nonlocal asked_at
+        nonlocal requested_at
         await peer.request()
-        asked_at = request_arrived_at(peer)
+        requested_at = request_arrived_at(peer)
         await peer.stream_head()
         await peer.chunk(events(TOKEN))
         for _ in range(56):
@@ -201,5 +201,7 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
             await client.until(b"0\r\n\r\n")
             line = await running.lines.exchange()
     assert line["client_blocked_seconds"] > 0
-    assert line["upstream_ttft_seconds"] + line["generation_seconds"] < began_to_read_at - asked_at
-    assert line["total_time_seconds"] > began_to_read_at - asked_at
+    assert (
+        line["upstream_ttft_seconds"] + line["generation_seconds"] < began_to_read_at - requested_at
+    )
+    assert line["total_time_seconds"] > began_to_read_at - requested_at

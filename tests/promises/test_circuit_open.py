@@ -208,7 +208,7 @@ class Played:
         stream.close()
 
 
-async def ask(running: Rig) -> bytes:
+async def request(running: Rig) -> bytes:
     """The status of a response."""
     client = running.another_client()
     await client.send(chat())
@@ -226,9 +226,9 @@ async def probes_come_after_one_two_and_four_seconds() -> None:
     async with rig(played.script, **THREE) as running:
         statuses: dict[float, bytes] = {}
         for _ in range(3):
-            await ask(running)
+            await request(running)
         while played.now < 9:
-            statuses[played.now] = await ask(running)
+            statuses[played.now] = await request(running)
             await anyio.sleep(0.25)
     assert played.requested_at[:3] == [0.0] * 3
     # Open for 1 s, 2 s, 4 s; then it is well.
@@ -243,17 +243,17 @@ async def many_that_come_at_once_are_one_probe() -> None:
     played = Played(well_at=1.0, takes=0.5)
     async with rig(played.script, **THREE) as running:
         for _ in range(3):
-            await ask(running)  # till 1.5, of which the last is well
+            await request(running)  # till 1.5, of which the last is well
         played.well_at = 100
         for _ in range(3):
-            await ask(running)  # till 3, when it opens
+            await request(running)  # till 3, when it opens
         played.well_at = 4
         await anyio.sleep(1)
         statuses: list[bytes] = []
         async with anyio.create_task_group() as tasks:
 
             async def note() -> None:
-                statuses.append(await ask(running))
+                statuses.append(await request(running))
 
             for _ in range(20):
                 tasks.start_soon(note)
@@ -265,17 +265,17 @@ async def a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
     played = Played(well_at=1.0, takes=0.0)
     async with rig(played.script, **THREE) as running:
         for _ in range(3):
-            await ask(running)
+            await request(running)
         played.takes = 10
         await anyio.sleep(1)
-        leaving = running.another_client()
-        await leaving.send(chat())
+        disconnecting = running.another_client()
+        await disconnecting.send(chat())
         await anyio.sleep(2)
-        refused = await ask(running)
-        leaving.close()
+        refused = await request(running)
+        disconnecting.close()
         await anyio.sleep(1)
         played.takes = 0
-        responded: list[Any] = [await ask(running), await ask(running)]
+        responded: list[Any] = [await request(running), await request(running)]
     assert refused == b"503"
     assert responded == [b"200", b"200"]
     assert played.requested_at[3:] == [1.0, 4.0, 4.0]

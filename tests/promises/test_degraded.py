@@ -71,7 +71,7 @@ class Rig:
         name = f'cerebras_proxy_degraded{{reason="{reason}"}} '
         return float(text.partition(name)[2].partition("\n")[0])
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def reported(self) -> list[tuple[str, str, str]]:
         return [
             (line["level"], line["message"], line["reason"])
             for line in self.lines.all()
@@ -91,7 +91,7 @@ def test_a_ttft_over_its_target() -> None:
             await anyio.sleep(61)
             assert "degraded" not in await rig.health()
             assert await rig.gauge("ttft") == 0
-        assert rig.told() == [
+        assert rig.reported() == [
             ("warning", "Service degraded", "ttft"),
             ("info", "Service recovered", "ttft"),
         ]
@@ -105,7 +105,7 @@ def test_a_ttft_within_its_target() -> None:
             await rig.request(chat())
             await anyio.sleep(2)
             assert "degraded" not in await rig.health()
-        assert rig.told() == []
+        assert rig.reported() == []
 
     on_mock_clock(test)
 
@@ -123,6 +123,6 @@ def test_failures() -> None:
             await anyio.sleep(2)
             assert (await rig.health())["degraded"] == ["failures"]
             assert await rig.gauge("failures") == 1
-        assert rig.told() == [("warning", "Service degraded", "failures")]
+        assert rig.reported() == [("warning", "Service degraded", "failures")]
 
     on_mock_clock(test)

@@ -66,17 +66,17 @@ async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> Non
 
 @pytest.mark.parametrize("begun", [b"", events(TOKEN), WHOLE], ids=["not", "begun", "whole"])
 async def test_a_client_that_has_only_ended_its_sending_gets_its_response(begun: bytes) -> None:
-    may_answer = anyio.Event()
+    may_respond = anyio.Event()
 
     async def script(peer: Conversation) -> None:
         await peer.request()
         if not begun:
-            await may_answer.wait()
+            await may_respond.wait()
             await peer.respond(WHOLE)
             return
         await peer.stream_head()
         await peer.chunk(begun)
-        await may_answer.wait()
+        await may_respond.wait()
         if begun != WHOLE:
             await peer.chunk(WHOLE.removeprefix(begun))
         await peer.end()
@@ -89,7 +89,7 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_response(begun:
         # Whether the client is still there the proxy asks by an interim response, or by a zero in
         # front of a chunk; what follows a stream that is complete begins with one anyway.
         await client.see(begun + b"\r\n0" if begun else b"HTTP/1.1 102 ")
-        may_answer.set()
+        may_respond.set()
         response = await client.response()
         line = await running.lines.exchange()
     assert (response.body, response.complete) == (WHOLE, True)
@@ -116,11 +116,11 @@ async def test_a_client_that_resets_before_its_response_took_the_time_until_then
         await client.send(MODELS)
         while not upstream.requests:
             await anyio.lowlevel.checkpoint()
-        asked_at, left_at = anyio.current_time(), hold_the_loop()
+        requested_at, left_at = anyio.current_time(), hold_the_loop()
         client.stream.reset()
         line = await running.lines.exchange()
     assert line["outcome"] == "client_disconnected"
-    assert line["total_time_seconds"] >= left_at - asked_at
+    assert line["total_time_seconds"] >= left_at - requested_at
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -139,13 +139,13 @@ async def test_a_disconnect_ends_the_request_for_the_models(how: str) -> None:
 
 async def test_a_disconnect_takes_no_models_from_another_client() -> None:
     """One leaves who waits for the question of another, and then the one who asked it."""
-    may_answer = anyio.Event()
+    may_respond = anyio.Event()
 
     async def script(peer: Conversation) -> None:
         await peer.request()
         if len(upstream.requests) == 1:
             await peer.until_disconnected()
-        await may_answer.wait()
+        await may_respond.wait()
         await peer.respond(b'{"object":"list","data":[{"id":"one"}]}')
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
@@ -159,15 +159,15 @@ async def test_a_disconnect_takes_no_models_from_another_client() -> None:
         for number, client in enumerate(clients, 1):
             await client.send(MODELS)
             await until_waiting(number)
-        asking, waiting, staying = clients
+        requesting, waiting, staying = clients
         waiting.stream.close()
         await until_waiting(2)
         assert not upstream.disconnected.is_set()
-        asking.stream.close()
+        requesting.stream.close()
         await upstream.disconnected.wait()
-        may_answer.set()
-        answers = [await staying.response(), await staying.request(MODELS)]
-    assert [answer.json()["data"] for answer in answers] == [[{"id": "one"}]] * 2
+        may_respond.set()
+        responses = [await staying.response(), await staying.request(MODELS)]
+    assert [response.json()["data"] for response in responses] == [[{"id": "one"}]] * 2
     assert len(upstream.requests) == 2
 
 

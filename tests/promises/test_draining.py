@@ -176,10 +176,10 @@ async def test_connections_that_stand_but_are_not_accepted_yet_are_served() -> N
         running.proxy.begin_drain()  # nothing has been awaited since the last one connected
         for client in clients:
             await client.send(HEALTH)
-        answers = [await client.response() for client in clients]
-    assert {answer.status for answer in answers} == {503}
-    assert {answer.json()["status"] for answer in answers} == {"draining"}
-    assert {answer.headers["connection"] for answer in answers} == {"close"}
+        responses = [await client.response() for client in clients]
+    assert {response.status for response in responses} == {503}
+    assert {response.json()["status"] for response in responses} == {"draining"}
+    assert {response.headers["connection"] for response in responses} == {"close"}
 
 
 async def test_a_proxy_that_has_ended_reports_it() -> None:

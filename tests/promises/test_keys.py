@@ -45,7 +45,9 @@ def spoil(path: str, text: str | None) -> None:
         Path(path).write_text(text)
 
 
-def asks(name: str, body: bytes = b'{"model":"gpt-oss-120b","messages":[],"stream":true}') -> bytes:
+def request_of(
+    name: str, body: bytes = b'{"model":"gpt-oss-120b","messages":[],"stream":true}'
+) -> bytes:
     return chat(body, b"Authorization: Bearer key-of-%s" % name.encode())
 
 
@@ -63,16 +65,16 @@ async def test_each_key_has_its_limits_and_its_account(tmp_path: Path) -> None:
     ):
         client = await it.client()
         for name, status in (("alice", 200), ("alice", 200), ("bob", 200), ("carol", 200)):
-            assert (await client.request(asks(name))).status == status
-        spent = await client.request(asks("alice"))
+            assert (await client.request(request_of(name))).status == status
+        spent = await client.request(request_of("alice"))
         assert (spent.status, spent.headers["x-should-retry"]) == (429, "false")
         assert error_shape(spent.json()) == ("too_many_requests_error", "budget_exceeded")
-        limited = await client.request(asks("bob"))
+        limited = await client.request(request_of("bob"))
         assert error_shape(limited.json()) == ("too_many_requests_error", "rate_limit_exceeded")
-        other = await client.request(asks("alice", b'{"model":"zai-glm-4.7","messages":[]}'))
+        other = await client.request(request_of("alice", b'{"model":"zai-glm-4.7","messages":[]}'))
         assert (other.status, other.json()["code"]) == (404, "model_not_found")
-        assert (await client.request(asks("nobody"))).status == 200
-        assert (await client.request(asks("mallory"))).status == 401
+        assert (await client.request(request_of("nobody"))).status == 200
+        assert (await client.request(request_of("mallory"))).status == 401
         text = (await client.get("/metrics")).body.decode()
         assert text.count("client_requests_total{") == 3  # nobody else has made a label
         for name, requests, paid in (("alice", 4, 2), ("bob", 2, 1), ("carol", 1, 1)):
@@ -92,16 +94,16 @@ async def test_a_new_file_holds_for_what_comes_and_drops_nothing(tmp_path: Path)
         running_proxy(upstream.port, APE_API_KEYS_FILE=path) as it,
     ):
         alice, bob, carol = [await it.client() for _ in range(3)]
-        await alice.send(asks("alice"))
+        await alice.send(request_of("alice"))
         await alice.see(TOKEN)
         upstream.script = responds
-        assert (await carol.request(asks("carol"))).status == 401
+        assert (await carol.request(request_of("carol"))).status == 401
         write(tmp_path, "bob requests_per_minute = 1", "carol")
         await it.proxy.reread_keys()
         assert it.lines.all()[-1]["message"] == "Keys file read"
-        assert (await carol.request(asks("carol"))).status == 200
-        assert [(await bob.request(asks("bob"))).status for _ in range(2)] == [200, 429]
-        assert (await (await it.client()).request(asks("alice"))).status == 401
+        assert (await carol.request(request_of("carol"))).status == 200
+        assert [(await bob.request(request_of("bob"))).status for _ in range(2)] == [200, 429]
+        assert (await (await it.client()).request(request_of("alice"))).status == 401
         in_flight = await it.metric("cerebras_proxy_requests_in_flight")
         assert in_flight == 2  # hers, and the scrape's
 
@@ -115,16 +117,16 @@ async def test_a_bad_file_is_refused_and_the_old_keys_stay(tmp_path: Path, bad: 
         running_proxy(upstream.port, APE_API_KEYS_FILE=path) as it,
     ):
         client = await it.client()
-        assert (await client.request(asks("alice"))).status == 200
+        assert (await client.request(request_of("alice"))).status == 200
         spoil(path, bad)
         await it.proxy.reread_keys()
         line = it.lines.all()[-1]
         assert line["level"] == "error"
         assert line["problem"].startswith("APE_API_KEYS_FILE names a file ")
-        assert [(await client.request(asks("alice"))).status for _ in range(2)] == [200, 429]
+        assert [(await client.request(request_of("alice"))).status for _ in range(2)] == [200, 429]
         write(tmp_path, "bob")
         await it.proxy.reread_keys()
-        assert (await client.request(asks("bob"))).status == 200
+        assert (await client.request(request_of("bob"))).status == 200
 
 
 @pytest.mark.anyio
@@ -136,18 +138,20 @@ async def test_a_name_in_both_is_one_name_with_the_files_limits(tmp_path: Path) 
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
-        found = [(await client.request(asks(name))).status for name in ("alice", "old", "old")]
+        found = [
+            (await client.request(request_of(name))).status for name in ("alice", "old", "old")
+        ]
         assert found == [200, 200, 429]
 
 
 def status_of(served: Served, name: str) -> int:
     connection = served.connection()
-    status = asked(connection, name)
+    status = requested(connection, name)
     connection.close()
     return status
 
 
-def asked(connection: http.client.HTTPConnection, name: str) -> int:
+def requested(connection: http.client.HTTPConnection, name: str) -> int:
     connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer key-of-{name}"})
     response = connection.getresponse()
     response.read()
@@ -206,13 +210,13 @@ def test_all_workers_have_the_new_keys_and_so_has_one_that_comes_later(
     path = write(tmp_path, "alice")
     with running_workers(backend, tmp_path, APE_API_KEYS_FILE=path) as crew:
         ours = [crew.connection(number) for number in (1, 2)]
-        assert [asked(connection, "alice") for connection in ours] == [200, 200]
+        assert [requested(connection, "alice") for connection in ours] == [200, 200]
         write(tmp_path, "bob")
         crew.served.process.send_signal(signal.SIGHUP)
         workers = {crew.served.line("keys")["worker"] for _ in range(2)}
         assert workers == {1, 2}
-        assert [asked(connection, "bob") for connection in ours] == [200, 200]
-        assert [asked(connection, "alice") for connection in ours] == [401, 401]
+        assert [requested(connection, "bob") for connection in ours] == [200, 200]
+        assert [requested(connection, "alice") for connection in ours] == [401, 401]
         Path(path).write_text("nothing")
         crew.served.process.send_signal(signal.SIGHUP)
         problem = crew.served.line("problem")
@@ -220,4 +224,4 @@ def test_all_workers_have_the_new_keys_and_so_has_one_that_comes_later(
         crew.end(1)
         crew.wait_for(1)
         replaced = crew.connection(1)
-        assert [asked(connection, "bob") for connection in (replaced, ours[1])] == [200, 200]
+        assert [requested(connection, "bob") for connection in (replaced, ours[1])] == [200, 200]

@@ -29,7 +29,7 @@ from ape_cerebras.config.values import read_store
 pytestmark = pytest.mark.anyio
 
 
-async def answer_all(conversation: Conversation) -> None:
+async def respond_to_all(conversation: Conversation) -> None:
     while True:
         await conversation.request()
         await conversation.respond(FINISH)
@@ -44,25 +44,25 @@ async def three_proxies(
         "LIMITS_STORE": server.url,
         "LIMITS_STORE_TIMEOUT": "5",  # it writes to a disk that others use
     }
-    async with running_upstream(answer_all) as upstream, AsyncExitStack() as stack:
+    async with running_upstream(respond_to_all) as upstream, AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(running_proxy(upstream.port, **limit, **settings))
             for _ in range(3)
         ]
 
 
-async def ask_all(proxies: Sequence[Running], times: int) -> list[Response]:
+async def request_all(proxies: Sequence[Running], times: int) -> list[Response]:
     """So many requests to each, at the same time."""
-    answers: list[Response] = []
+    responses: list[Response] = []
 
-    async def ask(running: Running) -> None:
+    async def request(running: Running) -> None:
         client = await running.client()
-        answers.extend([await client.request(chat()) for _ in range(times)])
+        responses.extend([await client.request(chat()) for _ in range(times)])
 
     async with anyio.create_task_group() as tasks:
         for running in proxies:
-            tasks.start_soon(ask, running)
-    return answers
+            tasks.start_soon(request, running)
+    return responses
 
 
 def logged(running: Running) -> list[str]:
@@ -75,7 +75,7 @@ async def until_logged(proxies: Sequence[Running], message: str) -> None:
     """Send requests until each proxy has logged it: only a request tries the store."""
     with anyio.fail_after(10):
         while any(message not in logged(running) for running in proxies):
-            await ask_all(proxies, 1)
+            await request_all(proxies, 1)
 
 
 GONE, BACK = "Limit store does not respond", "Limit store responds again"
@@ -85,14 +85,14 @@ async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         async with three_proxies(server, 300) as proxies:
             began_at = anyio.current_time()
-            answers = await ask_all(proxies, 150)
+            responses = await request_all(proxies, 150)
             seconds = anyio.current_time() - began_at
             assert [logged(running) for running in proxies] == [[], [], []]
-    statuses = Counter(answer.status for answer in answers)
+    statuses = Counter(response.status for response in responses)
     assert statuses.keys() == {200, 429}
     # A full bucket, and five a second that come back meanwhile; they were asked for to the end.
     assert statuses[200] == pytest.approx(300 + 5 * seconds, rel=0.01)
-    refused = next(answer for answer in answers if answer.status == 429)
+    refused = next(response for response in responses if response.status == 429)
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["x-ratelimit-limit-requests-minute"] == "300"
     assert refused.headers["x-ratelimit-remaining-requests-minute"] == "0"
@@ -104,16 +104,16 @@ async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
     with redis_server(tmp_path) as server:
         async with three_proxies(server, 30) as proxies:
             began_at = anyio.current_time()
-            assert {answer.status for answer in await ask_all(proxies, 5)} == {200}
+            assert {response.status for response in await request_all(proxies, 5)} == {200}
             server.kill()
-            alone = Counter(answer.status for answer in await ask_all(proxies, 35))
+            alone = Counter(response.status for response in await request_all(proxies, 35))
             seconds = anyio.current_time() - began_at
             assert alone.keys() == {200, 429}
             # Each had been told of 15 that were left, or of a few more that others took afterwards.
             assert 45 <= alone[200] <= 3 * (25 + seconds / 2)
             server.start()
             await until_logged(proxies, BACK)
-            again = Counter(answer.status for answer in await ask_all(proxies, 20))
+            again = Counter(response.status for response in await request_all(proxies, 20))
             seconds = anyio.current_time() - began_at
             # What was spent before is still known: no more than was left then and came back since.
             assert again[200] <= 16 + seconds / 2
@@ -126,17 +126,17 @@ async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
 async def test_closed_nothing_is_served_until_the_store_is_back(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         async with three_proxies(server, 3000, LIMITS_STORE_OUTAGE="closed") as proxies:
-            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            assert {response.status for response in await request_all(proxies, 2)} == {200}
             server.kill()
-            refused = await ask_all(proxies, 5)
-            assert {answer.status for answer in refused} == {503}
+            refused = await request_all(proxies, 5)
+            assert {response.status for response in refused} == {503}
             assert error_shape(refused[0].json()) == ("overloaded_error", "overloaded")
             assert refused[0].headers["retry-after"] == "1"
             health = await (await proxies[0].client()).get("/health")
             assert health.status == 200
             server.start()
             await until_logged(proxies, BACK)
-            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            assert {response.status for response in await request_all(proxies, 2)} == {200}
             assert [logged(running) for running in proxies] == [[GONE, BACK]] * 3
 
 
@@ -144,7 +144,7 @@ async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: P
     with redis_server(tmp_path) as server:
         server.kill()
         async with three_proxies(server, 3000) as proxies:
-            assert {answer.status for answer in await ask_all(proxies, 2)} == {200}
+            assert {response.status for response in await request_all(proxies, 2)} == {200}
             server.start()
             await until_logged(proxies, BACK)
 
@@ -152,16 +152,16 @@ async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: P
 async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 0.00001\n')
-    question = chat(b'{"model":"gpt-oss-120b","messages":[]}', b"Authorization: Bearer key-of-anna")
+    request = chat(b'{"model":"gpt-oss-120b","messages":[]}', b"Authorization: Bearer key-of-anna")
     with redis_server(tmp_path) as server:
         settings = {"APE_API_KEYS_FILE": str(file)}
         async with three_proxies(server, 3000, **settings) as proxies:
             # An answer costs 0.0000065.
-            answers = [await (await running.client()).request(question) for running in proxies]
+            responses = [await (await running.client()).request(request) for running in proxies]
         with Redis.from_url(server.url, decode_responses=True) as contents:
             keys = contents.keys()
-    assert [answer.status for answer in answers] == [200, 200, 429]
-    assert error_shape(answers[2].json())[1] == "budget_exceeded"
+    assert [response.status for response in responses] == [200, 200, 429]
+    assert error_shape(responses[2].json())[1] == "budget_exceeded"
     assert not [key for key in keys if "key-of-anna" in key]
 
 

@@ -21,7 +21,7 @@ import trustme
 from end_to_end import TOKEN, Running, chat, events, running_proxy
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from loop_steps import Steps, watched_steps
-from threaded_peers import ThreadedUpstream, ask, in_chunks, plain
+from threaded_peers import ThreadedUpstream, in_chunks, plain, request_all
 
 from ape_cerebras import errors
 from ape_cerebras.config.prices import PriceTable
@@ -179,9 +179,9 @@ async def play(case: Case, upstream: ThreadedUpstream, running: Running) -> Step
     """What the largest steps did."""
     upstream.response = case.response()
     request = case.request()
-    asking = partial(ask, running.port, request, len(case.statuses), case.write_bytes)
+    send = partial(request_all, running.port, request, len(case.statuses), case.write_bytes)
     with watched_steps() as steps:
-        statuses = await anyio.to_thread.run_sync(asking)
+        statuses = await anyio.to_thread.run_sync(send)
     assert tuple(statuses) == case.statuses
     return steps
 

@@ -194,8 +194,8 @@ async def test_a_list_of_models_that_takes_its_time_is_not_our_overhead() -> Non
     async def script(peer: Conversation) -> None:
         nonlocal taken
         await peer.request()
-        asked_at = anyio.current_time()
-        taken = hold_the_loop() - asked_at
+        requested_at = anyio.current_time()
+        taken = hold_the_loop() - requested_at
         await peer.respond(b'{"object":"list","data":[]}', status="500 Oh")
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:

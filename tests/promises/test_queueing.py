@@ -24,7 +24,7 @@ KEYS = {"APE_API_KEY": "alice:key-of-alice,bob:key-of-bob"}
 ONE = {"MAX_CONCURRENT_REQUESTS": "1", "MAX_QUEUE_SECONDS": "30", **KEYS}
 
 
-def asks(name: str, number: int = 0) -> bytes:
+def request_of(name: str, number: int = 0) -> bytes:
     body = b'{"model":"gpt-oss-120b","messages":[],"seed":%d}' % number
     return chat(body, b"Authorization: Bearer key-of-%s" % name.encode())
 
@@ -35,25 +35,25 @@ class Gate:
     def __init__(self) -> None:
         self.asked: list[int] = []
         self._open = anyio.Semaphore(0)
-        self._asked = anyio.Event()
+        self._requested = anyio.Event()
 
     async def script(self, peer: Conversation) -> None:
         while True:
             request = await peer.request()
             [seed] = re.findall(rb'"seed":(\d+)', request)
             self.asked.append(int(seed))
-            self._asked.set()
+            self._requested.set()
             await self._open.acquire()
             await peer.respond(b"{}")
 
     def release(self) -> None:
         self._open.release()
 
-    async def until_asked(self, count: int) -> None:
+    async def until_requested(self, count: int) -> None:
         with anyio.fail_after(5):
             while len(self.asked) < count:
-                self._asked = anyio.Event()
-                await self._asked.wait()
+                self._requested = anyio.Event()
+                await self._requested.wait()
 
 
 async def until_waiting(running: Running, count: int) -> None:
@@ -77,7 +77,7 @@ async def in_line(running: Running, *who: tuple[str, int]) -> list[Client]:
     clients = []
     for count, (name, number) in enumerate(who, 1):
         client = await running.client()
-        await client.send(asks(name, number))
+        await client.send(request_of(name, number))
         await until_waiting(running, count)
         clients.append(client)
     return clients
@@ -91,8 +91,8 @@ async def held(gate: Gate, **settings: str) -> AsyncIterator[tuple[Running, Clie
         running_proxy(upstream.port, **{**ONE, **settings}) as it,
     ):
         holder = await it.client()
-        await holder.send(asks("alice", 0))
-        await gate.until_asked(1)
+        await holder.send(request_of("alice", 0))
+        await gate.until_requested(1)
         yield it, holder
 
 
@@ -103,7 +103,7 @@ async def test_names_take_turns_and_each_wait_is_logged() -> None:
         for count in range(2, 7):
             gate.release()
             if count < 6:
-                await gate.until_asked(count)
+                await gate.until_requested(count)
         assert gate.asked == [0, 1, 4, 2, 3]
         for client in (holder, *clients):
             assert (await client.response()).status == 200
@@ -120,7 +120,7 @@ async def test_a_client_that_disconnects_is_out_of_the_queue_at_once() -> None:
         first.stream.reset()
         await until_waiting(it, 1)
         gate.release()
-        await gate.until_asked(2)
+        await gate.until_requested(2)
         gate.release()
         assert (await second.response()).status == 200
         assert gate.asked == [0, 2]
@@ -133,7 +133,7 @@ async def test_a_client_that_disconnects_midway_gives_its_slot_to_the_next() -> 
     async with held(gate) as (it, holder):
         [next_one] = await in_line(it, ("bob", 1))
         holder.stream.reset()
-        await gate.until_asked(2)
+        await gate.until_requested(2)
         gate.release()
         gate.release()
         assert (await next_one.response()).status == 200
@@ -146,7 +146,7 @@ async def test_past_the_limits_it_is_overloaded_with_a_retry_after() -> None:
         await in_line(it, ("alice", 1))
         refused = await it.client()
         for _ in range(2):  # on one connection
-            response = await refused.request(asks("bob", 2))
+            response = await refused.request(request_of("bob", 2))
             assert response.status == 503
             assert error_shape(response.json()) == ("overloaded_error", "overloaded")
             assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -160,8 +160,8 @@ async def test_local_responses_never_wait() -> None:
     key = "Authorization: Bearer key-of-bob"
     async with held(gate, **settings) as (it, _):
         client = await it.client()
-        assert (await client.request(asks("bob"))).status == 503
-        assert (await client.request(asks("bob"))).status == 429
+        assert (await client.request(request_of("bob"))).status == 503
+        assert (await client.request(request_of("bob"))).status == 429
         for path in ("/health", "/metrics", "/v1/tcp_warming"):
             for _ in range(5):
                 assert (await client.get(path)).status == 200
@@ -181,11 +181,11 @@ async def test_requests_per_minute() -> None:
         running_proxy(upstream.port, **settings) as it,
     ):
         client = await it.client()
-        assert (await client.request(asks("alice"))).status == 200
+        assert (await client.request(request_of("alice"))).status == 200
         assert (await client.request(chat(b"not JSON"))).status == 401
-        assert (await client.request(asks("bob"))).status == 200
+        assert (await client.request(request_of("bob"))).status == 200
         for _ in range(2):
-            response = await client.request(asks("bob"))
+            response = await client.request(request_of("bob"))
             assert response.status == 429
             assert error_shape(response.json()) == (
                 "too_many_requests_error",

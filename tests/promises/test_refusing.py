@@ -218,11 +218,11 @@ async def test_a_client_that_expects_100_continue() -> None:
 
 @pytest.mark.parametrize("length", [b"", b"\r\nContent-Length: 0"])
 async def test_a_client_that_expects_100_continue_without_a_body(length: bytes) -> None:
-    asking = b" /nope HTTP/1.1\r\nHost: a\r\nExpect: 100-continue" + length + b"\r\n\r\n"
+    expecting = b" /nope HTTP/1.1\r\nHost: a\r\nExpect: 100-continue" + length + b"\r\n\r\n"
     async with both(**OPEN) as (_, running):
         client = await running.client()
         for method in (b"GET", b"POST", b"GET"):  # and stays: there is no body to be got rid of
-            assert (await client.request(method + asking)).status == 404
+            assert (await client.request(method + expecting)).status == 404
 
 
 async def test_a_body_refused_while_it_is_being_sent_still_gets_its_response() -> None:

@@ -305,7 +305,7 @@ async def test_a_connection_that_could_not_be_made_is_retried(how: type[OSError]
 async def test_fields_of_an_earlier_attempt_are_not_logged_for_the_last() -> None:
     """The first attempt gets a response, the others find no connection."""
 
-    async def answers_and_leaves(peer: Conversation) -> None:
+    async def responds_and_closes(peer: Conversation) -> None:
         await peer.request()
         await peer.respond(b"{}", status="503 X", headers=b"Connection: close\r\n")
 
@@ -317,7 +317,7 @@ async def test_fields_of_an_earlier_attempt_are_not_logged_for_the_last() -> Non
         return await connect_tcp(host, port if connects == 1 else free_port())
 
     async with (
-        running_upstream(answers_and_leaves) as upstream,
+        running_upstream(responds_and_closes) as upstream,
         running_proxy(upstream.port, connect, **TWICE) as running,
     ):
         response = await (await running.client()).request(chat())
@@ -352,12 +352,12 @@ async def test_a_converted_request_is_retried_as_a_stream() -> None:
 async def test_a_disconnect_while_a_retry_is_waited_for_is_noticed_at_once() -> None:
     requested = anyio.Event()
 
-    async def answers_later(peer: Conversation) -> None:
+    async def responds_later(peer: Conversation) -> None:
         await error("queue", b"Retry-After: 50\r\n")(peer)
         requested.set()
 
     async with (
-        running_upstream(one_after_another(answers_later)) as upstream,
+        running_upstream(one_after_another(responds_later)) as upstream,
         running_proxy(upstream.port, **TWICE) as running,
     ):
         client = await running.client()

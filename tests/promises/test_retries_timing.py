@@ -44,12 +44,12 @@ class Played:
     def __init__(
         self,
         tasks: trio.Nursery,
-        tries: tuple[Attempt, ...],
+        attempts: tuple[Attempt, ...],
         circuit: CircuitBreaker | None = None,
         **settings: str,
     ) -> None:
         self._tasks = tasks
-        self._left = list(tries)
+        self._left = list(attempts)
         config = Config.from_environment(
             {
                 "CEREBRAS_API_KEY": KEY,
@@ -73,18 +73,18 @@ class Played:
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         self.began_at.append(trio.current_time())
-        takes, said = self._left.pop(0)
-        if said is None:
+        takes, reported = self._left.pop(0)
+        if reported is None:
             await anyio.sleep(takes)
             raise ConnectionRefusedError
         ours, theirs = memory_pair()
-        self._tasks.start_soon(self._serve, theirs, takes, said)
+        self._tasks.start_soon(self._serve, theirs, takes, reported)
         return ours
 
-    async def _serve(self, peer: MemoryStream, takes: float, said: bytes) -> None:
+    async def _serve(self, peer: MemoryStream, takes: float, reported: bytes) -> None:
         await peer.receive()
         await anyio.sleep(takes)
-        await peer.send(said)
+        await peer.send(reported)
         peer.close()
 
     async def play(self) -> int:
@@ -94,13 +94,15 @@ class Played:
             return response.status
 
 
-def play(tries: tuple[Attempt, ...], seconds: float = float("inf"), /, **settings: str) -> Played:
+def play(
+    attempts: tuple[Attempt, ...], seconds: float = float("inf"), /, **settings: str
+) -> Played:
     """Play these attempts, with so much time for all of them."""
     played: list[Played] = []
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
-            played.append(Played(tasks, tries, None, **settings))
+            played.append(Played(tasks, attempts, None, **settings))
             with trio.move_on_after(seconds):
                 await played[0].play()
 
@@ -118,8 +120,8 @@ def test_pauses_double_up_to_eight_seconds() -> None:
 
 
 def test_retry_after_is_waited_for_and_up_to_a_quarter_more() -> None:
-    asks = answer(429, b"Retry-After: 16", body=FULL)
-    played = play(((3.0, asks), (2.0, OK)))
+    refusal = answer(429, b"Retry-After: 16", body=FULL)
+    played = play(((3.0, refusal), (2.0, OK)))
     assert played.began_at == [0.0, 3.0 + 18.0]
     assert (played.exchange.attempts, played.exchange.retry_seconds) == (2, 21.0)
     assert played.exchange.sent_at == 21.0
@@ -127,15 +129,15 @@ def test_retry_after_is_waited_for_and_up_to_a_quarter_more() -> None:
     assert played.exchange.upstream_wait_seconds == 23.0
 
 
-@pytest.mark.parametrize(("seconds", "tries"), [(21.1, 2), (21.0, None)])
+@pytest.mark.parametrize(("seconds", "attempts"), [(21.1, 2), (21.0, None)])
 def test_a_wait_that_would_end_after_the_deadline_is_not_begun(
-    seconds: float, tries: int | None
+    seconds: float, attempts: int | None
 ) -> None:
-    asks = answer(429, b"Retry-After: 16", body=FULL)
-    played = play(((3.0, asks), (0.0, OK)), seconds)
-    assert played.exchange.attempts == tries
-    assert played.exchange.retry_suppressed == ("deadline" if tries is None else None)
-    assert len(played.began_at) == (tries or 1)
+    refusal = answer(429, b"Retry-After: 16", body=FULL)
+    played = play(((3.0, refusal), (0.0, OK)), seconds)
+    assert played.exchange.attempts == attempts
+    assert played.exchange.retry_suppressed == ("deadline" if attempts is None else None)
+    assert len(played.began_at) == (attempts or 1)
 
 
 def test_a_wait_that_is_cut_short_is_recorded() -> None:
@@ -146,11 +148,11 @@ def test_a_wait_that_is_cut_short_is_recorded() -> None:
             played = Played(tasks, ((0.0, answer(503, b"Retry-After: 40")), (0.0, OK)))
             with trio.CancelScope() as scope:
 
-                async def leave() -> None:
+                async def disconnect() -> None:
                     await trio.sleep(7)
                     scope.cancel()
 
-                tasks.start_soon(leave)
+                tasks.start_soon(disconnect)
                 await played.play()
             assert (played.exchange.attempts, played.exchange.retry_seconds) == (1, 7.0)
             assert played.exchange.upstream_wait_seconds == 7.0
@@ -203,19 +205,19 @@ def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
 
 
 def refuses_first(script: Callable[[MemoryStream], Awaitable[None]]) -> Callable[..., Any]:
-    tries = 0
+    attempts = 0
 
-    async def answers(stream: MemoryStream) -> None:
-        nonlocal tries
-        tries += 1
-        if tries == 1:
+    async def responses(stream: MemoryStream) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
             await anyio.sleep(4)
             await stream.send(answer(429, b"Retry-After: 40", body=FULL))
             stream.close()
         else:
             await script(stream)
 
-    return answers
+    return responses
 
 
 async def what_retrying_took_is_part_of_ttft() -> None:
@@ -234,8 +236,8 @@ async def what_retrying_took_is_part_of_ttft() -> None:
     assert line["proxy_own_seconds"] == 0.0
     assert line["overhead_seconds"] == 0.0
     parts = ("retry", "connect", "proxy_own", "queue", "prompt", "network")
-    told = sum(Decimal(repr(line[f"{part}_seconds"])) for part in parts)
-    assert told == Decimal(repr(line["ttft_seconds"]))
+    reported = sum(Decimal(repr(line[f"{part}_seconds"])) for part in parts)
+    assert reported == Decimal(repr(line["ttft_seconds"]))
 
 
 def test_retry_time_is_part_of_ttft() -> None:

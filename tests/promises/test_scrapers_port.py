@@ -59,8 +59,8 @@ async def test_only_metrics_and_health_are_there() -> None:
 async def test_it_is_as_strict_there_and_as_thorough() -> None:
     async with running_proxy(1, **OWN) as running:
         scraper = await running.scraper()
-        answer = await scraper.get("/health", "X-Trace-ID: trace-1")
-        assert answer.headers["x-trace-id"] == "trace-1"
+        response = await scraper.get("/health", "X-Trace-ID: trace-1")
+        assert response.headers["x-trace-id"] == "trace-1"
         wrong = await scraper.request(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n")
         assert (wrong.status, wrong.headers["connection"]) == (400, "close")
         assert await scraper.until_closed() == b""
@@ -151,27 +151,27 @@ async def test_a_drain_is_seen_there_to_its_end() -> None:
 
 def test_any_worker_responds_there_for_all(backend: str, tmp_path: Path) -> None:
     settings = {**OWN, "METRICS_ON_MAIN_PORT": "false"}
-    with running_workers(backend, tmp_path, **settings) as crew:
-        line = crew.served.first_line_where(lambda line: "scrapers" in line["message"])
+    with running_workers(backend, tmp_path, **settings) as workers:
+        line = workers.served.first_line_where(lambda line: "scrapers" in line["message"])
         port = int(line["address"].rpartition(":")[2])
         for number in (1, 2):
-            connection = crew.connection(number)
+            connection = workers.connection(number)
             connection.request("GET", "/metrics")
             response = connection.getresponse()
             assert (response.status, bool(response.read())) == (404, True)
-            connection = crew.connection(number)
+            connection = workers.connection(number)
             headers = JSON | {"X-Trace-ID": f"chat-{number}"}
             connection.request("POST", "/v1/chat/completions", CHAT, headers)
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
-            crew.line_of(f"chat-{number}")  # what it tells has been counted
-        answered = set()
+            workers.line_of(f"chat-{number}")  # what it tells has been counted
+        with_response = set()
         for _ in range(8):
             with closing(HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as scraper:
                 metrics = scraped(scraper)
             assert (metrics["requests_total"], metrics["workers_up"]) == (2, 2)
-            line = crew.served.line_where(lambda line: line.get("route") == "/metrics")
-            answered.add(line["worker"])
-        assert answered <= {1, 2}
+            line = workers.served.line_where(lambda line: line.get("route") == "/metrics")
+            with_response.add(line["worker"])
+        assert with_response <= {1, 2}
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

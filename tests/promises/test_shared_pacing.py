@@ -20,9 +20,9 @@ REQUEST = {
 }
 
 
-async def ask(running: Running, answers: list[Response]) -> None:
+async def request(running: Running, responses: list[Response]) -> None:
     client = await running.client()
-    answers.append(await client.request(chat(orjson.dumps(REQUEST))))
+    responses.append(await client.request(chat(orjson.dumps(REQUEST))))
 
 
 async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Path) -> None:
@@ -37,12 +37,12 @@ async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Pa
             running_proxy(upstream.port, **settings) as one,
             running_proxy(upstream.port, **settings) as other,
         ):
-            answers: list[Response] = []
+            responses: list[Response] = []
             for running in (one, other):  # each hears of the quota
-                await ask(running, answers)
+                await request(running, responses)
             async with anyio.create_task_group() as tasks:  # more at once than there is left
-                tasks.start_soon(ask, one, answers)
-                tasks.start_soon(ask, other, answers)
+                tasks.start_soon(request, one, responses)
+                tasks.start_soon(request, other, responses)
             statuses = [truth.status for truth in upstream.simulator.truth]
-    assert [answer.status for answer in answers] == [200] * 4
+    assert [response.status for response in responses] == [200] * 4
     assert statuses == [200] * 4

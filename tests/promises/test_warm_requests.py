@@ -38,7 +38,7 @@ class Site:
         self._open: set[anyio.CancelScope] = set()
         self._more = anyio.Event()
 
-    async def answer(self, peer: Conversation) -> None:
+    async def response(self, peer: Conversation) -> None:
         self.ready += 1
         self._more.set()
         with anyio.CancelScope() as scope:
@@ -67,7 +67,7 @@ async def a_site(
     site = Site()
     leaf = authority.issue_cert("localhost")
     async with (
-        running_upstream(over_tls(site.answer, leaf)) as upstream,
+        running_upstream(over_tls(site.response, leaf)) as upstream,
         running_proxy(
             0,
             CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}",

@@ -26,11 +26,11 @@ from worker_service import CHAT, JSON, WorkerService, running_workers, scraped
 from ape_cerebras.process.workers import restart_delay
 
 
-def ask(crew: WorkerService, connection: http.client.HTTPConnection, trace_id: str) -> Line:
+def request(workers: WorkerService, connection: http.client.HTTPConnection, trace_id: str) -> Line:
     """The line of a stream that was read to its end; what it tells has been counted."""
     connection.request("POST", "/v1/chat/completions", CHAT, {**JSON, "X-Trace-ID": trace_id})
     assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
-    return crew.line_of(trace_id)
+    return workers.line_of(trace_id)
 
 
 def begin(connection: http.client.HTTPConnection, simulate: str) -> http.client.HTTPResponse:
@@ -44,12 +44,12 @@ def begin(connection: http.client.HTTPConnection, simulate: str) -> http.client.
 
 def health(connection: http.client.HTTPConnection) -> dict[str, Any]:
     connection.request("GET", "/health")
-    told: dict[str, Any] = orjson.loads(connection.getresponse().read())
-    return told
+    reported: dict[str, Any] = orjson.loads(connection.getresponse().read())
+    return reported
 
 
-def open_connections_are(asked: http.client.HTTPConnection, count: int) -> bool:
-    return scraped(asked)["client_connections"] == count
+def open_connections_are(connection: http.client.HTTPConnection, count: int) -> bool:
+    return scraped(connection)["client_connections"] == count
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -60,9 +60,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_any_worker_reports_all(backend: str, tmp_path: Path) -> None:
     """What they count is what the log says, and the same whoever is asked."""
-    with running_workers(backend, tmp_path) as crew:
-        ours = {number: crew.connection(number) for number in (1, 2)}
-        lines = [ask(crew, ours[1 + (each > 1)], f"chat-{each}") for each in range(6)]
+    with running_workers(backend, tmp_path) as workers:
+        ours = {number: workers.connection(number) for number in (1, 2)}
+        lines = [request(workers, ours[1 + (each > 1)], f"chat-{each}") for each in range(6)]
         assert [line["worker"] for line in lines] == [1] * 2 + [2] * 4
         tokens = sum(line["total_tokens"] + line["cached_tokens"] for line in lines)
         cost = sum(Decimal(str(line["cost_usd"])) for line in lines)
@@ -78,25 +78,25 @@ def test_any_worker_reports_all(backend: str, tmp_path: Path) -> None:
             assert (metrics["workers_up"], metrics["workers_configured"]) == (2, 2)
             assert metrics["build_info"] == 1
             assert health(connection)["workers"] == {"up": 2, "configured": 2}
-        for asked in ours.values():
-            wait_until(partial(open_connections_are, asked, len(crew.open)))
+        for connection in ours.values():
+            wait_until(partial(open_connections_are, connection, len(workers.open)))
 
 
 def test_a_worker_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path) -> None:
-    with running_workers(backend, tmp_path) as crew:
-        first, second = crew.connection(1), crew.connection(2)
-        ask(crew, first, "before")
-        begin(crew.connection(1), "fault=stall, at=3")
+    with running_workers(backend, tmp_path) as workers:
+        first, second = workers.connection(1), workers.connection(2)
+        request(workers, first, "before")
+        begin(workers.connection(1), "fault=stall, at=3")
         wait_until(lambda: scraped(second)["requests_in_flight"] == 2)
-        line = crew.end(1)
+        line = workers.end(1)
         assert (line["level"], line["signal"], line["worker"]) == ("error", signal.SIGKILL, 1)
         metrics = scraped(second)
         assert metrics["requests_in_flight"] == 1
-        assert metrics["client_connections"] == crew.open_at(2)
-        ask(crew, second, "meanwhile")
-        crew.wait_for(1)
-        third = crew.connection(1)
-        ask(crew, third, "after")
+        assert metrics["client_connections"] == workers.open_at(2)
+        request(workers, second, "meanwhile")
+        workers.wait_for(1)
+        third = workers.connection(1)
+        request(workers, third, "after")
         for connection in (second, third):
             metrics = scraped(connection)
             assert (metrics["workers_up"], metrics["worker_restarts_total"]) == (2, 1)
@@ -106,11 +106,11 @@ def test_a_worker_that_dies_is_replaced_and_counted(backend: str, tmp_path: Path
 
 def test_pauses_grow_from_death_to_death(tmp_path: Path) -> None:
     pauses = []
-    with running_workers("asyncio", tmp_path) as crew:
+    with running_workers("asyncio", tmp_path) as workers:
         for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT):
-            pauses.append(crew.end(1, how)["restart_in_seconds"])
-            crew.wait_for(1)
-        assert health(crew.connection(2))["workers"] == {"up": 2, "configured": 2}
+            pauses.append(workers.end(1, how)["restart_in_seconds"])
+            workers.wait_for(1)
+        assert health(workers.connection(2))["workers"] == {"up": 2, "configured": 2}
     assert pauses == [0.1, 0.2, 0.4]
 
 
@@ -131,64 +131,66 @@ def test_pauses(last: float, lived: float, pause: float) -> None:
 
 
 def test_a_worker_that_gets_sigterm_finishes_first(backend: str, tmp_path: Path) -> None:
-    with running_workers(backend, tmp_path) as crew:
-        response = begin(crew.connection(1), "rate=200, tokens=128")
-        line = crew.end(1, signal.SIGTERM)
+    with running_workers(backend, tmp_path) as workers:
+        response = begin(workers.connection(1), "rate=200, tokens=128")
+        line = workers.end(1, signal.SIGTERM)
         assert (line["level"], line["exit_status"]) == ("warning", 0)
         assert response.read().endswith(b"data: [DONE]\n\n")
-        crew.wait_for(1)
+        workers.wait_for(1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_is_one_signal(backend: str, number: int, tmp_path: Path) -> None:
     """As a terminal sends it, or who ends all processes of a service; and the parent's own word
     comes on top."""
-    with running_workers(backend, tmp_path) as crew:
-        responses = [begin(crew.connection(n), "rate=200, tokens=128") for n in (1, 2)]
-        for process in crew.processes.values():
+    with running_workers(backend, tmp_path) as workers:
+        responses = [begin(workers.connection(n), "rate=200, tokens=128") for n in (1, 2)]
+        for process in workers.processes.values():
             os.kill(process, number)
         if number == signal.SIGTERM:
-            crew.wait_for_drain()  # else both words of it could come as one
-        crew.served.process.send_signal(number)
+            workers.wait_for_drain()  # else both words of it could come as one
+        workers.served.process.send_signal(number)
         for response in responses:
             assert response.read().endswith(b"data: [DONE]\n\n")
-        assert crew.served.ended() == 0
-        assert crew.count("Draining") == crew.count("Stopped") == 2
-        assert crew.served.lines[-1]["message"] == "All workers have ended"
+        assert workers.served.ended() == 0
+        assert workers.count("Draining") == workers.count("Stopped") == 2
+        assert workers.served.lines[-1]["message"] == "All workers have ended"
     assert not list(tmp_path.iterdir())
 
 
 def test_the_second_signal_ends_at_once(backend: str, tmp_path: Path) -> None:
-    with running_workers(backend, tmp_path) as crew:
-        responses = [begin(crew.connection(n), "fault=stall, at=3") for n in (1, 2)]
-        crew.served.process.send_signal(signal.SIGTERM)
-        crew.wait_for_drain()
+    with running_workers(backend, tmp_path) as workers:
+        responses = [begin(workers.connection(n), "fault=stall, at=3") for n in (1, 2)]
+        workers.served.process.send_signal(signal.SIGTERM)
+        workers.wait_for_drain()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", crew.served.port))
-        crew.served.process.send_signal(signal.SIGTERM)
+            socket.create_connection(("127.0.0.1", workers.served.port))
+        workers.served.process.send_signal(signal.SIGTERM)
         for response in responses:
             with pytest.raises(http.client.IncompleteRead) as cut:
                 response.read()
             assert b'"code":"shut_down"' in cut.value.partial
-        assert crew.served.ended() == 0
+        assert workers.served.ended() == 0
 
 
 def test_a_worker_that_dies_in_the_drain_is_not_replaced(backend: str, tmp_path: Path) -> None:
-    with running_workers(backend, tmp_path) as crew:
-        response = begin(crew.connection(2), "rate=200, tokens=128")
-        begin(crew.connection(1), "fault=stall, at=3")
-        crew.served.process.send_signal(signal.SIGTERM)
-        crew.wait_for_drain()
-        os.kill(crew.processes[1], signal.SIGKILL)
+    with running_workers(backend, tmp_path) as workers:
+        response = begin(workers.connection(2), "rate=200, tokens=128")
+        begin(workers.connection(1), "fault=stall, at=3")
+        workers.served.process.send_signal(signal.SIGTERM)
+        workers.wait_for_drain()
+        os.kill(workers.processes[1], signal.SIGKILL)
         assert response.read().endswith(b"data: [DONE]\n\n")
-        assert crew.served.ended() == 1
-        assert crew.count("Worker serves") == 2
+        assert workers.served.ended() == 1
+        assert workers.count("Worker serves") == 2
     assert not list(tmp_path.iterdir())
 
 
-def ask_on(crew: WorkerService, name: str, answered: list[str], unanswered: list[str]) -> None:
+def ask_on(
+    workers: WorkerService, name: str, with_response: list[str], without_response: list[str]
+) -> None:
     """Ask on one connection until it is closed."""
-    connection = crew.served.connection()
+    connection = workers.served.connection()
     for number in count():
         trace_id = f"{name}-{number}"
         try:
@@ -199,9 +201,9 @@ def ask_on(crew: WorkerService, name: str, answered: list[str], unanswered: list
             assert response.status == 200
             assert response.read().endswith(b"data: [DONE]\n\n")
         except (ConnectionError, http.client.RemoteDisconnected):
-            unanswered.append(trace_id)
+            without_response.append(trace_id)
             break
-        answered.append(trace_id)
+        with_response.append(trace_id)
         if response.will_close:
             break
     connection.close()
@@ -210,48 +212,50 @@ def ask_on(crew: WorkerService, name: str, answered: list[str], unanswered: list
 def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Path) -> None:
     """Whose request was begun has got the whole answer; who was late finds the connection closed,
     and the log knows of no such request."""
-    answered: list[str] = []
-    unanswered: list[str] = []
+    with_response: list[str] = []
+    without_response: list[str] = []
     with (
-        running_workers(backend, tmp_path, LOG_LEVEL="debug") as crew,
+        running_workers(backend, tmp_path, LOG_LEVEL="debug") as workers,
         ThreadPoolExecutor(16) as pool,
     ):
-        asking = [
-            pool.submit(ask_on, crew, f"client-{number}", answered, unanswered)
+        clients = [
+            pool.submit(ask_on, workers, f"client-{number}", with_response, without_response)
             for number in range(16)
         ]
-        wait_until(lambda: len(answered) > 32)
-        crew.served.process.send_signal(signal.SIGTERM)
-        for each in asking:
+        wait_until(lambda: len(with_response) > 32)
+        workers.served.process.send_signal(signal.SIGTERM)
+        for each in clients:
             each.result(TIMEOUT)
-        assert crew.served.ended() == 0
-        logged = [line for line in crew.served.lines if str(line["trace_id"]).startswith("client")]
+        assert workers.served.ended() == 0
+        logged = [
+            line for line in workers.served.lines if str(line["trace_id"]).startswith("client")
+        ]
     assert {line["outcome"] for line in logged} == {"completed"}
     assert {line["worker"] for line in logged} == {1, 2}
-    assert sorted(line["trace_id"] for line in logged) == sorted(answered)
-    assert len(answered) > 32
-    assert not set(unanswered) & set(answered)
+    assert sorted(line["trace_id"] for line in logged) == sorted(with_response)
+    assert len(with_response) > 32
+    assert not set(without_response) & set(with_response)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
-    with running_workers("asyncio", tmp_path, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as crew:
-        os.kill(crew.processes[1], signal.SIGSTOP)
-        crew.served.process.send_signal(signal.SIGTERM)
-        assert crew.served.ended() == 1
-        assert crew.count("Worker does not end, and is killed") == 1
-        assert crew.count("Stopped") == 1
+    with running_workers("asyncio", tmp_path, GRACEFUL_SHUTDOWN_TIMEOUT="0.1") as workers:
+        os.kill(workers.processes[1], signal.SIGSTOP)
+        workers.served.process.send_signal(signal.SIGTERM)
+        assert workers.served.ended() == 1
+        assert workers.count("Worker does not end, and is killed") == 1
+        assert workers.count("Stopped") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_how_a_worker_ended_is_known_even_where_sigchld_is_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which the process inherits
     try:
-        with running_workers("asyncio", tmp_path) as crew:
-            assert crew.end(1)["signal"] == signal.SIGKILL
-            crew.wait_for(1)
-            crew.served.process.send_signal(signal.SIGTERM)
-            crew.served.first_line_where(is_last)
+        with running_workers("asyncio", tmp_path) as workers:
+            assert workers.end(1)["signal"] == signal.SIGKILL
+            workers.wait_for(1)
+            workers.served.process.send_signal(signal.SIGTERM)
+            workers.served.first_line_where(is_last)
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -262,14 +266,16 @@ def is_last(line: Line) -> bool:
 
 def test_workers_end_with_their_parent(backend: str, tmp_path: Path) -> None:
     """However that ends; and they take their files along."""
-    with running_workers(backend, tmp_path) as crew:
+    with running_workers(backend, tmp_path) as workers:
         [directory] = tmp_path.iterdir()
         assert len(list(directory.glob("counter_*.db"))) == 2
-        response = begin(crew.connection(1), "rate=200, tokens=128")
-        crew.served.process.kill()
+        response = begin(workers.connection(1), "rate=200, tokens=128")
+        workers.served.process.kill()
         assert response.read().endswith(b"data: [DONE]\n\n")
-        assert crew.served.ended() == -signal.SIGKILL  # at the end of the output, which all share
-        assert crew.count("Stopped") == 2
+        assert (
+            workers.served.ended() == -signal.SIGKILL
+        )  # at the end of the output, which all share
+        assert workers.count("Stopped") == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -341,8 +347,10 @@ def test_check_marks_what_each_worker_has_for_itself() -> None:
     alone = run("check", CEREBRAS_API_KEY=KEY).stdout
     assert "#" not in alone
     several = run("check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="3").stdout.splitlines()
-    said = {line.partition("=")[0] for line in several if line.endswith("  # in each of 3 workers")}
-    assert said == {
+    reported = {
+        line.partition("=")[0] for line in several if line.endswith("  # in each of 3 workers")
+    }
+    assert reported == {
         *("MAX_CONNECTIONS", "CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS"),
         *("WARM_CONNECTIONS", "MAX_CONCURRENT_REQUESTS", "MAX_QUEUE_LENGTH"),
         *("RATE_LIMIT_PER_MINUTE", "APE_API_KEYS_FILE", "CIRCUIT_FAILURES"),

@@ -9,13 +9,13 @@ from server_process import Served
 
 
 @pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])
-def asking(request: pytest.FixtureRequest, backend: str) -> Callable[..., SdkClient]:
+def sdk_client(request: pytest.FixtureRequest, backend: str) -> Callable[..., SdkClient]:
     """What makes a client of one of the SDKs for a process; an asynchronous one runs on the same
     event loop as the process."""
     name, _, is_async = request.param.partition("-")
 
-    def asker(served: Served, **options: Any) -> SdkClient:
+    def client(served: Served, **options: Any) -> SdkClient:
         sdk = {"openai": OPENAI, "cerebras": CEREBRAS}[name]
         return SdkClient(sdk, served.port, backend if is_async else None, options)
 
-    return asker
+    return client

@@ -16,7 +16,7 @@ from server_process import CLIENT_KEY, Line, Served, serving
 from ape_cerebras.net.event_loop import run_on
 
 AGENTS = 16
-TURNS = 3
+ROUNDS = 3
 
 
 @dataclass
@@ -80,7 +80,7 @@ def hasty(backend: str) -> Iterator[Stack]:
 def turns_of_an_agent(stack: Stack) -> list[str]:
     """The trace ids of its turns: asked whole, and as a stream, which adds up to the same."""
     llm = stack.llm()
-    trace_ids = [trace() for _ in range(TURNS * 2)]
+    trace_ids = [trace() for _ in range(ROUNDS * 2)]
     with llm.client:
         for whole, streamed in zip(trace_ids[::2], trace_ids[1::2], strict=True):
             text = llm.complete("Hello!", whole)
@@ -90,7 +90,7 @@ def turns_of_an_agent(stack: Stack) -> list[str]:
 
 
 async def calls_of_the_gateway(stack: Stack) -> list[str]:
-    trace_ids = [trace() for _ in range(AGENTS * TURNS)]
+    trace_ids = [trace() for _ in range(AGENTS * ROUNDS)]
 
     async def call(trace_id: str) -> None:
         response, statuses = await gateway.call("Hello!", trace_id)
@@ -113,7 +113,7 @@ def test_many_agents_both_ways_at_once(stack: Stack, backend: str) -> None:
         [line], [request] = stack.seen(trace_id)
         assert (line["outcome"], line["client"]) == ("completed", "agents")
         assert request["trace_id"] == trace_id
-    assert len(set(trace_ids)) == AGENTS * TURNS * 3
+    assert len(set(trace_ids)) == AGENTS * ROUNDS * 3
 
 
 def test_one_trace_from_the_gateway_to_the_api(stack: Stack, backend: str) -> None:

@@ -23,11 +23,11 @@ def warmed(served: Served) -> dict[str, Any]:
 
 
 def test_a_response_requested_as_in_the_readme(demo: Served) -> None:
-    question: Any = [{"role": "user", "content": "Hello!"}]
+    request: Any = [{"role": "user", "content": "Hello!"}]
     text = ""
     with client_of(demo) as client:
         events: Any = client.chat.completions.create(
-            model="llama3.1-8b", messages=question, stream=True
+            model="llama3.1-8b", messages=request, stream=True
         )
         for event in events:
             text += event.choices[0].delta.content or ""

@@ -8,7 +8,7 @@ from sdks import LEAVES_GENERATORS, TOOL, SdkClient
 from server_process import Served, serving
 
 pytestmark = LEAVES_GENERATORS
-Asking = Callable[..., SdkClient]
+MakeClient = Callable[..., SdkClient]
 
 
 @pytest.fixture(scope="module")
@@ -19,37 +19,39 @@ def exact(backend: str) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"model": "llama3.1-8b", "n": 2}, {"tools": [TOOL]}, {"max_tokens": 5}]
+    "requested", [{}, {"model": "llama3.1-8b", "n": 2}, {"tools": [TOOL]}, {"max_tokens": 5}]
 )
 def test_a_plain_response(
-    asking: Asking, demo: Served, exact: Served, asked: dict[str, Any]
+    sdk_client: MakeClient, demo: Served, exact: Served, requested: dict[str, Any]
 ) -> None:
-    asker = asking(exact)
-    answer, other = asker.whole(**asked), asking(demo).whole(**asked)
-    line = exact.exchange(asker.trace_id)
+    client = sdk_client(exact)
+    response, other = client.whole(**requested), sdk_client(demo).whole(**requested)
+    line = exact.exchange(client.trace_id)
     differs = {"id": None, "created": None, "time_info": None}
-    made, expected = answer.model_dump() | differs, other.model_dump() | differs
+    made, expected = response.model_dump() | differs, other.model_dump() | differs
     for choice in (*made["choices"], *expected["choices"]):
         for call in choice["message"]["tool_calls"] or ():
             assert call.pop("id")
     assert made == expected
     assert (line["stream"], line["outcome"]) == (False, "completed")
-    assert (line["ttft_source"], line["total_tokens"]) == ("measured", answer.usage.total_tokens)
+    assert (line["ttft_source"], line["total_tokens"]) == ("measured", response.usage.total_tokens)
 
 
-def test_an_error_inside_the_stream_is_raised_by_its_status(asking: Asking, exact: Served) -> None:
-    asker = asking(exact)
-    with pytest.raises(asker.sdk.errors.InternalServerError) as caught:
-        asker.whole("fault=error_event, at=4")
-    line = exact.exchange(asker.trace_id)
+def test_an_error_inside_the_stream_is_raised_by_its_status(
+    sdk_client: MakeClient, exact: Served
+) -> None:
+    client = sdk_client(exact)
+    with pytest.raises(client.sdk.errors.InternalServerError) as caught:
+        client.whole("fault=error_event, at=4")
+    line = exact.exchange(client.trace_id)
     assert caught.value.status_code == line["status_code"] == 500
     assert "Encountered a server error" in str(caught.value.body)
     assert line["outcome"] == "upstream_stream_error"
 
 
-def test_a_stream_that_is_cut_is_raised(asking: Asking, exact: Served) -> None:
-    asker = asking(exact)
-    with pytest.raises(asker.sdk.errors.InternalServerError) as caught:
-        asker.whole("fault=cut, at=4")
+def test_a_stream_that_is_cut_is_raised(sdk_client: MakeClient, exact: Served) -> None:
+    client = sdk_client(exact)
+    with pytest.raises(client.sdk.errors.InternalServerError) as caught:
+        client.whole("fault=cut, at=4")
     assert caught.value.status_code == 502
-    assert exact.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
+    assert exact.exchange(client.trace_id)["outcome"] == "upstream_truncated"

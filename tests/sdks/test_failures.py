@@ -9,7 +9,7 @@ from sdks import LEAVES_GENERATORS, REQUEST, SdkClient
 from server_process import Served
 
 pytestmark = LEAVES_GENERATORS
-Asking = Callable[..., SdkClient]
+MakeClient = Callable[..., SdkClient]
 
 KEYS = ("message", "type", "param", "code")
 INVALID = "invalid_request_error"
@@ -18,14 +18,14 @@ UNKNOWN_FIELD = "body.store: property 'body.store' is unsupported"
 BUSY = "We're experiencing high traffic right now! Please try again soon."
 
 
-def failure(asker: SdkClient, simulate: str = "", **question: Any) -> Any:
+def failure(client: SdkClient, simulate: str = "", **request: Any) -> Any:
     """The exception that asking raises."""
-    with pytest.raises(asker.sdk.errors.APIStatusError) as caught:
-        asker.whole(simulate, **question)
+    with pytest.raises(client.sdk.errors.APIStatusError) as caught:
+        client.whole(simulate, **request)
     return caught.value
 
 
-def told(error: Any) -> tuple[Any, ...]:
+def reported(error: Any) -> tuple[Any, ...]:
     return tuple(error.body[key] for key in KEYS)
 
 
@@ -45,140 +45,148 @@ THE_APIS = [
 
 @pytest.mark.parametrize(("fault", "kind", "expected"), THE_APIS)
 def test_the_apis_errors(
-    asking: Asking, demo: Served, fault: str, kind: tuple[int, str], expected: tuple[str, ...]
+    sdk_client: MakeClient,
+    demo: Served,
+    fault: str,
+    kind: tuple[int, str],
+    expected: tuple[str, ...],
 ) -> None:
-    asker = asking(demo)
-    error = failure(asker, f"fault={fault}")
+    client = sdk_client(demo)
+    error = failure(client, f"fault={fault}")
     assert (error.status_code, type(error).__name__) == kind
-    assert told(error) == expected
+    assert reported(error) == expected
     assert expected[0] in str(error)
-    assert demo.exchange(asker.trace_id)["upstream_status"] == kind[0]
+    assert demo.exchange(client.trace_id)["upstream_status"] == kind[0]
 
 
-def test_a_rejected_account_key_is_not_the_clients_error(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    error = failure(asker, "fault=wrong_api_key")
+def test_a_rejected_account_key_is_not_the_clients_error(
+    sdk_client: MakeClient, demo: Served
+) -> None:
+    client = sdk_client(demo)
+    error = failure(client, "fault=wrong_api_key")
     message = "The upstream API did not accept this proxy's own API key."
-    assert isinstance(error, asker.sdk.errors.InternalServerError)
-    assert (error.status_code, told(error)) == (
+    assert isinstance(error, client.sdk.errors.InternalServerError)
+    assert (error.status_code, reported(error)) == (
         502,
         (message, "upstream_error", "", "upstream_key_refused"),
     )
-    line = demo.exchange(asker.trace_id)
+    line = demo.exchange(client.trace_id)
     assert (line["upstream_status"], line["level"]) == (401, "error")
     assert line["outcome"] == "upstream_rejected"
 
 
-def test_an_unknown_model(asking: Asking, demo: Served) -> None:
-    error = failure(asking(demo), model="nobody")
-    assert isinstance(error, asking(demo).sdk.errors.NotFoundError)
-    assert told(error) == (NOT_THERE, "not_found_error", "model", "model_not_found")
+def test_an_unknown_model(sdk_client: MakeClient, demo: Served) -> None:
+    error = failure(sdk_client(demo), model="nobody")
+    assert isinstance(error, sdk_client(demo).sdk.errors.NotFoundError)
+    assert reported(error) == (NOT_THERE, "not_found_error", "model", "model_not_found")
 
 
-def test_a_field_that_the_api_does_not_know(asking: Asking, demo: Served) -> None:
-    error = failure(asking(demo), extra_body={"store": True})
-    assert told(error) == (UNKNOWN_FIELD, INVALID, "validation_error", "wrong_api_format")
+def test_a_field_that_the_api_does_not_know(sdk_client: MakeClient, demo: Served) -> None:
+    error = failure(sdk_client(demo), extra_body={"store": True})
+    assert reported(error) == (UNKNOWN_FIELD, INVALID, "validation_error", "wrong_api_format")
 
 
-def test_an_error_of_the_apis_server(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    error = failure(asker, "fault=500")
-    assert isinstance(error, asker.sdk.errors.InternalServerError)
+def test_an_error_of_the_apis_server(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
+    error = failure(client, "fault=500")
+    assert isinstance(error, client.sdk.errors.InternalServerError)
     assert error.status_code == 500
     assert error.body["message"] == "Encountered a server error, please try again."
 
 
-def test_a_rate_limit_has_a_retry_after(asking: Asking, demo: Served) -> None:
-    headers = failure(asking(demo), "fault=429").response.headers
+def test_a_rate_limit_has_a_retry_after(sdk_client: MakeClient, demo: Served) -> None:
+    headers = failure(sdk_client(demo), "fault=429").response.headers
     assert headers["retry-after"] == "1"
     assert headers["x-ratelimit-limit-requests-day"]
     assert "set-cookie" not in headers
 
 
-def test_a_body_that_the_proxy_refuses(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    error = failure(asker, extra_body={"model": 5})
-    assert isinstance(error, asker.sdk.errors.BadRequestError)
-    assert told(error) == ("'model' must be a non-empty string.", INVALID, "", "bad_request")
-    assert demo.exchange(asker.trace_id)["outcome"] == "refused"
+def test_a_body_that_the_proxy_refuses(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
+    error = failure(client, extra_body={"model": 5})
+    assert isinstance(error, client.sdk.errors.BadRequestError)
+    assert reported(error) == ("'model' must be a non-empty string.", INVALID, "", "bad_request")
+    assert demo.exchange(client.trace_id)["outcome"] == "refused"
 
 
-def test_a_key_that_the_proxy_does_not_know(asking: Asking, guarded: Served) -> None:
-    asker = asking(guarded, api_key="another-key")
-    error = failure(asker)
-    message, *rest = told(error)
-    assert isinstance(error, asker.sdk.errors.AuthenticationError)
+def test_a_key_that_the_proxy_does_not_know(sdk_client: MakeClient, guarded: Served) -> None:
+    client = sdk_client(guarded, api_key="another-key")
+    error = failure(client)
+    message, *rest = reported(error)
+    assert isinstance(error, client.sdk.errors.AuthenticationError)
     assert message.startswith("Missing or wrong API key.")
     assert rest == ["authentication_error", "", "invalid_api_key"]
     assert "another-key" not in str(error)
-    assert guarded.exchange(asker.trace_id)["outcome"] == "unauthorized"
+    assert guarded.exchange(client.trace_id)["outcome"] == "unauthorized"
 
 
-def test_an_upstream_that_cannot_be_reached(asking: Asking, unreachable: Served) -> None:
-    asker = asking(unreachable)
-    error = failure(asker)
+def test_an_upstream_that_cannot_be_reached(sdk_client: MakeClient, unreachable: Served) -> None:
+    client = sdk_client(unreachable)
+    error = failure(client)
     message = "Could not connect to the upstream API."
-    assert isinstance(error, asker.sdk.errors.InternalServerError)
+    assert isinstance(error, client.sdk.errors.InternalServerError)
     assert error.status_code == 502
-    assert told(error) == (message, "upstream_error", "", "connect_error")
+    assert reported(error) == (message, "upstream_error", "", "connect_error")
     assert message in str(error)
-    assert unreachable.exchange(asker.trace_id)["outcome"] == "upstream_connect_failed"
+    assert unreachable.exchange(client.trace_id)["outcome"] == "upstream_connect_failed"
 
 
 @pytest.mark.parametrize("fault", ["close", "garbage"])
 def test_without_a_response_from_upstream_there_is_one_request(
-    asking: Asking, demo: Served, fault: str
+    sdk_client: MakeClient, demo: Served, fault: str
 ) -> None:
     """It may have been carried out: the proxy says so, and the SDKs do not repeat it."""
-    asker = asking(demo, max_retries=2)
-    error = failure(asker, f"fault={fault}")
-    assert told(error)[3] == "invalid_response"
+    client = sdk_client(demo, max_retries=2)
+    error = failure(client, f"fault={fault}")
+    assert reported(error)[3] == "invalid_response"
     assert error.response.headers["x-should-retry"] == "false"
-    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_invalid"
-    later = asking(demo)
+    assert demo.exchange(client.trace_id)["outcome"] == "upstream_invalid"
+    later = sdk_client(demo)
     later.whole()
     demo.exchange(later.trace_id)
-    assert [line["trace_id"] for line in demo.lines].count(asker.trace_id) == 1
+    assert [line["trace_id"] for line in demo.lines].count(client.trace_id) == 1
 
 
-def test_an_error_event_in_a_stream(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    with pytest.raises(asker.sdk.errors.APIError, match="Encountered a server error") as caught:
-        asker.stream("fault=error_event, at=4")
-    line = demo.exchange(asker.trace_id)
-    assert len(asker.events) == 3
+def test_an_error_event_in_a_stream(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
+    with pytest.raises(client.sdk.errors.APIError, match="Encountered a server error") as caught:
+        client.stream("fault=error_event, at=4")
+    line = demo.exchange(client.trace_id)
+    assert len(client.events) == 3
     assert getattr(caught.value, "status_code", 500) == 500  # OpenAI's has none
     assert (line["status_code"], line["outcome"]) == (200, "upstream_stream_error")
 
 
 @pytest.mark.parametrize("fault", ["cut", "end"])
-def test_a_stream_that_ends_between_events(asking: Asking, demo: Served, fault: str) -> None:
-    asker = asking(demo)
-    with pytest.raises(asker.sdk.errors.APIError, match="ended before it was complete") as caught:
-        asker.stream(f"fault={fault}, at=4")
-    line = demo.exchange(asker.trace_id)
-    assert len(asker.events) == 4
-    assert told(caught.value)[1:] == ("upstream_error", "", "stream_truncated")
+def test_a_stream_that_ends_between_events(
+    sdk_client: MakeClient, demo: Served, fault: str
+) -> None:
+    client = sdk_client(demo)
+    with pytest.raises(client.sdk.errors.APIError, match="ended before it was complete") as caught:
+        client.stream(f"fault={fault}, at=4")
+    line = demo.exchange(client.trace_id)
+    assert len(client.events) == 4
+    assert reported(caught.value)[1:] == ("upstream_error", "", "stream_truncated")
     assert getattr(caught.value, "status_code", 502) == 502
     assert (line["status_code"], line["outcome"]) == (200, "upstream_truncated")
 
 
-def test_a_stream_that_is_cut_inside_an_event(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
+def test_a_stream_that_is_cut_inside_an_event(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
     with pytest.raises(Exception, match=r"Connection error|closed connection"):
-        asker.stream("fault=cut_inside, at=4")
-    assert len(asker.events) == 3
-    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
+        client.stream("fault=cut_inside, at=4")
+    assert len(client.events) == 3
+    assert demo.exchange(client.trace_id)["outcome"] == "upstream_truncated"
 
 
-def test_a_plain_response_that_is_cut(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    with pytest.raises(asker.sdk.errors.APIConnectionError):
-        asker.whole("fault=cut_inside")
-    assert demo.exchange(asker.trace_id)["outcome"] == "upstream_truncated"
+def test_a_plain_response_that_is_cut(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
+    with pytest.raises(client.sdk.errors.APIConnectionError):
+        client.whole("fault=cut_inside")
+    assert demo.exchange(client.trace_id)["outcome"] == "upstream_truncated"
 
 
-def test_a_connection_serves_on_after_a_failure(asking: Asking, demo: Served) -> None:
-    asker = asking(demo)
-    failure(asker, **{**REQUEST, "model": "nobody"})
-    assert asker.whole().usage.completion_tokens == 64
+def test_a_connection_serves_on_after_a_failure(sdk_client: MakeClient, demo: Served) -> None:
+    client = sdk_client(demo)
+    failure(client, **{**REQUEST, "model": "nobody"})
+    assert client.whole().usage.completion_tokens == 64

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent / "js"
 TIMEOUT = 30.0  # seconds; a cold Node reads thousands of small files first
 SDKS = ("openai", "cerebras")
 
-ANSWERED = ("plain", "stream", "tool", "toolStream", "models", "model")
+RESPONDED = ("plain", "stream", "tool", "toolStream", "models", "model")
 REFUSED = ("unknownModel", "modelNotFound", "upstreamKey", "rateLimit", "serverError", "refused")
 BROKEN = ("errorEvent", "cut", "cutInside")
 
@@ -23,15 +23,15 @@ NO_BODY = "status code (no body)"
 NOT_THERE = "Model does not exist or you do not have access to it."
 
 
-class Told(NamedTuple):
-    """What a client printed: the answer or the error, and the events of a stream before it."""
+class Outcomes(NamedTuple):
+    """What a client printed: the response or the error, and the events of a stream before it."""
 
-    answer: Any
+    response: Any
     error: dict[str, Any]
     events: int
 
 
-Answers = dict[tuple[str, str], Told]
+Outputs = dict[tuple[str, str], Outcomes]
 
 
 def node() -> str:
@@ -46,7 +46,7 @@ def node() -> str:
     return path
 
 
-def ask(served: Served, *scenarios: str) -> Answers:
+def request(served: Served, *scenarios: str) -> Outputs:
     url = f"http://127.0.0.1:{served.port}"
     done = subprocess.run(
         (node(), str(HERE / "clients.mjs"), url, "any-key", *scenarios),
@@ -59,44 +59,44 @@ def ask(served: Served, *scenarios: str) -> Answers:
     lines = [orjson.loads(text) for text in done.stdout.splitlines()]
     assert len(lines) == len(SDKS) * len(scenarios)
     return {
-        (line["sdk"], line["scenario"]): Told(
-            line.get("answer"), line.get("error", {}), line["events"]
+        (line["sdk"], line["scenario"]): Outcomes(
+            line.get("response"), line.get("error", {}), line["events"]
         )
         for line in lines
     }
 
 
 @pytest.fixture(scope="module")
-def told(demo: Served) -> Answers:
-    return ask(demo, *ANSWERED, *REFUSED, *BROKEN)
+def reported(demo: Served) -> Outputs:
+    return request(demo, *RESPONDED, *REFUSED, *BROKEN)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_responses_and_streams(told: Answers, sdk: str) -> None:
-    plain, stream = told[sdk, "plain"], told[sdk, "stream"]
+def test_responses_and_streams(reported: Outputs, sdk: str) -> None:
+    plain, stream = reported[sdk, "plain"], reported[sdk, "stream"]
     assert not plain.error
     assert not stream.error
-    assert stream.answer == plain.answer
+    assert stream.response == plain.response
     assert stream.events > 3
-    assert len(plain.answer["text"].split()) == 48
-    assert len(plain.answer["reasoning"].split()) == 16
-    assert (plain.answer["finish"], plain.answer["tokens"]) == ("stop", 64)
+    assert len(plain.response["text"].split()) == 48
+    assert len(plain.response["reasoning"].split()) == 16
+    assert (plain.response["finish"], plain.response["tokens"]) == ("stop", 64)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_tool_calls(told: Answers, sdk: str) -> None:
-    plain, stream = told[sdk, "tool"], told[sdk, "toolStream"]
-    assert stream.answer == plain.answer
-    assert plain.answer["tool"] == "get_weather"
-    assert plain.answer["arguments"] == '{"city":"test"}'
-    assert plain.answer["finish"] == "tool_calls"
+def test_tool_calls(reported: Outputs, sdk: str) -> None:
+    plain, stream = reported[sdk, "tool"], reported[sdk, "toolStream"]
+    assert stream.response == plain.response
+    assert plain.response["tool"] == "get_weather"
+    assert plain.response["arguments"] == '{"city":"test"}'
+    assert plain.response["finish"] == "tool_calls"
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_models(told: Answers, sdk: str) -> None:
-    unknown = told[sdk, "unknownModel"].error
-    assert {"gpt-oss-120b", "llama3.1-8b"} <= set(told[sdk, "models"].answer)
-    assert told[sdk, "model"].answer == "gpt-oss-120b"
+def test_models(reported: Outputs, sdk: str) -> None:
+    unknown = reported[sdk, "unknownModel"].error
+    assert {"gpt-oss-120b", "llama3.1-8b"} <= set(reported[sdk, "models"].response)
+    assert reported[sdk, "model"].response == "gpt-oss-120b"
     assert (unknown["name"], unknown["message"]) == ("NotFoundError", f"404 {NOT_THERE}")
 
 
@@ -117,27 +117,27 @@ def assert_readable(error: dict[str, Any], *expected: Any) -> None:
 
 @pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize("scenario", OWN)
-def test_errors_of_the_proxy(told: Answers, sdk: str, scenario: str) -> None:
-    assert_readable(told[sdk, scenario].error, *OWN[scenario])
+def test_errors_of_the_proxy(reported: Outputs, sdk: str, scenario: str) -> None:
+    assert_readable(reported[sdk, scenario].error, *OWN[scenario])
 
 
 def test_a_refused_key(guarded: Served) -> None:
     message = "Missing or wrong API key."
-    for line in ask(guarded, "plain").values():
+    for line in request(guarded, "plain").values():
         assert line.error["name"] == "AuthenticationError"
         assert_readable(line.error, 401, message, "authentication_error", "invalid_api_key")
 
 
 def test_an_upstream_that_cannot_be_reached(unreachable: Served) -> None:
     message = "Could not connect to the upstream API."
-    for line in ask(unreachable, "plain").values():
+    for line in request(unreachable, "plain").values():
         assert line.error["name"] == "InternalServerError"
         assert_readable(line.error, 502, message, "upstream_error", "connect_error")
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_a_rejected_account_key_is_not_the_clients_error(told: Answers, sdk: str) -> None:
-    error = told[sdk, "upstreamKey"].error
+def test_a_rejected_account_key_is_not_the_clients_error(reported: Outputs, sdk: str) -> None:
+    error = reported[sdk, "upstreamKey"].error
     message = "The upstream API did not accept this proxy's own API key."
     assert error["name"] == "InternalServerError"
     assert_readable(error, 502, message, "upstream_error", "upstream_key_refused")
@@ -151,34 +151,34 @@ THE_APIS = {
 
 
 @pytest.mark.parametrize("scenario", THE_APIS)
-def test_flat_errors_of_the_api(told: Answers, scenario: str) -> None:
+def test_flat_errors_of_the_api(reported: Outputs, scenario: str) -> None:
     status, name, message = THE_APIS[scenario]
     for sdk, text in (("openai", NO_BODY), ("cerebras", message)):
-        error = told[sdk, scenario].error
+        error = reported[sdk, scenario].error
         assert (error["status"], error["name"]) == (status, name)
         assert error["message"].startswith(f"{status} {text}")
         assert error.get("retryAfter") == ("1" if scenario == "rateLimit" else None)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
-def test_a_wrapped_error_of_the_api(told: Answers, sdk: str) -> None:
-    error = told[sdk, "serverError"].error
+def test_a_wrapped_error_of_the_api(reported: Outputs, sdk: str) -> None:
+    error = reported[sdk, "serverError"].error
     assert (error["status"], error["name"]) == (500, "InternalServerError")
     assert "Encountered a server error" in error["message"]
 
 
 @pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize("scenario", BROKEN)
-def test_a_stream_that_breaks_is_an_error(told: Answers, sdk: str, scenario: str) -> None:
+def test_a_stream_that_breaks_is_an_error(reported: Outputs, sdk: str, scenario: str) -> None:
     """What it says differs: an SDK may see the connection break before it reads the event."""
-    line = told[sdk, scenario]
-    assert line.answer is None
+    line = reported[sdk, scenario]
+    assert line.response is None
     assert line.error["message"]
     assert 0 < line.events <= 4
 
 
 def test_the_warm_up_of_the_cerebras_client(guarded: Served) -> None:
     """It carries a key that is not accepted, and does not matter."""
-    ask(guarded, "models")
+    request(guarded, "models")
     warmed = guarded.line_where(lambda line: line.get("route") == "/v1/tcp_warming")
     assert (warmed["status_code"], warmed["outcome"]) == (200, "completed")

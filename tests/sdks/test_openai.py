@@ -71,12 +71,12 @@ ATTRIBUTES = [
 ]
 
 
-@pytest.mark.parametrize(("question", "expected"), ATTRIBUTES)
+@pytest.mark.parametrize(("fields", "expected"), ATTRIBUTES)
 def test_the_attributes_of_an_error(
-    demo: Served, question: dict[str, Any], expected: tuple[str | None, ...]
+    demo: Served, fields: dict[str, Any], expected: tuple[str | None, ...]
 ) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        SdkClient(OPENAI, demo.port).whole(**question)
+        SdkClient(OPENAI, demo.port).whole(**fields)
     error = caught.value
     assert (error.code, error.type, error.param) == expected
     assert error.request_id

@@ -35,12 +35,12 @@ async def busy_at_first(conversation: Conversation) -> None:
 async def test_a_429_is_retried(sdk: Sdk, is_async: bool) -> None:
     async with running_upstream(busy_at_first) as upstream, running_proxy(upstream.port) as running:
         backend = current_backend() if is_async else None
-        asker = SdkClient(sdk, running.port, backend, {"max_retries": 1})
-        answer = await anyio.to_thread.run_sync(asker.whole)
+        client = SdkClient(sdk, running.port, backend, {"max_retries": 1})
+        response = await anyio.to_thread.run_sync(client.whole)
         warm_up = sdk is CEREBRAS
         await running.lines.exchange(2 + warm_up)
-        lines = [line for line in running.lines.exchanges() if line["trace_id"] == asker.trace_id]
-    assert answer.usage.completion_tokens == 3
+        lines = [line for line in running.lines.exchanges() if line["trace_id"] == client.trace_id]
+    assert response.usage.completion_tokens == 3
     assert [line["outcome"] for line in lines] == ["upstream_rate_limited", "completed"]
     assert [line["status_code"] for line in lines] == [429, 200]
     assert upstream.connections == 1

@@ -82,7 +82,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
         while not enough.is_set():
             responses.append(await client.request(REQUEST))
 
-    async def until_answered(more: int) -> None:
+    async def until_responded(more: int) -> None:
         wanted = len(responses) + more
         with anyio.fail_after(30):
             while len(responses) < wanted:
@@ -94,15 +94,15 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
         async with anyio.create_task_group() as tasks:
             for _ in range(16):
                 tasks.start_soon(ask_on, fleet)
-            await until_answered(100)
+            await until_responded(100)
             ending.proxy.begin_drain()
-            await until_answered(100)
+            await until_responded(100)
             assert not ending.ended.is_set()
             may_end.set()
             assert_whole(await streaming.response())
             with anyio.fail_after(5):
                 await ending.ended.wait()
-            await until_answered(100)
+            await until_responded(100)
             enough.set()
     assert {(response.status, response.complete) for response in responses} == {(200, True)}
     assert len(fleet.upstream.requests) == len(responses) + 1
@@ -129,22 +129,24 @@ async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Pat
     assert (metrics.status, models.status) == (404, 200)
 
 
-@pytest.mark.parametrize("answered", [False, True])
-async def test_a_disconnect_ends_the_request(kind: str, tmp_path: Path, answered: bool) -> None:
-    asked = anyio.Event()
+@pytest.mark.parametrize("with_response", [False, True])
+async def test_a_disconnect_ends_the_request(
+    kind: str, tmp_path: Path, with_response: bool
+) -> None:
+    requested = anyio.Event()
 
     async def script(peer: Conversation) -> None:
         await peer.request()
-        if answered:
+        if with_response:
             await peer.stream_head()
             await peer.chunk(FIRST)
-        asked.set()
+        requested.set()
         await peer.until_disconnected()
 
     async with balanced(kind, script, tmp_path) as fleet:
         client = await fleet.client()
         await client.send(STREAM)
-        await (client.see(FIRST) if answered else asked.wait())
+        await (client.see(FIRST) if with_response else requested.wait())
         client.stream.close()
         with anyio.fail_after(TIMEOUT):
             await fleet.upstream.disconnected.wait()

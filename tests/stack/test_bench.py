@@ -113,9 +113,9 @@ def test_a_short_look_at_our_proxy_alone(tmp_path: Path) -> None:
     done = subprocess.run(
         (*command, *options), capture_output=True, text=True, timeout=60, check=True
     )
-    told = json.loads(path.read_text("utf-8"))
-    assert [row["name"] for row in told["scenarios"]] == list(SHORT)
-    for row in told["scenarios"]:
+    reported = json.loads(path.read_text("utf-8"))
+    assert [row["name"] for row in reported["scenarios"]] == list(SHORT)
+    for row in reported["scenarios"]:
         assert not row["failed"]
         assert row["rounds"]["ape_cerebras"][0]
         assert re.search(rf"^{row['name']} ", done.stdout, re.MULTILINE)

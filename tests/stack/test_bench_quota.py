@@ -59,10 +59,10 @@ def test_a_short_look(tmp_path: Path) -> None:
     done = subprocess.run(
         (*command, *options), capture_output=True, text=True, timeout=120, check=True
     )
-    told = json.loads(path.read_text("utf-8"))
-    assert list(told) == ["kept"]
-    assert list(told["kept"]) == ["without", "both"]
-    for figures in told["kept"].values():
+    reported = json.loads(path.read_text("utf-8"))
+    assert list(reported) == ["kept"]
+    assert list(reported["kept"]) == ["without", "both"]
+    for figures in reported["kept"].values():
         assert figures["responses_per_minute"] > 0
         assert 0 < figures["quota_percent"] <= 100
     assert re.search("^reservations kept +without +both$", done.stdout, re.MULTILINE)

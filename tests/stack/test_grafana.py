@@ -28,8 +28,8 @@ def test_every_panel_describes_what_it_shows_and_queries_a_source_that_can_be_ch
     for panel in panels(DASHBOARDS[name]):
         assert panel["title"]
         assert panel["description"].endswith(".")
-        for asks in (panel, *panel["targets"]):
-            uid, kind = asks["datasource"]["uid"], asks["datasource"]["type"]
+        for request_of in (panel, *panel["targets"]):
+            uid, kind = request_of["datasource"]["uid"], request_of["datasource"]["type"]
             assert SOURCES[uid] == kind
             variable = variables[uid.strip("${}")]
             assert (variable["type"], variable["query"]) == ("datasource", kind)
@@ -61,8 +61,8 @@ def test_all_names_are_those_of_series_that_there_are(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_panel_has_something_to_show(name: str, watched: tuple[Prometheus, Load]) -> None:
     server, _ = watched
-    asked = {query.expression for query in queries(DASHBOARDS[name], "prometheus")}
-    until(lambda: not server.silent(asked), "some panels stay empty")
+    requested = {query.expression for query in queries(DASHBOARDS[name], "prometheus")}
+    until(lambda: not server.silent(requested), "some panels stay empty")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,7 +46,7 @@ LINES = lines_of(stream_exchange(), plain_exchange())
 EXCHANGE_KEYS = {key for line in LINES for key in line} | NOW_AND_THEN
 
 
-def errors_in(asked: list[str]) -> list[list[int]]:
+def errors_in(requested: list[str]) -> list[list[int]]:
     """For each query the places that Grafana's grammar makes nothing of."""
     path = shutil.which("node")
     missing = "" if path else "there is no Node"
@@ -55,7 +55,7 @@ def errors_in(asked: list[str]) -> list[list[int]]:
     if missing:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     command = (str(path), str(JS / "logql.mjs"))
-    done = subprocess.run(command, input=orjson.dumps(asked), capture_output=True, check=True)
+    done = subprocess.run(command, input=orjson.dumps(requested), capture_output=True, check=True)
     found: list[list[int]] = orjson.loads(done.stdout)
     return found
 
@@ -88,8 +88,8 @@ def test_a_query_asks_for_what_there_is(query: str) -> None:
 
 
 def promtail_stages() -> list[dict[str, Any]]:
-    told = yaml.safe_load((FILES / "promtail.yml").read_text("utf-8"))
-    [job] = told["scrape_configs"]
+    reported = yaml.safe_load((FILES / "promtail.yml").read_text("utf-8"))
+    [job] = reported["scrape_configs"]
     assert {rule["target_label"] for rule in job["relabel_configs"]} == LABELS
     stages: list[dict[str, Any]] = job["pipeline_stages"]
     return stages

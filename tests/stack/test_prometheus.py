@@ -59,8 +59,8 @@ def test_alerts_fire_and_rules_give_what_they_should() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_is_tried_firing_and_not_firing(alert: str) -> None:
-    tries = [bool(each.get("exp_samples")) for each in EXPECTED if f'"{alert}"' in each["expr"]]
-    assert set(tries) == {True, False}
+    attempts = [bool(each.get("exp_samples")) for each in EXPECTED if f'"{alert}"' in each["expr"]]
+    assert set(attempts) == {True, False}
 
 
 @pytest.mark.parametrize("alert", ALERTS)
@@ -71,11 +71,11 @@ def test_what_an_alert_says(alert: str) -> None:
     texts = rule["annotations"]
     assert set(texts) == {"summary", "description"}
     assert len(re.findall(r"[.;,?] |$", texts["summary"])) > 1
-    told = "".join(texts.values())
+    reported = "".join(texts.values())
     samples = [sample for each in EXPECTED for sample in each.get("exp_samples", ())]
     has = [sample["labels"] for sample in samples if f'"{alert}"' in sample["labels"]]
     assert has
-    assert all(f"{label}=" in has[0] for label in re.findall(r"\$labels\.(\w+)", told))
+    assert all(f"{label}=" in has[0] for label in re.findall(r"\$labels\.(\w+)", reported))
 
 
 def test_all_names_are_those_of_series_that_there_are(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_every_request_is_counted(watched: tuple[Prometheus, Load]) -> None:
     def counted() -> float:
         return sum(sample.value for sample in server.query("sum(cerebras_proxy_requests_total)"))
 
-    asked = load.stop()
+    requested = load.stop()
     try:
-        assert asked > 0
-        until(lambda: counted() >= asked, "not all requests are counted")
-        assert counted() == asked
+        assert requested > 0
+        until(lambda: counted() >= requested, "not all requests are counted")
+        assert counted() == requested
     finally:
         load.start()
 
@@ -142,7 +142,9 @@ def test_an_exemplar_leads_to_a_trace(backend: str, tmp_path: Path) -> None:
         headers = JSON | {"X-Trace-ID": "trace-1699123456789"}
         connection.request("POST", "/v1/chat/completions", CHAT, headers)
         connection.getresponse().read()
-        asked = "/api/v1/query_exemplars?query=cerebras_proxy_ttft_seconds_bucket&start=0&end=9e9"
-        until(lambda: server.get(asked)["data"], "no exemplar")
-        [series] = server.get(asked)["data"]
+        requested = (
+            "/api/v1/query_exemplars?query=cerebras_proxy_ttft_seconds_bucket&start=0&end=9e9"
+        )
+        until(lambda: server.get(requested)["data"], "no exemplar")
+        [series] = server.get(requested)["data"]
     assert [each["labels"] for each in series["exemplars"]] == [{"trace_id": "trace-1699123456789"}]

@@ -32,20 +32,20 @@ class CerebrasLLM:
         self.client = Cerebras(base_url=base_url, api_key=api_key, http_client=http_client)
 
     def complete(self, prompt: str, trace_id: str) -> str:
-        reply: Any = self.client.chat.completions.create(**self._question(prompt, trace_id))
+        reply: Any = self.client.chat.completions.create(**self._request(prompt, trace_id))
         return str(reply.choices[0].message.content)
 
     def stream_complete(self, prompt: str, trace_id: str) -> Iterator[str]:
         """The text so far, with each piece that comes."""
         text = ""
-        question = self._question(prompt, trace_id)
-        events: Any = self.client.chat.completions.create(**question, stream=True)
+        request = self._request(prompt, trace_id)
+        events: Any = self.client.chat.completions.create(**request, stream=True)
         for event in events:
             text += event.choices[0].delta.content or "" if event.choices else ""
             yield text
 
     @staticmethod
-    def _question(prompt: str, trace_id: str) -> dict[str, Any]:
+    def _request(prompt: str, trace_id: str) -> dict[str, Any]:
         return {
             "model": "llama3.1-8b",
             "messages": [{"role": "user", "content": prompt}],
@@ -86,14 +86,14 @@ class McpGateway:
         return response, statuses
 
     async def _post(self, prompt: str, headers: dict[str, str]) -> httpx.Response:
-        question = {
+        request = {
             "model": "llama3.1-8b",
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": 1000,
             "temperature": 0.7,
         }
         url = f"{self.base_url}/v1/chat/completions"
-        return await self.client.post(url, json=question, headers=headers)
+        return await self.client.post(url, json=request, headers=headers)
 
     def _headers(self, trace_id: str) -> dict[str, str]:
         return {

@@ -175,17 +175,17 @@ async def _serve_names(*, task_status: TaskStatus[int]) -> None:
     async with await anyio.create_udp_socket(local_host="127.0.0.1") as udp:
         task_status.started(udp.extra_attributes[SocketAttribute.local_port]())
         async for query, (host, port) in udp:
-            await udp.sendto(_names_answer(query), host, port)
+            await udp.sendto(_dns_response(query), host, port)
 
 
-def _names_answer(query: bytes) -> bytes:
+def _dns_response(query: bytes) -> bytes:
     end = query.index(0, _HEADER.size) + 5
     kind = int.from_bytes(query[end - 4 : end - 2], "big")
     hosts = HOSTS if kind == _ADDRESS else ()
-    answers = b"".join(
+    responses = b"".join(
         struct.pack("!3HIH", _SAME_NAME, _ADDRESS, _INTERNET, 1, 4) + socket.inet_aton(host)
         for host in hosts
     )
     identity = int.from_bytes(query[:2], "big")
     head = _HEADER.pack(identity, _RESPONSE, 1, len(hosts), 0, 0)
-    return head + query[_HEADER.size : end] + answers
+    return head + query[_HEADER.size : end] + responses

@@ -77,14 +77,15 @@ class Load:
     def __init__(self, port: int) -> None:
         self._port = port
         self._stopped = threading.Event()
-        self._asked = [0] * 4
+        self._requests = [0] * 4
         self._threads: list[threading.Thread] = []
         self.start()
 
     def start(self) -> None:
         self._stopped.clear()
         self._threads = [
-            threading.Thread(target=self._run, args=(number,)) for number in range(len(self._asked))
+            threading.Thread(target=self._run, args=(number,))
+            for number in range(len(self._requests))
         ]
         for thread in self._threads:
             thread.start()
@@ -94,14 +95,14 @@ class Load:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
-        return sum(self._asked)
+        return sum(self._requests)
 
     def _run(self, number: int) -> None:
         faults = cycle(_FAULTS[number:] + _FAULTS[:number])
-        for question, fault in zip(cycle(_REQUESTS), faults, strict=False):
+        for request, fault in zip(cycle(_REQUESTS), faults, strict=False):
             if self._stopped.is_set():
                 return
-            body = orjson.dumps({**question, "messages": [{"role": "user", "content": "Hello!"}]})
+            body = orjson.dumps({**request, "messages": [{"role": "user", "content": "Hello!"}]})
             headers = {"Content-Type": "application/json"}
             if fault:
                 headers["X-Simulate"] = fault
@@ -110,7 +111,7 @@ class Load:
             with suppress(http.client.IncompleteRead):
                 connection.getresponse().read()
             connection.close()
-            self._asked[number] += 1
+            self._requests[number] += 1
 
 
 # Prometheus
@@ -143,9 +144,9 @@ class Prometheus:
 
     def query(self, expression: str) -> list[Sample]:
         """What an expression gives now, without what is no number."""
-        told = self.get(f"/api/v1/query?query={quote(expression)}")
-        assert told["status"] == "success", f"{expression}: {told.get('error')}"
-        result = told["data"]["result"]
+        reported = self.get(f"/api/v1/query?query={quote(expression)}")
+        assert reported["status"] == "success", f"{expression}: {reported.get('error')}"
+        result = reported["data"]["result"]
         samples = [Sample(each["metric"], float(each["value"][1])) for each in result]
         return [sample for sample in samples if math.isfinite(sample.value)]
 
@@ -165,16 +166,16 @@ def until(is_so: Callable[[], object], what: str) -> None:
 def _settings(target: str, directory: Path) -> Path:
     """Those of ``contrib``, with another target, in less time, and nobody to send alerts to."""
     source = CONTRIB / "prometheus" / "prometheus.yml"
-    told = yaml.safe_load(source.read_text("utf-8"))
-    told["global"] = {"scrape_interval": SCRAPE_EVERY, "evaluation_interval": SCRAPE_EVERY}
-    told["rule_files"] = [str(source.parent / name) for name in told["rule_files"]]
-    [job] = told["scrape_configs"]
+    reported = yaml.safe_load(source.read_text("utf-8"))
+    reported["global"] = {"scrape_interval": SCRAPE_EVERY, "evaluation_interval": SCRAPE_EVERY}
+    reported["rule_files"] = [str(source.parent / name) for name in reported["rule_files"]]
+    [job] = reported["scrape_configs"]
     assert job["job_name"] == "cerebras-proxy"
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [target]}]
-    del told["alerting"]
+    del reported["alerting"]
     path = directory / "prometheus.yml"
-    path.write_text(yaml.safe_dump(told))
+    path.write_text(yaml.safe_dump(reported))
     return path
 
 

@@ -37,8 +37,8 @@ STREAM = {"stream": True}
 
 def chat(fields: dict[str, Any] | None = None, *lines: str, model: str = "gemma-4-31b") -> bytes:
     """A chat request; ``lines`` are more of its header's."""
-    question = {"model": model, "messages": [{"role": "user", "content": "hi"}], **(fields or {})}
-    return post(orjson.dumps(question), "Content-Type: application/json", *lines)
+    request = {"model": model, "messages": [{"role": "user", "content": "hi"}], **(fields or {})}
+    return post(orjson.dumps(request), "Content-Type: application/json", *lines)
 
 
 def post(body: bytes, *lines: str, key: str = "Authorization: Bearer any") -> bytes:

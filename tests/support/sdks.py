@@ -90,24 +90,24 @@ class SdkClient:
     events: list[Any] = field(default_factory=list)
     """Of the latest stream, also where it failed."""
 
-    def whole(self, simulate: str = "", **question: Any) -> Any:
-        asked = self._question(simulate, question)
-        return self._run(lambda client: client.chat.completions.create(**asked))
+    def whole(self, simulate: str = "", **request: Any) -> Any:
+        requested = self._request(simulate, request)
+        return self._run(lambda client: client.chat.completions.create(**requested))
 
-    def stream(self, simulate: str = "", most: int = 1_000_000, **question: Any) -> list[Any]:
+    def stream(self, simulate: str = "", most: int = 1_000_000, **request: Any) -> list[Any]:
         """All events, or the first of them: then the stream is closed early."""
-        asked = {**self._question(simulate, question), "stream": True}
+        requested = {**self._request(simulate, request), "stream": True}
         self.events = []
 
         def collect(client: Any) -> None:
-            with client.chat.completions.create(**asked) as events:
+            with client.chat.completions.create(**requested) as events:
                 for event in events:
                     self.events.append(event)
                     if len(self.events) == most:
                         break
 
         async def collect_async(client: Any) -> None:
-            async with await client.chat.completions.create(**asked) as events:
+            async with await client.chat.completions.create(**requested) as events:
                 async for event in events:
                     self.events.append(event)
                     if len(self.events) == most:
@@ -122,12 +122,12 @@ class SdkClient:
     def model(self, name: str) -> Any:
         return self._run(lambda client: client.models.retrieve(name))
 
-    def _question(self, simulate: str, question: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, simulate: str, request: dict[str, Any]) -> dict[str, Any]:
         quick = "ttft=0.01, rate=10000"
         headers = {"x-trace-id": self.trace_id, "x-simulate": f"{quick}, {simulate}".strip(", ")}
-        return {**REQUEST, "extra_headers": headers, **question}
+        return {**REQUEST, "extra_headers": headers, **request}
 
-    def _run(self, ask: Callable[[Any], Any]) -> Any:
+    def _run(self, request: Callable[[Any], Any]) -> Any:
         options = {
             "base_url": f"http://127.0.0.1:{self.port}{self.sdk.prefix}",
             "api_key": "any",
@@ -135,14 +135,14 @@ class SdkClient:
             **self.options,
         }
         if self.backend is not None:
-            return run_on(self.backend, self._run_async, ask, options)
+            return run_on(self.backend, self._run_async, request, options)
         http_client = self.sdk.errors.DefaultHttpxClient(verify=NO_CERTIFICATES)
         with self.sdk.client(http_client=http_client, **options) as client:
-            return ask(client)
+            return request(client)
 
     async def _run_async(
-        self, ask: Callable[[Any], Awaitable[Any]], options: dict[str, Any]
+        self, request: Callable[[Any], Awaitable[Any]], options: dict[str, Any]
     ) -> Any:
         http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=NO_CERTIFICATES)
         async with self.sdk.async_client(http_client=http_client, **options) as client:
-            return await ask(client)
+            return await request(client)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 
-__all__ = ("ThreadedUpstream", "ask", "in_chunks", "plain")
+__all__ = ("ThreadedUpstream", "request_all", "in_chunks", "plain")
 
 _TIMEOUT = 30.0  # seconds for anything to happen
 _READ_BYTES = 16 * 1024
@@ -96,7 +96,7 @@ def _read_response(reader: BufferedReader) -> int:
     return int(fields[b""].split()[1])
 
 
-def ask(port: int, requests: bytes, responses: int, write_bytes: int) -> list[int]:
+def request_all(port: int, requests: bytes, responses: int, write_bytes: int) -> list[int]:
     """Send bytes, so many in a write; the statuses of the responses."""
 
     def send() -> None:

@@ -72,10 +72,10 @@ one_token_and_no_more = streams(events(TOKEN), then="stay")
 
 
 def responds_with(status: int, body: bytes = b"{}", headers: bytes = b"") -> Script:
-    async def answer(peer: Conversation) -> None:
+    async def response(peer: Conversation) -> None:
         await peer.respond(body, status=f"{status} X", headers=headers)
 
-    return answer
+    return response
 
 
 def one_after_another(*responses: Script) -> Script:

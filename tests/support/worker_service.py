@@ -106,11 +106,11 @@ def running_workers(backend: str, directory: Path, **settings: str) -> Iterator[
     """A demo of two workers that serve, with ``directory`` for their files."""
     command = ("serve", "--demo", "--workers", "2", "--backend", backend)
     with serving(*command, TMPDIR=str(directory), **settings) as served:
-        crew = WorkerService(served)
+        workers = WorkerService(served)
         try:
             for number in (1, 2):
-                crew.wait_for(number)
-            yield crew
+                workers.wait_for(number)
+            yield workers
         finally:
             served.process.kill()
-            crew.close()
+            workers.close()

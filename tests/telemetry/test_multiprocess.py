@@ -41,7 +41,7 @@ class WorkerService:
 
 
 @pytest.fixture
-def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerService]:
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerService]:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)
     yield WorkerService(tmp_path)
@@ -60,17 +60,17 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_two_workers_together_count_what_one_process_would(
-    crew: WorkerService, accept: bytes
+    workers: WorkerService, accept: bytes
 ) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
     alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
         alone.observe(*with_timings(exchange))
-    first = crew.worker(1)
+    first = workers.worker(1)
     for exchange in EXCHANGES[:3]:
         first.observe(*with_timings(exchange))
     first.refresh()
-    second = crew.worker(2)
+    second = workers.worker(2)
     for exchange in EXCHANGES[3:]:
         second.observe(*with_timings(exchange))
     together = sums(second, accept)
@@ -78,9 +78,9 @@ def test_two_workers_together_count_what_one_process_would(
     assert together == sums(first, accept)
 
 
-def test_every_metric_is_what_it_is_in_one_process(crew: WorkerService) -> None:
+def test_every_metric_is_what_it_is_in_one_process(workers: WorkerService) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
-    alone, worker = made(), crew.worker(1)
+    alone, worker = made(), workers.worker(1)
     for metrics in (alone, worker):
         metrics.observe(*with_timings(stream_exchange(quota=read_quota(quota))))
     of_alone, found = families(alone), families(worker)
@@ -94,18 +94,18 @@ def test_every_metric_is_what_it_is_in_one_process(crew: WorkerService) -> None:
             assert {s.name for s in found[name].samples} == {s.name for s in metric.samples}
 
 
-def test_the_order_is_that_of_the_names(crew: WorkerService) -> None:
-    names = list(families(crew.worker(1)))
+def test_the_order_is_that_of_the_names(workers: WorkerService) -> None:
+    names = list(families(workers.worker(1)))
     assert names[: -len(WORKERS)] == sorted(names[: -len(WORKERS)])
 
 
-def test_gauges_add_up_or_are_the_worst_or_the_last(crew: WorkerService) -> None:
+def test_gauges_add_up_or_are_the_worst_or_the_last(workers: WorkerService) -> None:
     limit, left = b"x-ratelimit-limit-tokens-day", b"x-ratelimit-remaining-tokens-day"
-    first = crew.worker(1, in_flight=5)
+    first = workers.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
     first.observe(*with_timings(chat_exchange(quota=read_quota(((limit, b"100"), (left, b"90"))))))
-    second = crew.worker(2, in_flight=8)
+    second = workers.worker(2, in_flight=8)
     second.set_degraded(())
     second.observe(*with_timings(chat_exchange(quota=read_quota(((left, b"95"),)))))
     assert value(second, "requests_in_flight") == 13
@@ -119,51 +119,51 @@ def test_gauges_add_up_or_are_the_worst_or_the_last(crew: WorkerService) -> None
     assert (build.value, set(build.labels)) == (1, {"version", "python", "backend"})
 
 
-def test_of_a_dead_worker_stays_what_it_counted(crew: WorkerService) -> None:
+def test_of_a_dead_worker_stays_what_it_counted(workers: WorkerService) -> None:
     left = b"x-ratelimit-remaining-tokens-day"
-    first = crew.worker(1, in_flight=5)
+    first = workers.worker(1, in_flight=5)
     first.refresh()
     first.set_degraded(("ttft",))
     first.observe(*with_timings(stream_exchange(quota=read_quota(((left, b"90"),)))))
-    second = crew.worker(2, in_flight=8)
+    second = workers.worker(2, in_flight=8)
     second.observe(*with_timings(stream_exchange()))
-    crew.forget(1)
+    workers.forget(1)
     model = {"model": "gpt-oss-120b"}
     assert value(second, "requests_in_flight") == 8
     assert value(second, "degraded", reason="ttft") == 0
     assert value(second, "upstream_ratelimit_remaining", kind="tokens", window="day") == 90
     assert value(second, "requests_total", **model) == 2
     assert value(second, "tpot_seconds_count", **model) == 2
-    successor = crew.worker(1, in_flight=1)
+    successor = workers.worker(1, in_flight=1)
     successor.observe(*with_timings(stream_exchange()))
     assert value(successor, "requests_total", **model) == 3
     assert value(successor, "log_lines_dropped_total") == 7 * 3
     assert value(successor, "requests_in_flight") == 9
-    assert len(list(crew.directory.glob("counter_*.db"))) == 2
+    assert len(list(workers.directory.glob("counter_*.db"))) == 2
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nothing")])
 def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
-    crew: WorkerService, make: Callable[[Path], None]
+    workers: WorkerService, make: Callable[[Path], None]
 ) -> None:
-    worker = crew.worker(1)
+    worker = workers.worker(1)
     worker.observe(*with_timings(stream_exchange()))
-    make(crew.directory / "gauge_livesum_2.db")
+    make(workers.directory / "gauge_livesum_2.db")
     assert value(worker, "requests_total", model="gpt-oss-120b") == 1
 
 
-def test_how_the_workers_are(crew: WorkerService) -> None:
-    worker = crew.worker(1)
-    crew.scoreboard.mark_up(1)
+def test_how_the_workers_are(workers: WorkerService) -> None:
+    worker = workers.worker(1)
+    workers.scoreboard.mark_up(1)
     for _ in range(3):
-        crew.scoreboard.count_restart()
+        workers.scoreboard.count_restart()
     assert value(worker, "workers_up") == 1
     assert value(worker, "workers_configured") == 2
     assert value(worker, "worker_restarts_total") == 3
 
 
-def test_there_are_no_exemplars(crew: WorkerService) -> None:
-    worker = crew.worker(1)
+def test_there_are_no_exemplars(workers: WorkerService) -> None:
+    worker = workers.worker(1)
     worker.observe(*with_timings(stream_exchange()))
     assert not [
         sample

@@ -94,7 +94,7 @@ for (const scenario of wanted) {
     const seen = { events: 0 };
     const line = { sdk, scenario };
     try {
-      line.answer = await scenarios[scenario](client, seen);
+      line.response = await scenarios[scenario](client, seen);
     } catch (error) {
       line.error = failure(error);
     }
