@@ -109,7 +109,6 @@ class Relay:
         exchange.model, exchange.requested_model = chat.model, chat.requested_model
         exchange.stream = chat.stream
         if chat.model is not None:
-            exchange.completion_limit = chat.limit
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
         async with downstream.watch_disconnect():
             if self._admission.is_limited:

@@ -67,14 +67,10 @@ NO_QUOTA = Quota({}, {}, 0)
 class Outcome(NamedTuple):
     """One way in which an exchange can end."""
 
-    level: str
-    """Level of the exchange's log line."""
-    failed: bool
-    """Counts in ``errors_total``."""
-    degrades: bool
-    """Counts as a failure of the service, not of its client."""
-    meaning: str
-    """For the documentation."""
+    level: str  # of the exchange's log line
+    failed: bool  # counts in errors_total
+    degrades: bool  # counts as a failure of the service, not of its client
+    meaning: str  # for the documentation
 
 
 # Level, failed, degrades.
@@ -166,7 +162,6 @@ class Exchange:
     model: str | None = None  # requested upstream; of a binary body the one in the response
     requested_model: str | None = None
     stream: bool | None = None
-    completion_limit: int | None = None  # tokens of the response at most, as sent upstream
     reserved_tokens: int | None = None  # what the API reserves for it, as estimated
 
     # limits/fair_queue

@@ -36,8 +36,7 @@ class LogField(NamedTuple):
 
     key: str
     meaning: str
-    attribute: str = ""
-    """Of the exchange's timings, its usage or itself; by default of the same name as the key."""
+    attribute: str = ""  # of the exchange, its timings or its usage; by default the key
 
 
 FIRST_FIELDS = (

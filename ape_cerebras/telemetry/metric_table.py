@@ -28,18 +28,13 @@ _Mode = Literal["livesum", "livemax", "mostrecent"]
 class MetricRow(NamedTuple):
     """One metric."""
 
-    name: str
-    """Without the stem."""
+    name: str  # without the stem
     type: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     meaning: str
-    buckets: str = ""
-    """Of a histogram: its family in HISTOGRAM_BUCKETS."""
-    attribute: str = ""
-    """Of a histogram: the value of each exchange, an attribute of its timings or of itself. Empty
-    where it is observed otherwise."""
-    mode: _Mode = "livesum"
-    """Of a gauge: how the values of several workers combine; live: only of those that live."""
+    buckets: str = ""  # of a histogram: its family in HISTOGRAM_BUCKETS
+    attribute: str = ""  # of the timings or the exchange; empty where it is observed otherwise
+    mode: _Mode = "livesum"  # of a gauge: how workers' values combine; live: of living workers
 
 
 def _count(name: str, labels: tuple[str, ...], meaning: str) -> MetricRow:

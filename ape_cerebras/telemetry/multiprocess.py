@@ -85,11 +85,9 @@ class Scoreboard:
 class WorkerSlot:
     """What one worker knows of itself and the others; all but ``number`` is the same for all."""
 
-    number: int
-    """From 1; the successor of a worker that died has the same."""
+    number: int  # from 1; the successor of a worker that died has the same
     scoreboard: Scoreboard
-    directory: str
-    """Of the files that hold the workers' metrics."""
+    directory: str  # of the files that hold the workers' metrics
 
 
 def share_values(directory: str, number: int) -> None:
