@@ -25,6 +25,7 @@ from ape_cerebras import Config, Proxy, serve
 
 PACKAGE = str(Path(ape_cerebras.__file__).parent) + "/"
 WARM_UP = 3
+IN_BACKGROUND = {"Proxy._watch_loop", "Proxy.run_in_background"}
 BODY = b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"hi"}]}'
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -61,22 +62,26 @@ def converse(connection: socket.socket) -> None:
 
 
 class Tracer:
-    """Notes each call of a function of the package, with the depth of its caller among those."""
+    """Notes each call of a function of the package, with the depth of its caller among those.
+
+    The proxy's background tasks are left out: they run beside any request.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._depth = 0
+        self._stack: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         if not code.co_filename.startswith(PACKAGE):
             return
         if event == "call":
-            module = code.co_filename.removeprefix(PACKAGE).removesuffix(".py")
-            self.calls.append((self._depth, module, code.co_qualname))
-            self._depth += 1
-        elif event == "return":
-            self._depth -= 1
+            if not IN_BACKGROUND.intersection((*self._stack, code.co_qualname)):
+                module = code.co_filename.removeprefix(PACKAGE).removesuffix(".py")
+                self.calls.append((len(self._stack), module, code.co_qualname))
+            self._stack.append(code.co_qualname)
+        elif event == "return" and self._stack:
+            self._stack.pop()
 
 
 async def trace() -> list[Call]:
