@@ -88,7 +88,7 @@ async def cut_by_reset(scene: Scene) -> None:
 
 
 async def waits_its_turn(scene: Scene, first: bytes, status: int, method: str = "GET") -> None:
-    """What is in a body is never taken for a request: two answers, or one and the end."""
+    """Bytes of a body are never taken for a request: two responses, or one and the end."""
     client = await scene.client()
     await client.send(first + HEALTH)
     response = await client.response(method)

@@ -26,7 +26,7 @@ async def ten_thousand(scene: Scene) -> None:
     client = await scene.client()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(client.send, HEALTH * 10_000)
-        await anyio.wait_all_tasks_blocked()  # nobody takes the answers, so nobody takes requests
+        await anyio.wait_all_tasks_blocked()  # nobody reads the responses, so nobody reads requests
         assert len(scene.exchanges) < 10_000
         with anyio.fail_after(25):
             data = b""

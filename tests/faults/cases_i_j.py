@@ -91,7 +91,7 @@ I = [  # noqa: E741 - the list's own letter
 
 
 async def blackhole(scene: Scene) -> None:
-    """A listener whose backlog is full drops what asks to connect."""
+    """A listener whose backlog is full drops connection attempts."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -106,7 +106,7 @@ async def blackhole(scene: Scene) -> None:
 
 
 async def requested_of(port: int, status: int, code: str, **settings: str) -> None:
-    """What a proxy in front of that port answers, twice on one connection."""
+    """The response of a proxy in front of that port, twice on one connection."""
     async with running_proxy(port, **{**QUICK, **settings}) as running:
         client = await running.client()
         for _ in range(2):
@@ -141,7 +141,7 @@ async def never_shakes_hands(peer: Conversation) -> None:
 
 
 async def churn(scene: Scene) -> None:
-    """20 clients for each of two connections, most of which leave in the middle."""
+    """20 clients for each of two connections, most of which disconnect midway."""
     dice = random.Random(2)
 
     async def come_and_go() -> None:
@@ -169,8 +169,8 @@ async def full_and_stays_full(scene: Scene) -> None:
 
 
 async def in_a_bounded_queue(scene: Scene) -> None:
-    """One that is answered late, three in the queue of which one leaves, and one too many before
-    and one more after that."""
+    """One whose response comes late, three in the queue of which one disconnects, one too many
+    before and one more after that."""
     late = anyio.Event()
 
     async def responds_late(peer: Conversation) -> None:
@@ -200,7 +200,8 @@ async def in_a_bounded_queue(scene: Scene) -> None:
 
 
 async def until_waiting(scene: Scene, count: int) -> None:
-    """Return once so many wait for their turn, by the proxy's own account, and one is answered."""
+    """Return once ``count`` requests wait in the queue, as the proxy counts them, and one has its
+    response."""
     await until(lambda: bool(scene.upstream.requests))
     with anyio.fail_after(TIMEOUT):
         while await scene.bench.running.metric("cerebras_proxy_queue_length") != count:

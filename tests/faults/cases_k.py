@@ -1,4 +1,4 @@
-"""K upstream's answers, when they are wrong."""
+"""K upstream's responses, when they are wrong."""
 
 from collections.abc import Awaitable, Callable
 
@@ -20,7 +20,7 @@ TLS = {"TLS": "localhost"}
 
 
 def raw(data: bytes, then: str = "close") -> Script:
-    """Answers with these bytes, and closes, resets or holds the connection."""
+    """Responds with these bytes, and closes, resets or holds the connection."""
 
     async def script(peer: Conversation) -> None:
         await peer.request()
@@ -262,7 +262,7 @@ CASES: list[Case] = [
         504,
         up=1,
         upstream=takes_no_more,
-        settings={**QUICK, "CLIENT_BODY_TIMEOUT": "30"},  # it is not the client who is slow
+        settings={**QUICK, "CLIENT_BODY_TIMEOUT": "30"},  # the client is not slow
     ),
     Case(
         "K22",

@@ -68,7 +68,7 @@ def streams(name: str, wire: bytes, body: bytes = FULL, size: int = 10**6) -> Ca
 
 
 def breaks(name: str, code: str, wire: bytes, then: str = "close") -> Case:
-    """The events so far, one that tells of the break, and no clean end."""
+    """The events so far, one that reports the break, and no clean end."""
 
     def check(scene: Scene, response: Response) -> None:
         assert response.body.startswith(ONE)
@@ -84,7 +84,7 @@ def breaks(name: str, code: str, wire: bytes, then: str = "close") -> Case:
 
 
 async def one_by_one(scene: Scene) -> None:
-    """Each event is at the client before the next one leaves upstream."""
+    """Each event reaches the client before upstream sends the next."""
     seen: list[anyio.Event] = [anyio.Event() for _ in range(30)]
 
     async def script(peer: Conversation) -> None:

@@ -93,7 +93,8 @@ async def error_at_the_end_of_the_grace(scene: Scene) -> None:
 
 
 async def nothing_is_lost_under_load(scene: Scene) -> None:
-    """100 clients ask on and on, each until it is told to close: every request got its answer."""
+    """100 clients send requests until the response closes the connection: every request gets its
+    response."""
     responses: list[Response] = []
 
     async def ask_on(running: Running) -> None:
@@ -148,7 +149,7 @@ def out_of_files(backend: str) -> None:
         for sock in crowd:
             sock.close()
         while served.metric("cerebras_proxy_client_connections") > 1:
-            pass  # until it has noticed that they left
+            pass  # until it has noticed the disconnects
         assert served.process.poll() is None
 
 

@@ -1,4 +1,4 @@
-"""Clients that ask for all kinds of answers, stay or leave, and note down what they saw."""
+"""Clients that send all kinds of requests, stay or disconnect, and record their responses."""
 
 import random
 import re
@@ -17,7 +17,7 @@ from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
 
 __all__ = ("TIMEOUT", "Accounts", "Crowd", "SentRequest", "outcomes_in")
 
-TIMEOUT = 60.0  # seconds for an answer; a machine may be busy with others
+TIMEOUT = 60.0  # seconds for a response; a machine may be busy with others
 _DISCONNECTS_WITHIN = 1.0  # seconds
 _DISCONNECT = 1 / 3  # of the requests
 _CUT = {"upstream_truncated", "upstream_stalled", "upstream_invalid"}
@@ -25,7 +25,7 @@ _CUT = {"upstream_truncated", "upstream_stalled", "upstream_invalid"}
 
 @dataclass
 class SentRequest:
-    """A request, and what its client saw: nothing, if it left."""
+    """A request and its response: none, if the client disconnected."""
 
     trace_id: str
     plan: Plan
@@ -34,7 +34,7 @@ class SentRequest:
 
     @property
     def code(self) -> str:
-        """Of the error that the client was told, "" where it was told none."""
+        """The code of the error in the response, "" without one."""
         if self.response is None:
             return ""
         if self.response.status != 200:
@@ -43,7 +43,7 @@ class SentRequest:
         return str(orjson.loads(b'{"status_code"' + event[2])["code"]) if event[1] else ""
 
     def may_have_ended(self, line: dict[str, Any]) -> bool:
-        """Whether what the line tells can be what the client saw."""
+        """Whether the log line fits what the client received."""
         outcome, response = str(line["outcome"]), self.response
         if self.disconnected:
             return outcome in OUTCOMES and outcome != "internal_error"
@@ -54,7 +54,7 @@ class SentRequest:
         if self.plan.end == "refuse" and response.status in (400, 429, 500):  # upstream's own
             return outcome == outcome_of_status(response.status)
         if self.code != line.get("error", "") and (self.code or response.complete):
-            return False  # where an answer is cut there may be no place to tell why
+            return False  # a response that was cut may have no place for an error
         if response.status == 200 and response.complete:
             return outcome == "completed" and self.plan.completes
         return outcome != "completed"
@@ -98,7 +98,7 @@ class Accounts:
                 self.wrong.append(f"seen: {request}; told: {line}")
 
     def settle(self, counted: Counter[str]) -> list[str]:
-        """What does not agree. Who left may have done so before the proxy knew of a request."""
+        """The differences. A client may have disconnected before the proxy knew of its request."""
         missing = [
             f"no line: {request}" for request in self._requests.values() if not request.disconnected
         ]

@@ -1,5 +1,5 @@
-"""An upstream that answers each request as far as the request itself says, and then resets the
-connection, closes it or says no more."""
+"""An upstream that responds as far as the request itself demands, and then resets the connection,
+closes it or stalls."""
 
 import random
 import re
@@ -16,7 +16,7 @@ __all__ = ("ENDS", "Plan", "as_requested")
 
 ENDS = ("reset", "close", "stall")
 _REFUSALS = ("400 Bad Request", "429 Too Many Requests", "500 Internal Server Error")
-_PACE = 0.005  # seconds between the pieces of an answer, so that many are under way at once
+_PACE = 0.005  # seconds between the pieces of a response, so that many are in flight at once
 
 
 def _chunk(data: bytes) -> bytes:
@@ -53,15 +53,15 @@ _COMPLETE_FROM = ("behind the end marker", "behind the end")
 
 
 class Plan(NamedTuple):
-    """``end`` is one of ``ENDS``, "answer" for none, or "refuse" with a status for the stage."""
+    """``end`` is one of ``ENDS``, "complete" for none, or "refuse" with a status for the stage."""
 
     stream: bool
-    end: str = "answer"
+    end: str = "complete"
     stage: str = ""
 
     @classmethod
     def of_dice(cls, dice: random.Random) -> "Plan":
-        """Two of five are answered well."""
+        """Two of five get a complete response."""
         stream = dice.random() < 0.8
         throw = dice.random()
         if throw < 0.4:
@@ -72,11 +72,11 @@ class Plan(NamedTuple):
 
     @property
     def completes(self) -> bool:
-        """Whether a client that stays may get a whole answer."""
-        return self.end == "answer" or self.stage in _COMPLETE_FROM
+        """Whether a client that stays may get a complete response."""
+        return self.end == "complete" or self.stage in _COMPLETE_FROM
 
     def body(self) -> bytes:
-        """The request that asks for it."""
+        """The request for it."""
         requested = {"stream": self.stream, "user": f"{self.end} {self.stage}"}
         return orjson.dumps({"model": "gpt-oss-120b", "messages": [], **requested})
 
@@ -89,7 +89,7 @@ def _plan_in(request: bytes) -> Plan:
 
 
 async def as_requested(peer: Conversation) -> None:
-    """Answers one request after the other."""
+    """Responds to one request after the other."""
     while True:
         plan = _plan_in(await peer.request())
         peer.upstream.requests.clear()
@@ -106,7 +106,7 @@ async def as_requested(peer: Conversation) -> None:
 
 
 async def end(peer: Conversation, how: str) -> None:
-    """Do to a connection what its script is not to go on from; who returns closes it."""
+    """End a connection by ``how``; a script that returns closes it."""
     if how == "stall":
         await peer.until_disconnected()
     if how == "reset":

@@ -82,8 +82,8 @@ class Case:
     """A row.
 
     ``then``: what becomes of the client's connection: "keep" (it serves another request), "close"
-    (as the response says, and nothing more comes), "cut" (the body does not end as HTTP says it
-    must), "either" (keep or close, and nothing more comes).
+    (as announced in the response, and nothing more comes), "cut" (the body does not end as HTTP
+    requires), "either" (keep or close, and nothing more comes).
     ``up``: requests that upstream sees; None for any number.
     ``relayed``: an error is upstream's own.
     ``lines``: exchanges logged for what was sent; None for any number.
@@ -110,7 +110,7 @@ class Case:
 
 
 class FaultUpstream(ScriptedUpstream):
-    """Does for each connection what ``script`` says by then, and keeps every byte it gets."""
+    """Runs the current ``script`` for each connection, and keeps every byte it receives."""
 
     def __init__(self) -> None:
         super().__init__(responds)
@@ -157,8 +157,7 @@ class Bench:
 
 @asynccontextmanager
 async def benched(settings: Mapping[str, str], authority: trustme.CA) -> AsyncIterator[Bench]:
-    """``TLS`` among the settings says what certificate upstream has: see
-    ``certificate``."""
+    """``TLS`` among the settings names upstream's certificate: see ``certificate``."""
     gc.collect()  # descriptors that went with an earlier event loop are not to go in mid-case
     upstream = FaultUpstream()
     environment = {"APE_API_KEY": CLIENT_KEY, **settings}

@@ -1,6 +1,6 @@
-"""How a fault case is played, and what must hold after each: the proxy is alive and answers over a
-new connection, files and tasks are as many as before, nothing is in flight, one valid log line for
-each exchange, no key anywhere, and no new series."""
+"""Play a fault case, and check what must hold after each: the proxy is alive and responds over a
+new connection, files and tasks are as many as before, nothing is in flight, there is one valid log
+line for each exchange, no key anywhere, and no new series."""
 
 import base64
 import os
@@ -129,7 +129,7 @@ async def until_nothing_is_left(tasks: int, files: int) -> None:
 
 
 async def _series(bench: Bench) -> set[str]:
-    """The names and labels in /metrics, asked for, as /health is, over a new connection. Those of
+    """The names and labels in /metrics, requested like /health over a new connection. Those of
     outcomes come as they happen, out of closed lists."""
     client = await bench.running.scraper()
     with anyio.fail_after(TIMEOUT):

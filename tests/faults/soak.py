@@ -1,5 +1,5 @@
-"""Good requests, faults, clients that leave and an upstream that fails, all at random and all at
-once, for as long as one likes; and then a look at what is left of it in the proxy.
+"""Good requests, faults, disconnects and an upstream that fails, all at random and all at once, for
+as long as one likes; and then a check of what is left in the proxy.
 
     python tests/faults/soak.py [--seconds 120] [--seed 1] [--backend asyncio]
 
@@ -128,7 +128,7 @@ class Soak:
         await self.until("_port")
         for share in (0.2, 0.8):
             await self._crowd_in(seconds * share)
-            await process.stdin.send(b"tell\n")
+            await process.stdin.send(b"report\n")
             await self.until("_state")
             self.states.append(self._state)
             self._state = {}

@@ -1,7 +1,7 @@
-"""The proxy that is soaked: a process of its own, so that what it holds is its own. Its connections
-upstream are the ways it is given; a line on its standard input has it do as that says.
+"""The proxy of a soak: a process of its own, so that its resources can be counted. Its connections
+upstream take the given paths; it obeys the lines on its standard input.
 
-``tell``: wait until nothing is under way, and log what it holds. ``end``: drain, and end.
+``report``: wait until nothing is in flight, and log what it holds. ``end``: drain, and end.
 """
 
 import gc
@@ -35,12 +35,12 @@ async def soaked(ways: Ways) -> None:
         while not commands.endswith(b"end\n"):
             await anyio.wait_readable(0)
             commands = os.read(0, 100)
-            if commands == b"tell\n":
-                await tell(proxy, ways)
+            if commands == b"report\n":
+                await report(proxy, ways)
         proxy.begin_drain()
 
 
-async def tell(proxy: Proxy, ways: Ways) -> None:
+async def report(proxy: Proxy, ways: Ways) -> None:
     pool, trouble = proxy._upstream.pool, ways.trouble
     with anyio.move_on_after(_SETTLED_WITHIN):
         while proxy._connections or pool.active:  # noqa: ASYNC110 - it has no event for this
@@ -64,7 +64,7 @@ async def tell(proxy: Proxy, ways: Ways) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory. The peak, which Linux does not tell for this program alone, elsewhere."""
+    """Resident memory in bytes; elsewhere than on Linux its peak."""
     if sys.platform == "linux":
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,6 +1,6 @@
-"""Everything goes wrong on the way upstream, at every stage of its answers, for 200 clients at once
-of which a third leave at random; and nothing is lost by it: no turn, no connection, no descriptor,
-no task, and no exchange from the accounts."""
+"""Every failure on the way upstream, at every stage of a response, for 200 clients at once of which
+a third disconnect at random. Nothing is lost: no slot, connection, descriptor or task, and no
+exchange from the accounts."""
 
 import gc
 import os

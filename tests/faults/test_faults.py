@@ -1,6 +1,6 @@
-"""Every fault that a hostile network can play, as a table in the order of the list (A request line,
-B fields, C Host, D framing, E chunks, F deadlines, G connections, H keys, I bodies, J the way
-upstream, K its answers, L streams, M process), on both event loops and over real sockets."""
+"""Every fault that a hostile network can cause, as a table in the order of the list (A request
+line, B fields, C Host, D framing, E chunks, F deadlines, G connections, H keys, I bodies, J the way
+upstream, K its responses, L streams, M process), on both event loops and over real sockets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

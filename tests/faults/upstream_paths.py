@@ -43,7 +43,7 @@ class Ways:
         self.taken: Counter[str] = Counter()
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
-        """In place of ``connect_tcp``: whatever is asked for, one of these."""
+        """Connect to one of these in place of the requested address."""
         is_bad = self._dice.random() < self.trouble
         way = self._dice.choice(self._bad) if is_bad else GOOD
         self.taken[way] += 1
@@ -83,7 +83,7 @@ def _scripts(script: Script, authority: trustme.CA) -> Iterator[tuple[str, Scrip
 
 @contextmanager
 def _black_hole() -> Iterator[Address]:
-    """A full backlog: whoever comes gets no answer."""
+    """A full backlog: a connection attempt gets no response."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -57,8 +57,10 @@ def test_has_it_in_the_log():
 """
 
 
-def test_each_way_to_show_a_key_fails(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_each_way_to_show_a_key_fails(pytester: pytest.Pytester, processes: str) -> None:
     pytester.makepyfile(TALKATIVE)
     pytester.makeconftest(PLUGIN)
-    result = pytester.runpytest_subprocess("-q", "--tb=no", "--no-summary")
+    options = ("-q", "--tb=no", "--no-summary", "--numprocesses", processes)
+    result = pytester.runpytest_subprocess(*options)
     result.assert_outcomes(passed=1, failed=7, errors=1)

@@ -64,7 +64,7 @@ async def proxy_before(
 
 
 def request_arrived_at(peer: Conversation) -> float:
-    """At upstream's socket, as the kernel says."""
+    """At upstream's socket, by the kernel's timestamp."""
     socket_stream = getattr(peer.stream, "transport_stream", peer.stream)
     assert isinstance(socket_stream, SocketStream)
     return socket_stream.arrived_at
@@ -157,7 +157,7 @@ async def test_a_request_without_a_read_of_its_own_came_with_the_one_before(
 
 
 def bytes_under_way(peer: Conversation) -> int:
-    """What the kernel of the proxy has not said it has got."""
+    """Bytes whose receipt the kernel of the proxy has not acknowledged."""
     sock = peer.stream.extra(SocketAttribute.raw_socket)
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4), sys.byteorder)
 
@@ -179,7 +179,9 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
         await peer.chunk(events(TOKEN))
         for _ in range(56):
             await peer.chunk(events(long_token))
-            for _ in range(10):  # turns of the loop, so that the proxy keeps up while it can
+            for _ in range(
+                10
+            ):  # iterations of the event loop, so that the proxy keeps up while it can
                 await anyio.lowlevel.checkpoint()
         await peer.chunk(events(long_token, FINISH, b"[DONE]"))
         await peer.end()

@@ -16,7 +16,7 @@ METRICS = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Rig:
-    """A proxy at work in the background, whose upstream answers late, or not at all."""
+    """A proxy in the background, whose upstream responds late, or not at all."""
 
     def __init__(self, **settings: str) -> None:
         self.lines = Lines()

@@ -1,4 +1,4 @@
-"""Clients that leave, in all the ways there are, and those that only look as if they had."""
+"""Client disconnects, in all their forms, and what only looks like one."""
 
 import anyio
 import pytest
@@ -86,8 +86,8 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_response(begun:
         await client.send(chat())
         await client.see(begun)
         await client.stream.send_eof()
-        # Whether the client is still there the proxy asks by an interim response, or by a zero in
-        # front of a chunk; what follows a stream that is complete begins with one anyway.
+        # The proxy finds out whether the client is still there by an interim response, or by a zero
+        # in front of a chunk; what follows a stream that is complete begins with one anyway.
         await client.see(begun + b"\r\n0" if begun else b"HTTP/1.1 102 ")
         may_respond.set()
         response = await client.response()
@@ -138,7 +138,8 @@ async def test_a_disconnect_ends_the_request_for_the_models(how: str) -> None:
 
 
 async def test_a_disconnect_takes_no_models_from_another_client() -> None:
-    """One leaves who waits for the question of another, and then the one who asked it."""
+    """A client that waits for another client's request disconnects, and then the one that sent
+    it."""
     may_respond = anyio.Event()
 
     async def script(peer: Conversation) -> None:
@@ -187,7 +188,7 @@ async def test_a_cut_without_chunks_is_a_reset() -> None:
 
 async def test_the_probe_writes_nothing_between_two_responses() -> None:
     """The client has ended its sending after two requests; the first one's stream is at its end,
-    but upstream has not said so yet."""
+    but upstream has not ended it yet."""
 
     async with (
         running_upstream(streams(WHOLE, then="stay")) as upstream,
@@ -218,7 +219,7 @@ async def test_a_stream_that_ends_after_a_disconnect_was_not_completed(
         client = await running.client()
         await client.send(chat())
         await client.until(TOKEN)
-        # Both in one turn of the loop: the proxy finds out about both at once.
+        # Both in one iteration of the loop: the proxy finds out about both at once.
         if reset_first:
             client.stream.reset()
             peers[0].stream.send_nowait(last)
@@ -242,7 +243,7 @@ async def test_a_first_token_that_came_for_nobody_has_no_ttft() -> None:
         client = await running.client()
         await client.send(chat())
         await client.until(b"\r\n\r\n")
-        # Both in one turn of the loop: the token is here when the proxy finds that nobody is.
+        # Both in one iteration of the loop: the token is here when the proxy finds that nobody is.
         token = events(TOKEN)
         peers[0].stream.send_nowait(b"%x\r\n%s\r\n" % (len(token), token))
         client.stream.reset()

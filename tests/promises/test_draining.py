@@ -111,8 +111,9 @@ async def test_a_client_without_a_connection_close_gets_a_response_to_its_next_r
 async def ended_in_the_middle(
     script: Script, got: bytes, within: float = 1.0
 ) -> AsyncIterator[tuple[Running, Client]]:
-    """A proxy whose end began, with little grace, when upstream had the request of a client, and
-    that had ``got`` so much. ``within`` so many seconds it has ended, and left upstream."""
+    """A proxy that began its shutdown, with a short timeout, when upstream had the request of a
+    client that had ``got`` so much. ``within`` so many seconds it has ended, and closed its
+    upstream connection."""
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.05") as running,

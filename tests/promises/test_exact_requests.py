@@ -1,4 +1,4 @@
-"""``TTFT_MODE=exact``: what goes up of a request, and which requests are left alone."""
+"""``TTFT_MODE=exact``: what of a request goes upstream, and which requests are not converted."""
 
 import gzip
 

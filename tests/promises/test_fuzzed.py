@@ -1,5 +1,4 @@
-"""What the fuzzers hold our parsers to, tried on what they begin with, on that with bytes spoilt,
-and on anything."""
+"""The properties that the fuzzers check, tried on their seeds, on spoilt seeds, and on anything."""
 
 import pytest
 from hypothesis import given, settings

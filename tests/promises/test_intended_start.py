@@ -1,4 +1,4 @@
-"""What an agent says of when it meant to ask is told, and stays here."""
+"""An agent's intended start is logged, and is not sent upstream."""
 
 import time
 

@@ -90,7 +90,7 @@ async def test_three_proxies_keep_one_limit_exactly(tmp_path: Path) -> None:
             assert [logged(running) for running in proxies] == [[], [], []]
     statuses = Counter(response.status for response in responses)
     assert statuses.keys() == {200, 429}
-    # A full bucket, and five a second that come back meanwhile; they were asked for to the end.
+    # A full bucket, and five a second that come back meanwhile; requests came to the end.
     assert statuses[200] == pytest.approx(300 + 5 * seconds, rel=0.01)
     refused = next(response for response in responses if response.status == 429)
     assert refused.headers["retry-after"] == "1"
@@ -109,7 +109,7 @@ async def test_open_each_keeps_the_limit_by_itself_until_the_store_is_back(
             alone = Counter(response.status for response in await request_all(proxies, 35))
             seconds = anyio.current_time() - began_at
             assert alone.keys() == {200, 429}
-            # Each had been told of 15 that were left, or of a few more that others took afterwards.
+            # Each knew of 15 that were left, or of a few more that others took afterwards.
             assert 45 <= alone[200] <= 3 * (25 + seconds / 2)
             server.start()
             await until_logged(proxies, BACK)
@@ -156,7 +156,7 @@ async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         settings = {"APE_API_KEYS_FILE": str(file)}
         async with three_proxies(server, 3000, **settings) as proxies:
-            # An answer costs 0.0000065.
+            # A response costs 0.0000065.
             responses = [await (await running.client()).request(request) for running in proxies]
         with Redis.from_url(server.url, decode_responses=True) as contents:
             keys = contents.keys()

@@ -30,7 +30,7 @@ def request_of(name: str, number: int = 0) -> bytes:
 
 
 class Gate:
-    """An upstream that answers when it is told to."""
+    """An upstream that responds on demand."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []

@@ -69,7 +69,7 @@ async def test_where_framing_is_uncertain_the_connection_closes(case: str) -> No
         body = response.json()
         assert body["error"] == {name: body[name] for name in ("message", "type", "param", "code")}
         assert body["type"] == "invalid_request_error"
-        assert await client.until_closed() == b""  # one answers only
+        assert await client.until_closed() == b""  # only one has a response
         line = await running.lines.exchange()
         assert (line["status_code"], line["outcome"]) == (status, "refused")
         assert line["level"] == "warning"

@@ -226,7 +226,7 @@ async def what_retrying_took_is_part_of_ttft() -> None:
     async with rig(refuses_first(slow_stream), 3, **settings) as running:
         await running.client.send(STREAMED)
         line = await running.line()
-    # 3 to connect, 4 for the answer, 40 to 50 of waiting
+    # 3 to connect, 4 for the response, 40 to 50 of waiting
     assert 47 <= line["retry_seconds"] <= 57
     assert (line["tries"], line["connect_seconds"]) == (2, 3.0)
     assert line["upstream_ttft_seconds"] == 20.0

@@ -1,4 +1,4 @@
-"""The port that scrapers have for themselves: what is answered there, and when."""
+"""The port for scrapers: its routes, and when it responds."""
 
 import socket
 from contextlib import closing, suppress
@@ -26,7 +26,7 @@ OWN = {"METRICS_PORT": "0"}
 
 
 async def statuses(running: Running, path: str) -> tuple[int, int]:
-    """Of an answer to a client, and to a scraper."""
+    """Of a response to a client, and to a scraper."""
     client, scraper = await running.client(), await running.scraper()
     return (await client.get(path)).status, (await scraper.get(path)).status
 
@@ -132,7 +132,7 @@ async def test_a_drain_is_seen_there_to_its_end() -> None:
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port, **OWN) as running:
         client, early = await running.client(), await running.scraper()
-        await running.scraper()  # says nothing, and holds nothing up
+        await running.scraper()  # sends nothing, and delays nothing
         await client.send(chat())
         await client.until(TOKEN)
         running.proxy.begin_drain()
@@ -163,7 +163,7 @@ def test_any_worker_responds_there_for_all(backend: str, tmp_path: Path) -> None
             headers = JSON | {"X-Trace-ID": f"chat-{number}"}
             connection.request("POST", "/v1/chat/completions", CHAT, headers)
             assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
-            workers.line_of(f"chat-{number}")  # what it tells has been counted
+            workers.line_of(f"chat-{number}")  # its values have been counted
         with_response = set()
         for _ in range(8):
             with closing(HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as scraper:

@@ -40,7 +40,7 @@ async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Pa
             responses: list[Response] = []
             for running in (one, other):  # each hears of the quota
                 await request(running, responses)
-            async with anyio.create_task_group() as tasks:  # more at once than there is left
+            async with anyio.create_task_group() as tasks:  # more at once than is left
                 tasks.start_soon(request, one, responses)
                 tasks.start_soon(request, other, responses)
             statuses = [truth.status for truth in upstream.simulator.truth]

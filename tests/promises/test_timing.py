@@ -34,8 +34,8 @@ def test_every_time_of_a_stream() -> None:
 
 
 def test_a_ttft_and_all_its_parts() -> None:
-    """One connection for two who ask at once: the second waits for its turn, 30 s. Both times it
-    takes 5 s to connect, for the response forbids to use the connection again."""
+    """One connection for two clients that send requests at once: the second waits 30 s for it. Both
+    times it takes 5 s to connect, for the response forbids to use the connection again."""
 
     async def test() -> None:
         async with rig(

@@ -1,4 +1,5 @@
-"""A proxy in a worker's slot, inside the test: what it tells the scoreboard and does by it."""
+"""A proxy in a worker's slot, inside the test: what it writes to the scoreboard and reads from
+it."""
 
 from functools import partial
 from pathlib import Path

@@ -27,7 +27,7 @@ from ape_cerebras.process.workers import restart_delay
 
 
 def request(workers: WorkerService, connection: http.client.HTTPConnection, trace_id: str) -> Line:
-    """The line of a stream that was read to its end; what it tells has been counted."""
+    """The line of a stream that was read to its end; its values have been counted."""
     connection.request("POST", "/v1/chat/completions", CHAT, {**JSON, "X-Trace-ID": trace_id})
     assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
     return workers.line_of(trace_id)
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def test_any_worker_reports_all(backend: str, tmp_path: Path) -> None:
-    """What they count is what the log says, and the same whoever is asked."""
+    """Counters agree with the log, and are the same at every worker."""
     with running_workers(backend, tmp_path) as workers:
         ours = {number: workers.connection(number) for number in (1, 2)}
         lines = [request(workers, ours[1 + (each > 1)], f"chat-{each}") for each in range(6)]
@@ -141,14 +141,14 @@ def test_a_worker_that_gets_sigterm_finishes_first(backend: str, tmp_path: Path)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_is_one_signal(backend: str, number: int, tmp_path: Path) -> None:
-    """As a terminal sends it, or who ends all processes of a service; and the parent's own word
-    comes on top."""
+    """As a terminal sends it, or a manager that signals all processes of a service; the parent's
+    own signal comes on top."""
     with running_workers(backend, tmp_path) as workers:
         responses = [begin(workers.connection(n), "rate=200, tokens=128") for n in (1, 2)]
         for process in workers.processes.values():
             os.kill(process, number)
         if number == signal.SIGTERM:
-            workers.wait_for_drain()  # else both words of it could come as one
+            workers.wait_for_drain()  # else both of them could come as one
         workers.served.process.send_signal(number)
         for response in responses:
             assert response.read().endswith(b"data: [DONE]\n\n")
@@ -210,8 +210,8 @@ def ask_on(
 
 
 def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Path) -> None:
-    """Whose request was begun has got the whole answer; who was late finds the connection closed,
-    and the log knows of no such request."""
+    """A client whose request was begun gets the whole response; a late one finds the connection
+    closed, and the log has no such request."""
     with_response: list[str] = []
     without_response: list[str] = []
     with (

@@ -22,7 +22,7 @@ MOST_CONNECTIONS = 100
 
 @dataclass
 class Muffled:
-    """A service whose small output pipe is read only where a test says so."""
+    """A service whose small output pipe is read only on demand."""
 
     process: subprocess.Popen[bytes]
     port: int = 0

@@ -78,7 +78,7 @@ def hasty(backend: str) -> Iterator[Stack]:
 
 
 def turns_of_an_agent(stack: Stack) -> list[str]:
-    """The trace ids of its turns: asked whole, and as a stream, which adds up to the same."""
+    """The trace ids of its turns: as plain responses and as streams, which give the same text."""
     llm = stack.llm()
     trace_ids = [trace() for _ in range(ROUNDS * 2)]
     with llm.client:
@@ -117,8 +117,8 @@ def test_many_agents_both_ways_at_once(stack: Stack, backend: str) -> None:
 
 
 def test_one_trace_from_the_gateway_to_the_api(stack: Stack, backend: str) -> None:
-    """The client's header, the answer's, the log line, the request upstream; and when the gateway
-    meant to send it."""
+    """The trace id is in the client's header, the response, the log line and the upstream request;
+    and so is the time at which the gateway meant to send it."""
     trace_id = trace()
 
     async def call() -> httpx.Response:
@@ -140,7 +140,7 @@ FAULTS = {502: "fault=close", 503: "fault=unavailable", 504: "fault=silence"}
 def test_the_gateway_retries_and_the_trace_has_all_attempts(
     hasty: Stack, backend: str, status: int
 ) -> None:
-    """A line for each attempt, under the one trace id; the last attempt is answered."""
+    """A line for each attempt, under the one trace id; the last attempt succeeds."""
     trace_id = trace()
 
     async def call() -> list[int]:

@@ -1,4 +1,5 @@
-"""The official SDKs ask for plain answers where these come as streams: they cannot tell."""
+"""The official SDKs request plain replies that the proxy reassembles from streams: they see no
+difference."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ MakeClient = Callable[..., SdkClient]
 
 @pytest.fixture(scope="module")
 def exact(backend: str) -> Iterator[Served]:
-    """A process that serves the simulator to everybody, and times plain answers."""
+    """A process that serves the simulator to everybody, and times plain replies."""
     with serving("serve", "--demo", BACKEND=backend, TTFT_MODE="exact") as served:
         yield served
 

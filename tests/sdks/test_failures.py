@@ -1,5 +1,5 @@
-"""The official Python SDKs read every failure: what the API answers, what the proxy answers itself,
-and streams that break. None of them takes a failure for an answer."""
+"""The official Python SDKs read every failure: the API's errors, the proxy's own, and streams that
+break. None of them takes a failure for a success."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ BUSY = "We're experiencing high traffic right now! Please try again soon."
 
 
 def failure(client: SdkClient, simulate: str = "", **request: Any) -> Any:
-    """The exception that asking raises."""
+    """The exception that the request raises."""
     with pytest.raises(client.sdk.errors.APIStatusError) as caught:
         client.whole(simulate, **request)
     return caught.value
@@ -135,7 +135,8 @@ def test_an_upstream_that_cannot_be_reached(sdk_client: MakeClient, unreachable:
 def test_without_a_response_from_upstream_there_is_one_request(
     sdk_client: MakeClient, demo: Served, fault: str
 ) -> None:
-    """It may have been carried out: the proxy says so, and the SDKs do not repeat it."""
+    """It may have been carried out: the response has a header that forbids retries, and the SDKs
+    obey it."""
     client = sdk_client(demo, max_retries=2)
     error = failure(client, f"fault={fault}")
     assert reported(error)[3] == "invalid_response"

@@ -170,7 +170,7 @@ def test_a_wrapped_error_of_the_api(reported: Outputs, sdk: str) -> None:
 @pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize("scenario", BROKEN)
 def test_a_stream_that_breaks_is_an_error(reported: Outputs, sdk: str, scenario: str) -> None:
-    """What it says differs: an SDK may see the connection break before it reads the event."""
+    """Messages differ: an SDK may see the connection break before it reads the event."""
     line = reported[sdk, scenario]
     assert line.response is None
     assert line.error["message"]

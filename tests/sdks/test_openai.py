@@ -1,4 +1,4 @@
-"""What only the OpenAI SDK has: an answer as the README asks for it, its own putting together of
+"""Features of the OpenAI SDK alone: a response requested as in the README, its own reassembly of
 streams, and errors with attributes."""
 
 from typing import Any

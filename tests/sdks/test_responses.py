@@ -57,7 +57,7 @@ def test_reasoning_comes_first(sdk_client: MakeClient, demo: Served) -> None:
     assert kinds == sorted(kinds, reverse=True)
     assert set(kinds) == {"reasoning", "content"}
     assert line["reasoning_tokens"] == 16
-    # Not "<": reasoning and answer may have come in one read.
+    # Not "<": reasoning and output may have come in one read.
     assert 0 < line["ttft_seconds"] <= line["ttfo_seconds"]
 
 

@@ -1,4 +1,4 @@
-"""The SDKs try again when the API's 429 says so, after the time it says, and get their answer."""
+"""The SDKs retry after the API's 429, after the time in its header, and get their response."""
 
 import anyio
 import pytest

@@ -27,7 +27,7 @@ FIRST, LAST = events(TOKEN), events(TOKEN, b"[DONE]")
 
 
 def streams_until(may_end: anyio.Event) -> Script:
-    """Answers, and holds streams after their first event."""
+    """Responds, and holds streams after their first event."""
 
     async def script(peer: Conversation) -> None:
         while True:
@@ -64,7 +64,7 @@ async def test_streams_come_event_by_event_from_the_least_busy(kind: str, tmp_pa
         clients.pop(1).stream.close()
         with anyio.fail_after(TIMEOUT):
             while sum(await fleet.in_flight()) > 2:
-                pass  # until its proxy has noticed that it left
+                pass  # until its proxy has noticed the disconnect
         clients.append(await stream_of(fleet))
         assert await fleet.in_flight() == [1, 1, 1]
         may_end.set()
@@ -73,7 +73,8 @@ async def test_streams_come_event_by_event_from_the_least_busy(kind: str, tmp_pa
 
 
 async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_path: Path) -> None:
-    """Nor is one asked twice. A stream that it has is finished, and the others take the rest."""
+    """No request is sent twice. The proxy that ends finishes its stream, and the others accept the
+    rest."""
     may_end, enough = anyio.Event(), anyio.Event()
     responses: list[Response] = []
 

@@ -1,5 +1,5 @@
-"""The compose files, as far as can be told without an engine: they are what the specification
-allows, every image has a version, every file is there, and the proxy knows its settings."""
+"""The compose files, checked without an engine: the specification allows them, every image has a
+version, every file exists, and the proxy knows its settings."""
 
 import os
 import re
@@ -111,7 +111,8 @@ def test_services_are_named_as_they_are() -> None:
 
 
 def test_the_agents_get_their_responses(demo: Served) -> None:
-    """In streams and plainly; and one of their questions is refused. SIGTERM ends all of them."""
+    """As streams and plain responses; and one of their requests is refused. SIGTERM ends all of
+    them."""
     command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{demo.port}", "2")
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as agents:
         try:

@@ -1,5 +1,5 @@
-"""The dashboards: that they are whole, that what they ask for exists, and that a real Prometheus
-that watches a proxy under load has an answer to every panel."""
+"""The dashboards: they are whole, their series exist, and a real Prometheus that watches a proxy
+under load has data for every panel."""
 
 from itertools import combinations
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_every_panel_has_something_to_show(name: str, watched: tuple[Prometheus,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_choice_has_something_to_choose(name: str, watched: tuple[Prometheus, Load]) -> None:
-    """``label_values(series, label)`` is Grafana's own; it asks for the series."""
+    """``label_values(series, label)`` is Grafana's own; it queries the series."""
     server, _ = watched
     for variable in DASHBOARDS[name]["templating"]["list"]:
         if variable["type"] == "query":

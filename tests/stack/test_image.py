@@ -1,4 +1,4 @@
-"""What the image is made of: the Dockerfile, what gets into the build, and how pip asks inside it.
+"""The image's parts: the Dockerfile, what gets into the build, and which index pip uses inside it.
 ``make image-test`` builds it and runs it."""
 
 import json
@@ -38,7 +38,7 @@ def test_signals_arrive() -> None:
 
 
 def test_the_user_is_a_number_and_not_root() -> None:
-    """Kubernetes can tell of no name that it is not root."""
+    """Kubernetes cannot check that a user name is not root."""
     [user] = instructions("USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
 

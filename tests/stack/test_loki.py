@@ -1,6 +1,6 @@
-"""What ``contrib/loki`` holds, as far as that can be looked at without a Loki: that queries are
-LogQL by Grafana's own grammar of it, that they ask for what lines have, and that Promtail and Alloy
-are told to do the same with a line."""
+"""The files of ``contrib/loki``, checked without a Loki: queries are LogQL by Grafana's own
+grammar, they select fields that lines have, and Promtail and Alloy process a line in the same
+way."""
 
 import os
 import re
@@ -47,7 +47,7 @@ EXCHANGE_KEYS = {key for line in LINES for key in line} | NOW_AND_THEN
 
 
 def errors_in(requested: list[str]) -> list[list[int]]:
-    """For each query the places that Grafana's grammar makes nothing of."""
+    """For each query the places that Grafana's grammar rejects."""
     path = shutil.which("node")
     missing = "" if path else "there is no Node"
     if not (JS / "node_modules" / "@grafana" / "lezer-logql").is_dir():

@@ -1,5 +1,5 @@
-"""What ``contrib/prometheus`` holds, tried with the real thing: promtool, and a server that watches
-a proxy under load."""
+"""The files of ``contrib/prometheus``, checked with promtool and with a server that watches a proxy
+under load."""
 
 import re
 import subprocess
@@ -65,7 +65,7 @@ def test_every_alert_is_tried_firing_and_not_firing(alert: str) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_what_an_alert_says(alert: str) -> None:
-    """It says what to do, and names only labels that it has."""
+    """The text says what to do, and names only labels that the alert has."""
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("warning", "critical")
     texts = rule["annotations"]

@@ -15,7 +15,7 @@ MOST_EXPOSED = 20  # of 100, as systemd rates what a service could do
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that is there, for systemd asks for that as well."""
+    """The unit with a program that exists, as systemd requires."""
     text = UNIT.read_text("utf-8")
     assert text.count(PROGRAM) == 1
     path = tmp_path / UNIT.name
@@ -34,7 +34,7 @@ def settings(name: str) -> list[str]:
 
 
 def test_systemd_finds_nothing_wrong(unit: Path) -> None:
-    """It passes over what it does not know, and says so."""
+    """systemd ignores what it does not know, and prints a warning."""
     done = analyze("verify", str(unit))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -57,7 +57,7 @@ class CerebrasLLM:
 
 @dataclass
 class McpGateway:
-    """Routes an agent's call to the proxy, and tries again what may pass."""
+    """Routes an agent's call to the proxy, and retries what may pass."""
 
     base_url: str
     api_key: str
@@ -74,7 +74,7 @@ class McpGateway:
     async def call(
         self, prompt: str, trace_id: str, *simulate: str
     ) -> tuple[httpx.Response, list[int]]:
-        """The last answer, and all statuses. ``simulate``: what is to go wrong, by attempt."""
+        """The last response, and all statuses. ``simulate``: the fault of each attempt."""
         statuses: list[int] = []
         for attempt in range(ATTEMPTS):
             fault = {"X-Simulate": simulate[attempt]} if attempt < len(simulate) else {}

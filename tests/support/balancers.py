@@ -57,7 +57,7 @@ class Fleet:
         return Client(stream)
 
     async def in_flight(self) -> list[int]:
-        """How many exchanges each proxy has, without the one that asks."""
+        """How many exchanges each proxy has, without this one."""
         return [await self._in_flight(*proxy.proxy.addresses[0]) for proxy in self.proxies]
 
     @staticmethod
@@ -94,7 +94,8 @@ def _replaced(text: str, replacements: dict[str, str]) -> str:
 
 @asynccontextmanager
 async def _haproxy(port: int, proxies: int, folder: Path) -> AsyncIterator[None]:
-    """It asks a name server for the proxies' addresses, as a container asks Docker's."""
+    """HAProxy resolves the proxies' addresses with a name server, as a container does with
+    Docker's."""
     program, metrics = tool("haproxy", "haproxy"), free_port()
     async with anyio.create_task_group() as tasks:
         names = await tasks.start(_serve_names)
@@ -114,7 +115,7 @@ async def _haproxy(port: int, proxies: int, folder: Path) -> AsyncIterator[None]
 
 @asynccontextmanager
 async def _nginx(port: int, proxies: int, folder: Path) -> AsyncIterator[None]:
-    """It asks the system for the proxies' addresses, which no test can tell what to answer."""
+    """nginx resolves the proxies' addresses with the system, which no test can control."""
     text = (CONTRIB / "nginx/nginx.conf").read_text().replace("/tmp/", f"{folder}/")
     line = next(line for line in text.splitlines() if f"server {NAME}" in line)
     lines = "\n".join(line.replace(NAME, f"{host}:{proxies}") for host in HOSTS)
@@ -134,7 +135,7 @@ BALANCERS: dict[str, Callable[[int, int, Path], AbstractAsyncContextManager[None
 
 @contextmanager
 def _process(folder: Path, *command: str) -> Iterator[None]:
-    """A balancer; what it had to say is shown where a test fails."""
+    """A balancer; its output is shown where a test fails."""
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -146,7 +147,7 @@ def _process(folder: Path, *command: str) -> Iterator[None]:
 
 
 async def _until(port: int, path: str, wanted: bytes) -> None:
-    """Ask until the answer has ``wanted`` in it; nobody may listen yet."""
+    """Send requests until the response contains ``wanted``; nobody may listen yet."""
     with anyio.fail_after(TIMEOUT):
         while True:
             with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
@@ -164,11 +165,11 @@ async def _answer(host: str, port: int, path: str) -> bytes:
         stream.close()
 
 
-# A name server that has one answer, the proxies' addresses: RFC 1035, and no more than is needed.
+# A name server with one response, the proxies' addresses: RFC 1035, and no more than is needed.
 
 _HEADER = struct.Struct("!6H")
 _RESPONSE, _ADDRESS, _INTERNET = 0x8180, 1, 1
-_SAME_NAME = 0xC00C  # where the question has it
+_SAME_NAME = 0xC00C  # where the query has it
 
 
 async def _serve_names(*, task_status: TaskStatus[int]) -> None:

@@ -34,7 +34,7 @@ def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def queries(dashboard: dict[str, Any], source: str) -> Iterator[Query]:
-    """What the panels ask a kind of source, with values in the variables' places."""
+    """The panels' queries to a kind of source, with values in place of the variables."""
     for panel in panels(dashboard):
         for target in panel["targets"]:
             if target["datasource"]["type"] == source:

@@ -1,5 +1,5 @@
-"""What the end-to-end tests are made of: a proxy that runs, an upstream that does as it is told,
-and a client that sees every byte. All over real sockets on loopback."""
+"""A proxy that runs, a scripted upstream, and a client that sees every byte, for end-to-end tests
+over real sockets on loopback."""
 
 import random
 import socket
@@ -123,7 +123,7 @@ FINISH = (
 
 
 def error_shape(body: dict[str, object]) -> tuple[object, object]:
-    """Type and code, after checking that both shapes say the same."""
+    """Type and code of an error, after checking that both of its shapes agree."""
     inner = body.pop("error")
     assert inner == body
     assert set(body) == {"message", "type", "param", "code"}
@@ -137,7 +137,8 @@ def body_of(request: bytes) -> bytes:
 async def serve_each(
     converse: Callable[[SocketStream], Coroutine[Any, Any, None]], *, task_status: TaskStatus[int]
 ) -> None:
-    """Listen on a port, which is told, and have each connection a task of its own."""
+    """Listen on a free port, reported by ``task_status``, and run ``converse`` for each connection
+    in a task."""
     [listener] = open_listeners("127.0.0.1", 0)
     with listener:
         async with anyio.create_task_group() as tasks:
@@ -270,7 +271,7 @@ class Client:
         return read
 
     async def see(self, wanted: bytes) -> None:
-        """Read until ``wanted`` has come, and leave all of it to be read again."""
+        """Read until ``wanted`` has come, and keep all of it to be read again."""
         self._beyond = await self.until(wanted)
 
     async def until_closed(self) -> bytes:
@@ -380,8 +381,8 @@ def hold_the_loop() -> float:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody uses, and that nobody gets who lets the system choose: it lies below the
-    range of ephemeral ports."""
+    """A free port below the range of ephemeral ports, so that no process gets it that lets the
+    system choose."""
     while True:
         port = random.randrange(10_000, 32_768)
         with socket.socket() as sock, suppress(OSError):

@@ -1,4 +1,4 @@
-"""Exchanges that have ended, as a proxy leaves them: made to order, and at random."""
+"""Finished exchanges: made to order, and at random."""
 
 from decimal import Decimal
 from typing import Any
@@ -106,7 +106,7 @@ def assembled_exchange(**fields: Any) -> Exchange:
 
 
 def with_timings(exchange: Exchange) -> tuple[Exchange, Timings]:
-    """What those take who account for an exchange that has ended."""
+    """The arguments of the observers of a finished exchange."""
     return exchange, Timings.of(exchange)
 
 

@@ -1,8 +1,8 @@
-"""A plugin: no key may be in what tests print, nor in what the proxies write that they start.
+"""A plugin: no key may be in the output of tests, nor of the proxies that they start.
 
-A test fails in whose course one is: in its captured output, in the log of a proxy inside the
-process, in what a process wrote that it started. What the tests themselves say of a failure is no
-part of that.
+A test fails if a key is in its captured output, in the log of a proxy inside the process, or in the
+output of a process that it started. The tests' own failure messages are no part of that. Each
+process of pytest-xdist looks at the output of its own tests.
 """
 
 import base64
@@ -23,7 +23,7 @@ _found: list[bytes] = []
 
 
 def look_at(text: bytes | str | None) -> None:
-    """To be called with whatever comes out."""
+    """Remember the keys in an output, for the running test to fail."""
     if text:
         shown = text.encode(errors="replace") if isinstance(text, str) else text
         _found.extend(secret for secret in _SECRETS if secret in shown)
@@ -49,6 +49,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
             look_at(text)
     if _found:
         report.outcome = "failed"
-        report.longrepr = f"Of a key there was shown: {sorted(set(_found))}"
+        report.longrepr = f"A key was shown: {sorted(set(_found))}"
         _found.clear()
     return report

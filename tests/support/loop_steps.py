@@ -1,43 +1,28 @@
-"""Work that is done in steps: run at once, and what an event loop's steps are made of.
-
-What a step does is counted, not timed: a count is the same on every machine, however busy it is.
-Work in Python is function calls; work in C, on data of whatever size, takes memory for what it
-makes. A step of few calls that asks for little memory is short.
+"""The work of an event loop's steps, counted, not timed: a count is the same on every machine,
+however busy it is. Work in Python is function calls; work in C, on data of whatever size, allocates
+memory for its results. A step of few calls that allocates little memory is short.
 """
 
 import asyncio
 import gc
 import sys
 import tracemalloc
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
 from unittest.mock import patch
 
 import sniffio
 import trio
 
-__all__ = ("Steps", "result_of", "watched_steps")
-
-_T = TypeVar("_T")
-
-
-def result_of(steps: Generator[None, None, _T]) -> _T:
-    """What they return, all of them run at once."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            value: _T = end.value
-            return value
+__all__ = ("Steps", "watched_steps")
 
 
 @dataclass(eq=False)
 class Steps(trio.abc.Instrument):
-    """The most that one step of a loop did: calls of functions, and bytes of memory asked for
-    beyond what there was before."""
+    """The most that one step of a loop did: calls of functions, and bytes of memory
+    allocated beyond what there was before."""
 
     most_calls: int = 0
     most_bytes: int = 0

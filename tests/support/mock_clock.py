@@ -95,7 +95,7 @@ async def chunk(stream: MemoryStream, data: bytes) -> None:
 
 
 async def slow_stream(stream: MemoryStream) -> None:
-    """Head at 2 s, role at 5, reasoning at 20, answer at 23, last token at 28, end at 30."""
+    """Head at 2 s, role at 5, reasoning at 20, output at 23, last token at 28, end at 30."""
     await anyio.sleep(2)
     await head(stream)
     await anyio.sleep(3)

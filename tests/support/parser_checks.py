@@ -1,5 +1,5 @@
-"""What must hold of any bytes that our parsers get, each held against something else that reads
-them. The first byte of what is given says how the rest is cut into pieces."""
+"""Properties of our parsers that hold for any bytes, each compared with another reader. The first
+byte of the input decides how the rest is cut into pieces."""
 
 import json
 from collections.abc import Callable, Iterator

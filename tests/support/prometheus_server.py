@@ -64,7 +64,7 @@ def known_names(directory: Path) -> set[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    """The names of the series that an expression asks for."""
+    """The names of the series in an expression."""
     return set(re.findall(r"[\w:]*cerebras_proxy_[\w:]+", expression))
 
 
@@ -72,7 +72,7 @@ def names_in(expression: str) -> set[str]:
 
 
 class Load:
-    """Asks a proxy for this and that, on several connections, until it is stopped."""
+    """Sends various requests to a proxy, on several connections, until it is stopped."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -91,7 +91,7 @@ class Load:
             thread.start()
 
     def stop(self) -> int:
-        """Pause it; how many requests were asked."""
+        """Pause it; the number of requests so far."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
@@ -160,7 +160,7 @@ def until(is_so: Callable[[], object], what: str) -> None:
     end = time.monotonic() + TIMEOUT_WITH_IT
     while not is_so():
         assert time.monotonic() < end, what
-        time.sleep(0.05)  # between two questions, as all that is asked has one processor to share
+        time.sleep(0.05)  # between two queries, as everything shares one processor
 
 
 def _settings(target: str, directory: Path) -> Path:
@@ -206,8 +206,8 @@ def watching_prometheus(served: Served, directory: Path) -> Iterator[Prometheus]
 
 @contextmanager
 def under_load(backend: str, directory: Path) -> Iterator[tuple[Prometheus, Load]]:
-    """A demo of two workers that is asked a lot, and a Prometheus that watches it. TTFT is above
-    its target, one model has no price, requests wait for their turn and are tried again."""
+    """A demo of two workers under load, and a Prometheus that watches it. TTFT is above its target,
+    one model has no price, requests wait in the queue and are retried."""
     tool("prometheus", "prometheus")
     settings = {
         "METRICS_PORT": "0",

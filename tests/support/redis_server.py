@@ -16,7 +16,7 @@ PASSWORD = "password-of-the-store"
 
 
 class RedisServer:
-    """It writes down every change before it answers, so that a kill loses nothing."""
+    """It writes every change to disk before it responds, so that a kill loses nothing."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()

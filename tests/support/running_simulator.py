@@ -69,7 +69,7 @@ class Rig:
         return self.clients[-1]
 
     async def request(self, request: bytes) -> Response:
-        """The answer to a request on a connection of its own."""
+        """The response to a request on a connection of its own."""
         return await (await self.client()).request(request)
 
     async def get(self, path: str, *lines: str) -> Response:

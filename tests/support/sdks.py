@@ -1,5 +1,5 @@
-"""The official Python SDKs, asked alike: synchronous or asynchronous, for a whole answer or a
-stream. Every question has a trace id of its own, by which its log lines are found."""
+"""The official Python SDKs behind one interface: synchronous or asynchronous, for a plain response
+or a stream. Every request has a trace id of its own, by which its log lines are found."""
 
 import ssl
 from collections.abc import Awaitable, Callable
@@ -46,7 +46,7 @@ LEAVES_GENERATORS = pytest.mark.filterwarnings(
     r"ignore:Async generator '(openai|httpx|httpcore|cerebras):ResourceWarning"
 )
 
-# The question as a stream, in MessagePack as agents on LiveKit send it.
+# The request for a stream, in MessagePack as agents on LiveKit send it.
 MESSAGE_PACK = (
     b"\x83\xa5model\xacgpt-oss-120b\xa8messages\x91\x82\xa4role\xa4user\xa7content\xa6Hello!"
     b"\xa6stream\xc3"
@@ -79,7 +79,7 @@ def text_of(events: list[Any], kind: str = "content") -> str:
 
 @dataclass
 class SdkClient:
-    """A client for each question, closed after it. ``backend`` is the event loop of an asynchronous
+    """A client for each request, closed after it. ``backend`` is the event loop of an asynchronous
     one; None for a synchronous one."""
 
     sdk: Sdk

@@ -118,14 +118,14 @@ class Served:
         return sum(sample.value for sample in samples if sample.name == name)
 
     def ended(self) -> int:
-        """The exit status, once it is there; reads what is left of the output."""
+        """Wait for the exit status, and read the rest of the output."""
         status = self.process.wait(timeout=TIMEOUT)
         while self._next() is not None:
             pass
         return status
 
     def dumps_core(self, number: int) -> bool:
-        """Whether it leaves a core file, ended by that signal. Linux only."""
+        """Whether it dumps core when ended by that signal. Linux only."""
         self.process.send_signal(number)
         ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None

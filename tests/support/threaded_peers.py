@@ -28,7 +28,7 @@ def in_chunks(body: bytes, size: int) -> bytes:
 
 
 class ThreadedUpstream:
-    """Answers every request with the bytes of ``response``."""
+    """Responds to every request with the bytes of ``response``."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._context = context
@@ -78,7 +78,7 @@ def _read_head(reader: BufferedReader) -> dict[bytes, bytes]:
 
 
 def _read_body(reader: BufferedReader, length: int) -> None:
-    """Into one small place: the memory that is asked for meanwhile is the proxy's."""
+    """Into one small buffer, so that the memory measured meanwhile is the proxy's."""
     place = memoryview(bytearray(_READ_BYTES))
     while length and (count := reader.readinto1(place[:length])):
         length -= count
@@ -100,7 +100,7 @@ def request_all(port: int, requests: bytes, responses: int, write_bytes: int) ->
     """Send bytes, so many in a write; the statuses of the responses."""
 
     def send() -> None:
-        with suppress(OSError):  # who refuses a body need not read it
+        with suppress(OSError):  # a refused body need not be read
             for at in range(0, len(requests), write_bytes):
                 client.sendall(requests[at : at + write_bytes])
 

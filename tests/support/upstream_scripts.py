@@ -1,4 +1,4 @@
-"""What upstreams do, as scripts."""
+"""Scripts for an upstream's side of a connection."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ __all__ = (
 
 
 async def responds(peer: Conversation) -> None:
-    """Something, to every request."""
+    """Respond to every request."""
     while True:
         await peer.request()
         await peer.respond(b"{}")
@@ -40,14 +40,14 @@ async def resets(peer: Conversation) -> None:
 
 
 async def silent(peer: Conversation) -> None:
-    """Takes a request, and waits until the other side has left."""
+    """Reads a request, and waits until the other side disconnects."""
     await peer.request()
     await peer.until_disconnected()
 
 
 def streams(*pieces: bytes, then: Literal["end", "stay", "leave"] = "end") -> Script:
-    """A stream of these pieces, to every request. ``then`` the body ends, or upstream stays and
-    sends no more, or leaves."""
+    """A stream of these pieces for every request. ``then``: the body ends, or upstream stays and
+    stalls, or closes the connection."""
 
     async def script(peer: Conversation) -> None:
         while True:
@@ -79,7 +79,8 @@ def responds_with(status: int, body: bytes = b"{}", headers: bytes = b"") -> Scr
 
 
 def one_after_another(*responses: Script) -> Script:
-    """An answer for each request, whichever connection it comes over; the last for all others."""
+    """One response for each request, whichever connection it comes over; the last for all
+    others."""
 
     async def script(peer: Conversation) -> None:
         while True:

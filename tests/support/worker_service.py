@@ -1,5 +1,5 @@
-"""A service of two worker processes, as a user runs it: who its workers are, and connections to one
-of them by its number."""
+"""A service of two worker processes, as a user runs it: its workers, and connections to one of them
+by its number."""
 
 import http.client
 import os
@@ -31,7 +31,7 @@ class WorkerService:
         """Connections, each with the worker that took it."""
 
     def wait_for(self, number: int) -> None:
-        """Until that worker serves, or after its end another in its place."""
+        """Wait until that worker serves, or after its end the one that replaces it."""
 
         def wanted(line: Line) -> bool:
             is_it = line["message"] == "Worker serves" and line["worker"] == number
@@ -42,8 +42,8 @@ class WorkerService:
         self._handles.append(os.pidfd_open(process))
 
     def connection(self, number: int) -> http.client.HTTPConnection:
-        """A connection that this worker has taken. One that another took stays open, so that the
-        next is likely to be taken by who has fewer."""
+        """A connection that this worker has accepted. One that another accepted stays open, so that
+        the worker with fewer is likely to accept the next."""
         for _ in range(_TRIES):
             connection = self.served.connection()
             trace_id = f"connection-{len(self.open)}"
@@ -61,7 +61,7 @@ class WorkerService:
         return self.served.first_line_where(lambda line: line["trace_id"] == trace_id)
 
     def wait_for_drain(self) -> None:
-        """Until all workers that there are have begun theirs."""
+        """Wait until all workers have begun their drain."""
         for number in self.processes:
             self.served.first_line_where(
                 lambda line, n=number: line["message"] == "Draining" and line["worker"] == n  # type: ignore[misc]
@@ -81,7 +81,7 @@ class WorkerService:
         )
 
     def close(self) -> None:
-        """Hang up, and see to it that no worker is left, whatever a test has found."""
+        """Close all connections and kill the workers that are left, whatever a test has found."""
         for _, connection in self.open:
             connection.close()
         for handle in self._handles:
