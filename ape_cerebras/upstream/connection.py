@@ -14,7 +14,7 @@ import httpcore
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
-from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, ProxyError, Truncated
+from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, RequestRefused, Truncated
 from ..http1.body import BodyReader
 from ..http1.messages import Headers, with_fields
 from ..http1.response_head import ResponseHead
@@ -180,7 +180,7 @@ class Connection:
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body, without its framing; None at its end.
 
-        Raises IdleTimeout and Truncated.
+        Raises IdleTimeout, Truncated, and what ``before_wait`` raises.
         """
         reader, raw = self._reader, self.stream.raw
         sent_at = self.sent_at or -math.inf
@@ -204,7 +204,7 @@ class Connection:
                     return data
         except httpcore.ReadTimeout:
             raise IdleTimeout from None
-        except (httpcore.ReadError, ProxyError):  # the latter: malformed framing
+        except (httpcore.ReadError, RequestRefused):  # the latter: malformed framing
             raise Truncated from None
         # Only now, so that no first token waits for it.
         state = self._h11

@@ -10,7 +10,13 @@ import pytest
 from memory_stream import MemoryStream, memory_pair
 
 from ape_cerebras.downstream.listener import open_listeners
-from ape_cerebras.errors import FirstByteTimeout, IdleTimeout, InvalidResponse, Truncated
+from ape_cerebras.errors import (
+    ClientStalled,
+    FirstByteTimeout,
+    IdleTimeout,
+    InvalidResponse,
+    Truncated,
+)
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp
 from ape_cerebras.upstream.connection import Connection, UpstreamStream
@@ -117,6 +123,21 @@ async def test_what_is_missing_is_named_by_where_it_is_missing() -> None:
         await connection.next_chunk()
     await peer.send_eof()
     with pytest.raises(Truncated):
+        await connection.next_chunk()
+
+
+async def test_a_client_that_fails_before_a_read_waits_is_not_taken_for_a_truncated_response() -> (
+    None
+):
+    async def flush() -> None:
+        raise ClientStalled
+
+    connection, peer = connected()
+    await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+    await connection.request("GET", b"/", b"a")
+    connection.stream.raw.before_wait = flush
+    assert await connection.next_chunk() == b"ok"
+    with pytest.raises(ClientStalled):
         await connection.next_chunk()
 
 
