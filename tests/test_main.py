@@ -41,23 +41,23 @@ def test_check_prints_the_settings_and_hides_the_secrets() -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
-def test_everything_wrong_is_said_at_once_and_no_secret_with_it(command: str) -> None:
+def test_all_wrong_settings_are_reported_at_once_without_secrets(command: str) -> None:
     secret = "csk-with a blank"
     wrong = run(command, CEREBRAS_API_KEY=secret, PORT="70000", BACKEND="twisted")
-    said = wrong.stdout + wrong.stderr
+    reported = wrong.stdout + wrong.stderr
     assert wrong.returncode == 2
-    assert all(name in said for name in ("CEREBRAS_API_KEY", "PORT", "BACKEND"))
-    assert secret not in said
-    assert "Traceback" not in said
+    assert all(name in reported for name in ("CEREBRAS_API_KEY", "PORT", "BACKEND"))
+    assert secret not in reported
+    assert "Traceback" not in reported
 
 
-def test_without_a_key_there_is_no_serving() -> None:
+def test_serve_needs_a_key() -> None:
     refused = run("serve")
     assert refused.returncode == 2
     assert "CEREBRAS_API_KEY is required" in refused.stdout
 
 
-def test_a_port_in_use_is_one_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         refused = run("serve", "--demo", "--host", "127.0.0.1", "--port", port)
@@ -69,18 +69,18 @@ def test_a_port_in_use_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_demo_serves_and_ends_at_a_signal(backend: str) -> None:
+def test_the_demo_serves_until_a_signal(backend: str) -> None:
     with serving("serve", "--demo", "--backend", backend) as served:
         assert served.lines[0]["level"] == "warning"  # open to everybody
         connection = served.connection()
         connection.request("POST", "/v1/chat/completions", CHAT, JSON)
-        answer = connection.getresponse().read()
+        response = connection.getresponse().read()
         connection.close()
         line = served.line("ttft_seconds")
         health = run("health", HOST="127.0.0.1", PORT=str(served.port))
         served.process.send_signal(signal.SIGTERM)
         status = served.ended()
-    assert answer.endswith(b"data: [DONE]\n\n")
+    assert response.endswith(b"data: [DONE]\n\n")
     assert line["ttft_source"] == "measured"
     assert health.returncode == 0
     assert '"status":"healthy"' in health.stdout
@@ -90,7 +90,7 @@ def test_the_demo_serves_and_ends_at_a_signal(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: int) -> None:
+def test_the_first_signal_drains_and_the_second_ends_at_once(backend: str, number: int) -> None:
     with serving("serve", "--demo", "--backend", backend) as served:
         connection = served.connection()
         stalled = {**JSON, "X-Simulate": "fault=stall, at=3"}
@@ -108,7 +108,7 @@ def test_the_first_signal_waits_and_the_second_does_not(backend: str, number: in
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_signals_that_mean_nothing_here_end_nothing(backend: str) -> None:
+def test_ignored_signals_end_nothing(backend: str) -> None:
     with serving("serve", "--demo", "--backend", backend) as served:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
             served.process.send_signal(number)
@@ -117,7 +117,7 @@ def test_signals_that_mean_nothing_here_end_nothing(backend: str) -> None:
         assert served.ended() == 0
 
 
-def test_a_terminal_that_closes_ends_nothing_under_nohup() -> None:
+def test_sighup_ends_nothing_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
     try:
         with serving("serve", "--demo") as served:
@@ -130,42 +130,42 @@ def test_a_terminal_that_closes_ends_nothing_under_nohup() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_simulator_alone_tells_what_it_did(backend: str) -> None:
+def test_simulate_logs_what_it_did(backend: str) -> None:
     options = ("--tokens", "3", "--tokens-per-chunk", "1", "--backend", backend)
     with serving("simulate", *options) as served:
         connection = served.connection()
         headers = {**JSON, "Authorization": "Bearer any", "X-Trace-ID": "trace-1"}
         connection.request("POST", "/v1/chat/completions", CHAT, headers)
-        answer = connection.getresponse().read()
+        response = connection.getresponse().read()
         line = served.exchange("trace-1")
         connection.close()
         served.process.send_signal(signal.SIGTERM)
         assert served.ended() == 0
-    assert b'"completion_tokens":3' in answer
+    assert b'"completion_tokens":3' in response
     assert (line["status_code"], line["events_written"], line["left"]) == (200, 6, False)
-    assert line["id"].encode() in answer
+    assert line["id"].encode() in response
     assert line["ttft_seconds"] > 0
     assert line["uncertain_seconds"] >= 0
 
 
-def test_the_simulator_keeps_to_limits() -> None:
+def test_simulate_keeps_to_account_limits() -> None:
     with serving("simulate", "--requests-per-day", "1", "--ttft", "0") as served:
         connection = served.connection()
-        answers = []
+        responses = []
         for _ in range(2):
             headers = {**JSON, "Authorization": "Bearer any"}
             connection.request("POST", "/v1/chat/completions", CHAT, headers)
-            answers.append(connection.getresponse())
-            answers[-1].read()
+            responses.append(connection.getresponse())
+            responses[-1].read()
         connection.close()
-    assert [answer.status for answer in answers] == [200, 429]
-    assert answers[0].getheader("x-ratelimit-limit-requests-day") == "1"
+    assert [response.status for response in responses] == [200, 429]
+    assert responses[0].getheader("x-ratelimit-limit-requests-day") == "1"
     wrong = run("simulate", "--reservations", "lent")
     assert wrong.returncode == 2
     assert "argument --reservations: invalid" in wrong.stderr
 
 
-def test_the_simulator_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
+def test_simulate_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
     leaf = authority.issue_cert("localhost")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     leaf.private_key_pem.write_to_path(str(key))
@@ -184,17 +184,17 @@ def test_the_simulator_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["health", "simulate"])
-def test_a_port_that_is_none(command: str) -> None:
+def test_a_wrong_port_is_reported(command: str) -> None:
     refused = run(command, "--port", "http")
     assert refused.returncode == 2
     assert "PORT must be a whole number from 0 to 65535" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_health_of_nobody() -> None:
-    asked = run("health", HOST="0.0.0.0", PORT=str(free_port()))
-    assert asked.returncode == 1
-    assert "Traceback" not in asked.stderr
+def test_health_where_nothing_listens() -> None:
+    health = run("health", HOST="0.0.0.0", PORT=str(free_port()))
+    assert health.returncode == 1
+    assert "Traceback" not in health.stderr
 
 
 def test_a_proxy_loads_no_simulator() -> None:
