@@ -1,4 +1,4 @@
-"""The event loop that runs: its name, its clock, and long work that shares it.
+"""The event loop that runs: its name, its clock, and how long work shares it.
 
 This is the one module that asks which async library is running. uvloop, an option of asyncio to
 anyio, counts as a backend of its own here, as in the setting ``BACKEND``. trio is imported by those
@@ -7,7 +7,7 @@ who run on it only.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
@@ -20,7 +20,6 @@ __all__ = (
     "current_backend",
     "loop_clock",
     "of_this_loop",
-    "run_in_steps",
     "run_on",
     "yield_shielded",
 )
@@ -74,20 +73,6 @@ def of_this_loop(kind: type[_T]) -> _T:
         instances[kind] = kind()
     instance: _T = instances[kind]
     return instance
-
-
-async def run_in_steps(steps: Generator[object, None, _T]) -> _T:
-    """Run a generator to its end, yielding to the event loop after each step; its return value.
-
-    For work on responses that takes more than a few milliseconds.
-    """
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: _T = end.value
-            return result
-        await anyio.lowlevel.checkpoint()
 
 
 async def yield_shielded() -> None:

@@ -1,13 +1,11 @@
 """The event loop by name, and long work that yields to it."""
 
-from collections.abc import Generator
-
 import anyio
 import anyio.lowlevel
 import pytest
 
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.net.event_loop import current_backend, run_in_steps, run_on, yield_shielded
+from ape_cerebras.net.event_loop import current_backend, run_on, yield_shielded
 
 
 async def seen(*arguments: int) -> tuple[str, tuple[int, ...]]:
@@ -20,14 +18,8 @@ def test_work_runs_on_the_named_backend(backend: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_other_tasks_run_between_two_steps() -> None:
+async def test_other_tasks_run_while_long_work_yields() -> None:
     done: list[str] = []
-
-    def work() -> Generator[None, None, str]:
-        for number in range(3):
-            done.append(f"step {number}")
-            yield
-        return "result"
 
     async def go_on() -> None:
         for number in range(2):
@@ -36,21 +28,11 @@ async def test_other_tasks_run_between_two_steps() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(go_on)
-        assert await run_in_steps(work()) == "result"
+        for number in range(3):
+            done.append(f"step {number}")
+            await yield_shielded()
     assert sorted(done) == ["other 0", "other 1", "step 0", "step 1", "step 2"]
     assert done.index("other 0") < done.index("step 2")
-
-
-@pytest.mark.anyio
-async def test_work_in_steps_can_be_cancelled() -> None:
-    def work() -> Generator[None, None, None]:
-        while True:
-            yield
-
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        await run_in_steps(work())
-    assert scope.cancelled_caught
 
 
 @pytest.mark.anyio
