@@ -1,5 +1,5 @@
-"""Every test marked ``anyio`` runs on asyncio and on trio; so does every process that is shared by
-the tests of a module."""
+"""Every test marked ``anyio`` runs on asyncio and on trio; so does every process that the tests
+of a module share."""
 
 import gc
 import signal
@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def is_chosen(metafunc: pytest.Metafunc, name: str) -> bool:
-    """Whether the test itself says what it runs on."""
+    """Whether the test itself chooses its event loops."""
     named = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     return any(name in ([each] if isinstance(each, str) else each) for each in named)
 
@@ -85,10 +85,10 @@ def bundle(authority: trustme.CA) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kernel_timestamps() -> Iterator[None]:
-    """The kernel stamps what arrives. It begins to a moment after a socket has first asked for it,
-    and goes on for as long as there is one that did."""
+    """Kernel receive timestamps are on. The kernel begins a moment after a first socket has enabled
+    them, and goes on for as long as there is such a socket."""
     if sys.platform != "linux":
-        pytest.skip("only Linux stamps what arrives")
+        pytest.skip("only Linux has receive timestamps")
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,
@@ -100,7 +100,7 @@ def kernel_timestamps() -> Iterator[None]:
             if timestamp_in(theirs.recvmsg(1, TIMESTAMP_SPACE)[1]):
                 break
         else:
-            pytest.fail("the kernel stamps nothing")
+            pytest.fail("the kernel sets no timestamps")
         yield
 
 
@@ -111,7 +111,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def loop(backend: str) -> tuple[str, dict[str, Any]]:
-    """The same, as anyio wants to be told."""
+    """The same as anyio's arguments."""
     return ANYIO_BACKENDS[backend]
 
 
@@ -124,7 +124,7 @@ def demo(backend: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def guarded(backend: str) -> Iterator[Served]:
-    """The same for those who present ``CLIENT_KEY``."""
+    """The same for clients with ``CLIENT_KEY``."""
     settings = {"APE_API_KEY": f"alice:{CLIENT_KEY}", "LOG_LEVEL": "debug"}
     with serving("serve", "--demo", BACKEND=backend, **settings) as served:
         yield served

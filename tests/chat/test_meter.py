@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from recorded_streams import ANSWER, TOOL_CALL
+from recorded_streams import TEXT, TOOL_CALL
 
 from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
 from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
@@ -55,7 +55,7 @@ def times(exchange: Exchange) -> tuple[float | None, ...]:
 
 
 def test_a_stream_of_a_reasoning_model() -> None:
-    exchange = one_by_one(ANSWER)
+    exchange = one_by_one(TEXT)
     assert times(exchange) == (1.0, 1.5, 3.5, 5.0)  # the event that names the role is no token
     assert exchange.last_body_at == 7.0
     assert exchange.has_reasoning

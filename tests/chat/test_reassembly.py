@@ -181,7 +181,7 @@ def test_what_was_torn_is_reassembled(
 
 
 def test_the_recorded_answer() -> None:
-    made = orjson.loads(assembled([recorded_streams.ANSWER]).body)
+    made = orjson.loads(assembled([recorded_streams.TEXT]).body)
     assert list(made) == [
         *("id", "choices", "created", "model", "system_fingerprint", "object", "usage"),
         "time_info",

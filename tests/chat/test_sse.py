@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import BOM, dispatched_by_the_standard
-from recorded_streams import ANSWER, ANSWER_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
+from recorded_streams import TEXT, TEXT_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
 
 from ape_cerebras.chat.sse import EventReader
 
@@ -85,7 +85,7 @@ def test_only_payloads_that_are_too_long_are_left_out(
 
 
 @pytest.mark.parametrize(
-    ("stream", "count"), [(ANSWER, ANSWER_PAYLOADS), (TOOL_CALL, TOOL_CALL_PAYLOADS)]
+    ("stream", "count"), [(TEXT, TEXT_PAYLOADS), (TOOL_CALL, TOOL_CALL_PAYLOADS)]
 )
 @pytest.mark.parametrize("step", [1, 2, 7, 64, 250, 100_000])
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
@@ -104,8 +104,8 @@ def test_recorded_streams(stream: bytes, count: int, step: int, line_end: bytes)
 
 def test_a_payload_comes_with_the_byte_that_ends_its_event_and_not_before() -> None:
     reader = EventReader()
-    came_at = [at for at, byte in enumerate(ANSWER) if reader.feed(bytes([byte]))]
-    assert came_at == [at + 1 for at in range(len(ANSWER)) if ANSWER[at : at + 2] == b"\n\n"]
+    came_at = [at for at, byte in enumerate(TEXT) if reader.feed(bytes([byte]))]
+    assert came_at == [at + 1 for at in range(len(TEXT)) if TEXT[at : at + 2] == b"\n\n"]
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,10 @@ def upstream_got_the_body(scene: Scene, response: Response) -> None:
 async def comes_and_goes(scene: Scene) -> None:
     """A28"""
     for sends in (b"", b"G"):
-        for leaves in ("close", "reset"):
+        for disconnects in ("close", "reset"):
             client = await scene.client()
             await client.send(sends) if sends else None
-            getattr(client.stream, leaves)()
+            getattr(client.stream, disconnects)()
     await scene.logged(0)
 
 

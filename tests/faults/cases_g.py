@@ -67,7 +67,7 @@ def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
     return play
 
 
-def leaves(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]:
+def disconnects(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]:
     async def play(scene: Scene) -> None:
         client = await scene.client()
         await client.send(OK)
@@ -142,9 +142,9 @@ CASES: list[Case] = [
     Case("G3", get(b"GET /health HTTP/1.1", b"Connection: close") + HEALTH, then="close"),
     Case("G4", play=half_closed(stream=False), up=1),
     Case("G5", play=half_closed(stream=True), up=1),
-    Case("G6 FIN", play=leaves("close", stream=False), upstream=silent, up=1),
-    Case("G6 RST", play=leaves("reset", stream=False), upstream=silent, up=1),
-    Case("G7", play=leaves("reset", stream=True), upstream=endless, up=1),
+    Case("G6 FIN", play=disconnects("close", stream=False), upstream=silent, up=1),
+    Case("G6 RST", play=disconnects("reset", stream=False), upstream=silent, up=1),
+    Case("G7", play=disconnects("reset", stream=True), upstream=endless, up=1),
     Case("G8", play=uploads_without_reading),
     Case("G9", play=expects_100_continue, up=1),
     is_refused_at_once(post(BODY, EXPECT, key=b"Authorization: Bearer wrong"), 401),

@@ -97,7 +97,7 @@ async def nothing_is_lost_under_load(scene: Scene) -> None:
     response."""
     responses: list[Response] = []
 
-    async def ask_on(running: Running) -> None:
+    async def request_on(running: Running) -> None:
         client = await running.client()
         closing = False
         while not closing:
@@ -108,7 +108,7 @@ async def nothing_is_lost_under_load(scene: Scene) -> None:
     async with running_upstream(responds) as upstream, running_proxy(upstream.port) as running:
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
-                tasks.start_soon(ask_on, running)
+                tasks.start_soon(request_on, running)
             while len(responses) < 100:
                 await anyio.lowlevel.checkpoint()
             running.proxy.begin_drain()

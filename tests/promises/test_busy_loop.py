@@ -82,7 +82,7 @@ class HoldingUpstream:
     async def __call__(self, peer: Conversation) -> None:
         while True:
             await peer.request()
-            self.asked_at = request_arrived_at(peer)
+            self.requested_at = request_arrived_at(peer)
             await peer.stream_head()
             await peer.chunk(events(TOKEN))
             self.held_until = [hold_the_loop()]
@@ -107,7 +107,7 @@ async def test_a_response_read_late_did_not_come_late(
                 upstream.go.release()
             await client.until(b"0\r\n\r\n")
             line = await running.lines.exchange(number)
-            first, last = (moment - upstream.asked_at for moment in upstream.held_until)
+            first, last = (moment - upstream.requested_at for moment in upstream.held_until)
             # The request was written before upstream had it, so that by the moments of the reads
             # these would be longer.
             assert line["upstream_ttft_seconds"] < first
@@ -141,19 +141,19 @@ async def test_where_one_read_had_no_timestamp_the_line_has_it(bundle: str) -> N
         assert isinstance(downstream.stream, SocketStream)
         downstream.stream.kernel_timestamps = False
         await client.request(STREAMED)
-        stamps = [(await running.lines.exchange(number))["stamp"] for number in (1, 2)]
-    assert stamps == ["kernel", "read"]
+        timestamps = [(await running.lines.exchange(number))["stamp"] for number in (1, 2)]
+    assert timestamps == ["kernel", "read"]
 
 
-@pytest.mark.parametrize(("stamps", "stamp"), [("on", "kernel"), ("off", "read")])
+@pytest.mark.parametrize(("timestamps", "timestamp"), [("on", "kernel"), ("off", "read")])
 async def test_a_request_without_a_read_of_its_own_came_with_the_one_before(
-    stamps: str, stamp: str
+    timestamps: str, timestamp: str
 ) -> None:
-    async with running_proxy(1, KERNEL_STAMPS=stamps) as running:
+    async with running_proxy(1, KERNEL_STAMPS=timestamps) as running:
         client = await running.client()
         await client.send(2 * b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         lines = [await running.lines.exchange(number) for number in (1, 2)]
-    assert [line["stamp"] for line in lines] == [stamp, stamp]
+    assert [line["stamp"] for line in lines] == [timestamp, timestamp]
 
 
 def bytes_under_way(peer: Conversation) -> int:

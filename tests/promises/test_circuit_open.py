@@ -261,7 +261,7 @@ async def many_that_come_at_once_are_one_probe() -> None:
     assert sorted(statuses) == [b"200"] + [b"503"] * 19
 
 
-async def a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
+async def a_probe_whose_client_disconnects_makes_room_for_the_next() -> None:
     played = Played(well_at=1.0, takes=0.0)
     async with rig(played.script, **THREE) as running:
         for _ in range(3):
@@ -286,7 +286,7 @@ async def a_probe_whose_client_leaves_makes_room_for_the_next() -> None:
     [
         probes_come_after_one_two_and_four_seconds,
         many_that_come_at_once_are_one_probe,
-        a_probe_whose_client_leaves_makes_room_for_the_next,
+        a_probe_whose_client_disconnects_makes_room_for_the_next,
     ],
     ids=lambda test: test.__name__,
 )

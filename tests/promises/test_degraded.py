@@ -20,7 +20,7 @@ class Rig:
 
     def __init__(self, **settings: str) -> None:
         self.lines = Lines()
-        self.answers = True
+        self.responds = True
         environment = {
             "CEREBRAS_API_KEY": KEY,
             "CEREBRAS_BASE_URL": "http://upstream",
@@ -40,13 +40,13 @@ class Rig:
         await self._tasks.__aexit__(None, None, None)
 
     async def _connect(self, host: str, port: int) -> MemoryStream:
-        if not self.answers:
+        if not self.responds:
             raise ConnectionRefusedError
         ours, theirs = memory_pair()
-        self._tasks.start_soon(self._answer, theirs)
+        self._tasks.start_soon(self._respond, theirs)
         return ours
 
-    async def _answer(self, stream: MemoryStream) -> None:
+    async def _respond(self, stream: MemoryStream) -> None:
         await stream.receive()
         await anyio.sleep(0.3)
         body = events(TOKEN, b"[DONE]")
@@ -115,7 +115,7 @@ def test_failures() -> None:
         async with Rig() as rig:
             for _ in range(19):
                 await rig.request(chat())
-            rig.answers = False
+            rig.responds = False
             await rig.request(chat())  # one in twenty: 5 %, not above
             await anyio.sleep(2)
             assert "degraded" not in await rig.health()

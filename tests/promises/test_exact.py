@@ -87,7 +87,7 @@ async def test_the_response_is_that_of_the_other_mode(kind: str) -> None:
     assert "generation_seconds" in line
 
 
-@pytest.mark.parametrize("recording", [recorded_streams.ANSWER, recorded_streams.TOOL_CALL])
+@pytest.mark.parametrize("recording", [recorded_streams.TEXT, recorded_streams.TOOL_CALL])
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 async def test_a_recorded_stream_however_it_is_cut(recording: bytes, size: int) -> None:
     async with (
@@ -100,7 +100,7 @@ async def test_a_recorded_stream_however_it_is_cut(recording: bytes, size: int) 
     assert whole["object"] == "chat.completion"
     assert line["total_tokens"] == whole["usage"]["total_tokens"]
     assert line["ttft_source"] == "measured"
-    assert ("ttfo_seconds" in line) is (recording is recorded_streams.ANSWER)
+    assert ("ttfo_seconds" in line) is (recording is recorded_streams.TEXT)
 
 
 @pytest.mark.parametrize(

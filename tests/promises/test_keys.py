@@ -208,20 +208,20 @@ def test_all_workers_have_the_new_keys_and_so_has_one_that_comes_later(
     backend: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path, "alice")
-    with running_workers(backend, tmp_path, APE_API_KEYS_FILE=path) as crew:
-        ours = [crew.connection(number) for number in (1, 2)]
+    with running_workers(backend, tmp_path, APE_API_KEYS_FILE=path) as service:
+        ours = [service.connection(number) for number in (1, 2)]
         assert [requested(connection, "alice") for connection in ours] == [200, 200]
         write(tmp_path, "bob")
-        crew.served.process.send_signal(signal.SIGHUP)
-        workers = {crew.served.line("keys")["worker"] for _ in range(2)}
+        service.served.process.send_signal(signal.SIGHUP)
+        workers = {service.served.line("keys")["worker"] for _ in range(2)}
         assert workers == {1, 2}
         assert [requested(connection, "bob") for connection in ours] == [200, 200]
         assert [requested(connection, "alice") for connection in ours] == [401, 401]
         Path(path).write_text("nothing")
-        crew.served.process.send_signal(signal.SIGHUP)
-        problem = crew.served.line("problem")
+        service.served.process.send_signal(signal.SIGHUP)
+        problem = service.served.line("problem")
         assert "worker" not in problem
-        crew.end(1)
-        crew.wait_for(1)
-        replaced = crew.connection(1)
+        service.end(1)
+        service.wait_for(1)
+        replaced = service.connection(1)
         assert [requested(connection, "bob") for connection in (replaced, ours[1])] == [200, 200]

@@ -33,7 +33,7 @@ class Gate:
     """An upstream that responds on demand."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.requested: list[int] = []
         self._open = anyio.Semaphore(0)
         self._requested = anyio.Event()
 
@@ -41,7 +41,7 @@ class Gate:
         while True:
             request = await peer.request()
             [seed] = re.findall(rb'"seed":(\d+)', request)
-            self.asked.append(int(seed))
+            self.requested.append(int(seed))
             self._requested.set()
             await self._open.acquire()
             await peer.respond(b"{}")
@@ -51,7 +51,7 @@ class Gate:
 
     async def until_requested(self, count: int) -> None:
         with anyio.fail_after(5):
-            while len(self.asked) < count:
+            while len(self.requested) < count:
                 self._requested = anyio.Event()
                 await self._requested.wait()
 
@@ -104,7 +104,7 @@ async def test_names_take_turns_and_each_wait_is_logged() -> None:
             gate.release()
             if count < 6:
                 await gate.until_requested(count)
-        assert gate.asked == [0, 1, 4, 2, 3]
+        assert gate.requested == [0, 1, 4, 2, 3]
         for client in (holder, *clients):
             assert (await client.response()).status == 200
         chats = await chat_lines(it, 5)
@@ -123,7 +123,7 @@ async def test_a_client_that_disconnects_is_out_of_the_queue_at_once() -> None:
         await gate.until_requested(2)
         gate.release()
         assert (await second.response()).status == 200
-        assert gate.asked == [0, 2]
+        assert gate.requested == [0, 2]
         outcomes = [line["outcome"] for line in await chat_lines(it, 3)]
         assert outcomes == ["client_disconnected", "completed", "completed"]
 
@@ -151,7 +151,7 @@ async def test_past_the_limits_it_is_overloaded_with_a_retry_after() -> None:
             assert error_shape(response.json()) == ("overloaded_error", "overloaded")
             assert 1 <= int(response.headers["retry-after"]) <= 60
         assert [line["outcome"] for line in await chat_lines(it, 2)] == ["overloaded"] * 2
-        assert gate.asked == [0]
+        assert gate.requested == [0]
 
 
 async def test_local_responses_never_wait() -> None:

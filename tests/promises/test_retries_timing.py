@@ -29,13 +29,13 @@ from ape_cerebras.upstream.retry import RetryingClient
 Attempt = tuple[float, bytes | None]
 
 
-def answer(status: int, *lines: bytes, body: bytes = b"{}") -> bytes:
+def response_of(status: int, *lines: bytes, body: bytes = b"{}") -> bytes:
     fields = b"".join(line + b"\r\n" for line in lines)
     return b"HTTP/1.1 %d X\r\n%sContent-Length: %d\r\n\r\n%s" % (status, fields, len(body), body)
 
 
 FULL = b'{"code":"queue_exceeded"}'
-OK = answer(200)
+OK = response_of(200)
 
 
 class Played:
@@ -120,7 +120,7 @@ def test_pauses_double_up_to_eight_seconds() -> None:
 
 
 def test_retry_after_is_waited_for_and_up_to_a_quarter_more() -> None:
-    refusal = answer(429, b"Retry-After: 16", body=FULL)
+    refusal = response_of(429, b"Retry-After: 16", body=FULL)
     played = play(((3.0, refusal), (2.0, OK)))
     assert played.began_at == [0.0, 3.0 + 18.0]
     assert (played.exchange.attempts, played.exchange.retry_seconds) == (2, 21.0)
@@ -133,7 +133,7 @@ def test_retry_after_is_waited_for_and_up_to_a_quarter_more() -> None:
 def test_a_wait_that_would_end_after_the_deadline_is_not_begun(
     seconds: float, attempts: int | None
 ) -> None:
-    refusal = answer(429, b"Retry-After: 16", body=FULL)
+    refusal = response_of(429, b"Retry-After: 16", body=FULL)
     played = play(((3.0, refusal), (0.0, OK)), seconds)
     assert played.exchange.attempts == attempts
     assert played.exchange.retry_suppressed == ("deadline" if attempts is None else None)
@@ -145,7 +145,7 @@ def test_a_wait_that_is_cut_short_is_recorded() -> None:
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
-            played = Played(tasks, ((0.0, answer(503, b"Retry-After: 40")), (0.0, OK)))
+            played = Played(tasks, ((0.0, response_of(503, b"Retry-After: 40")), (0.0, OK)))
             with trio.CancelScope() as scope:
 
                 async def disconnect() -> None:
@@ -181,7 +181,7 @@ def test_a_circuit_that_opens_while_a_retry_is_waited_for_ends_it() -> None:
     async def test() -> None:
         circuit = CircuitBreaker(2)
         async with trio.open_nursery() as tasks:
-            played = Played(tasks, ((0.0, answer(500)), (0.0, OK)), circuit, RETRY_BACKOFF="1")
+            played = Played(tasks, ((0.0, response_of(500)), (0.0, OK)), circuit, RETRY_BACKOFF="1")
             raised: list[ProxyError] = []
 
             async def play_it() -> None:
@@ -212,7 +212,7 @@ def refuses_first(script: Callable[[MemoryStream], Awaitable[None]]) -> Callable
         attempts += 1
         if attempts == 1:
             await anyio.sleep(4)
-            await stream.send(answer(429, b"Retry-After: 40", body=FULL))
+            await stream.send(response_of(429, b"Retry-After: 40", body=FULL))
             stream.close()
         else:
             await script(stream)

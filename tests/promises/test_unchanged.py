@@ -125,7 +125,7 @@ async def test_every_byte_of_a_response(kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
-@pytest.mark.parametrize("recording", [recorded_streams.ANSWER, recorded_streams.TOOL_CALL])
+@pytest.mark.parametrize("recording", [recorded_streams.TEXT, recorded_streams.TOOL_CALL])
 async def test_every_byte_of_a_recorded_stream(recording: bytes, size: int) -> None:
     """However the real API's stream is cut into chunks."""
     async with (

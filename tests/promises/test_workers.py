@@ -186,7 +186,7 @@ def test_a_worker_that_dies_in_the_drain_is_not_replaced(backend: str, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def ask_on(
+def request_on(
     workers: WorkerService, name: str, with_response: list[str], without_response: list[str]
 ) -> None:
     """Ask on one connection until it is closed."""
@@ -219,7 +219,7 @@ def test_a_drain_under_load_loses_no_accepted_request(backend: str, tmp_path: Pa
         ThreadPoolExecutor(16) as pool,
     ):
         clients = [
-            pool.submit(ask_on, workers, f"client-{number}", with_response, without_response)
+            pool.submit(request_on, workers, f"client-{number}", with_response, without_response)
             for number in range(16)
         ]
         wait_until(lambda: len(with_response) > 32)

@@ -12,10 +12,10 @@ from ape_cerebras.simulator.request import CompletionRequest
 
 pytestmark = pytest.mark.anyio
 
-ANSWER = Completion(
+REPLY = Completion(
     CompletionRequest("gpt-oss-120b"), tokens=3, reasoning_tokens=1, tokens_per_event=1
 )
-BODY = ANSWER.plain(Timing(0.0, 0.0, 0.0, 0.0, 0.0)).data
+BODY = REPLY.plain(Timing(0.0, 0.0, 0.0, 0.0, 0.0)).data
 
 
 async def busy_at_first(conversation: Conversation) -> None:

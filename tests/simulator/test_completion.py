@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from recorded_streams import ANSWER, TOOL_CALL
+from recorded_streams import TEXT, TOOL_CALL
 
 from ape_cerebras.simulator.completion import Completion, Event, Timing
 from ape_cerebras.simulator.request import CompletionRequest
@@ -71,7 +71,7 @@ def distinct(stream: list[Any]) -> list[Any]:
 
 
 def test_a_stream_has_the_shapes_of_a_recorded_one() -> None:
-    assert distinct(streamed(completion_of())) == distinct(payloads(ANSWER))
+    assert distinct(streamed(completion_of())) == distinct(payloads(TEXT))
 
 
 def test_a_tool_call_has_the_shapes_of_a_recorded_one() -> None:

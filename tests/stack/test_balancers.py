@@ -78,7 +78,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
     may_end, enough = anyio.Event(), anyio.Event()
     responses: list[Response] = []
 
-    async def ask_on(fleet: Fleet) -> None:
+    async def request_on(fleet: Fleet) -> None:
         client = await fleet.client()
         while not enough.is_set():
             responses.append(await client.request(REQUEST))
@@ -94,7 +94,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
         ending = fleet.proxies[(await fleet.in_flight()).index(1)]
         async with anyio.create_task_group() as tasks:
             for _ in range(16):
-                tasks.start_soon(ask_on, fleet)
+                tasks.start_soon(request_on, fleet)
             await until_responded(100)
             ending.proxy.begin_drain()
             await until_responded(100)

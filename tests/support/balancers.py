@@ -62,7 +62,7 @@ class Fleet:
 
     @staticmethod
     async def _in_flight(host: str, port: int) -> int:
-        text = await _answer(host, port, "/metrics")
+        text = await _body_of(host, port, "/metrics")
         row = next(line for line in text.splitlines() if line.startswith(_IN_FLIGHT))
         return int(float(row.removeprefix(_IN_FLIGHT))) - 1
 
@@ -151,12 +151,12 @@ async def _until(port: int, path: str, wanted: bytes) -> None:
     with anyio.fail_after(TIMEOUT):
         while True:
             with suppress(OSError, anyio.EndOfStream, anyio.BrokenResourceError):
-                if wanted in await _answer("127.0.0.1", port, path):
+                if wanted in await _body_of("127.0.0.1", port, path):
                     return
             await anyio.lowlevel.checkpoint()
 
 
-async def _answer(host: str, port: int, path: str) -> bytes:
+async def _body_of(host: str, port: int, path: str) -> bytes:
     stream = await connect_tcp(host, port)
     assert isinstance(stream, SocketStream)
     try:

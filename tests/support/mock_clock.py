@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import trio
+from anyio import to_thread
 from end_to_end import KEY, Lines, chat, events
 from memory_stream import MemoryStream, memory_pair
 from trio.testing import MockClock
@@ -81,7 +83,15 @@ async def rig(script: Script, connecting: float = 0, /, **settings: str) -> Asyn
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
-    trio.run(test, clock=MockClock(autojump_threshold=0))
+    """Run a test on a clock that jumps to the next deadline when all tasks wait. As it would jump
+    while a thread works, work for threads is done at once."""
+    with patch.object(to_thread, "run_sync", _run_at_once):
+        trio.run(test, clock=MockClock(autojump_threshold=0))
+
+
+async def _run_at_once(work: Callable[..., Any], *arguments: object, **_: object) -> Any:
+    await trio.lowlevel.checkpoint()
+    return work(*arguments)
 
 
 async def head(stream: MemoryStream) -> None:

@@ -1,9 +1,9 @@
 """Cerebras streams as third parties recorded them (dcdpr/jp, August 2026), byte for byte."""
 
-__all__ = ("ANSWER", "ANSWER_PAYLOADS", "TOOL_CALL", "TOOL_CALL_PAYLOADS")
+__all__ = ("TEXT", "TEXT_PAYLOADS", "TOOL_CALL", "TOOL_CALL_PAYLOADS")
 
 # gpt-oss-120b; the request had "stream": true and no stream_options.
-ANSWER = (
+TEXT = (
     b'data: {"id":"chatcmpl-fb114482-912c-4675-890c-fcaeaeb5d38e","choices":[{"delta'
     b'":{"role":"assistant"},"index":0}],"created":1787325819,"model":"gpt-oss-120b"'
     b',"system_fingerprint":"fp_e2cabf4999eb0aead3d1","object":"chat.completion.chun'
@@ -39,7 +39,7 @@ ANSWER = (
     b"23}}\n\n"
     b"data: [DONE]\n\n"
 )
-ANSWER_PAYLOADS = 8
+TEXT_PAYLOADS = 8
 
 # The end of a stream with a tool call, of the same model.
 TOOL_CALL = (

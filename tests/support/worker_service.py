@@ -16,7 +16,7 @@ __all__ = ("CHAT", "JSON", "WorkerService", "running_workers", "scraped")
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
 JSON = {"Content-Type": "application/json"}
-_TRIES = 100  # connections until one of them is the wanted worker's
+_MAX_CONNECTIONS = 100  # connections until one of them is the wanted worker's
 
 
 class WorkerService:
@@ -44,7 +44,7 @@ class WorkerService:
     def connection(self, number: int) -> http.client.HTTPConnection:
         """A connection that this worker has accepted. One that another accepted stays open, so that
         the worker with fewer is likely to accept the next."""
-        for _ in range(_TRIES):
+        for _ in range(_MAX_CONNECTIONS):
             connection = self.served.connection()
             trace_id = f"connection-{len(self.open)}"
             connection.request("GET", "/health", headers={"X-Trace-ID": trace_id})
@@ -52,7 +52,7 @@ class WorkerService:
             self.open.append((self.line_of(trace_id)["worker"], connection))
             if self.open[-1][0] == number:
                 return connection
-        raise AssertionError(f"worker {number} took none of {_TRIES} connections")
+        raise AssertionError(f"worker {number} took none of {_MAX_CONNECTIONS} connections")
 
     def open_at(self, number: int) -> int:
         return sum(worker == number for worker, _ in self.open)
