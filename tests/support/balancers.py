@@ -104,6 +104,8 @@ async def _haproxy(port: int, proxies: int, folder: Path) -> AsyncIterator[None]
             "bind :8000": f"bind 127.0.0.1:{port}",
             "bind :8404": f"bind 127.0.0.1:{metrics}",
             NAME: f"cerebras-proxy:{proxies}",
+            # Here all proxies share an event loop with everybody, on a machine that may be busy.
+            "option httpchk": "timeout check 10s\n    option httpchk",
         }
         config = folder / "haproxy.cfg"
         config.write_text(_replaced((CONTRIB / "haproxy/haproxy.cfg").read_text(), replacements))
