@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 ALIKE = 0.6  # of a function's source
 
 Cases = Counter[tuple[str, str]]  # function, parameters
+Sources = dict[str, list[str]]
 
 
 @contextmanager
@@ -67,13 +68,13 @@ def steady(parameters: str, tree: Path) -> str:
     return re.sub(r"(\\x1f\\x8b\\x08\\x00).*?(\\x02|\\x04)\\xff", r"\1", parameters)
 
 
-def sources(tree: Path) -> dict[str, str]:
-    """What stands in each test function, without its name."""
-    found = {}
+def sources(tree: Path) -> Sources:
+    """The bodies of each test function; several files may have one of that name."""
+    found: Sources = {}
     for path in tree.glob("tests/**/test_*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                found[node.name] = ast.unparse(node.body)  # type: ignore[arg-type]
+                found.setdefault(node.name, []).append(ast.unparse(node.body))  # type: ignore[arg-type]
     return found
 
 
@@ -84,14 +85,16 @@ def by_function(cases: Cases) -> Counter[str]:
     return functions
 
 
-def successor(name: str, old: dict[str, str], new: dict[str, str], candidates: set[str]) -> str:
+def successor(name: str, old: Sources, new: Sources, candidates: set[str]) -> str:
     """The candidate with the most similar source, "" if there is none."""
-    matcher = SequenceMatcher(b=old.get(name, name), autojunk=False)
     best, found = ALIKE, ""
-    for candidate in candidates & new.keys():
-        matcher.set_seq1(new[candidate])
-        if matcher.real_quick_ratio() > best < matcher.quick_ratio() and matcher.ratio() > best:
-            best, found = matcher.ratio(), candidate
+    for body in old.get(name, []):
+        matcher = SequenceMatcher(b=body, autojunk=False)
+        for candidate in candidates & new.keys():
+            for other in new[candidate]:
+                matcher.set_seq1(other)
+                if matcher.quick_ratio() > best and matcher.ratio() > best:
+                    best, found = matcher.ratio(), candidate
     return found
 
 

@@ -50,7 +50,7 @@ def test_a_slot_is_given_back_once() -> None:
     assert stages(queue.join("alice", 0.0), queue.join("alice", 0.0))[1] is Stage.WAITING
 
 
-def test_names_take_queue_however_many_one_of_them_has() -> None:
+def test_names_take_turns_however_many_requests_one_of_them_has() -> None:
     queue = FairQueue(1, 100)
     holder = queue.join("alice", 0.0)
     waiting = [queue.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
