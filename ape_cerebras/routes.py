@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import orjson
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from .chat.models import ModelList
 from .config.config import Config
@@ -86,6 +86,9 @@ class Routes:
         self._metrics = metrics
         self._health = health
         self._warmup = warmup
+        # Of its own, so that a scrape need not wait for name lookups that stall (trio's run in the
+        # threads that all share); one, because several would take the interpreter in turns.
+        self._render_threads = CapacityLimiter(1)
         self.main: Table = {
             b"/v1/chat/completions": Route("/v1/chat/completions", ("POST",), chat, needs_key=True),
             b"/v1/models": Route("/v1/models", _GET, self._list_models, needs_key=True),
@@ -131,6 +134,8 @@ class Routes:
     async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
         accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
         self._metrics.refresh()
-        text, content_type = await to_thread.run_sync(self._metrics.render, accept)
+        text, content_type = await to_thread.run_sync(
+            self._metrics.render, accept, limiter=self._render_threads
+        )
         headers = ((b"content-type", content_type.encode()),)
         await downstream.respond(exchange, 200, headers, text)

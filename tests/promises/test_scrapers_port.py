@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
+from anyio import to_thread
 from end_to_end import (
     TOKEN,
     Conversation,
@@ -116,6 +117,21 @@ async def test_scrapers_get_responses_where_clients_have_all_connections() -> No
         assert len(running.lines.exchanges()) == 3
         first.stream.close()
         assert (await second.response()).status == 200
+
+
+@pytest.mark.anyio
+async def test_a_scrape_does_not_wait_for_other_work_of_threads() -> None:
+    async with running_proxy(1, **OWN) as running:
+        threads = to_thread.current_default_thread_limiter()
+        borrowers = [object() for _ in range(int(threads.available_tokens))]
+        for each in borrowers:  # as name lookups do that stall
+            threads.acquire_on_behalf_of_nowait(each)
+        try:
+            with anyio.fail_after(TIMEOUT):
+                assert (await (await running.scraper()).get("/metrics")).status == 200
+        finally:
+            for each in borrowers:
+                threads.release_on_behalf_of(each)
 
 
 @pytest.mark.anyio
