@@ -104,7 +104,7 @@ def test_deltas_add_up_to_a_message(case: str) -> None:
     assert message(*deltas) == {"role": "assistant", **expected}
 
 
-def test_what_stands_around_a_delta() -> None:
+def test_fields_beside_a_delta_are_added_up_too() -> None:
     one, two = {"token": "a"}, {"token": "b", "top_logprobs": [{"token": "c"}]}
     made = choice(
         {"logprobs": None, "own": "x"},
@@ -124,7 +124,7 @@ def test_what_stands_around_a_delta() -> None:
     assert made["filters"] == {"hate": "none", "other": 1}
 
 
-def test_choices_come_in_the_order_of_their_index() -> None:
+def test_choices_are_sorted_by_index() -> None:
     made = completion(
         {"choices": [{"index": 2, "delta": {"content": "c"}}, {"index": 0, "delta": {}}]},
         {"choices": [{"index": 1, "delta": {"content": "b"}}]},
@@ -134,7 +134,7 @@ def test_choices_come_in_the_order_of_their_index() -> None:
     assert [each["finish_reason"] for each in made["choices"]] == [None] * 3
 
 
-def test_a_choice_without_an_index_is_known_by_its_place() -> None:
+def test_a_choice_without_an_index_is_identified_by_its_position() -> None:
     made = completion(
         {"choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]},
         {"choices": [{"delta": {"content": "c"}, "index": None}]},
@@ -142,7 +142,7 @@ def test_a_choice_without_an_index_is_known_by_its_place() -> None:
     assert [each["message"]["content"] for each in made["choices"]] == ["ac", "b"]
 
 
-def test_the_last_word_counts_around_the_choices_but_null_is_none() -> None:
+def test_the_last_value_beside_the_choices_wins_unless_it_is_null() -> None:
     made = completion(
         {"choices": None, "usage": None, "new": {"a": 1}, "list": [1], "id": "x", "tier": None},
         {"choices": [{"index": 0}], "usage": {"total_tokens": 1}, "new": {"b": 2}, "list": [2]},
@@ -160,7 +160,7 @@ def test_the_last_word_counts_around_the_choices_but_null_is_none() -> None:
     }
 
 
-def test_halves_of_a_surrogate_pair_meet() -> None:
+def test_halves_of_a_surrogate_pair_are_joined() -> None:
     stream = (
         b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n\n'
         b'data: {"choices":[{"delta":{"content":"\\ude00b"}}]}\n\n'
@@ -169,7 +169,7 @@ def test_halves_of_a_surrogate_pair_meet() -> None:
     assert made["choices"][0]["message"]["content"] == "a\U0001f600b"
 
 
-def test_nothing_counts_after_the_end() -> None:
+def test_events_after_the_end_marker_are_ignored() -> None:
     assembly = Assembly()
     assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + DONE)
     reply = assembly.reply()
@@ -192,14 +192,14 @@ ERROR = {"message": "Oh", "type": "server_error", "param": "", "code": "", "id":
     ],
 )
 @pytest.mark.parametrize("begun", [False, True])
-def test_an_error_ends_the_reply_in_its_own_words(given: Any, status: int, begun: bool) -> None:
+def test_an_error_event_is_the_reply_unchanged(given: Any, status: int, begun: bool) -> None:
     event = {"status_code": given, "error": ERROR}
     before = events({"choices": [{"delta": {"content": "a"}}]}) if begun else b""
     reply = assembled(before + events(event) + b"data: nonsense\n\n")
     assert reply == Reply(status, orjson.dumps(event))
 
 
-def test_an_error_that_is_null_is_none() -> None:
+def test_a_null_error_is_not_an_error() -> None:
     assert completion({"error": None, "choices": [{"delta": {"content": "a"}}]})["choices"]
 
 
@@ -221,13 +221,13 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("case", NONSENSE)
-def test_what_is_no_stream_of_completions_is_refused(case: str) -> None:
+def test_a_stream_of_anything_but_completions_is_refused(case: str) -> None:
     with pytest.raises(InvalidResponse):
         assembled(NONSENSE[case] + DONE)
 
 
 @pytest.mark.parametrize("depth", range(150, 950, 50))
-def test_depth_is_answered_or_refused(depth: int) -> None:
+def test_nested_values_are_reassembled_or_refused(depth: int) -> None:
     nested = b'{"a":' * depth + b"1" + b"}" * depth
     try:
         reply = assembled(b'data: {"choices":[{"delta":%s}]}\n\n' % nested, DONE)
@@ -237,7 +237,7 @@ def test_depth_is_answered_or_refused(depth: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [b"", DONE, events({}), events({"choices": []}), b": hm\n\n"])
-def test_a_stream_without_a_choice_is_no_answer(stream: bytes) -> None:
+def test_a_stream_without_a_choice_is_refused(stream: bytes) -> None:
     with pytest.raises(InvalidResponse):
         assembled(stream)
 
@@ -266,14 +266,14 @@ def test_a_reply_is_held_up_to_32_mib(sent: Any) -> None:
         assembly.feed(event)
 
 
-def test_what_is_only_said_again_is_not_held() -> None:
+def test_a_repeated_value_is_held_once() -> None:
     assembly = Assembly()
     for _ in range(100):
         assembly.feed(events({"choices": [{}], "new": HALF}))
     assert assembly.reply().status == 200
 
 
-def test_an_event_too_large_to_be_read_is_not_left_out() -> None:
+def test_an_event_too_large_to_read_fails_the_reply() -> None:
     assembly = Assembly()
     assembly.feed(events({"choices": [{"delta": {"content": "a"}}]}) + b"data: ")
     for _ in range(63):
@@ -282,7 +282,7 @@ def test_an_event_too_large_to_be_read_is_not_left_out() -> None:
         assembly.feed(b"a" * (MIB // 8) + b"\n\n" + events({"choices": [{}]}) + DONE)
 
 
-def test_many_events_are_not_one_however_they_are_cut() -> None:
+def test_the_limit_of_one_event_is_not_reached_by_many() -> None:
     assembly, event = Assembly(), events({"choices": [{}], "new": "a" * (MIB // 16)})
     assembly.feed(event[:-1])
     for _ in range(100):
@@ -291,7 +291,7 @@ def test_many_events_are_not_one_however_they_are_cut() -> None:
     assert assembly.reply().status == 200
 
 
-def test_comments_are_no_event_that_grows() -> None:
+def test_comments_do_not_count_towards_an_event() -> None:
     assembly = Assembly()
     for _ in range(100):
         assembly.feed(b": wait\n\n" * 10_000)

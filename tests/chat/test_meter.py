@@ -100,7 +100,7 @@ def test_an_error_event() -> None:
         b'"content":"\xff"',
     ],
 )
-def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
+def test_output_tokens(inside: bytes) -> None:
     first = read_stream(event(b'"role":"assistant"'), event(inside))
     assert times(first) == (1.0, 1.5, 1.5, 1.0)
     later = read_stream(event(b'"content":"a"'), event(inside), event(b""))
@@ -110,13 +110,13 @@ def test_what_is_a_token_of_the_answer(inside: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"reasoning", b"reasoning_content"])
-def test_what_is_a_token_of_reasoning(name: bytes) -> None:
+def test_reasoning_tokens(name: bytes) -> None:
     exchange = read_stream(event(b'"%s":"hm"' % name), event(b'"%s":"hm"' % name))
     assert times(exchange) == (0.0, 0.5, None, 1.0)
     assert exchange.has_reasoning
 
 
-def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
+def test_reasoning_after_the_first_output_token_makes_no_ttfo() -> None:
     exchange = read_stream(
         event(b'"content":"a"'),
         b'data: {"choices":[{"delta":{"reasoning":"hm"}}],"usage":%s}\n\n' % USAGE,
@@ -144,7 +144,7 @@ def test_reasoning_after_the_answer_has_begun_makes_no_ttfo() -> None:
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_token(payload: bytes) -> None:
+def test_events_without_a_token(payload: bytes) -> None:
     nothing = read_stream(b"data: %s\n\n" % payload)
     assert times(nothing) == (None,) * 4
     assert nothing.last_body_at == 0.0
@@ -162,14 +162,14 @@ def test_what_is_no_token(payload: bytes) -> None:
         rb"\\\"usage\\\":{}",
     ],
 )
-def test_text_that_looks_like_fields_is_text(text: bytes) -> None:
+def test_text_that_looks_like_fields_is_only_text(text: bytes) -> None:
     exchange = read_stream(event(b'"content":"a"'), event(b'"content":"%s"' % text))
     assert exchange.last_token_at == 1.0
     assert (exchange.usage, exchange.time_info, exchange.stream_failed) == (None, None, False)
 
 
 @pytest.mark.parametrize("choices", [b"null", b"[]", b'[{"delta":{},"finish_reason":"stop"}]'])
-def test_usage_is_taken_from_whatever_event_has_it(choices: bytes) -> None:
+def test_usage_is_taken_from_any_event_that_has_it(choices: bytes) -> None:
     usage = b'data: {"choices":%s,"usage":%s}\n\n' % (choices, USAGE)
     exchange = read_stream(
         event(b'"content":"a"'),
@@ -214,7 +214,7 @@ def test_nothing_counts_after_the_end_marker(after: bytes) -> None:
     assert read_stream(first, end, after) == read_stream(first, end)
 
 
-def test_an_end_marker_whose_event_does_not_end_is_none() -> None:
+def test_an_end_marker_in_an_unfinished_event_does_not_count() -> None:
     assert not read_stream(b"data: [DONE]\n").done_seen
 
 
@@ -237,7 +237,7 @@ THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
         THOUGHT + TOKEN,
     ],
 )
-def test_no_chunk_is_held_that_may_bring_a_first_token(output: bytes) -> None:
+def test_a_chunk_that_may_bring_a_first_token_is_not_held(output: bytes) -> None:
     whole = ((THOUGHT, False), (THOUGHT, True), (output, False), (output, True), (THOUGHT, True))
     # Only the end of an event can complete it.
     cut = ((THOUGHT, False), (output[:20], True), (output[20:], False), (output[:20], True))
@@ -283,17 +283,17 @@ def test_plain_replies(name: str, usage: Usage, time_info: TimeInfo, model: str)
         assert times(exchange) == (None,) * 4
 
 
-def test_a_plain_reply_is_told_by_half_a_surrogate_pair_too() -> None:
+def test_a_plain_reply_with_half_a_surrogate_pair_is_read() -> None:
     assert read_plain(b'{"text":"\\ud83d","usage":%s}' % USAGE).usage == Usage(3, 2, 5, 0, 0)
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[1]", b'{"usage":5,"model":5}', b'{"usage":'])
-def test_a_plain_reply_that_tells_nothing(body: bytes) -> None:
+def test_a_plain_reply_without_usage_or_model(body: bytes) -> None:
     exchange = read_plain(body)
     assert (exchange.usage, exchange.time_info, exchange.response_model) == (None, None, None)
 
 
-def test_an_answer_that_is_not_to_be_read_is_timed_all_the_same() -> None:
+def test_a_body_that_is_not_parsed_is_timed() -> None:
     body = b'{"usage":%s}' % USAGE
     for exchange in (
         read_plain(body, status=429),
@@ -304,7 +304,7 @@ def test_an_answer_that_is_not_to_be_read_is_timed_all_the_same() -> None:
         assert exchange.last_body_at == 0.0
 
 
-def test_which_meter_suits_which_answer() -> None:
+def test_status_and_media_type_choose_the_meter() -> None:
     exchange = Exchange(started_at=0.0)
     assert isinstance(meter_for(exchange, 200, b"Text/Event-Stream"), StreamMeter)
     assert isinstance(meter_for(exchange, 400, b"text/event-stream"), PlainMeter)

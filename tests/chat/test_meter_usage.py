@@ -39,7 +39,7 @@ TIMES = (
         *((text, None) for text in (b"", b"{", b"nonsense", b"[DONE]", b"[" * 100_000)),
     ],
 )
-def test_json_of_answers(text: bytes, value: Any) -> None:
+def test_read_json(text: bytes, value: Any) -> None:
     assert read_json(text) == value
 
 
@@ -111,7 +111,7 @@ strange = st.recursive(
 
 
 @given(strange)
-def test_nothing_strange_raises_or_gives_less_than_nothing(value: Any) -> None:
+def test_no_value_raises_or_gives_a_negative_number(value: Any) -> None:
     usage, times = read_usage(value), read_time_info(value)
     assert (usage is None) == (times is None) == (not isinstance(value, dict) or not value)
     assert all(type(count) is int and count >= 0 for count in usage or ())

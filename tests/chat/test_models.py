@@ -26,7 +26,7 @@ BUILT_IN = list(CONFIG.model_prices.prices)
 Response = Callable[[MemoryStream], Awaitable[None]]
 
 
-def asker() -> Exchange:
+def exchange() -> Exchange:
     return Exchange(started_at=0.0)
 
 
@@ -47,7 +47,7 @@ async def disconnect(peer: MemoryStream) -> None:
     peer.close()
 
 
-async def say_nothing(peer: MemoryStream) -> None:
+async def never_respond(peer: MemoryStream) -> None:
     await anyio.sleep_forever()
 
 
@@ -67,13 +67,13 @@ class Rig:
     def __init__(self, tasks: trio.Nursery, responses: tuple[Response, ...]) -> None:
         self._tasks = tasks
         self._responses = list(responses)
-        self.asked_at: list[float] = []
+        self.requested_at: list[float] = []
         self.requests: list[bytes] = []
         self.models = ModelList(CONFIG, UpstreamClient(CONFIG, self.connect))
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         if not self._responses:
-            self.asked_at.append(anyio.current_time())
+            self.requested_at.append(anyio.current_time())
             raise ConnectionRefusedError
         ours, theirs = memory_pair()
         self._tasks.start_soon(self._serve, theirs)
@@ -83,13 +83,13 @@ class Rig:
         try:
             while True:
                 self.requests.append(await peer.receive())
-                self.asked_at.append(anyio.current_time())
+                self.requested_at.append(anyio.current_time())
                 await self._responses.pop(0)(peer)
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
             pass
 
     async def ids(self) -> list[str]:
-        return [entry["id"] for entry in json.loads(await self.models.text(asker()))["data"]]
+        return [entry["id"] for entry in json.loads(await self.models.text(exchange()))["data"]]
 
 
 def run(test: Callable[[Rig], Awaitable[None]], *responses: Response) -> None:
@@ -103,34 +103,34 @@ def run(test: Callable[[Rig], Awaitable[None]], *responses: Response) -> None:
 
 def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
     async def test(rig: Rig) -> None:
-        assert await rig.models.text(asker()) == FIRST
+        assert await rig.models.text(exchange()) == FIRST
         await anyio.sleep_until(59.999)
-        assert await rig.models.text(asker()) == FIRST
-        assert rig.asked_at == [0.0]
+        assert await rig.models.text(exchange()) == FIRST
+        assert rig.requested_at == [0.0]
         await anyio.sleep_until(60.0)
-        assert await rig.models.text(asker()) == SECOND
-        assert rig.asked_at == [0.0, 60.0]
+        assert await rig.models.text(exchange()) == SECOND
+        assert rig.requested_at == [0.0, 60.0]
 
     run(test, response(FIRST), response(SECOND))
 
 
-def test_the_minute_begins_when_the_list_has_come() -> None:
+def test_the_minute_begins_when_the_list_has_arrived() -> None:
     async def test(rig: Rig) -> None:
-        await rig.models.text(asker())
+        await rig.models.text(exchange())
         assert anyio.current_time() == 2.0
         await anyio.sleep_until(61.999)
-        await rig.models.text(asker())
-        assert rig.asked_at == [0.0]
+        await rig.models.text(exchange())
+        assert rig.requested_at == [0.0]
         await anyio.sleep_until(62.0)
-        await rig.models.text(asker())
-        assert rig.asked_at == [0.0, 62.0]
+        await rig.models.text(exchange())
+        assert rig.requested_at == [0.0, 62.0]
 
     run(test, response(FIRST, after=2.0), response(FIRST))
 
 
-def test_what_is_asked() -> None:
+def test_the_request_has_three_headers() -> None:
     async def test(rig: Rig) -> None:
-        await rig.models.text(asker())
+        await rig.models.text(exchange())
         head = rig.requests[0].lower().split(b"\r\n")
         assert head[0] == b"get /v1/models http/1.1"
         names = {line.partition(b":")[0] for line in head[1:]} - {b""}
@@ -139,31 +139,31 @@ def test_what_is_asked() -> None:
     run(test, response(FIRST))
 
 
-def test_many_who_ask_at_once_ask_once() -> None:
+def test_concurrent_requests_share_one_upstream_request() -> None:
     async def test(rig: Rig) -> None:
         texts: list[bytes] = []
 
-        async def ask() -> None:
-            texts.append(await rig.models.text(asker()))
+        async def request() -> None:
+            texts.append(await rig.models.text(exchange()))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(50):
-                tasks.start_soon(ask)
+                tasks.start_soon(request)
         assert texts == [FIRST] * 50
-        assert rig.asked_at == [0.0]
+        assert rig.requested_at == [0.0]
 
     run(test, response(FIRST, after=3.0))
 
 
-def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
+def test_waiting_for_a_shared_request_is_waiting_for_upstream() -> None:
     async def test(rig: Rig) -> None:
-        askers = [asker() for _ in range(3)]
+        waiting = [exchange() for _ in range(3)]
         async with anyio.create_task_group() as tasks:
-            for exchange in askers:
-                tasks.start_soon(rig.models.text, exchange)
+            for each in waiting:
+                tasks.start_soon(rig.models.text, each)
                 await anyio.sleep(1.0)
-        assert [exchange.upstream_wait_seconds for exchange in askers] == [5.0, 4.0, 3.0]
-        again = asker()
+        assert [each.upstream_wait_seconds for each in waiting] == [5.0, 4.0, 3.0]
+        again = exchange()
         await rig.models.text(again)
         assert again.upstream_wait_seconds == 0.0
 
@@ -171,72 +171,72 @@ def test_who_waits_for_the_question_of_another_waits_for_upstream() -> None:
 
 
 @pytest.mark.anyio
-async def test_so_it_does_on_either_backend() -> None:
-    may_answer = anyio.Event()
+async def test_a_shared_request_is_waited_for_on_either_backend() -> None:
+    may_respond = anyio.Event()
 
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await may_answer.wait()
+        await may_respond.wait()
         await peer.respond(FIRST)
 
     async with running_upstream(script) as peer:
         base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{peer.port}"}
         config = Config.from_environment({"CEREBRAS_API_KEY": "k", **base})
         upstream = UpstreamClient(config)
-        models, second = ModelList(config, upstream), asker()
+        models, second = ModelList(config, upstream), exchange()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(models.text, asker())
+            tasks.start_soon(models.text, exchange())
             while not peer.requests:
                 await anyio.lowlevel.checkpoint()
             tasks.start_soon(models.text, second)
             await anyio.wait_all_tasks_blocked()
-            may_answer.set()
+            may_respond.set()
         upstream.pool.close()
         assert len(peer.requests) == 1
         assert second.upstream_wait_seconds > 0.0
 
 
-def test_one_who_leaves_while_asking_leaves_the_asking_to_the_next() -> None:
+def test_after_a_cancelled_request_the_next_one_fetches_the_list() -> None:
     async def test(rig: Rig) -> None:
         with anyio.move_on_after(1.0):
-            await rig.models.text(asker())
-        assert await rig.models.text(asker()) == SECOND
-        assert rig.asked_at == [0.0, 1.0]
+            await rig.models.text(exchange())
+        assert await rig.models.text(exchange()) == SECOND
+        assert rig.requested_at == [0.0, 1.0]
 
-    run(test, say_nothing, response(SECOND))
+    run(test, never_respond, response(SECOND))
 
 
-def test_without_an_upstream_the_list_is_that_of_the_prices() -> None:
+def test_without_an_upstream_the_list_comes_from_the_price_table() -> None:
     async def test(rig: Rig) -> None:
         assert await rig.ids() == BUILT_IN
         entry = {"id": "gpt-oss-120b", "object": "model", "created": 0, "owned_by": "Cerebras"}
-        assert json.loads(await rig.models.entry(asker(), "gpt-oss-120b")) == entry
-        assert rig.asked_at == [0.0]
+        assert json.loads(await rig.models.entry(exchange(), "gpt-oss-120b")) == entry
+        assert rig.requested_at == [0.0]
 
     run(test)
 
 
-def test_upstream_is_left_in_peace_for_5_seconds_after_a_failure() -> None:
+def test_after_a_failure_upstream_gets_no_request_for_5_seconds() -> None:
     async def test(rig: Rig) -> None:
         for moment in (0.0, 0.0, 4.999, 5.0, 9.999, 10.0):
             await anyio.sleep_until(moment)
             assert await rig.ids() == BUILT_IN
-        assert rig.asked_at == [0.0, 5.0, 10.0]
+        assert rig.requested_at == [0.0, 5.0, 10.0]
 
     run(test)
 
 
-def test_the_last_list_is_given_while_upstream_fails() -> None:
+def test_the_last_list_is_served_while_upstream_fails() -> None:
     async def test(rig: Rig) -> None:
         for moment in (0.0, 60.0, 64.999):
             await anyio.sleep_until(moment)
-            assert await rig.models.text(asker()) == FIRST
-        assert rig.asked_at == [0.0, 60.0]
+            assert await rig.models.text(exchange()) == FIRST
+        assert rig.requested_at == [0.0, 60.0]
         await anyio.sleep_until(65.0)
-        assert await rig.models.text(asker()) == SECOND
+        assert await rig.models.text(exchange()) == SECOND
         await anyio.sleep_until(124.999)
-        await rig.models.text(asker())
-        assert rig.asked_at == [0.0, 60.0, 65.0]
+        await rig.models.text(exchange())
+        assert rig.requested_at == [0.0, 60.0, 65.0]
 
     run(test, response(FIRST), response(b"{}", status=500), response(SECOND))
 
@@ -277,40 +277,40 @@ def test_the_last_list_is_given_while_upstream_fails() -> None:
         ),
     ],
 )
-def test_what_is_no_list_changes_nothing(failure: Response) -> None:
+def test_an_invalid_list_does_not_replace_the_last_one(failure: Response) -> None:
     async def test(rig: Rig) -> None:
-        assert await rig.models.text(asker()) == FIRST
+        assert await rig.models.text(exchange()) == FIRST
         await anyio.sleep_until(60.0)
-        assert await rig.models.text(asker()) == FIRST
-        assert (await rig.models.entry(asker(), "two")) == b'{"id":"two"}'
+        assert await rig.models.text(exchange()) == FIRST
+        assert (await rig.models.entry(exchange(), "two")) == b'{"id":"two"}'
         await anyio.sleep_until(65.0)
-        assert await rig.models.text(asker()) == SECOND
-        assert rig.asked_at == [0.0, 60.0, 65.0]
+        assert await rig.models.text(exchange()) == SECOND
+        assert rig.requested_at == [0.0, 60.0, 65.0]
 
     run(test, response(FIRST), failure, response(SECOND))
 
 
-@pytest.mark.parametrize("failure", [say_nothing, drip])
-def test_nobody_waits_long_for_a_slow_upstream(failure: Response) -> None:
+@pytest.mark.parametrize("failure", [never_respond, drip])
+def test_a_slow_upstream_is_waited_for_10_seconds(failure: Response) -> None:
     async def test(rig: Rig) -> None:
         assert await rig.ids() == BUILT_IN
         assert anyio.current_time() == 10.0
         await anyio.sleep_until(14.999)
         assert await rig.ids() == BUILT_IN
         await anyio.sleep_until(15.0)
-        assert await rig.models.text(asker()) == FIRST
-        assert rig.asked_at == [0.0, 15.0]
+        assert await rig.models.text(exchange()) == FIRST
+        assert rig.requested_at == [0.0, 15.0]
 
     run(test, failure, response(FIRST))
 
 
-def test_one_model() -> None:
+def test_one_model_is_served_by_its_exact_name() -> None:
     async def test(rig: Rig) -> None:
         wanted: dict[str, Any] = {"id": "one", "owned_by": "C"}
-        assert json.loads(await rig.models.entry(asker(), "one")) == wanted
+        assert json.loads(await rig.models.entry(exchange(), "one")) == wanted
         for unknown in ("", "gpt-oss-120b", "one ", "ONE"):
             with pytest.raises(ModelNotFound):
-                await rig.models.entry(asker(), unknown)
-        assert rig.asked_at == [0.0]
+                await rig.models.entry(exchange(), unknown)
+        assert rig.requested_at == [0.0]
 
     run(test, response(FIRST))

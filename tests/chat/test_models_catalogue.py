@@ -67,13 +67,13 @@ async def fetched(running: Running, times: int = 1) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-def asking(model: str) -> bytes:
+def chat_for(model: str) -> bytes:
     return chat(b'{"model":"%s","messages":[]}' % model.encode())
 
 
 async def cost(running: Running, model: str) -> Decimal | None:
     """What a million tokens in and a million out cost."""
-    await (await running.client()).request(asking(model))
+    await (await running.client()).request(chat_for(model))
     while not (lines := [line for line in running.lines.exchanges() if line.get("model") == model]):
         await anyio.lowlevel.checkpoint()
     [line] = lines
@@ -81,7 +81,7 @@ async def cost(running: Running, model: str) -> Decimal | None:
 
 
 def logged(lines: Lines) -> list[dict[str, Any]]:
-    """The lines of it, without when and how they were written."""
+    """The log lines about the list and its models, without timestamp and trace id."""
     return [
         {key: value for key, value in line.items() if key not in ("timestamp", "trace_id")}
         for line in lines.all()
@@ -89,7 +89,7 @@ def logged(lines: Lines) -> list[dict[str, Any]]:
     ]
 
 
-async def test_the_list_is_asked_for_without_the_key() -> None:
+async def test_the_list_is_requested_without_the_key() -> None:
     async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port, **ON) as it:
         await fetched(it)
         assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="ok"}') == 1
@@ -101,12 +101,12 @@ async def test_the_list_is_asked_for_without_the_key() -> None:
     assert routes == {"/metrics"}
 
 
-async def test_its_prices_and_models_hold_from_then_on() -> None:
+async def test_the_fetched_prices_and_models_are_used() -> None:
     async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port, **ON) as it:
         await fetched(it)
         assert await cost(it, "gpt-oss-120b") == 10
         assert await cost(it, "brand-new-1b") == 2
-        assert await cost(it, "llama3.1-8b") == Decimal("0.2")  # which the list does not know
+        assert await cost(it, "llama3.1-8b") == Decimal("0.2")  # which is not on the list
         assert await cost(it, "unheard-of") is None
         requests = "cerebras_proxy_requests_total"
         assert await it.sample(f'{requests}{{model="brand-new-1b"}}') == 1
@@ -131,7 +131,7 @@ async def test_its_prices_and_models_hold_from_then_on() -> None:
     ]
 
 
-async def test_what_the_user_has_set_stays() -> None:
+async def test_prices_that_are_set_win_over_the_list() -> None:
     own = {"MODEL_PRICES": '{"gpt-oss-120b":{"input":"2","output":"2"}}', **ON}
     async with (
         running_upstream(api(LISTING)) as upstream,
@@ -143,7 +143,7 @@ async def test_what_the_user_has_set_stays() -> None:
         assert await cost(it, "llama3.1-8b") is None
 
 
-async def test_by_default_nothing_is_asked_for() -> None:
+async def test_by_default_the_list_is_not_requested() -> None:
     async with running_upstream(api(LISTING)) as upstream, running_proxy(upstream.port) as it:
         assert await cost(it, "gpt-oss-120b") == Decimal("1.1")
         assert await it.metric("cerebras_proxy_catalogue_fetches_total") == 0
@@ -153,7 +153,7 @@ async def test_by_default_nothing_is_asked_for() -> None:
 @pytest.mark.parametrize(
     "public", [b"<html>", b'{"data":3}', b" " * 300_000, b'{"data":["%s"]}' % KEY.encode()]
 )
-async def test_what_is_no_list_changes_nothing(public: bytes) -> None:
+async def test_an_invalid_list_changes_no_price(public: bytes) -> None:
     async with running_upstream(api(public)) as upstream, running_proxy(upstream.port, **ON) as it:
         await fetched(it)
         assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="failed"}') == 1
@@ -163,7 +163,7 @@ async def test_what_is_no_list_changes_nothing(public: bytes) -> None:
     assert KEY[:6].encode() not in b"".join(it.lines.raw)
 
 
-async def test_the_simulated_api_has_the_list() -> None:
+async def test_the_simulator_serves_the_list() -> None:
     async with simulator(api_key=KEY) as simulated, running_proxy(simulated.port, **ON) as it:
         await fetched(it)
         assert await it.sample('cerebras_proxy_catalogue_fetches_total{result="ok"}') == 1
@@ -183,7 +183,7 @@ def missing(model: str, closest: str) -> dict[str, str]:
     return {"level": "warning", "message": message, "model": model, "closest_model": closest}
 
 
-async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there() -> None:
+async def test_a_missing_model_is_logged_once_with_the_closest_listed_one() -> None:
     gone = {"gpt-oss-20b": MISSING, "brand-old": MISSING, "gemma-4-31b": MISSING}
     async with (
         running_upstream(api(LISTING, **gone)) as upstream,
@@ -192,7 +192,7 @@ async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there(
         await fetched(it)
         client = await it.client()
         for model in (*gone, *gone, "gpt-oss-120b"):
-            await client.request(asking(model))
+            await client.request(chat_for(model))
         lines = [line for line in logged(it.lines) if "model" in line]
         traces = [line["trace_id"] for line in it.lines.exchanges() if line["route"] != "/metrics"]
         of_them = [line["trace_id"] for line in it.lines.all() if "closest_model" in line]
@@ -204,17 +204,17 @@ async def test_a_model_that_is_gone_is_told_once_with_the_closest_that_is_there(
     assert of_them == traces[:3]
 
 
-async def test_what_is_to_go_as_well_is_not_proposed() -> None:
+async def test_a_deprecated_model_is_not_proposed() -> None:
     async with (
         running_upstream(api(LISTING, **{"gemma-4-31x": MISSING})) as upstream,
         running_proxy(upstream.port, **ON) as it,
     ):
         await fetched(it)
-        await (await it.client()).request(asking("gemma-4-31x"))
+        await (await it.client()).request(chat_for("gemma-4-31x"))
     assert logged(it.lines)[-1]["closest_model"] != "gemma-4-31b"
 
 
-async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> None:
+async def test_without_the_list_the_closest_known_model_is_proposed() -> None:
     gone = dict.fromkeys(("qwen-3.8-27b", "qwen-3-32b"), MISSING)
     async with (
         running_upstream(api(LISTING, **gone)) as upstream,
@@ -222,14 +222,14 @@ async def test_without_the_list_it_is_the_closest_of_those_that_are_known() -> N
     ):
         client = await it.client()
         for name in gone:
-            assert (await client.request(asking(name))).body == MISSING
+            assert (await client.request(chat_for(name))).body == MISSING
     assert logged(it.lines) == [
         missing("qwen-3.8-27b", "qwen-3-235b-a22b-instruct-2507"),
-        missing("qwen-3-32b", "qwen-3-235b-a22b-instruct-2507"),  # not one that is gone as well
+        missing("qwen-3-32b", "qwen-3-235b-a22b-instruct-2507"),  # not one that is missing too
     ]
 
 
-async def test_the_names_that_clients_choose_fill_no_memory_and_no_line() -> None:
+async def test_names_from_clients_are_logged_in_bounded_number_and_length() -> None:
     async def script(peer: Conversation) -> None:
         while True:
             await peer.request()
@@ -241,7 +241,7 @@ async def test_the_names_that_clients_choose_fill_no_memory_and_no_line() -> Non
             name = "\x00\u2028\n" + "x" * 900 + end
             await client.request(chat(orjson.dumps({"model": name})))
         for number in range(110):
-            await client.request(asking(f"model-{number}"))
+            await client.request(chat_for(f"model-{number}"))
     lines = [line for line in it.lines.raw if b"closest_model" in line]
     assert len(lines) == 100
     assert max(map(len, lines)) < 1000
@@ -250,7 +250,7 @@ async def test_the_names_that_clients_choose_fill_no_memory_and_no_line() -> Non
     assert orjson.loads(lines[0])["model"].startswith("\x00\\u2028\nxxx")
 
 
-async def test_other_404s_are_not_about_models() -> None:
+async def test_other_404s_are_not_logged_as_missing_models() -> None:
     gone = {"gpt-oss-20b": b'{"code":"other"}', "brand-old": b""}
     async with (
         running_upstream(api(LISTING, **gone)) as upstream,
@@ -258,14 +258,14 @@ async def test_other_404s_are_not_about_models() -> None:
     ):
         client = await it.client()
         for name in gone:
-            await client.request(asking(name))
+            await client.request(chat_for(name))
     assert logged(it.lines) == []
 
 
 # Labels
 
 
-def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
+def test_a_growing_list_makes_at_most_100_labels() -> None:
     metrics = Metrics(settled(), "trio")
     names = [f"model-{number}" for number in range(1000)]
     for begin in range(0, 1000, 50):
@@ -276,7 +276,7 @@ def test_a_list_that_grows_and_grows_makes_no_more_labels() -> None:
     assert metrics.model_label(None) == "other"
 
 
-def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
+def test_a_model_removed_from_the_list_loses_its_limits() -> None:
     metrics = Metrics(settled(), "trio")
     for names in (["one", "two"], ["two"]):
         metrics.set_catalogue({name: {"context_tokens": 8} for name in names}, {})
@@ -287,13 +287,13 @@ def test_a_model_that_has_left_the_list_has_no_limits_any_more() -> None:
 # At exact times
 
 
-class Played:
-    """A catalogue whose upstream gives these responses; then none."""
+class FakeUpstream:
+    """The upstream of a catalogue: sends these responses, then refuses connections."""
 
     def __init__(self, tasks: trio.Nursery, responses: list[bytes | None]) -> None:
         self._tasks = tasks
         self._responses = responses
-        self.asked_at: list[float] = []
+        self.requested_at: list[float] = []
         self.lines = Lines()
         config = settled(CEREBRAS_BASE_URL="http://upstream")
         upstream = UpstreamClient(config, self.connect)
@@ -302,7 +302,7 @@ class Played:
         tasks.start_soon(catalogue.refresh_hourly, Exchange(started_at=trio.current_time()))
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
-        self.asked_at.append(trio.current_time())
+        self.requested_at.append(trio.current_time())
         response = self._responses.pop(0) if self._responses else b""
         if response == b"":
             raise ConnectionRefusedError
@@ -320,12 +320,12 @@ class Played:
             peer.close()
 
 
-def play(responses: list[bytes | None], seconds: float) -> Played:
-    played: list[Played] = []
+def play(responses: list[bytes | None], seconds: float) -> FakeUpstream:
+    played: list[FakeUpstream] = []
 
     async def test() -> None:
         async with trio.open_nursery() as tasks:
-            played.append(Played(tasks, responses))
+            played.append(FakeUpstream(tasks, responses))
             await trio.sleep(seconds)
             tasks.cancel_scope.cancel()
 
@@ -333,19 +333,19 @@ def play(responses: list[bytes | None], seconds: float) -> Played:
     return played[0]
 
 
-def test_it_is_asked_for_every_hour_whatever_comes_of_it() -> None:
+def test_the_list_is_requested_every_hour_also_after_failures() -> None:
     played = play([LISTING, b"", LISTING], 4 * 3600 - 1)
-    assert played.asked_at == [0, 3600, 7200, 10800]
+    assert played.requested_at == [0, 3600, 7200, 10800]
 
 
-def test_what_takes_too_long_is_given_up() -> None:
+def test_a_fetch_is_given_up_after_30_seconds() -> None:
     played = play([None, LISTING], 3700)
-    assert played.asked_at == [0, 3630]
+    assert played.requested_at == [0, 3630]
     messages = [line["message"] for line in played.lines.all()]
     assert messages[0] == "The API's public list of models could not be fetched"
 
 
-def test_a_drift_is_told_again_only_when_it_is_another() -> None:
+def test_a_drift_is_logged_again_only_when_it_changes() -> None:
     other = listing(entry("gpt-oss-120b", "0.000006"))
     played = play([LISTING, LISTING, other, LISTING], 4 * 3600 - 1)
     drifts = [line for line in played.lines.all() if "price" in line]

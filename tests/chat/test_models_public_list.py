@@ -34,7 +34,7 @@ def model(prompt: str = "1", completion: str = "2", *, deprecated: bool = False)
 
 
 def listed(**fields: Any) -> Model:
-    """What is read in an entry with these fields."""
+    """The model that is read from an entry with these fields."""
     return read_catalogue(orjson.dumps({"data": [{"id": "m", **fields}]}))["m"]
 
 
@@ -43,7 +43,7 @@ def test_a_recorded_list() -> None:
     assert read_catalogue(RECORDED) == {"gpt-oss-120b": Model(price("0.35", "0.75"), limits, False)}
 
 
-def test_the_list_of_the_simulated_api_is_the_built_in_table() -> None:
+def test_the_list_of_the_simulator_has_the_built_in_prices() -> None:
     models = read_catalogue(model_list(public=True))
     assert {name: each.price for name, each in models.items()} == BUILT_IN.prices
     assert drift(BUILT_IN, models) == Drift((), (), ())
@@ -56,13 +56,13 @@ def test_the_list_of_the_simulated_api_is_the_built_in_table() -> None:
         *(b'{"data":"models"}', b"\xff", b"[" * 2000, b'{"data":[' + b"0," * 100 + b"0]}"),
     ],
 )
-def test_what_is_no_list(text: bytes) -> None:
+def test_an_invalid_list_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"^is no list of models"):
         read_catalogue(text)
 
 
 @pytest.mark.parametrize("entry", [None, 1, "m", [], {}, {"id": 1}, {"id": "a b"}, {"id": "é"}])
-def test_odd_entries_are_passed_over(entry: Any) -> None:
+def test_invalid_entries_are_skipped(entry: Any) -> None:
     text = orjson.dumps({"data": [entry, {"id": "x" * 65}, {"id": ""}, {"id": "m"}]})
     assert read_catalogue(text) == {"m": Model(None, {}, False)}
 
@@ -80,7 +80,7 @@ def test_odd_entries_are_passed_over(entry: Any) -> None:
         ),
     ],
 )
-def test_an_odd_price_is_none(pricing: Any) -> None:
+def test_an_invalid_price_is_none(pricing: Any) -> None:
     assert listed(pricing=pricing).price is None
 
 
@@ -91,18 +91,18 @@ def test_prices_are_exact() -> None:
 
 
 @pytest.mark.parametrize("limits", [None, [], "x", 1, {"max_context_length": None}])
-def test_odd_limits_are_none(limits: Any) -> None:
+def test_invalid_limits_are_none(limits: Any) -> None:
     assert listed(limits=limits).limits == {}
     odd = {"max_context_length": 0, "max_completion_tokens": True, "tokens_per_minute": 2**41}
     assert listed(limits={**odd, "requests_per_minute": 30}).limits == {"requests_per_minute": 30}
 
 
-def test_what_is_deprecated_says_so() -> None:
+def test_only_true_makes_a_model_deprecated() -> None:
     assert listed(deprecated=True).deprecated
     assert not listed(deprecated="yes").deprecated
 
 
-def test_the_list_stands_above_the_built_in_table() -> None:
+def test_the_list_wins_over_the_built_in_table() -> None:
     table = merged(BUILT_IN, {"gpt-oss-120b": model("3", "4"), "new": model(), "free": listed()})
     assert table.prices["gpt-oss-120b"] == price("3", "4")
     assert table.prices["new"] == price("1", "2")
@@ -111,7 +111,7 @@ def test_the_list_stands_above_the_built_in_table() -> None:
     assert PriceTable.built_in() == BUILT_IN  # as it was
 
 
-def test_the_table_that_a_user_has_set_stands_above_the_list() -> None:
+def test_a_price_table_that_is_set_wins_over_the_list() -> None:
     own = PriceTable.from_json('{"gpt-oss-120b":{"input":"0.35","output":"0.75"}}')
     table = merged(own, {"gpt-oss-120b": model("3", "4"), "new": model()})
     assert table.prices == {"gpt-oss-120b": price("0.35", "0.75"), "new": price("1", "2")}
@@ -150,7 +150,7 @@ def test_the_closest_name(requested: str, found: str) -> None:
     assert closest(requested, ["gpt-oss-120b", "qwen-3.8-27b", "gemma-4-31b"]) == found
 
 
-def test_where_nothing_is_served_nothing_is_close() -> None:
+def test_without_models_there_is_no_closest_name() -> None:
     assert closest("m", []) is None
 
 

@@ -15,8 +15,8 @@ from ape_cerebras.simulator.request import CompletionRequest
 TIMING = Timing(1787427094.337268, 0.002, 0.048, 0.5, 0.55)
 
 
-def event(said: Any) -> bytes:
-    return b"data: %s\n\n" % orjson.dumps(said)
+def event(payload: Any) -> bytes:
+    return b"data: %s\n\n" % orjson.dumps(payload)
 
 
 def assembled(pieces: list[bytes]) -> Reply:
@@ -26,12 +26,12 @@ def assembled(pieces: list[bytes]) -> Reply:
     return assembly.reply()
 
 
-def cut(stream: bytes, places: list[int]) -> list[bytes]:
-    bounds = [0, *sorted(place % len(stream) for place in places), len(stream)]
+def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
+    bounds = [0, *sorted(place % len(stream) for place in cuts), len(stream)]
     return [stream[begin:end] for begin, end in pairwise(bounds)]
 
 
-# Whatever the simulator can send
+# Streams of the simulator
 
 NAMES = st.text("abc_é", min_size=1, max_size=8)
 TYPES = st.sampled_from(("string", "integer", "number", "boolean", "array", "object", "null", "x"))
@@ -64,10 +64,10 @@ COMPLETIONS = st.builds(
 @settings(max_examples=400, deadline=None)
 @given(COMPLETIONS, st.lists(st.integers(0, 2**30), max_size=20))
 def test_a_stream_is_reassembled_to_the_plain_reply(
-    completion: Completion, places: list[int]
+    completion: Completion, cuts: list[int]
 ) -> None:
     stream = b"".join(event.data for event in completion.events(TIMING))
-    assert assembled(cut(stream, places)) == Reply(200, completion.plain(TIMING).data)
+    assert assembled(cut(stream, cuts)) == Reply(200, completion.plain(TIMING).data)
 
 
 @settings(max_examples=20, deadline=None)
@@ -98,10 +98,10 @@ CALLS = st.fixed_dictionaries(
 )
 # A plain message has content or calls, never neither.
 MESSAGES = st.builds(
-    lambda said, thought, refused, unknown: {
-        **({"content": said} if isinstance(said, str) else {}),
+    lambda output, thought, refused, unknown: {
+        **({"content": output} if isinstance(output, str) else {}),
         **({"reasoning": thought} if thought else {}),
-        **({"tool_calls": said} if isinstance(said, list) else {}),
+        **({"tool_calls": output} if isinstance(output, list) else {}),
         "role": "assistant",
         **({"refusal": refused} if refused else {}),
         **({"unknown": unknown} if unknown else {}),
@@ -130,21 +130,21 @@ ENVELOPES = st.fixed_dictionaries(
 
 
 @st.composite
-def tearings(draw: st.DrawFn, text: str) -> list[str]:
-    places = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
-    return [text[begin:end] for begin, end in pairwise([0, *places, len(text)])]
+def splits(draw: st.DrawFn, text: str) -> list[str]:
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
+    return [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
 
 
 @st.composite
 def parts_of_a_choice(draw: st.DrawFn, whole: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the events of a choice say of it, one after another."""
-    said = whole["message"]
-    texts = [name for name in ("reasoning", "refusal", "unknown", "content") if name in said]
-    parts: list[dict[str, Any]] = [{"delta": {"role": said["role"], **dict.fromkeys(texts)}}]
+    """The parts of a choice in its events, in order."""
+    message = whole["message"]
+    texts = [name for name in ("reasoning", "refusal", "unknown", "content") if name in message]
+    parts: list[dict[str, Any]] = [{"delta": {"role": message["role"], **dict.fromkeys(texts)}}]
     for name in texts:
-        parts += [{"delta": {name: text}} for text in draw(tearings(said[name]))]
-    for index, call in enumerate(said.get("tool_calls", ())):
-        first, *rest = draw(tearings(call["function"]["arguments"]))
+        parts += [{"delta": {name: text}} for text in draw(splits(message[name]))]
+    for index, call in enumerate(message.get("tool_calls", ())):
+        first, *rest = draw(splits(call["function"]["arguments"]))
         begun = {"name": call["function"]["name"], "arguments": first}
         parts.append({"delta": {"tool_calls": [{**call, "index": index, "function": begun}]}})
         for text in rest:
@@ -161,7 +161,7 @@ def parts_of_a_choice(draw: st.DrawFn, whole: dict[str, Any]) -> list[dict[str, 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), ENVELOPES, st.lists(CHOICES, min_size=1, max_size=3))
-def test_what_was_torn_is_reassembled(
+def test_split_texts_are_reassembled(
     data: st.DataObject, envelope: dict[str, Any], choices: list[dict[str, Any]]
 ) -> None:
     head = {name: envelope[name] for name in ("created", "model", "system_fingerprint")}
@@ -177,10 +177,10 @@ def test_what_was_torn_is_reassembled(
     assert made == {"id": "x", "choices": whole, **envelope, "object": "chat.completion"}
 
 
-# What was recorded
+# Recorded streams
 
 
-def test_the_recorded_answer() -> None:
+def test_a_recorded_reply() -> None:
     made = orjson.loads(assembled([recorded_streams.TEXT]).body)
     assert list(made) == [
         *("id", "choices", "created", "model", "system_fingerprint", "object", "usage"),
@@ -189,10 +189,10 @@ def test_the_recorded_answer() -> None:
     assert made["object"] == "chat.completion"
     assert made["usage"]["total_tokens"] == 104
     assert made["time_info"]["total_time"] == 0.027499914169311523
-    [said] = made["choices"]
-    assert list(said) == ["finish_reason", "index", "message"]
-    assert said["finish_reason"] == "stop"
-    assert list(said["message"].items()) == [
+    [choice] = made["choices"]
+    assert list(choice) == ["finish_reason", "index", "message"]
+    assert choice["finish_reason"] == "stop"
+    assert list(choice["message"].items()) == [
         (
             "content",
             "Your test message came through successfully! Let me know if there's anything I can"
@@ -203,9 +203,9 @@ def test_the_recorded_answer() -> None:
     ]
 
 
-def test_the_recorded_call() -> None:
-    [said] = orjson.loads(assembled([recorded_streams.TOOL_CALL]).body)["choices"]
+def test_a_recorded_tool_call() -> None:
+    [choice] = orjson.loads(assembled([recorded_streams.TOOL_CALL]).body)["choices"]
     function = {"name": "run_me", "arguments": '{"foo":"test","bar":["a","b"]}'}
     call = {"function": function, "type": "function", "id": "08d59c72f"}
-    assert said["message"] == {"tool_calls": [call], "role": "assistant"}
-    assert list(said["message"]["tool_calls"][0]) == ["function", "type", "id"]
+    assert choice["message"] == {"tool_calls": [call], "role": "assistant"}
+    assert list(choice["message"]["tool_calls"][0]) == ["function", "type", "id"]

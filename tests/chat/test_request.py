@@ -1,4 +1,4 @@
-"""The chat body: what is refused of it, and which media types may hold it."""
+"""The chat body: invalid bodies, and the media types that are accepted."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ape_cerebras.chat.request import ChatRequest, count_contents
 from ape_cerebras.errors import BadRequest, UnsupportedMedia
 
-# What is refused
+# Invalid bodies
 
 NOT_JSON = {
     **{f"I1 {body!r}": body for body in (b"", b" ", b"{", b'{"a":1,}', b"{'a':1}", b"nul")},
@@ -63,7 +63,7 @@ TWICE = {
 
 
 @pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
-def test_refused_and_the_connection_kept(case: str) -> None:
+def test_an_invalid_body_is_refused_and_the_connection_kept(case: str) -> None:
     body = {**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case]
     with pytest.raises(BadRequest) as caught:
         read(body)
@@ -75,14 +75,14 @@ def test_refused_and_the_connection_kept(case: str) -> None:
     ("cases", "text"),
     [(NOT_JSON, "valid JSON"), (TWICE, "more than once"), (NOT_A_REQUEST, "must be")],
 )
-def test_the_reason_is_the_right_one(cases: dict[str, bytes], text: str) -> None:
+def test_each_kind_of_invalid_body_has_its_own_reason(cases: dict[str, bytes], text: str) -> None:
     for body in cases.values():
         with pytest.raises(BadRequest, match=text):
             read(body)
 
 
 @pytest.mark.parametrize("case", [*NOT_JSON, *NOT_A_REQUEST, *TWICE])
-def test_what_is_refused_is_refused_where_it_would_be_converted(case: str) -> None:
+def test_an_invalid_body_is_refused_before_conversion_too(case: str) -> None:
     with pytest.raises(BadRequest):
         read({**NOT_JSON, **NOT_A_REQUEST, **TWICE}[case], convert=True)
 
@@ -133,7 +133,9 @@ def test_i11_compressed_json_is_binary(body: bytes) -> None:
         (b"application/msgpack", b"br"),
     ],
 )
-def test_i9_i11_anything_else_is_refused(content_type: bytes, coding: bytes) -> None:
+def test_i9_i11_any_other_media_type_or_coding_is_refused(
+    content_type: bytes, coding: bytes
+) -> None:
     with pytest.raises(UnsupportedMedia):
         read(b'{"model":"m"}', content_type, coding)
 

@@ -43,12 +43,12 @@ async def compress(headers: Headers, body: bytes, **settings: str) -> tuple[Head
     return headers, compressed
 
 
-async def test_it_is_off_by_default() -> None:
+async def test_compression_is_off_by_default() -> None:
     body = WORDS * 100_000
     assert await compress(HEADERS, body) == (HEADERS, body)
 
 
-async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
+async def test_large_bodies_are_compressed_and_small_ones_are_not() -> None:
     small, large = b"a" * 999, b"a" * 1000
     assert await compress(HEADERS, small, **LEAST) == (HEADERS, small)
     headers, compressed = await compress(HEADERS, large, **LEAST)
@@ -57,7 +57,7 @@ async def test_large_bodies_are_packed_and_small_ones_are_not() -> None:
     assert len(compressed) < 100
 
 
-async def test_what_would_not_get_smaller_stays_as_it_is() -> None:
+async def test_an_incompressible_body_stays_unchanged() -> None:
     body = os.urandom(5000)
     assert await compress(HEADERS, body, **LEAST) == (HEADERS, body)
 
@@ -92,7 +92,7 @@ def split(request: bytes) -> tuple[list[bytes], bytes]:
 
 
 @pytest.mark.parametrize("mode", ["passthrough", "exact"])
-async def test_upstream_gets_what_the_client_said_only_smaller(mode: str) -> None:
+async def test_upstream_gets_the_same_body_compressed(mode: str) -> None:
     settings = {**LEAST, "TTFT_MODE": mode, "MODEL_ALIASES": "old=gpt-oss-120b"}
     async with (
         running_upstream(respond_stream) as upstream,
@@ -124,7 +124,7 @@ UNTOUCHED = {
 
 
 @pytest.mark.parametrize("kind", UNTOUCHED)
-async def test_everything_else_passes_byte_for_byte(kind: str) -> None:
+async def test_binary_and_small_bodies_pass_byte_for_byte(kind: str) -> None:
     fields, body = UNTOUCHED[kind]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n%s\r\nContent-Length: %d\r\n\r\n"
     async with (
@@ -137,7 +137,7 @@ async def test_everything_else_passes_byte_for_byte(kind: str) -> None:
     assert (b"content-encoding: gzip" in lines) == (kind == "gzip")
 
 
-def test_the_simulated_api_reads_it(backend: str) -> None:
+def test_the_simulator_reads_a_compressed_body(backend: str) -> None:
     words = {"role": "user", "content": WORDS.decode() * 1000}
     trace_id = token_hex(16)
     with serving("serve", "--demo", BACKEND=backend, LOG_LEVEL="debug", **LEAST) as served:
@@ -194,7 +194,7 @@ def opening(gate: Gate) -> Iterator[None]:
         gate.opened.set()
 
 
-async def test_meanwhile_others_are_answered(gate: Gate) -> None:
+async def test_other_requests_are_served_during_compression(gate: Gate) -> None:
     async with (
         running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
@@ -209,7 +209,7 @@ async def test_meanwhile_others_are_answered(gate: Gate) -> None:
         assert (await client.response()).body == b"{}"
 
 
-async def test_no_more_threads_than_cores_and_none_of_anybody_elses(gate: Gate) -> None:
+async def test_compression_uses_one_thread_per_core_of_its_own(gate: Gate) -> None:
     cores = os.cpu_count() or 1
     async with (
         running_upstream(respond) as upstream,
@@ -228,17 +228,17 @@ async def test_no_more_threads_than_cores_and_none_of_anybody_elses(gate: Gate) 
     assert gate.most_inside == cores
 
 
-async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> None:
+async def test_a_disconnect_during_compression_leaves_nothing_behind(gate: Gate) -> None:
     async with (
         running_upstream(respond) as upstream,
         running_proxy(upstream.port, **LEAST) as running,
     ):
         with opening(gate):
-            leaving: Client = await running.client()
-            await leaving.send(chat(LONG_REQUEST))
+            disconnecting: Client = await running.client()
+            await disconnecting.send(chat(LONG_REQUEST))
             await gate.until_entered()
-            leaving.stream.reset()
-            await (await running.client()).get("/health")  # by then that has been seen
+            disconnecting.stream.reset()
+            await (await running.client()).get("/health")  # by then the proxy has seen the reset
         await running.lines.exchange(2)
         outcomes = {line["outcome"] for line in running.lines.exchanges()}
         assert outcomes == {"completed", "client_disconnected"}
@@ -249,7 +249,7 @@ async def test_of_a_client_that_leaves_meanwhile_nothing_is_left(gate: Gate) -> 
         assert (await client.request(chat(LONG_REQUEST))).body == b"{}"
 
 
-async def test_what_it_takes_is_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compression_counts_as_the_proxys_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(body: bytes) -> bytes:
         assert not threading.Event().wait(0.05)
         return gzip.compress(body)

@@ -1,4 +1,4 @@
-"""The chat body: what is read of it, and that nothing but the values that may change ever does."""
+"""The chat body: what is read of it, and that only the values that may change do change."""
 
 import json
 
@@ -38,7 +38,7 @@ from ape_cerebras.errors import BadRequest
         (b'{"model":"model","stream":null}', b'{"model":"model","stream":null}'),
     ],
 )
-def test_edited(body: bytes, sent: bytes) -> None:
+def test_aliases_and_the_default_model_are_applied(body: bytes, sent: bytes) -> None:
     request = read(body)
     assert request.body == sent
     assert request.model == json.loads(sent)["model"]
@@ -69,7 +69,7 @@ def test_edited(body: bytes, sent: bytes) -> None:
         ),
     ],
 )
-def test_converted(body: bytes, sent: bytes) -> None:
+def test_a_plain_request_is_converted_to_a_stream(body: bytes, sent: bytes) -> None:
     request = read(body, convert=True)
     assert request.body == sent
     assert (request.stream, request.converted) == (False, True)
@@ -83,7 +83,7 @@ def test_a_stream_is_not_converted() -> None:
 
 
 @pytest.mark.parametrize(("media_type", "coding"), [(JSON, b"gzip"), (b"application/msgpack", b"")])
-def test_what_is_not_plain_json_is_not_converted(media_type: bytes, coding: bytes) -> None:
+def test_compressed_and_binary_bodies_are_not_converted(media_type: bytes, coding: bytes) -> None:
     assert read(b"{}", media_type, coding, convert=True) == ChatRequest(b"{}")
 
 
@@ -151,7 +151,7 @@ def bodies(draw: st.DrawFn) -> list[tuple[str, bytes, bytes]]:
 @settings(max_examples=800)
 @given(bodies(), spaces, spaces, st.booleans())
 @example([], b"", b" ", False)
-def test_only_these_values_change(
+def test_only_model_and_stream_change(
     members: list[tuple[str, bytes, bytes]], before: bytes, after: bytes, convert: bool
 ) -> None:
     def whole(parts: list[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""The limits put into a chat request: the one value and not another byte."""
+"""Token limits written into a chat request: that one value, and no other byte."""
 
 import json
 import random
@@ -60,13 +60,13 @@ def read(body: bytes, default: int | None = None, cap: int | None = None) -> Cha
         (b'{"model":"m","max_tokens":{"a":9}}', 10, 50, b'{"model":"m","max_tokens":{"a":9}}'),
     ],
 )
-def test_a_limit_is_put_in_or_lowered(
+def test_a_token_limit_is_inserted_or_lowered(
     body: bytes, default: int | None, cap: int | None, sent: bytes
 ) -> None:
     assert read(body, default, cap).body == sent
 
 
-def test_a_limit_that_is_there_twice_is_refused() -> None:
+def test_a_repeated_token_limit_is_refused() -> None:
     with pytest.raises(BadRequest, match="more than once"):
         read(b'{"model":"m","max_tokens":1,"max_tokens":100}', cap=50)
 
@@ -88,7 +88,7 @@ _others = st.dictionaries(
     st.none() | st.integers(1, 50_000),
     st.randoms(),
 )
-def test_nothing_but_the_limit_changes(
+def test_only_the_token_limit_changes(
     others: dict[str, Any], limits: dict[str, Any], default: int | None, cap: int | None, dice: Any
 ) -> None:
     members = [("model", "m"), *others.items(), *limits.items()]

@@ -28,7 +28,7 @@ FRAGMENTS = (
     *(b"\xf0", b"\x9f", b"\xef\xbb", b"\xbf", b"\x85", b"\x0b", b"\x0c", b"\x1c", b"\0"),
 )
 streams = st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=4), max_size=30).map(b"".join)
-# Most of these begin and end as the reader's short way asks for, and some are not what it takes.
+# Most of these begin and end so that the reader's fast path takes them, and some do not.
 odd = st.sampled_from(FRAGMENTS)
 events = st.builds(
     lambda start, inside, end: start + inside + end,
@@ -40,9 +40,9 @@ streams |= st.lists(events, max_size=8).map(b"".join)
 cuts = st.lists(st.integers(0, 300), max_size=12)
 
 
-def pieces(stream: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(min(place, len(stream)) for place in places), len(stream)]
-    return [stream[begin:end] for begin, end in pairwise(edges)]
+def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
+    bounds = [0, *sorted(min(place, len(stream)) for place in cuts), len(stream)]
+    return [stream[begin:end] for begin, end in pairwise(bounds)]
 
 
 @settings(max_examples=600)
@@ -58,9 +58,9 @@ def pieces(stream: bytes, places: list[int]) -> list[bytes]:
 @example(b"\n" + BOM + b"data: a\n\n", [])
 @example(b"data: a\n\n: ping\n\n", [])
 @example(b"data: \n\ndata: a\n\n", [])
-def test_any_cut_gives_what_the_standard_dispatches(stream: bytes, places: list[int]) -> None:
+def test_any_chunking_gives_the_events_of_the_standard(stream: bytes, cuts: list[int]) -> None:
     reader = EventReader()
-    got = [payload for piece in pieces(stream, places) for payload in reader.feed(piece)]
+    got = [payload for piece in pieces(stream, cuts) for payload in reader.feed(piece)]
     dispatched, at_boundary = dispatched_by_the_standard(stream)
     assert got == [payload for payload in dispatched if payload]
     assert reader.at_boundary == at_boundary
@@ -74,11 +74,11 @@ def test_any_cut_gives_what_the_standard_dispatches(stream: bytes, places: list[
 @example(BOM + b"data: abcdef\n\n", [], 5)
 @example(b"data: a\n" * 3 + b"\n", [5], 5)
 @example(b"data: a\n" * 4 + b"\ndata: b\n\n", [5], 5)
-def test_only_payloads_that_are_too_long_are_left_out(
-    stream: bytes, places: list[int], most: int
+def test_only_payloads_that_are_too_long_are_dropped(
+    stream: bytes, cuts: list[int], most: int
 ) -> None:
     reader = EventReader(max_event_bytes=most)
-    got = [payload for piece in pieces(stream, places) for payload in reader.feed(piece)]
+    got = [payload for piece in pieces(stream, cuts) for payload in reader.feed(piece)]
     dispatched, at_boundary = dispatched_by_the_standard(stream)
     assert got == [payload for payload in dispatched if 0 < len(payload) <= most]
     assert reader.at_boundary == at_boundary
@@ -102,7 +102,7 @@ def test_recorded_streams(stream: bytes, count: int, step: int, line_end: bytes)
     assert reader.at_boundary
 
 
-def test_a_payload_comes_with_the_byte_that_ends_its_event_and_not_before() -> None:
+def test_a_payload_is_returned_with_the_byte_that_ends_its_event() -> None:
     reader = EventReader()
     came_at = [at for at, byte in enumerate(TEXT) if reader.feed(bytes([byte]))]
     assert came_at == [at + 1 for at in range(len(TEXT)) if TEXT[at : at + 2] == b"\n\n"]
@@ -134,7 +134,7 @@ def test_at_boundary(stream: bytes, at_boundary: bool) -> None:
 
 
 @pytest.mark.parametrize("opening", [b"data: ", b": ", b"event: ", b""])
-def test_an_endless_line_takes_no_memory_and_can_be_recovered_from(opening: bytes) -> None:
+def test_an_endless_line_takes_no_memory_and_the_next_event_is_read(opening: bytes) -> None:
     reader = EventReader(max_event_bytes=1000)
     chunk = b"x" * 65_536
     tracemalloc.start()
@@ -148,7 +148,7 @@ def test_an_endless_line_takes_no_memory_and_can_be_recovered_from(opening: byte
     assert reader.feed(b"\n\ndata: next\n\n") == [b"next"]
 
 
-def test_an_event_may_have_4_mib_where_nothing_else_is_said() -> None:
+def test_by_default_an_event_may_have_4_mib() -> None:
     longest = b"x" * 4 * 2**20
     for cut in ([], [7]):
         reader = EventReader()
