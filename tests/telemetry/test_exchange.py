@@ -37,20 +37,20 @@ def test_every_status_has_a_known_outcome() -> None:
 
 def test_every_outcome_can_happen() -> None:
     of_failures = {each.outcome for each in FAILURES}
-    of_answers = {outcome_of_status(status) for status in (200, 400, 429, 500)}
+    of_statuses = {outcome_of_status(status) for status in (200, 400, 429, 500)}
     in_a_stream = {"upstream_stream_error"}
-    assert of_failures | of_answers | in_a_stream == OUTCOMES.keys()
+    assert of_failures | of_statuses | in_a_stream == OUTCOMES.keys()
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_a_meaning_agrees_with_itself(name: str) -> None:
+def test_each_outcome_is_consistent(name: str) -> None:
     outcome = OUTCOMES[name]
     assert outcome.level in LEVELS
     assert outcome.failed or not outcome.degrades
     assert outcome.failed == (outcome.level != "info")
 
 
-def test_only_a_failure_of_the_service_degrades_it() -> None:
+def test_only_failures_of_the_service_degrade_it() -> None:
     spared = {name for name, outcome in OUTCOMES.items() if not outcome.degrades}
     assert spared == {
         *("completed", "client_disconnected", "client_stalled", "refused", "unauthorized"),
@@ -58,8 +58,8 @@ def test_only_a_failure_of_the_service_degrades_it() -> None:
     }
 
 
-def test_only_the_api_and_defects_of_ours_are_errors_to_wake_for() -> None:
-    woken = {name for name, outcome in OUTCOMES.items() if outcome.level == "error"}
-    others = {name for name in woken if not name.startswith("upstream_")}
+def test_only_upstream_failures_and_our_defects_have_level_error() -> None:
+    errors = {name for name, outcome in OUTCOMES.items() if outcome.level == "error"}
+    others = {name for name in errors if not name.startswith("upstream_")}
     assert others == {"exchange_timeout", "internal_error"}
     assert all(OUTCOMES[name].level == "error" for name in OUTCOMES if name.startswith("upstream_"))

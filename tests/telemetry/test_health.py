@@ -31,7 +31,7 @@ def degradation(*exchanges: Exchange, target: float | None = TARGET) -> Degradat
     return watched
 
 
-def test_nothing_observed() -> None:
+def test_without_exchanges_nothing_is_degraded() -> None:
     assert degradation().reasons(0.0) == ()
 
 
@@ -55,21 +55,21 @@ def test_the_95th_percentile(hits: int, misses: int, degraded: bool) -> None:
 
 
 @given(st.lists(st.none() | st.sampled_from((0.1, 0.2, 0.200001, 3.0)), max_size=120))
-def test_the_percentile_is_that_of_the_nearest_rank(ttfts: list[float | None]) -> None:
+def test_the_percentile_is_the_nearest_rank(ttfts: list[float | None]) -> None:
     known = sorted(ttft for ttft in ttfts if ttft is not None)
     p95 = known[math.ceil(0.95 * len(known)) - 1] if known else 0.0
     reasons = degradation(*(timed(ttft) for ttft in ttfts)).reasons(0.0)
     assert ("ttft" in reasons) is (p95 > TARGET)
 
 
-def test_without_a_target_no_ttft_is_too_long() -> None:
+def test_without_a_target_no_ttft_degrades() -> None:
     assert degradation(*[timed(1000.0)] * 30, target=None).reasons(0.0) == ()
 
 
 @pytest.mark.parametrize(
     ("successes", "failures", "degraded"),
     [
-        (0, 19, False),  # too few to tell
+        (0, 19, False),  # too few to decide
         (0, 20, True),
         (19, 1, False),  # 5 % are not more than 5 %
         (18, 2, True),
@@ -97,18 +97,18 @@ def test_the_share_of_failures(successes: int, failures: int, degraded: bool) ->
         ({"status": 400, "upstream_status": 400}, False),
     ],
 )
-def test_whose_failures_count(fields: dict[str, Any], counts: bool) -> None:
+def test_failures_of_clients_do_not_count(fields: dict[str, Any], counts: bool) -> None:
     reasons = degradation(*(timed(None, **fields) for _ in range(20))).reasons(0.0)
     assert reasons == (("failures",) if counts else ())
 
 
-def test_both_reasons_in_their_order() -> None:
+def test_both_reasons_are_in_their_order() -> None:
     exchanges = (timed(1.0, error=Truncated()) for _ in range(20))
     assert degradation(*exchanges).reasons(0.0) == DEGRADED_REASONS == ("ttft", "failures")
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
-def test_an_exchange_counts_for_the_second_it_ended_in_and_the_59_after(offset: float) -> None:
+def test_an_exchange_counts_for_60_whole_seconds(offset: float) -> None:
     watched = degradation(timed(1.0, offset))
     last = math.floor(offset) + 60
     assert watched.reasons(offset) == ("ttft",)
@@ -133,7 +133,7 @@ def test_the_window_slides(offset: float) -> None:
     assert watched.reasons(start + 61.0) == ("failures",)  # 2 of 21
 
 
-def test_an_exchange_that_ended_a_little_before_the_one_observed_last() -> None:
+def test_an_exchange_observed_out_of_order_counts() -> None:
     """Its last byte was written before; it counts with the other."""
     watched = degradation(timed(0.1, 10.0), timed(1.0, 9.9))
     assert watched.reasons(69.9) == ("ttft",)
@@ -145,7 +145,7 @@ def test_an_exchange_that_ended_a_little_before_the_one_observed_last() -> None:
     st.floats(-1e5, 1e5),
     st.floats(0, 200),
 )
-def test_against_a_count_of_all(
+def test_the_window_agrees_with_a_full_count(
     steps: list[tuple[float, bool]], offset: float, later: float
 ) -> None:
     watched, ended, now = Degradation(None), [], offset

@@ -65,7 +65,7 @@ def pipe() -> Iterator[Pipe]:
     made.close(made.source, made.sink)
 
 
-def test_lines_come_whole_and_in_order(pipe: Pipe) -> None:
+def test_lines_are_written_whole_and_in_order(pipe: Pipe) -> None:
     pipe.start_reading()
     with LineWriter(pipe.sink) as writer:
         for line in LINES[:9_000]:
@@ -89,11 +89,11 @@ def test_lines_written_before_the_thread_runs_are_kept(pipe: Pipe) -> None:
     assert pipe.end() == LINES[:1]
 
 
-def test_a_pipe_that_stalls_costs_lines_and_no_time(pipe: Pipe) -> None:
+def test_a_stalled_pipe_drops_lines_and_blocks_nobody(pipe: Pipe) -> None:
     with LineWriter(pipe.sink) as writer:
         for line in LINES:
             writer(line)
-        # What the writer has in hand and what waits is bounded; the rest went at once.
+        # The writer's batch and its queue are bounded; the other lines were dropped at once.
         dropped = writer.dropped
         assert dropped >= len(LINES) - 2 * 10_000 - PIPE_BYTES // len(LINES[0]) - 1
         pipe.start_reading()
@@ -104,7 +104,7 @@ def test_a_pipe_that_stalls_costs_lines_and_no_time(pipe: Pipe) -> None:
     assert set(received) <= set(LINES)
 
 
-def test_a_pipe_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
+def test_a_non_blocking_pipe_is_waited_for(pipe: Pipe) -> None:
     os.set_blocking(pipe.sink, False)
     with LineWriter(pipe.sink) as writer:
         for line in LINES[:9_000]:
@@ -115,7 +115,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
     assert pipe.end() == LINES[:9_000]
 
 
-def test_a_pipe_that_is_closed_costs_lines(pipe: Pipe) -> None:
+def test_a_closed_pipe_drops_lines(pipe: Pipe) -> None:
     pipe.close(pipe.source)
     with LineWriter(pipe.sink) as writer:
         for line in LINES[:100]:
@@ -123,13 +123,13 @@ def test_a_pipe_that_is_closed_costs_lines(pipe: Pipe) -> None:
     assert writer.dropped == 100
 
 
-def test_a_descriptor_that_is_none_costs_lines() -> None:
+def test_an_invalid_descriptor_drops_lines() -> None:
     with LineWriter(-1) as writer:
         writer(LINES[0])
     assert writer.dropped == 1
 
 
-def test_a_full_disk_costs_lines() -> None:
+def test_a_full_disk_drops_lines() -> None:
     with Path("/dev/full").open("wb") as full, LineWriter(full.fileno()) as writer:
         writer(LINES[0])
         writer(LINES[1])
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_lines() -> None:
     assert writer.dropped == 2
 
 
-def test_a_line_that_was_cut_spoils_no_other(pipe: Pipe) -> None:
+def test_a_line_cut_midway_does_not_garble_the_next(pipe: Pipe) -> None:
     second = Pipe()
     whole = PIPE_BYTES // len(LINES[0])
     writer = LineWriter(pipe.sink)
@@ -156,7 +156,7 @@ def test_a_line_that_was_cut_spoils_no_other(pipe: Pipe) -> None:
     assert second.end() == [b"\n", LINES[100], LINES[101]]
 
 
-def test_writers_that_share_a_pipe_tear_no_line(pipe: Pipe) -> None:
+def test_writers_that_share_a_pipe_keep_lines_whole(pipe: Pipe) -> None:
     whose = (b"first ", b"second ")
     writers = [LineWriter(pipe.sink, shared=True) for _ in whose]
     for writer, name in zip(writers, whose, strict=True):
@@ -170,7 +170,7 @@ def test_writers_that_share_a_pipe_tear_no_line(pipe: Pipe) -> None:
         assert kept == [name + line for line in LINES[:3_000]]
 
 
-def test_a_line_longer_than_a_pipe_takes_at_once_is_written_all_the_same(pipe: Pipe) -> None:
+def test_a_line_longer_than_the_pipe_buffer_is_written(pipe: Pipe) -> None:
     lines = [b"short\n", b"x" * 3 * PIPE_BYTES + b"\n", b"short\n"]
     pipe.start_reading()
     with LineWriter(pipe.sink, shared=True) as writer:

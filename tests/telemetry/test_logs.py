@@ -51,7 +51,7 @@ def line_of(exchange: Exchange) -> dict[str, Any]:
     return line
 
 
-def test_all_keys_in_their_order() -> None:
+def test_all_keys_are_in_their_order() -> None:
     line = line_of(
         stream_exchange(
             client="agent",
@@ -146,9 +146,11 @@ def test_the_keys_of_an_exchange_without_a_request() -> None:
 
 
 def test_the_keys_of_an_exchange_without_a_response() -> None:
-    unanswered = line_of(chat_exchange(head_at=None, upstream_status=None, error=ClientGone()))
-    assert unanswered["ttft_source"] is None
-    assert not {"ttfb_seconds", "usage_source", "upstream_status"} & unanswered.keys()
+    without_response = line_of(
+        chat_exchange(head_at=None, upstream_status=None, error=ClientGone())
+    )
+    assert without_response["ttft_source"] is None
+    assert not {"ttfb_seconds", "usage_source", "upstream_status"} & without_response.keys()
     without_usage = line_of(stream_exchange(usage=None, cost=None))
     assert without_usage["usage_source"] == "missing"
     assert not {"total_tokens", "tokens_per_second", "cost_usd"} & without_usage.keys()
@@ -189,7 +191,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 @pytest.mark.parametrize("least", LEVELS)
-def test_the_least_level_that_is_written(least: str) -> None:
+def test_the_log_level_is_the_least_that_is_written(least: str) -> None:
     written = {
         outcome for outcome in ("info", "warning", "error") if text_of(of_level(outcome), least)
     }
@@ -236,7 +238,7 @@ def test_the_timestamp() -> None:
         ("\U0001f600" * 10_240, r"\U0001f600" * 25 + r"\U0001"),
     ],
 )
-def test_text_from_outside(text: str, logged: str) -> None:
+def test_text_from_outside_is_escaped_and_cut(text: str, logged: str) -> None:
     exchange = chat_exchange(
         model=text,
         requested_model=text + ".",
@@ -251,7 +253,7 @@ def test_text_from_outside(text: str, logged: str) -> None:
     assert written.endswith("\n")
 
 
-def test_with_several_workers_each_line_has_the_number_of_its_worker() -> None:
+def test_each_line_has_the_number_of_its_worker() -> None:
     lines: list[bytes] = []
     logs = Logs("debug", lines.append, worker=2)
     logs.exchange(*with_timings(stream_exchange(error=Truncated())))
@@ -262,7 +264,7 @@ def test_with_several_workers_each_line_has_the_number_of_its_worker() -> None:
     assert exchange["worker"] == event["worker"] == 2
 
 
-def test_nothing_of_a_request_but_what_is_allowed() -> None:
+def test_no_header_body_or_query_is_logged() -> None:
     secret = "csk-secret"
     exchange = chat_exchange(
         request=Request(
@@ -294,8 +296,8 @@ def test_cost_is_an_exact_decimal(cost: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["\x01" * 300, '"' * 300, "\u2028" * 300])
-def test_the_longest_line_is_one_that_a_pipe_takes_whole(model: str) -> None:
-    """Several workers write to one pipe, which keeps apart only what is not longer than that."""
+def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
+    """Several workers write to one pipe, which keeps lines of at most PIPE_BUF bytes apart."""
     count = 2**63 - 1
     longest = stream_exchange(
         model=model,

@@ -99,7 +99,7 @@ def test_the_table(accept: bytes) -> None:
     assert found == TABLE
 
 
-def test_a_stream_in_numbers() -> None:
+def test_the_metrics_of_a_stream() -> None:
     parts = {"pool_wait_seconds": 0.0002, "connect_seconds": 0.0003, "tls_seconds": 0.0004}
     metrics = observed(
         stream_exchange(upstream_wait_seconds=1.5, client_blocked_seconds=0.25, **parts)
@@ -136,7 +136,7 @@ def test_a_stream_in_numbers() -> None:
     assert value(metrics, "outcomes_total", **outcome) == 1
 
 
-def test_gaps_counted_by_size_fall_into_the_same_buckets_one_by_one() -> None:
+def test_gap_counts_fill_the_buckets_one_by_one() -> None:
     bounds = BUCKETS["gap"]
     counts = [number % 3 for number in range(len(bounds) + 1)]
     metrics = observed(stream_exchange(gap_counts=counts))
@@ -146,7 +146,7 @@ def test_gaps_counted_by_size_fall_into_the_same_buckets_one_by_one() -> None:
     assert value(metrics, "chunk_gap_seconds_count", model="gpt-oss-120b") == sum(counts)
 
 
-def test_what_connection_an_exchange_had() -> None:
+def test_connections_are_counted_by_kind() -> None:
     metrics = observed(stream_exchange(), plain_exchange(), stream_exchange(connection="warm"))
     assert value(metrics, "upstream_connection_uses_total", connection="reused") == 2
     assert value(metrics, "upstream_connection_uses_total", connection="warm") == 1
@@ -160,7 +160,7 @@ def test_a_plain_response_has_its_own_source() -> None:
     assert value(metrics, "tpot_seconds_count", **model) is None
 
 
-def test_a_request_that_never_was_complete_has_no_overhead() -> None:
+def test_an_incomplete_request_has_no_overhead() -> None:
     metrics = observed(chat_exchange(route="none", received_at=None, status=408))
     assert value(metrics, "request_duration_seconds_count", route="none") == 1
     assert value(metrics, "overhead_seconds_count", route="none") is None
@@ -172,7 +172,7 @@ def test_streams_cut_short_are_counted_from_0(outcome: str) -> None:
     assert value(made(), "outcomes_total", outcome=outcome, **labels) == 0
 
 
-def test_other_routes_are_no_chat_requests() -> None:
+def test_other_routes_do_not_count_as_chat_requests() -> None:
     metrics = observed(chat_exchange(route="/health", usage=Usage(1, 1, 2, 0, 0)))
     health = {"route": "/health", "outcome": "completed", "status_code": "200"}
     assert value(metrics, "outcomes_total", **health) == 1
@@ -188,7 +188,7 @@ def test_responses_without_a_price_or_usage() -> None:
     assert value(metrics, "cost_usd_total", model="other") is None
 
 
-def test_the_target_of_ttft() -> None:
+def test_missed_ttft_targets_are_counted() -> None:
     exchanges = [
         stream_exchange(first_token_at=100.0, first_token_sent_at=moment)
         for moment in (100.2, 100.200001, 101.0)
@@ -197,7 +197,7 @@ def test_the_target_of_ttft() -> None:
     assert value(observed(*exchanges), "ttft_target_missed_total") == 0
 
 
-def test_the_models_are_a_closed_set() -> None:
+def test_model_labels_are_a_closed_set() -> None:
     metrics = made(MODEL_ALIASES="small=own-model")
     names = ("gpt-oss-120b", "own-model", "small", "x" * 10_000, "\n\u2028", None)
     for name in names:
@@ -207,7 +207,7 @@ def test_the_models_are_a_closed_set() -> None:
     assert value(metrics, "requests_total", model="other") == 4
 
 
-def test_no_client_makes_a_series() -> None:
+def test_text_from_clients_makes_no_series() -> None:
     metrics = observed(stream_exchange(model="other"))
     series = len(list(samples(metrics)))
     for number in range(10_000):
@@ -253,12 +253,12 @@ def test_the_quota() -> None:
         (b"limit-tokens-day-x", b"5"),
     ],
 )
-def test_a_quota_that_cannot_be_read_is_none(name: bytes, text: bytes) -> None:
+def test_an_invalid_quota_is_not_exported(name: bytes, text: bytes) -> None:
     metrics = observed(chat_exchange(quota=read_quota(((b"x-ratelimit-" + name, text),))))
     assert not [sample for sample in samples(metrics) if "ratelimit" in sample.name]
 
 
-def test_the_values_that_are_read_on_demand() -> None:
+def test_values_read_at_each_scrape() -> None:
     metrics = made()
     assert value(metrics, "requests_in_flight") == 3
     assert value(metrics, "client_connections") == 4

@@ -29,7 +29,7 @@ def test_exemplars(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [121, 128])
-def test_a_trace_id_that_is_too_long_for_an_exemplar(length: int) -> None:
+def test_a_trace_id_too_long_for_an_exemplar_is_left_out(length: int) -> None:
     metrics = observed(stream_exchange(trace_id="x" * length))
     assert exemplars(metrics) == []
     labels = {"model": "gpt-oss-120b", "source": "measured"}
@@ -71,7 +71,7 @@ PROMETHEUS = (
         (b'text/plain;x="application/openmetrics-text"', False),
     ],
 )
-def test_what_a_scraper_accepts(accept: bytes, is_open: bool) -> None:
+def test_the_accept_header_chooses_the_format(accept: bytes, is_open: bool) -> None:
     text, content_type = rendered(made(), accept)
     assert text.endswith(b"# EOF\n") is is_open
     own = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
@@ -89,13 +89,13 @@ METRICS = made()
         | st.binary(max_size=9)
     ).map(b"".join)
 )
-def test_no_accept_header_raises_or_comes_back(accept: bytes) -> None:
+def test_no_accept_header_raises_or_is_echoed(accept: bytes) -> None:
     kinds: set[Any] = {rendered(METRICS, accept)[1] for accept in (b"", OPENMETRICS)}
     assert rendered(METRICS, accept)[1] in kinds
 
 
-def test_a_scrape_in_a_thread_while_new_series_are_counted() -> None:
-    """Values are locked one by one, so that a text is of one moment for each of them."""
+def test_a_scrape_in_a_thread_is_safe_while_series_are_made() -> None:
+    """Values are locked one by one, so each is consistent in itself."""
     metrics, texts = observed(stream_exchange()), list[bytes]()
     thread = Thread(target=lambda: texts.extend(metrics.render(b"")[0] for _ in range(3)))
     thread.start()

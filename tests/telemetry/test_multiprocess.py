@@ -24,8 +24,8 @@ WORKERS = {"workers_up", "workers_configured", "worker_restarts"}
 
 
 class WorkerService:
-    """Workers of which each does all it does before the next is made: where a value is kept is the
-    choice of the whole process."""
+    """Workers in one process, used one after another: prometheus_client keeps the values of a whole
+    process in the file of one worker."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -49,7 +49,7 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerS
 
 
 def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
-    """The samples of all that is summed up, by name and labels."""
+    """The samples of counters and histograms, by name and labels."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for metric in families(metrics, accept).values()
@@ -59,9 +59,7 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
-def test_two_workers_together_count_what_one_process_would(
-    workers: WorkerService, accept: bytes
-) -> None:
+def test_two_workers_count_the_same_as_one_process(workers: WorkerService, accept: bytes) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
     alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
@@ -78,7 +76,7 @@ def test_two_workers_together_count_what_one_process_would(
     assert together == sums(first, accept)
 
 
-def test_every_metric_is_what_it_is_in_one_process(workers: WorkerService) -> None:
+def test_every_metric_has_the_same_type_and_help_as_in_one_process(workers: WorkerService) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
     alone, worker = made(), workers.worker(1)
     for metrics in (alone, worker):
@@ -94,12 +92,12 @@ def test_every_metric_is_what_it_is_in_one_process(workers: WorkerService) -> No
             assert {s.name for s in found[name].samples} == {s.name for s in metric.samples}
 
 
-def test_the_order_is_that_of_the_names(workers: WorkerService) -> None:
+def test_metrics_are_sorted_by_name(workers: WorkerService) -> None:
     names = list(families(workers.worker(1)))
     assert names[: -len(WORKERS)] == sorted(names[: -len(WORKERS)])
 
 
-def test_gauges_add_up_or_are_the_worst_or_the_last(workers: WorkerService) -> None:
+def test_gauges_are_summed_or_the_maximum_or_the_latest(workers: WorkerService) -> None:
     limit, left = b"x-ratelimit-limit-tokens-day", b"x-ratelimit-remaining-tokens-day"
     first = workers.worker(1, in_flight=5)
     first.refresh()
@@ -119,7 +117,7 @@ def test_gauges_add_up_or_are_the_worst_or_the_last(workers: WorkerService) -> N
     assert (build.value, set(build.labels)) == (1, {"version", "python", "backend"})
 
 
-def test_of_a_dead_worker_stays_what_it_counted(workers: WorkerService) -> None:
+def test_the_counters_of_a_dead_worker_stay(workers: WorkerService) -> None:
     left = b"x-ratelimit-remaining-tokens-day"
     first = workers.worker(1, in_flight=5)
     first.refresh()
@@ -143,7 +141,7 @@ def test_of_a_dead_worker_stays_what_it_counted(workers: WorkerService) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nothing")])
-def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
+def test_a_file_being_created_or_deleted_does_not_hide_others(
     workers: WorkerService, make: Callable[[Path], None]
 ) -> None:
     worker = workers.worker(1)
@@ -152,7 +150,7 @@ def test_a_file_that_is_being_made_or_taken_away_hides_no_other(
     assert value(worker, "requests_total", model="gpt-oss-120b") == 1
 
 
-def test_how_the_workers_are(workers: WorkerService) -> None:
+def test_workers_and_restarts_are_exported(workers: WorkerService) -> None:
     worker = workers.worker(1)
     workers.scoreboard.mark_up(1)
     for _ in range(3):

@@ -6,7 +6,7 @@ from ape_cerebras.telemetry.multiprocess import Scoreboard
 
 
 def scoreboard_of(*connections: int | None) -> Scoreboard:
-    """Of workers with so many connections; None is one that does not serve."""
+    """The scoreboard of workers with so many connections; None is a worker that does not serve."""
     scoreboard = Scoreboard(len(connections))
     for number, count in enumerate(connections, 1):
         if count is not None:
@@ -22,7 +22,7 @@ def test_a_new_scoreboard_is_empty() -> None:
     assert not scoreboard.must_end_now()
 
 
-def test_it_counts_workers_and_restarts() -> None:
+def test_workers_and_restarts_are_counted() -> None:
     scoreboard = scoreboard_of(0, None, 0)
     assert scoreboard.up == 2
     scoreboard.mark_down(1)
@@ -47,7 +47,7 @@ def test_it_counts_workers_and_restarts() -> None:
         ((5,), ()),
     ],
 )
-def test_which_workers_have_more_connections_than_another_that_serves(
+def test_a_worker_compares_its_connections_with_serving_workers_only(
     connections: tuple[int | None, ...], more: tuple[int, ...]
 ) -> None:
     scoreboard = scoreboard_of(*connections)
@@ -55,7 +55,7 @@ def test_which_workers_have_more_connections_than_another_that_serves(
     assert tuple(number for number in serving if scoreboard.has_more_connections(number)) == more
 
 
-def test_the_connections_of_a_dead_worker_count_for_nobody() -> None:
+def test_the_connections_of_a_dead_worker_are_forgotten() -> None:
     scoreboard = scoreboard_of(7, 3)
     scoreboard.mark_down(1)
     scoreboard.mark_up(1)

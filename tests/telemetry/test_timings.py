@@ -88,30 +88,30 @@ def test_the_times_of_a_plain_response() -> None:
     [
         {"time_info": None},
         {"time_info": TimeInfo(0.05, 0.06, None)},
-        {"time_info": TimeInfo(0.05, 0.06, 1.0)},  # longer than it took to come: not to be believed
+        {"time_info": TimeInfo(0.05, 0.06, 1.0)},  # longer than the whole exchange: not plausible
         {"last_body_at": None},
         {"sent_at": None},
         {"error": ClientGone()},
         {"error": Truncated()},
         {"stream_failed": True},  # converted to a stream that had no token
         {"usage": Usage(10, 0, 10, 0, 0)},  # there was no token
-        {"stream": True},  # a stream that brought none
+        {"stream": True},  # a stream without a token
     ],
 )
-def test_where_no_ttft_can_be_derived(fields: dict[str, Any]) -> None:
+def test_no_ttft_is_derived_without_its_inputs(fields: dict[str, Any]) -> None:
     timings = Timings.of(plain_exchange(**fields))
     assert timings.ttft_source is None
     for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
         assert getattr(timings, name) is None, name
 
 
-def test_the_earliest_ttft_that_can_be_derived() -> None:
+def test_a_derived_ttft_is_not_before_the_request_was_sent() -> None:
     timings = Timings.of(plain_exchange(sent_at=100.5, time_info=TimeInfo(None, None, 0.5)))
     assert timings.ttft_source == "derived"
     assert timings.upstream_ttft_seconds == 0.0
 
 
-def test_a_first_token_that_the_client_was_not_there_for_has_no_ttft() -> None:
+def test_a_first_token_after_the_disconnect_has_no_ttft() -> None:
     timings = Timings.of(
         stream_exchange(first_token_sent_at=None, first_output_sent_at=None, error=ClientGone())
     )
@@ -128,7 +128,7 @@ def test_a_ttft_is_derived_without_usage() -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
-def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange) -> None:
+def test_the_parts_of_ttft_add_up_exactly_in_decimal(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
     parts = (timings.upstream_ttft_seconds, timings.proxy_ttft_seconds)
     if timings.ttft_seconds is None:
@@ -141,7 +141,7 @@ def test_the_parts_of_ttft_add_up_in_the_text_of_the_numbers(exchange: Exchange)
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
-def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None:
+def test_all_parts_of_ttft_add_up_where_all_are_known(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
     making = (timings.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
     waits = (exchange.retry_seconds, *making)
@@ -156,7 +156,7 @@ def test_where_all_is_known_all_parts_of_ttft_add_up(exchange: Exchange) -> None
     ("request_timestamped", "response_timestamped", "source"),
     [
         (True, True, "kernel"),
-        (True, None, "kernel"),  # nothing was asked upstream
+        (True, None, "kernel"),  # no request was sent upstream
         (True, False, "read"),
         (False, True, "read"),
     ],
@@ -170,9 +170,7 @@ def test_the_source_of_timestamps(
 
 
 @pytest.mark.parametrize(("blocked", "backlogged"), [(0.0, True), (9.0, False), (9.0, True)])
-def test_generation_is_not_measured_where_a_client_made_upstream_wait(
-    blocked: float, backlogged: bool
-) -> None:
+def test_generation_is_not_measured_behind_a_slow_client(blocked: float, backlogged: bool) -> None:
     fields = {"client_blocked_seconds": blocked, "response_backlogged": backlogged}
     timings = Timings.of(stream_exchange(**fields))
     measured = (timings.generation_seconds, timings.tpot_seconds, timings.tokens_per_second)
@@ -180,7 +178,7 @@ def test_generation_is_not_measured_where_a_client_made_upstream_wait(
     assert timings.upstream_ttft_seconds == 0.199
 
 
-def test_the_grouping_of_tokens() -> None:
+def test_tokens_per_event_and_events_per_read() -> None:
     timings = Timings.of(stream_exchange())
     assert (timings.tokens_per_event, timings.events_per_read) == (1.25, 2.0)
     timings = Timings.of(chat_exchange())
@@ -189,7 +187,7 @@ def test_the_grouping_of_tokens() -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(ended_exchanges())
-def test_no_time_is_negative_and_none_is_finer_than_a_microsecond(exchange: Exchange) -> None:
+def test_times_are_never_negative_and_rounded_to_microseconds(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
     for name in DURATIONS:
         value = getattr(timings, name)
@@ -205,7 +203,7 @@ def test_no_time_is_negative_and_none_is_finer_than_a_microsecond(exchange: Exch
         (1, 100.6, None, 2.5),
         (2, 100.6, 0.4, 5.0),
         (3, 100.6, 0.2, 7.5),
-        (3, 100.2, None, None),  # all in one segment: how long each took nobody can tell
+        (3, 100.2, None, None),  # all in one segment: no time for each is known
         (801, 100.6, 0.0005, 2002.5),
     ],
 )
@@ -222,7 +220,7 @@ def test_no_rates_without_usage() -> None:
     assert (timings.tpot_seconds, timings.tokens_per_second) == (None, None)
 
 
-def test_time_to_the_first_output_is_measured_of_reasoning_only() -> None:
+def test_ttfo_is_measured_for_reasoning_only() -> None:
     assert Timings.of(stream_exchange(has_reasoning=False)).ttfo_seconds is None
     assert Timings.of(stream_exchange(first_output_sent_at=None)).ttfo_seconds is None
 
@@ -235,7 +233,7 @@ def test_time_to_the_first_output_is_measured_of_reasoning_only() -> None:
         (TimeInfo(0.05, None, 0.4), None),
         (TimeInfo(0.0, 0.0, None), 0.199),
         (TimeInfo(0.1, 0.099, None), 0.0),
-        (TimeInfo(0.1, 0.1, None), None),  # more than all of it
+        (TimeInfo(0.1, 0.1, None), None),  # more than the upstream TTFT
     ],
 )
 def test_network_time(time_info: TimeInfo | None, network: float | None) -> None:
@@ -251,7 +249,7 @@ def test_overhead(upstream: float, client: float, overhead: float) -> None:
     assert timings.overhead_seconds == overhead
 
 
-def test_a_request_that_never_was_complete() -> None:
+def test_an_incomplete_request_has_a_total_time_only() -> None:
     """Its time is counted from its first byte, and was spent waiting for the client."""
     timings = Timings.of(chat_exchange(received_at=None, error=Unauthorized()))
     assert timings.total_time_seconds == 2.5
@@ -273,7 +271,7 @@ def test_a_request_that_never_was_complete() -> None:
         (200, 200, False, ClientGone(), "client_disconnected", "client_disconnected"),
         (200, 200, False, ClientStalled(), "client_stalled", "client_stalled"),
         (500, None, False, InternalError(), "internal_error", "internal_error"),
-        # An SDK that reads an error event raises, and hangs up.
+        # An SDK that reads an error event raises, and disconnects.
         (200, 200, True, ClientGone(), "upstream_stream_error", "upstream_stream_error"),
         (200, 200, True, Truncated(), "upstream_stream_error", "upstream_stream_error"),
     ],
@@ -306,21 +304,21 @@ def test_outcomes(
         ({"route": "/health"}, None),
     ],
 )
-def test_where_usage_comes_from(fields: dict[str, Any], source: str | None) -> None:
+def test_the_source_of_usage(fields: dict[str, Any], source: str | None) -> None:
     assert Timings.of(chat_exchange(**fields)).usage_source == source
 
 
-def test_a_renamed_model() -> None:
+def test_an_aliased_model() -> None:
     assert chat_exchange().aliased_model is None
     assert chat_exchange(requested_model="llama").aliased_model == "llama"
 
 
-def test_a_request_before_there_is_one() -> None:
+def test_an_exchange_without_a_request_has_no_method() -> None:
     assert Exchange(started_at=0.0).method is None
     assert chat_exchange().method == "POST"
 
 
-def test_a_request_head() -> None:
+def test_path_and_headers_of_a_request() -> None:
     headers = ((b"x", b"1"), (b"y", b""), (b"x", b"2"))
     request = Request("GET", b"/health?a=/b?c", b"1.1", headers)
     assert request.path == b"/health"

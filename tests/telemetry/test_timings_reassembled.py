@@ -25,7 +25,7 @@ TIMES = {
 }
 
 
-def test_the_times_of_a_plain_response_that_came_as_a_stream() -> None:
+def test_the_times_of_a_reassembled_response() -> None:
     timings = Timings.of(assembled_exchange(upstream_wait_seconds=0.698))
     assert timings.ttft_source == "measured"
     assert {name: getattr(timings, name) for name in TIMES} == TIMES
@@ -41,7 +41,7 @@ def test_the_times_of_a_plain_response_that_came_as_a_stream() -> None:
         stream_exchange(first_token_sent_at=None),
     ],
 )
-def test_no_ttft_of_a_token_that_the_client_never_had(exchange: Exchange) -> None:
+def test_a_token_that_never_reached_the_client_has_no_ttft(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
     assert timings.ttft_source is None
     for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
@@ -57,5 +57,5 @@ def test_no_ttft_of_a_token_that_the_client_never_had(exchange: Exchange) -> Non
         assembled_exchange(stream_failed=True),
     ],
 )
-def test_no_time_to_the_first_output_where_there_was_none(exchange: Exchange) -> None:
+def test_no_ttfo_without_an_output_token(exchange: Exchange) -> None:
     assert Timings.of(exchange).ttfo_seconds is None

@@ -75,33 +75,33 @@ def test_a_valid_traceparent_is_continued(traceparent: bytes, flags: str) -> Non
         b"%s,%s" % (VALID, VALID),
     ],
 )
-def test_anything_else_starts_a_trace_of_its_own(traceparent: bytes | None) -> None:
+def test_an_invalid_traceparent_starts_a_new_trace(traceparent: bytes | None) -> None:
     context = trace_context(None, traceparent)
     trace_id, _, flags = parts(context.traceparent)
     assert context.trace_id == trace_id != TRACE.decode()
     assert flags == "00"
 
 
-def test_every_span_and_every_new_trace_is_another() -> None:
+def test_every_span_and_every_new_trace_has_a_new_id() -> None:
     spans = {parts(trace_context(None, VALID).traceparent)[1] for _ in range(100)}
     traces = {trace_context(None, None).trace_id for _ in range(100)}
     assert len(spans) == len(traces) == 100
 
 
-def test_x_trace_id_wins_for_us_and_traceparent_for_upstream() -> None:
+def test_x_trace_id_wins_in_the_logs_and_traceparent_upstream() -> None:
     context = trace_context(b"agent:7/call".replace(b"/", b"."), VALID)
     assert context.trace_id == "agent:7.call"
     assert parts(context.traceparent)[0] == TRACE.decode()
     assert parts(context.traceparent)[2] == "01"
 
 
-def test_an_x_trace_id_of_the_w3c_form_is_the_trace_upstream_too() -> None:
+def test_an_x_trace_id_in_w3c_form_is_sent_upstream_too() -> None:
     context = trace_context(TRACE, None)
     assert context.trace_id == parts(context.traceparent)[0] == TRACE.decode()
 
 
 @pytest.mark.parametrize("x_trace_id", [b"abc", TRACE.upper(), b"0" * 32, TRACE + b"0"])
-def test_an_x_trace_id_of_another_form_is_for_us_alone(x_trace_id: bytes) -> None:
+def test_an_x_trace_id_in_another_form_is_only_logged(x_trace_id: bytes) -> None:
     context = trace_context(x_trace_id, None)
     assert context.trace_id == x_trace_id.decode()
     assert parts(context.traceparent)[0] != x_trace_id.decode()
@@ -124,7 +124,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("text", UNSAFE)
-def test_what_is_not_safe_to_log_is_replaced(text: bytes) -> None:
+def test_an_unsafe_id_is_replaced(text: bytes) -> None:
     assert NEW_ID.fullmatch(request_id(text))
     assert NEW_ID.fullmatch(trace_context(text, None).trace_id)
     assert trace_context(text, VALID).trace_id == TRACE.decode()
@@ -136,13 +136,13 @@ def test_a_well_formed_id_is_kept(text: bytes) -> None:
     assert trace_context(text, None).trace_id == text.decode()
 
 
-def test_no_id_gives_a_new_one() -> None:
+def test_without_an_id_a_new_one_is_made() -> None:
     assert NEW_ID.fullmatch(request_id(None))
     assert request_id(None) != request_id(None)
 
 
 @given(st.binary(max_size=200) | st.none(), st.binary(max_size=100) | st.none())
-def test_whatever_comes_what_is_given_is_safe(one: bytes | None, other: bytes | None) -> None:
+def test_no_input_makes_an_unsafe_id(one: bytes | None, other: bytes | None) -> None:
     context = trace_context(one, other)
     parts(context.traceparent)
     assert re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", context.trace_id)
@@ -171,11 +171,11 @@ NOW = 1_795_397_371.25
         (None, None),
     ],
 )
-def test_how_late_a_request_began(header: bytes | None, lag: float | None) -> None:
+def test_the_intended_start_lag(header: bytes | None, lag: float | None) -> None:
     assert intended_start_lag(header, NOW) == lag
 
 
 @given(st.binary(max_size=30))
-def test_any_x_request_timestamp_is_a_lag_or_nothing(header: bytes) -> None:
+def test_any_intended_start_gives_a_lag_within_bounds_or_none(header: bytes) -> None:
     lag = intended_start_lag(header, NOW)
     assert lag is None or 0 <= lag <= 86_400
