@@ -37,7 +37,7 @@ def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
     trio.run(test, clock=MockClock(autojump_threshold=0))
 
 
-def test_without_a_limit_there_is_nothing_to_ask() -> None:
+def test_without_a_limit_admission_is_off() -> None:
     async def test() -> None:
         assert not admission().is_limited
         assert not admission(MAX_QUEUE_SECONDS="5").is_limited
@@ -48,7 +48,7 @@ def test_without_a_limit_there_is_nothing_to_ask() -> None:
 
 
 class Visits:
-    """Requests that come at given times and take so long; records when each was admitted."""
+    """Requests with an arrival time and a duration each; records when each was admitted."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -61,15 +61,17 @@ class Visits:
     def now(self) -> float:
         return anyio.current_time() - self.began_at
 
-    async def visit(self, name: str, comes: float, stays: float, leaves: float = 1e9) -> None:
-        """A name's first letter is the client's."""
-        await anyio.sleep(comes)
+    async def visit(
+        self, name: str, arrives: float, duration: float, cancelled: float = 1e9
+    ) -> None:
+        """The first letter of a request's name is its client."""
+        await anyio.sleep(arrives)
         self.exchanges[name] = exchange = chat_exchange(client=name[0])
-        with anyio.move_on_after(leaves - comes):
+        with anyio.move_on_after(cancelled - arrives):
             try:
                 async with self.admission.admitted(exchange):
                     self.admitted[name] = self.now
-                    await anyio.sleep(stays)
+                    await anyio.sleep(duration)
             except (NotAdmitted, RateLimited) as error:
                 self.refused[name] = self.now, type(error), dict(error.headers)
 
@@ -85,7 +87,7 @@ async def visits(
     return made
 
 
-def test_turns_come_when_slots_are_given_back() -> None:
+def test_waiting_requests_are_admitted_as_slots_become_free() -> None:
     async def test() -> None:
         limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
         made = await visits(
@@ -98,7 +100,7 @@ def test_turns_come_when_slots_are_given_back() -> None:
     on_mock_clock(test)
 
 
-def test_nobody_waits_for_longer_than_the_setting_says() -> None:
+def test_no_request_waits_longer_than_max_queue_seconds() -> None:
     async def test() -> None:
         limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="7")
         made = await visits(limited, ("a1", 0, 20), ("a2", 1, 1), ("b1", 15, 1))
@@ -110,7 +112,7 @@ def test_nobody_waits_for_longer_than_the_setting_says() -> None:
     on_mock_clock(test)
 
 
-def test_with_no_time_to_wait_nobody_waits_and_is_told_the_pace() -> None:
+def test_without_queue_time_a_refusal_carries_the_estimated_wait() -> None:
     async def test() -> None:
         limited = admission(MAX_CONCURRENT_REQUESTS="2")
         made = await visits(limited, ("a1", 0, 90), ("a2", 1, 90), ("b1", 2, 1), ("b2", 80, 1))
@@ -123,7 +125,7 @@ def test_with_no_time_to_wait_nobody_waits_and_is_told_the_pace() -> None:
     on_mock_clock(test)
 
 
-def test_past_the_lines_length_the_refusal_is_at_once() -> None:
+def test_a_full_queue_refuses_at_once() -> None:
     async def test() -> None:
         limited = admission(
             MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="2"
@@ -139,7 +141,7 @@ def test_past_the_lines_length_the_refusal_is_at_once() -> None:
     on_mock_clock(test)
 
 
-def test_who_leaves_while_it_waits_is_out_of_the_line_at_once() -> None:
+def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
     async def test() -> None:
         limited = admission(
             MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100", MAX_QUEUE_LENGTH="1"
@@ -151,7 +153,7 @@ def test_who_leaves_while_it_waits_is_out_of_the_line_at_once() -> None:
     on_mock_clock(test)
 
 
-def test_who_leaves_in_the_middle_gives_its_slot_back() -> None:
+def test_a_cancelled_exchange_frees_its_slot() -> None:
     async def test() -> None:
         limited = admission(MAX_CONCURRENT_REQUESTS="1", MAX_QUEUE_SECONDS="100")
         made = await visits(limited, ("a1", 0, 50, 4), ("b1", 1, 1), ("c1", 2, 1))
@@ -160,7 +162,7 @@ def test_who_leaves_in_the_middle_gives_its_slot_back() -> None:
     on_mock_clock(test)
 
 
-def test_requests_per_minute_in_all() -> None:
+def test_requests_per_minute_over_all_clients() -> None:
     async def test() -> None:
         limited = admission(RATE_LIMIT_PER_MINUTE="3")
         made = await visits(
@@ -184,7 +186,7 @@ def test_requests_per_minute_in_all() -> None:
 
 
 @pytest.mark.anyio
-async def test_slots_survive_any_leaving() -> None:
+async def test_no_cancellation_loses_a_slot() -> None:
     """Cancel many requests, each in another event-loop iteration; then all slots are free."""
     limited = admission(MAX_CONCURRENT_REQUESTS="3", MAX_QUEUE_SECONDS="10")
     most = inside = 0
@@ -203,8 +205,8 @@ async def test_slots_survive_any_leaving() -> None:
                 finally:
                     inside -= 1
 
-    async def cancel_after(turns: int, scope: anyio.CancelScope) -> None:
-        for _ in range(turns):
+    async def cancel_after(iterations: int, scope: anyio.CancelScope) -> None:
+        for _ in range(iterations):
             await anyio.lowlevel.checkpoint()
         scope.cancel()
 
@@ -262,7 +264,7 @@ def test_a_keys_own_concurrent_requests(tmp_path: Path) -> None:
     on_mock_clock(test)
 
 
-def test_a_key_without_limits_waits_for_nothing(tmp_path: Path) -> None:
+def test_a_key_without_limits_needs_no_admission(tmp_path: Path) -> None:
     async def test() -> None:
         assert not admission(**limited_keys(tmp_path)).is_limited
         assert admission(**limited_keys(tmp_path, models=["x"])).is_limited
@@ -270,7 +272,7 @@ def test_a_key_without_limits_waits_for_nothing(tmp_path: Path) -> None:
     on_mock_clock(test)
 
 
-def test_a_key_has_its_models_only(tmp_path: Path) -> None:
+def test_a_key_is_limited_to_its_models(tmp_path: Path) -> None:
     async def test() -> None:
         limited = admission(**limited_keys(tmp_path, models=["gpt-oss-120b"]))
         for model, client, refusal in (
@@ -298,7 +300,7 @@ async def spends(limited: Admission, dollars: str | None, client: str = "a") -> 
 
 
 @pytest.mark.anyio
-async def test_a_budget_holds_until_midnight_whatever_is_done_to_the_clock(tmp_path: Path) -> None:
+async def test_a_budget_holds_until_midnight_also_when_the_clock_is_set(tmp_path: Path) -> None:
     limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
     WALL.now = 20_000 * DAY + 100
     for dollars in ("0.1", "0.1", None, "0.0999999"):
@@ -331,7 +333,7 @@ async def test_a_budget_holds_until_midnight_whatever_is_done_to_the_clock(tmp_p
 
 
 @pytest.mark.anyio
-async def test_what_ends_badly_has_cost_what_it_has_cost(tmp_path: Path) -> None:
+async def test_a_cancelled_exchange_is_charged_its_cost(tmp_path: Path) -> None:
     limited = admission(**limited_keys(tmp_path, usd_per_day=0.3))
     exchange = chat_exchange(client="a")
     with anyio.CancelScope() as scope:

@@ -26,7 +26,7 @@ def refused(*values: bytes) -> bool:
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 4))
-def test_the_scheme_is_taken_in_any_case(upper: list[bool], spaces: int) -> None:
+def test_the_scheme_is_case_insensitive(upper: list[bool], spaces: int) -> None:
     scheme = "".join(c.upper() if up else c for c, up in zip("bearer", upper, strict=True))
     value = scheme + " " * spaces + "second-key"
     assert check_key(with_authorization(value.encode()), KEYS) == "agent"
@@ -61,16 +61,16 @@ def test_each_key_has_its_name(key: bytes, name: str | None) -> None:
         b"Bearer " + b"x" * 10_000,
     ],
 )
-def test_what_is_no_key(value: bytes) -> None:
+def test_a_malformed_or_unknown_key_is_refused(value: bytes) -> None:
     assert refused(value)
 
 
-def test_no_header_is_no_key() -> None:
+def test_a_missing_header_is_refused() -> None:
     assert refused()
 
 
 @pytest.mark.parametrize("value", [b"", b"Basic x", b"Bearer x", b"Bearer \xff"])
-def test_however_a_key_is_wrong_the_response_is_the_same(value: bytes) -> None:
+def test_every_wrong_key_gets_the_same_response(value: bytes) -> None:
     with pytest.raises(Unauthorized) as refusal:
         check_key(with_authorization(value), KEYS)
     assert not vars(refusal.value)
@@ -83,11 +83,11 @@ def test_of_two_headers_the_last_one_counts() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_nothing_but_a_key_is_let_in(token: bytes) -> None:
+def test_only_known_keys_are_accepted(token: bytes) -> None:
     known = {b"first-key", b"second-key", b"third-key"}
     assert refused(b"Bearer " + token) is (token.strip() not in known)
 
 
 @given(st.binary(max_size=40))
-def test_where_no_key_is_needed_none_is_read(value: bytes) -> None:
+def test_without_configured_keys_none_is_checked(value: bytes) -> None:
     assert check_key(with_authorization(value), ()) is None

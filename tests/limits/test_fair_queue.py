@@ -31,7 +31,7 @@ def stages(*tickets: Ticket) -> list[Stage]:
     return [ticket.stage for ticket in tickets]
 
 
-def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
+def test_a_request_takes_a_free_slot_or_waits() -> None:
     queue = FairQueue(2, 10)
     first, second, third = (queue.join("alice", 0.0) for _ in range(3))
     assert stages(first, second, third) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
@@ -41,7 +41,7 @@ def test_who_finds_a_slot_has_it_and_who_does_not_waits() -> None:
     assert (queue.in_use, queue.waiting) == (2, 0)
 
 
-def test_a_slot_is_given_back_once() -> None:
+def test_leaving_twice_frees_one_slot() -> None:
     queue = FairQueue(1, 10)
     ticket = queue.join("alice", 0.0)
     for _ in range(3):
@@ -50,7 +50,7 @@ def test_a_slot_is_given_back_once() -> None:
     assert stages(queue.join("alice", 0.0), queue.join("alice", 0.0))[1] is Stage.WAITING
 
 
-def test_names_take_turns_however_many_requests_one_of_them_has() -> None:
+def test_clients_alternate_however_many_requests_one_has() -> None:
     queue = FairQueue(1, 100)
     holder = queue.join("alice", 0.0)
     waiting = [queue.join(name, 0.0) for name in ("alice",) * 5 + ("bob",) * 2 + ("carol",)]
@@ -63,7 +63,7 @@ def test_names_take_turns_however_many_requests_one_of_them_has() -> None:
     assert order == ["alice", "bob", "carol", "alice", "bob", "alice", "alice", "alice"]
 
 
-def test_who_leaves_the_line_is_passed_over() -> None:
+def test_a_ticket_that_left_the_queue_is_skipped() -> None:
     queue = FairQueue(1, 10)
     holder, first, second = (queue.join("alice", 0.0) for _ in range(3))
     queue.leave(first, 0.0)
@@ -72,7 +72,7 @@ def test_who_leaves_the_line_is_passed_over() -> None:
     assert stages(first, second) == [Stage.LEFT, Stage.ADMITTED]
 
 
-def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None:
+def test_a_client_at_its_own_limit_holds_up_no_other() -> None:
     queue = FairQueue(3, 10)
     carols = [queue.join("carol", 0.0, max_slots=1) for _ in range(3)]
     bobs = [queue.join("bob", 0.0) for _ in range(3)]
@@ -84,7 +84,7 @@ def test_a_name_has_no_more_than_its_own_limit_and_nobody_waits_for_it() -> None
     assert stages(*carols[1:]) == [Stage.ADMITTED, Stage.WAITING]
 
 
-def test_a_names_own_limit_can_change_while_some_wait() -> None:
+def test_a_clients_own_limit_can_change_while_requests_wait() -> None:
     queue = FairQueue(float("inf"), 10)
     first, second, third = (queue.join("carol", 0.0, max_slots=1) for _ in range(3))
     fourth = queue.join("carol", 0.0, max_slots=3)
@@ -95,7 +95,7 @@ def test_a_names_own_limit_can_change_while_some_wait() -> None:
     assert stages(third, fourth, lowered) == [Stage.ADMITTED, Stage.WAITING, Stage.WAITING]
 
 
-def test_the_pace_of_a_name_with_its_own_limit_is_its_own() -> None:
+def test_a_client_with_its_own_limit_has_its_own_estimate() -> None:
     queue = FairQueue(10, 10)
     tickets = [queue.join("carol", 0.0, max_slots=1) for _ in range(3)]
     queue.leave(tickets[0], 4.0)
@@ -103,7 +103,7 @@ def test_the_pace_of_a_name_with_its_own_limit_is_its_own() -> None:
     assert queue.estimated_wait("bob", 4.0) == 0.0
 
 
-def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
+def test_a_full_queue_refuses_the_newest_of_the_longest_share() -> None:
     queue = FairQueue(1, 3)
     queue.join("alice", 0.0)
     woken: list[Ticket] = []
@@ -119,13 +119,13 @@ def test_past_the_lines_length_the_youngest_of_the_longest_line_goes() -> None:
     assert queue.waiting == 3
 
 
-def test_where_nobody_may_wait_nobody_does() -> None:
+def test_a_queue_of_length_0_refuses_at_once() -> None:
     queue = FairQueue(1, 0)
     assert stages(queue.join("a", 0.0), queue.join("b", 0.0)) == [Stage.ADMITTED, Stage.REFUSED]
     assert queue.waiting == 0
 
 
-def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
+def test_the_estimate_counts_only_time_with_all_slots_in_use() -> None:
     queue = FairQueue(1, 10)
     assert queue.estimated_wait("alice", 0.0) == 0.0
     tickets = [queue.join("alice", 100.0) for _ in range(5)]
@@ -135,15 +135,15 @@ def test_the_pace_is_that_of_the_time_in_which_all_slots_are_in_use() -> None:
     assert queue.estimated_wait("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
     queue.leave(tickets[1], 106.0)
     assert queue.estimated_wait("alice", 106.0) == 9.0
-    assert queue.estimated_wait("alice", 108.0) == 12.0  # a slot is late: the pace gets slower
+    assert queue.estimated_wait("alice", 108.0) == 12.0  # a slot is late: the estimate grows
     for ticket in tickets[2:]:
         queue.leave(ticket, 110.0)
     assert queue.estimated_wait("alice", 1000.0) == 0.0
     queue.join("alice", 2000.0)
-    assert queue.estimated_wait("alice", 2003.0) == 3.0  # what was before the pause does not count
+    assert queue.estimated_wait("alice", 2003.0) == 3.0  # the time before the pause does not count
 
 
-def test_the_pace_is_that_of_the_last_slots() -> None:
+def test_the_estimate_follows_the_latest_slots() -> None:
     queue = FairQueue(1, 1000)
     tickets = [queue.join("alice", 0.0) for _ in range(200)]
     for number, ticket in enumerate(tickets[:150]):
@@ -151,14 +151,14 @@ def test_the_pace_is_that_of_the_last_slots() -> None:
     assert queue.estimated_wait("alice", 1040.0) == pytest.approx(queue.waiting + 1, rel=0.01)
 
 
-class Comings(RuleBasedStateMachine):
+class QueueMachine(RuleBasedStateMachine):
     """Random joins and leaves, beside a model that keeps whole lists. There are three slots, at
     most four tickets wait, and one name has its own limit."""
 
     def __init__(self) -> None:
         super().__init__()
         self.queue = FairQueue(3, 4)
-        self.lines: dict[str | None, list[Ticket]] = defaultdict(list)
+        self.queued: dict[str | None, list[Ticket]] = defaultdict(list)
         self.rotation: list[str | None] = []
         self.held: list[Ticket] = []
         self.woken: list[Ticket] = []
@@ -172,29 +172,29 @@ class Comings(RuleBasedStateMachine):
     def admit(self) -> None:
         while len(self.held) < 3 and (free := list(filter(self.may_have_one, self.rotation))):
             self.rotation.remove(free[0])
-            self.held.append(self.lines[free[0]].pop(0))
-            if self.lines[free[0]]:
+            self.held.append(self.queued[free[0]].pop(0))
+            if self.queued[free[0]]:
                 self.rotation.append(free[0])
 
     @rule(name=st.sampled_from(NAMES))
     def join(self, name: str | None) -> None:
         ticket = self.queue.join(name, 0.0, self.most_of(name))
         ticket.decided = Wake(ticket, self.woken)
-        self.lines[name].append(ticket)
+        self.queued[name].append(ticket)
         if name not in self.rotation:
             self.rotation.append(name)
         self.admit()
-        if sum(map(len, self.lines.values())) > 4:
-            longest = max(len(line) for line in self.lines.values())
-            own = len(self.lines[name]) == longest
+        if sum(map(len, self.queued.values())) > 4:
+            longest = max(len(tickets) for tickets in self.queued.values())
+            own = len(self.queued[name]) == longest
             victims = (
                 [ticket]
                 if own
-                else [line[-1] for line in self.lines.values() if len(line) == longest]
+                else [tickets[-1] for tickets in self.queued.values() if len(tickets) == longest]
             )
             [refused] = [each for each in victims if each.stage is Stage.REFUSED]
-            self.lines[refused.name].remove(refused)
-            if not self.lines[refused.name]:
+            self.queued[refused.name].remove(refused)
+            if not self.queued[refused.name]:
                 self.rotation.remove(refused.name)
 
     @precondition(lambda self: self.held)
@@ -208,16 +208,16 @@ class Comings(RuleBasedStateMachine):
     @precondition(lambda self: self.rotation)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
-        waiting = [ticket for line in self.lines.values() for ticket in line]
+        waiting = [ticket for tickets in self.queued.values() for ticket in tickets]
         ticket = data.draw(st.sampled_from(waiting))
-        self.lines[ticket.name].remove(ticket)
-        if not self.lines[ticket.name]:
+        self.queued[ticket.name].remove(ticket)
+        if not self.queued[ticket.name]:
             self.rotation.remove(ticket.name)
         self.queue.leave(ticket, 0.0)
 
     @invariant()
     def all_are_where_they_should_be(self) -> None:
-        waiting = [ticket for line in self.lines.values() for ticket in line]
+        waiting = [ticket for tickets in self.queued.values() for ticket in tickets]
         assert self.queue.in_use == len(self.held) <= 3
         assert self.queue.waiting == len(waiting) <= 4
         assert len(self.held) == 3 or not any(map(self.may_have_one, self.rotation))
@@ -227,12 +227,12 @@ class Comings(RuleBasedStateMachine):
         assert not Counter(self.woken) - Counter(set(self.woken))  # nobody is woken twice
 
 
-TestComings = Comings.TestCase
+TestQueueMachine = QueueMachine.TestCase
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(NAMES), max_size=60), st.integers(1, 5))
-def test_while_several_names_wait_none_is_served_twice_before_another_once(
+def test_no_client_is_served_twice_before_another_waiting_one(
     names: list[str | None], slots: int
 ) -> None:
     queue = FairQueue(slots, 100)

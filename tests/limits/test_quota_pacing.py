@@ -36,7 +36,7 @@ class Fleet:
 
     account: Account
     admission: Admission
-    stays: float = 1.0
+    duration: float = 1.0
     began_at: float = field(default_factory=anyio.current_time)
     sent_at: dict[str, float] = field(default_factory=dict)
     rejected: list[str] = field(default_factory=list)
@@ -46,15 +46,20 @@ class Fleet:
     def now(self) -> float:
         return round(anyio.current_time() - self.began_at, 3)
 
-    async def ask(
-        self, name: str, comes: float = 0.0, limit: int = 900, used: int = 100, leaves: float = 1e9
+    async def request(
+        self,
+        name: str,
+        arrives: float = 0.0,
+        limit: int = 900,
+        used: int = 100,
+        cancelled: float = 1e9,
     ) -> None:
-        """A name's first letter is the client's."""
-        await anyio.sleep(comes)
+        """The first letter of a request's name is its client."""
+        await anyio.sleep(arrives)
         exchange = chat_exchange(
             client=name[0], reserved_tokens=100 + limit, upstream_status=None, sent_at=None
         )
-        with anyio.move_on_after(leaves - comes):
+        with anyio.move_on_after(cancelled - arrives):
             try:
                 async with self.admission.admitted(exchange):
                     self.sent_at[name] = self.now
@@ -80,81 +85,81 @@ class Fleet:
         await anyio.sleep(0.05)
         await self.admission.update_quota(exchange)
         if exchange.upstream_status == 200:
-            await anyio.sleep(self.stays)
+            await anyio.sleep(self.duration)
             exchange.usage = Usage(100, used, 100 + used, 0, 0)
             self.account.release(reserved, 100 + used, anyio.current_time())
 
 
-def fleet(stays: float = 1.0, pacing: str = "on", **limits: int | str) -> Fleet:
+def fleet(duration: float = 1.0, pacing: str = "on", **limits: int | str) -> Fleet:
     settings = {"QUOTA_PACING": pacing, "MAX_QUEUE_SECONDS": "600"}
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
     account = Account(AccountLimits(**limits))  # type: ignore[arg-type]
-    return Fleet(account, Admission(config, ApiKeys(config)), stays)
+    return Fleet(account, Admission(config, ApiKeys(config)), duration)
 
 
-def test_nothing_is_overrun_and_nobody_held_back_for_longer_than_it_takes() -> None:
+def test_no_quota_is_exceeded_and_no_wait_is_too_long() -> None:
     """60 requests that reserve and use 1,000 tokens each, with a quota of 30,000 a minute."""
 
     async def test() -> None:
         made = fleet(tokens_per_minute=30_000)
         async with anyio.create_task_group() as tasks:
             for number in range(60):
-                tasks.start_soon(made.ask, f"a{number}", 0.0, 900, 900)
+                tasks.start_soon(made.request, f"a{number}", 0.0, 900, 900)
         assert made.rejected == []
         assert len(made.sent_at) == 60
         times = sorted(made.sent_at.values())
-        assert times[1] == 0.1  # the first goes alone, to find out
+        assert times[1] == 0.1  # the first goes alone, to learn the quota
         assert times[29] == 0.1
-        # From then on one fits every two seconds: as soon as the account has refilled, and no later
-        # than the response takes to arrive.
+        # Then one request fits every two seconds: as soon as the account has refilled, plus the
+        # time that a response takes to arrive.
         for number, at in enumerate(times[30:], 1):
             assert 2 * number <= at + 0.05 <= 2 * number + 0.2
 
     on_mock_clock(test)
 
 
-def test_without_it_the_same_fleet_is_rejected() -> None:
+def test_without_pacing_the_same_fleet_is_rejected() -> None:
     async def test() -> None:
         made = fleet(pacing="off", tokens_per_minute=30_000)
         async with anyio.create_task_group() as tasks:
             for number in range(60):
-                tasks.start_soon(made.ask, f"a{number}", 0.0, 900, 900)
+                tasks.start_soon(made.request, f"a{number}", 0.0, 900, 900)
         assert len(made.rejected) == 30
 
     on_mock_clock(test)
 
 
-def test_what_was_reserved_and_not_used_is_there_for_the_next() -> None:
+def test_over_reserved_tokens_are_available_to_the_next_request() -> None:
     async def test() -> None:
         made = fleet(tokens_per_minute=10_000)
         async with anyio.create_task_group() as tasks:
             for number in range(30):
-                tasks.start_soon(made.ask, f"a{number}", 0.0, 900, 100)
+                tasks.start_soon(made.request, f"a{number}", 0.0, 900, 100)
         assert made.rejected == []
         assert max(made.sent_at.values()) < 10  # 30,000 reserved, 6,000 used
 
     on_mock_clock(test)
 
 
-def test_where_nothing_is_given_back_the_responses_show_it() -> None:
+def test_an_account_without_refunds_is_recognised_by_its_responses() -> None:
     """A wrong refund costs one rejection a minute at most."""
 
     async def test() -> None:
         made = fleet(tokens_per_minute=10_000, reservations="kept")
         for number in range(60):
-            await made.ask(f"a{number}", 0.0, 900, 100)
+            await made.request(f"a{number}", 0.0, 900, 100)
         assert 0 < len(made.rejected) <= made.now / 60 + 1
         assert made.now >= 0.9 * 60 * (60 - len(made.rejected) - 10) / 10
 
     on_mock_clock(test)
 
 
-def test_requests_are_paced_too() -> None:
+def test_requests_per_minute_are_paced_too() -> None:
     async def test() -> None:
-        made = fleet(stays=0.0, requests_per_minute=6)
+        made = fleet(duration=0.0, requests_per_minute=6)
         async with anyio.create_task_group() as tasks:
             for number in range(9):
-                tasks.start_soon(made.ask, f"a{number}")
+                tasks.start_soon(made.request, f"a{number}")
         times = sorted(made.sent_at.values())
         assert made.rejected == []
         assert times[5] == 0.1
@@ -163,15 +168,15 @@ def test_requests_are_paced_too() -> None:
     on_mock_clock(test)
 
 
-def test_names_take_turns_and_a_large_one_is_not_overtaken_for_ever() -> None:
+def test_clients_alternate_and_a_large_request_is_not_starved() -> None:
     async def test() -> None:
         made = fleet(tokens_per_minute=6_000)
         async with anyio.create_task_group() as tasks:
             for number in range(6):
-                tasks.start_soon(made.ask, f"a{number}", 0.1 + number / 100, 900, 900)
+                tasks.start_soon(made.request, f"a{number}", 0.1 + number / 100, 900, 900)
             for number in range(6, 12):
-                tasks.start_soon(made.ask, f"a{number}", 1 + number / 100, 400, 400)
-            tasks.start_soon(made.ask, "b1", 2.0, 2900, 2900)
+                tasks.start_soon(made.request, f"a{number}", 1 + number / 100, 400, 400)
+            tasks.start_soon(made.request, "b1", 2.0, 2900, 2900)
         order = sorted(made.sent_at, key=made.sent_at.__getitem__)
         assert order[:9] == ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "b1"]
         assert order[9:] == ["a8", "a9", "a10", "a11"]
@@ -180,13 +185,13 @@ def test_names_take_turns_and_a_large_one_is_not_overtaken_for_ever() -> None:
     on_mock_clock(test)
 
 
-def test_who_leaves_while_held_back_takes_nothing_along() -> None:
+def test_a_cancelled_request_reserves_nothing() -> None:
     async def test() -> None:
         made = fleet(tokens_per_minute=1_000)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made.ask, "a1", 0.0, 900, 900)
-            tasks.start_soon(made.ask, "a2", 1.0, 900, 900, 5.0)
-            tasks.start_soon(made.ask, "b1", 2.0, 900, 900)
+            tasks.start_soon(made.request, "a1", 0.0, 900, 900)
+            tasks.start_soon(made.request, "a2", 1.0, 900, 900, 5.0)
+            tasks.start_soon(made.request, "b1", 2.0, 900, 900)
         assert made.sent_at.keys() == {"a1", "b1"}
         assert 60 <= made.sent_at["b1"] + 0.1 <= 60.3
         assert made.admission.waiting == 0
@@ -194,40 +199,40 @@ def test_who_leaves_while_held_back_takes_nothing_along() -> None:
     on_mock_clock(test)
 
 
-def test_what_never_went_up_is_given_back() -> None:
+def test_a_request_never_sent_upstream_is_refunded() -> None:
     async def test() -> None:
         made = fleet(tokens_per_minute=2_000)
-        await made.ask("a0", limit=900, used=900)
+        await made.request("a0", limit=900, used=900)
         await anyio.sleep(60)
         for _ in range(5):
             exchange = chat_exchange(reserved_tokens=1_000, sent_at=None, upstream_status=None)
             async with made.admission.admitted(exchange):
                 pass
         made.began_at = anyio.current_time()
-        await made.ask("a1", limit=900, used=900)
+        await made.request("a1", limit=900, used=900)
         assert made.sent_at["a1"] == 0.0
 
     on_mock_clock(test)
 
 
-def test_who_waits_too_long_is_told_when_to_come_again() -> None:
+def test_a_request_that_waited_too_long_gets_a_retry_after() -> None:
     async def test() -> None:
         config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "QUOTA_PACING": "on"})
         account = Account(AccountLimits(tokens_per_minute=1_000, tokens_per_hour=1_000))
         made = Fleet(account, Admission(config, ApiKeys(config)))
         async with anyio.create_task_group() as tasks:
             for number in range(3):
-                tasks.start_soon(made.ask, f"a{number}", float(number), 900, 900)
+                tasks.start_soon(made.request, f"a{number}", float(number), 900, 900)
         assert made.sent_at == {"a0": 0.0}
         assert made.given_up == {"a1": b"60", "a2": b"60"}
-        assert made.now == 62  # 60 seconds after it came, where nothing else is set
+        assert made.now == 62  # 60 seconds after it arrived, the default
 
     on_mock_clock(test)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("pacing", ["on", "off"])
-async def test_against_the_simulated_api(pacing: str) -> None:
+async def test_pacing_prevents_rejections_by_the_simulator(pacing: str) -> None:
     simulation = Simulation()
     simulator = Simulator(simulation, limits=AccountLimits(tokens_per_minute=3_000))
     body = b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"hi"}],"max_tokens":500}'
@@ -237,22 +242,22 @@ async def test_against_the_simulated_api(pacing: str) -> None:
         async with running_proxy(port, **settings) as it:
             statuses: list[int] = []
 
-            async def ask() -> None:
+            async def request() -> None:
                 client = await it.client()
                 statuses.append((await client.request(chat(body))).status)
 
             async with anyio.create_task_group() as agents:
                 for _ in range(12):
-                    agents.start_soon(ask)
+                    agents.start_soon(request)
             assert (429 in statuses) == (pacing == "off")
             assert await it.metric("cerebras_proxy_reserved_tokens_total") > 0
         tasks.cancel_scope.cancel()
 
 
-def test_each_model_has_its_own_quota_and_names_that_clients_invent_fill_nothing() -> None:
+def test_each_model_has_its_own_quota_and_unknown_names_are_bounded() -> None:
     async def test() -> None:
         made = fleet(tokens_per_minute=1_000)
-        await made.ask("a0", limit=900, used=900)
+        await made.request("a0", limit=900, used=900)
         for number in range(300):
             exchange = chat_exchange(
                 model=f"invented-{number}",

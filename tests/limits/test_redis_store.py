@@ -43,7 +43,7 @@ def emptied(server: RedisServer) -> Iterator[Redis]:
 
 
 class Store:
-    """A shared store, its clock, and whether it responded, as it was logged."""
+    """A shared store with its clock, and each logged change: whether Redis responds."""
 
     def __init__(self, url: str, timeout: float = 5.0, *, closed: bool = True) -> None:
         self.logged: list[bool] = []
@@ -69,7 +69,7 @@ async def store(url: str, timeout: float = 5.0, *, closed: bool = True) -> Async
         made.limits.close()
 
 
-async def test_all_stores_have_one_bucket(server: RedisServer, emptied: Redis) -> None:
+async def test_all_stores_share_one_bucket(server: RedisServer, emptied: Redis) -> None:
     async with store(server.url) as one, store(server.url) as other:
         for number in range(6):
             each = (one, other)[number % 2]
@@ -98,7 +98,7 @@ async def test_of_several_charges_all_are_taken_or_none(
         assert await limits.charge([Charge(TOKENS, 300)], 0.0) == NOTHING
 
 
-async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
+async def test_unused_tokens_are_refunded_and_excess_is_owed(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -114,9 +114,7 @@ async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed(
         assert (await limits.charge([Charge(TOKENS, 100)], 0.0)).lacking is TOKENS
 
 
-async def test_it_decides_as_one_process_by_itself_does(
-    server: RedisServer, emptied: Redis
-) -> None:
+async def test_decisions_equal_those_of_a_local_store(server: RedisServer, emptied: Redis) -> None:
     dice, local = random.Random(7), LimitStore()
     async with store(server.url) as made:
         for _ in range(300):
@@ -134,7 +132,9 @@ async def test_it_decides_as_one_process_by_itself_does(
             assert shared.left == pytest.approx(own.left, abs=1)
 
 
-async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, emptied: Redis) -> None:
+async def test_concurrent_charges_never_exceed_the_bucket(
+    server: RedisServer, emptied: Redis
+) -> None:
     decisions: list[Decision] = []
     bucket = TokenBucket("requests", 100, DAY)
 
@@ -152,7 +152,7 @@ async def test_at_once_no_more_is_taken_than_there_is(server: RedisServer, empti
     assert len(decisions) == 200
 
 
-async def test_what_is_kept_is_a_moment_under_a_name_until_then(
+async def test_a_bucket_is_one_key_that_expires_when_full(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -165,9 +165,7 @@ async def test_what_is_kept_is_a_moment_under_a_name_until_then(
         assert emptied.keys() == []
 
 
-async def test_what_is_spent_on_a_day_is_added_up_exactly(
-    server: RedisServer, emptied: Redis
-) -> None:
+async def test_dollars_of_a_day_are_added_up_exactly(server: RedisServer, emptied: Redis) -> None:
     cent = Decimal("0.010000000001")
     async with store(server.url) as one, store(server.url) as other:
         assert await one.limits.dollars_spent("anna", 7) == 0
@@ -188,7 +186,7 @@ async def test_what_is_spent_on_a_day_is_added_up_exactly(
     assert DAY < int(emptied.ttl("{ape-cerebras}:spent:anna:7")) <= 8 * DAY
 
 
-async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Path) -> None:
+async def test_dollars_are_counted_locally_during_an_outage(tmp_path: Path) -> None:
     dollar = Decimal(1)
     with redis_server(tmp_path) as server:
         async with store(server.url, closed=False) as made, store(server.url) as closed:
@@ -209,7 +207,7 @@ async def test_what_is_spent_is_counted_elsewhere_while_it_is_gone(tmp_path: Pat
             )
 
 
-async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, emptied: Redis) -> None:
+async def test_a_clock_set_back_does_not_lock_a_bucket(server: RedisServer, emptied: Redis) -> None:
     key = "{ape-cerebras}:requests"
     async with store(server.url) as made:
         await made.limits.charge([Charge(REQUESTS, 4)], 0.0)
@@ -221,9 +219,7 @@ async def test_a_clock_that_is_set_back_closes_nothing(server: RedisServer, empt
     assert lacking.wait == pytest.approx(DAY / 6, abs=SLACK)
 
 
-async def test_scripts_that_were_flushed_are_loaded_again(
-    server: RedisServer, emptied: Redis
-) -> None:
+async def test_flushed_scripts_are_loaded_again(server: RedisServer, emptied: Redis) -> None:
     async with store(server.url) as made:
         assert await made.limits.charge([Charge(REQUESTS, 6)], 0.0) == NOTHING
         emptied.script_flush()
@@ -234,13 +230,13 @@ async def test_scripts_that_were_flushed_are_loaded_again(
 # While Redis does not respond
 
 
-async def test_while_it_is_gone_the_fallback_decides(tmp_path: Path) -> None:
+async def test_during_an_outage_the_fallback_decides(tmp_path: Path) -> None:
     one, three = [Charge(REQUESTS, 1)], [Charge(REQUESTS, 3)]
     with redis_server(tmp_path) as server:
         async with store(server.url, closed=False) as made:
             assert await made.charge([Charge(REQUESTS, 5)], 0.0) == NOTHING
             server.kill()
-            # The fallback knows what was left.
+            # The fallback knows the remaining tokens.
             assert (await made.charge(three, 10.0)).left == pytest.approx(1, abs=0.01)
             await made.limits.adjust([Charge(REQUESTS, -2)], 10.5)
             assert await made.charge(three, 12.0) == NOTHING
@@ -251,7 +247,7 @@ async def test_while_it_is_gone_the_fallback_decides(tmp_path: Path) -> None:
         assert made.logged == [False, True]
 
 
-async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
+async def test_during_an_outage_a_closed_store_admits_nothing(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         async with store(server.url) as made:
             server.kill()
@@ -263,10 +259,10 @@ async def test_nothing_passes_where_that_was_chosen(tmp_path: Path) -> None:
         assert made.logged == [False]
 
 
-async def test_one_that_never_responds_is_waited_for_once_a_second() -> None:
+async def test_an_unresponsive_server_is_tried_once_a_second() -> None:
     connections = 0
 
-    async def say_nothing(stream: SocketStream) -> None:
+    async def never_respond(stream: SocketStream) -> None:
         nonlocal connections
         connections += 1
         with closing(stream), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
@@ -274,7 +270,7 @@ async def test_one_that_never_responds_is_waited_for_once_a_second() -> None:
                 await stream.receive()
 
     async with anyio.create_task_group() as tasks:
-        port = await tasks.start(serve_each, say_nothing)
+        port = await tasks.start(serve_each, never_respond)
         async with store(f"redis://127.0.0.1:{port}", 0.05, closed=False) as made:
             for _ in range(20):
                 await made.charge([Charge(REQUESTS, 1)], 7.0)
@@ -287,7 +283,7 @@ async def test_one_that_never_responds_is_waited_for_once_a_second() -> None:
     assert made.logged == [False]
 
 
-async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
+async def test_adjustments_are_made_despite_cancellation(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -300,13 +296,11 @@ async def test_what_ends_by_being_cancelled_is_settled_all_the_same(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
-            pytest.fail("who has left is not connections for")
+            pytest.fail("a cancelled request waits for nothing")
     assert made.logged == []
 
 
-async def test_what_makes_no_sense_to_it_is_no_response(
-    server: RedisServer, emptied: Redis
-) -> None:
+async def test_an_error_of_redis_counts_as_an_outage(server: RedisServer, emptied: Redis) -> None:
     emptied.lpush("{ape-cerebras}:requests", "nonsense")
     async with store(server.url, closed=False) as made:
         assert await made.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING

@@ -13,7 +13,7 @@ TOKENS = TokenBucket("tokens", 30_000, 60.0)
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_full_bucket_can_be_spent_at_once_and_refills_all_the_time() -> None:
+async def test_a_full_bucket_allows_a_burst_and_refills_continuously() -> None:
     limits = LimitStore()
     one = [Charge(MINUTE, 1)]
     for _ in range(6):
@@ -41,7 +41,7 @@ async def test_of_several_charges_all_are_taken_or_none() -> None:
     assert (await limits.charge(both, 15.0)).wait == pytest.approx(5.0)
 
 
-async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed() -> None:
+async def test_unused_tokens_are_refunded_and_excess_is_owed() -> None:
     limits = LimitStore()
     await limits.charge([Charge(TOKENS, 30_000)], 0.0)
     await limits.adjust([Charge(TOKENS, -29_000)], 0.0)
@@ -50,7 +50,7 @@ async def test_what_was_not_used_is_given_back_and_what_was_beyond_is_owed() -> 
     assert (await limits.charge([Charge(TOKENS, 1_000)], 0.0)).wait == pytest.approx(4.0)
 
 
-async def test_giving_back_never_makes_more_than_a_full_bucket() -> None:
+async def test_a_refund_never_exceeds_the_capacity() -> None:
     limits = LimitStore()
     await limits.charge([Charge(TOKENS, 30_000)], 0.0)
     await limits.adjust([Charge(TOKENS, -30_000)], 50.0)
@@ -58,7 +58,7 @@ async def test_giving_back_never_makes_more_than_a_full_bucket() -> None:
     assert (await limits.charge([Charge(TOKENS, 15_000)], 50.0)).wait == pytest.approx(30.0)
 
 
-async def test_more_than_a_bucket_holds_waits_until_it_is_full_and_is_owed() -> None:
+async def test_a_charge_above_capacity_waits_for_a_full_bucket_and_owes_the_rest() -> None:
     limits = LimitStore()
     huge = [Charge(TOKENS, 60_000)]
     await limits.charge([Charge(TOKENS, 15_000)], 0.0)
@@ -67,7 +67,7 @@ async def test_more_than_a_bucket_holds_waits_until_it_is_full_and_is_owed() -> 
     assert (await limits.charge([Charge(TOKENS, 1)], 30.0)).wait == pytest.approx(60.0, abs=0.01)
 
 
-def test_a_decision_needs_nothing_but_values() -> None:
+def test_decide_is_a_function_of_values() -> None:
     assert decide([], [], 0.0) == Decision()
     assert decide([Charge(MINUTE, 1)], [0.0], 5.0) == Decision()
     assert decide([Charge(MINUTE, 1)], [65.0], 5.0) == Decision(10.0, MINUTE, 0.0)
@@ -78,7 +78,7 @@ def test_a_decision_needs_nothing_but_values() -> None:
     st.integers(1, 100),
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 10)), min_size=1, max_size=80),
 )
-def test_in_no_time_more_is_taken_than_a_bucket_and_its_refill(
+def test_no_interval_admits_more_than_capacity_and_refill(
     capacity: int, charges: list[tuple[float, int]]
 ) -> None:
     bucket, limits, now = TokenBucket("b", capacity, 60.0), LimitStore(), 0.0
