@@ -17,14 +17,14 @@ def parsed(*arguments: str) -> SimulatorCommand:
     return SimulatorCommand.of(parser.parse_args(arguments))
 
 
-def test_without_flags_everything_is_as_by_default() -> None:
+def test_without_flags_the_defaults_hold() -> None:
     command = parsed()
     assert (command.simulation, command.limits) == (Simulation(), AccountLimits())
     assert command.address == "127.0.0.1:8001"
     assert command.ssl_context is None
 
 
-def test_options_of_responses_and_limits_of_the_account_are_flags_alike() -> None:
+def test_simulation_options_and_account_limits_have_flags() -> None:
     command = parsed(
         *("--ttft", "0.5", "--tokens", "9", "--tokens-per-minute", "30000"),
         *("--requests-per-hour", "150", "--queue-length", "4", "--reservations", "kept"),
@@ -41,7 +41,7 @@ def test_options_of_responses_and_limits_of_the_account_are_flags_alike() -> Non
     "arguments",
     [("--tokens-per-minute", "many"), ("--queue-length", "-1"), ("--reservations", "lent")],
 )
-def test_a_wrong_limit_is_named(
+def test_an_invalid_limit_is_named(
     arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -49,6 +49,6 @@ def test_a_wrong_limit_is_named(
     assert f"argument {arguments[0]}: invalid" in capsys.readouterr().err
 
 
-def test_files_that_do_not_exist_are_no_certificate() -> None:
+def test_a_missing_certificate_file_is_an_error() -> None:
     with pytest.raises(OSError, match=r"."):
         parsed("--certificate", "/nonexistent", "--private-key", "/nonexistent")

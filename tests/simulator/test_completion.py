@@ -76,12 +76,12 @@ def test_a_stream_has_the_shapes_of_a_recorded_one() -> None:
 
 def test_a_tool_call_has_the_shapes_of_a_recorded_one() -> None:
     request = GPT._replace(tool=TOOL, effort="none")
-    recorded = distinct(payloads(TOOL_CALL))  # of which only the end was kept
+    recorded = distinct(payloads(TOOL_CALL))  # the recording has only its end
     assert distinct(streamed(completion_of(request)))[1:] == recorded
 
 
 @pytest.mark.parametrize("takes_images", [True, False])
-def test_which_details_usage_has(takes_images: bool) -> None:
+def test_the_details_of_usage_depend_on_the_model(takes_images: bool) -> None:
     usage = completion_of(
         CompletionRequest("qwen-3.8-27b" if takes_images else "zai-glm-4.7")
     ).usage()
@@ -122,7 +122,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_plain_and_streamed_say_the_same(name: str) -> None:
+def test_a_stream_has_the_same_contents_as_the_plain_reply(name: str) -> None:
     request = REQUESTS[name]
     stream, whole = streamed(completion_of(request)), plain(completion_of(request))
     assert stream[-1]["usage"] == whole["usage"]
@@ -136,7 +136,7 @@ def test_plain_and_streamed_say_the_same(name: str) -> None:
             assert call["function"] == expected
 
 
-def test_the_counts_are_those_of_the_words() -> None:
+def test_usage_counts_the_words() -> None:
     whole = plain(completion_of(tokens=30, reasoning_tokens=10))
     message = whole["choices"][0]["message"]
     assert len(message["reasoning"].split()) == 10
@@ -154,7 +154,9 @@ def test_the_counts_are_those_of_the_words() -> None:
     ("limit", "reason", "reasoning", "content"),
     [(None, "stop", 10, 20), (30, "stop", 10, 20), (29, "length", 10, 19), (4, "length", 4, 0)],
 )
-def test_a_limit_cuts(limit: int | None, reason: str, reasoning: int, content: int) -> None:
+def test_a_limit_cuts_the_completion(
+    limit: int | None, reason: str, reasoning: int, content: int
+) -> None:
     choice = plain(completion_of(GPT._replace(limit=limit)))["choices"][0]
     assert choice["finish_reason"] == reason
     assert len(choice["message"]["reasoning"].split()) == reasoning
@@ -169,7 +171,7 @@ def test_only_a_message_with_a_call_has_no_content() -> None:
         assert ("tool_calls" in choice["message"]) is (content is None)
 
 
-def test_choices_differ_and_add_up() -> None:
+def test_choices_differ_and_usage_is_their_sum() -> None:
     whole = plain(completion_of(GPT._replace(choices=3)))
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
     assert len({choice["message"]["content"] for choice in whole["choices"]}) == 3
@@ -188,7 +190,7 @@ def test_cached_tokens_are_at_most_the_prompt() -> None:
         assert usage["prompt_tokens_details"]["cached_tokens"] == reported
 
 
-def test_usage_comes_once_more_on_request() -> None:
+def test_usage_is_sent_once_more_on_request() -> None:
     *_, finish, extra = streamed(completion_of(GPT._replace(include_usage=True)))
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert extra["choices"] == []
@@ -232,7 +234,7 @@ def test_a_tool_without_parameters_is_called_without_arguments() -> None:
 # Events
 
 
-def test_the_first_event_with_tokens_has_one() -> None:
+def test_the_first_event_with_tokens_has_a_single_one() -> None:
     events = completion_of(CompletionRequest("gemma-4-31b"), tokens=20, tokens_per_event=8).events(
         TIMING
     )
@@ -240,11 +242,11 @@ def test_the_first_event_with_tokens_has_one() -> None:
     assert [event.has_tokens for event in events] == [False, True, True, True, True, False, False]
 
 
-def test_a_plain_body_needs_all_tokens() -> None:
+def test_a_plain_body_is_due_with_its_last_token() -> None:
     assert completion_of(tokens=20).plain(TIMING)[1:] == Event(b"", 20, has_tokens=True)[1:]
 
 
-def test_times_and_id_are_those_of_the_response() -> None:
+def test_a_response_has_one_id_and_its_times() -> None:
     completion = completion_of()
     for reported in (streamed(completion)[-1], plain(completion)):
         assert reported["id"] == completion.id

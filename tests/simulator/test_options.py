@@ -8,12 +8,12 @@ from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
 from ape_cerebras.simulator.replies import ERRORS
 
 
-def test_every_option_has_a_flag_but_the_key() -> None:
+def test_every_option_but_the_key_has_a_flag() -> None:
     names = {each.name for each in fields(Simulation)}
     assert names - {name for name, _, _ in SIMULATION_FLAGS} == {"api_key"}
 
 
-def test_the_key_is_not_shown() -> None:
+def test_the_repr_hides_the_key() -> None:
     assert "secret" not in repr(Simulation(api_key="secret"))
 
 
@@ -27,11 +27,11 @@ def test_a_flag_reads_its_own_default(flag: tuple[str, object, str]) -> None:
     assert "%" not in text  # argparse would take it for a format
 
 
-def test_a_header_overrides() -> None:
-    wished = Simulation(ttft=9, tokens=5).overridden(
+def test_the_header_overrides_options() -> None:
+    overridden = Simulation(ttft=9, tokens=5).overridden(
         "ttft=0.5, rate=1e3,tokens = 100,fault=429,at=0"
     )
-    assert wished == Simulation(ttft=0.5, rate=1000.0, tokens=100, fault="429", at=0)
+    assert overridden == Simulation(ttft=0.5, rate=1000.0, tokens=100, fault="429", at=0)
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *ERRORS, "500", "429"])
@@ -40,11 +40,11 @@ def test_every_fault_can_be_chosen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_no_fault_is_named_as_an_error_is(name: str) -> None:
+def test_no_fault_has_the_name_of_an_error(name: str) -> None:
     assert name not in ERRORS
 
 
-def test_a_fault_can_be_taken_back() -> None:
+def test_a_fault_can_be_cleared() -> None:
     assert Simulation(fault="cut").overridden("fault=").fault == ""
 
 
@@ -92,7 +92,7 @@ def test_when_tokens_are_due(rate: float, made: int, due: float) -> None:
         (Simulation(ttft=2.0, queue_time=9.0), 2.0, 0.0),
     ],
 )
-def test_the_phases_are_within_the_time_to_the_first_token(
+def test_queue_and_prompt_time_fit_into_ttft(
     options: Simulation, queue: float, prompt: float
 ) -> None:
     timing = options.timing(100, created=7.0)

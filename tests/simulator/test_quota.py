@@ -31,7 +31,7 @@ def reported(account: Account, now: float, used: int = 0) -> dict[str, str]:
 # A bucket
 
 
-def test_a_bucket_is_full_at_first_and_refills_all_the_time() -> None:
+def test_a_bucket_starts_full_and_refills_continuously() -> None:
     bucket = QuotaBucket(600, 60.0)
     assert bucket.remaining(7.0) == 600
     bucket.subtract(600, 7.0)
@@ -42,7 +42,7 @@ def test_a_bucket_is_full_at_first_and_refills_all_the_time() -> None:
     assert bucket.remaining(1000.0) == 600
 
 
-def test_a_bucket_has_what_is_there_to_the_instant() -> None:
+def test_a_bucket_has_an_amount_from_its_exact_instant() -> None:
     bucket = QuotaBucket(30_000, 60.0)
     bucket.subtract(30_000, 0.0)
     assert bucket.seconds_until(700, 0.0) == pytest.approx(1.4)
@@ -51,14 +51,14 @@ def test_a_bucket_has_what_is_there_to_the_instant() -> None:
     assert bucket.seconds_until(700, 1.5) == 0.0
 
 
-def test_for_what_a_bucket_cannot_hold_the_wait_is_until_it_is_full() -> None:
+def test_the_wait_for_more_than_the_capacity_is_until_full() -> None:
     bucket = QuotaBucket(60, 60.0)
     bucket.subtract(30, 0.0)
     assert bucket.seconds_until(1000, 0.0) == 30.0
     assert not bucket.has(1000, 10_000.0)
 
 
-def test_what_is_given_back_never_makes_it_more_than_full() -> None:
+def test_a_refund_never_exceeds_the_capacity() -> None:
     bucket = QuotaBucket(60, 60.0)
     bucket.subtract(50, 0.0)
     bucket.subtract(-40, 30.0)
@@ -77,13 +77,13 @@ def test_a_request_reserves_its_prompt_and_its_limit() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 16_384, 40_000])
-def test_without_a_limit_or_with_a_high_one_it_is_the_same_amount(limit: int | None) -> None:
+def test_without_a_limit_or_with_a_high_one_the_reservation_is_the_same(limit: int | None) -> None:
     account = Account(AccountLimits(tokens_per_minute=30_000))
     assert account.admit(chat_request(limit), 0.0) == 16_404
     assert refusal(account, chat_request(limit), 0.0) == ("token_quota_exceeded", 6)
 
 
-def test_requests_are_counted_as_well() -> None:
+def test_requests_have_a_quota_too() -> None:
     account = Account(AccountLimits(requests_per_minute=5, tokens_per_minute=30_000))
     for _ in range(5):
         account.admit(chat_request(), 0.0)
@@ -104,7 +104,7 @@ def test_requests_are_counted_as_well() -> None:
         (AccountLimits(queue_length=1), "queue_exceeded", 1),
     ],
 )
-def test_each_limit_refuses_in_its_own_words(
+def test_each_limit_has_its_own_error_code(
     limits: AccountLimits, code: str, retry_after: int
 ) -> None:
     account = Account(limits)
@@ -112,7 +112,7 @@ def test_each_limit_refuses_in_its_own_words(
     assert refusal(account, chat_request(), 0.0) == (code, retry_after)
 
 
-def test_a_request_that_is_refused_takes_nothing() -> None:
+def test_a_refused_request_is_not_charged() -> None:
     account = Account(AccountLimits(requests_per_minute=3, tokens_per_minute=200, queue_length=2))
     account.admit(chat_request(), 0.0)
     for _ in range(5):
@@ -133,7 +133,7 @@ def test_without_limits_nothing_is_refused() -> None:
 # The end of a response
 
 
-def test_what_was_not_used_comes_back() -> None:
+def test_unused_tokens_are_refunded() -> None:
     account = Account(
         AccountLimits(tokens_per_minute=600, tokens_per_day=1000, requests_per_minute=9)
     )
@@ -144,7 +144,7 @@ def test_what_was_not_used_comes_back() -> None:
     assert reported(account, 1.0)["remaining-requests-minute"] == "8"
 
 
-def test_or_it_does_not() -> None:
+def test_a_kept_reservation_is_not_refunded() -> None:
     account = Account(AccountLimits(tokens_per_minute=600, reservations="kept"))
     reserved = account.admit(chat_request(limit=500), 0.0)
     account.release(reserved, 30, 1.0)
@@ -152,7 +152,7 @@ def test_or_it_does_not() -> None:
 
 
 @pytest.mark.parametrize("reservations", ["settled", "kept"])
-def test_what_was_used_beyond_the_reservation_is_owed(reservations: str) -> None:
+def test_tokens_beyond_the_reservation_are_owed(reservations: str) -> None:
     account = Account(AccountLimits(tokens_per_minute=600, reservations=reservations))
     reserved = account.admit(chat_request(limit=500), 0.0)
     account.release(reserved, 720, 0.0)
@@ -184,7 +184,7 @@ def test_the_grid_of_rate_limits() -> None:
     assert int(headers["remaining-tokens-minute"]) == limit - 300
 
 
-def test_the_grid_tells_what_is_there() -> None:
+def test_the_headers_report_the_remaining_quota() -> None:
     account = Account(AccountLimits(requests_per_day=2400, tokens_per_minute=30_000))
     account.admit(chat_request(limit=1480), 0.0)
     headers = reported(account, 1.0, used=99)
@@ -212,7 +212,7 @@ def test_a_flag_reads_its_own_default(flag: tuple[str, object, str]) -> None:
         kind("-1")
 
 
-def test_the_error_of_the_queue_is_the_one_there_is() -> None:
+def test_a_full_queue_sends_the_recorded_error() -> None:
     account = Account(AccountLimits(queue_length=1))
     account.admit(chat_request(), 0.0)
     with pytest.raises(Rejected) as caught:

@@ -38,19 +38,19 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_an_error_says_what_the_api_says(name: str) -> None:
+def test_an_error_has_the_recorded_body(name: str) -> None:
     assert ERRORS[name].body == BODIES[name]
 
 
 @pytest.mark.parametrize("what", ["requests", "tokens"])
-def test_an_exceeded_quota_names_its_window_and_a_time(what: str) -> None:
+def test_an_exceeded_quota_names_its_window_and_retry_after(what: str) -> None:
     reply = over_quota(what, "day", 90)
     assert reply.status == 429
     assert reply.body == BODIES[what].replace(b"minute", b"day")
     assert (b"retry-after", b"90") in reply.headers
 
 
-def test_the_error_whose_body_is_a_guess() -> None:
+def test_only_one_error_body_is_a_guess() -> None:
     assert ERRORS.keys() - BODIES.keys() == {"unavailable"}
     assert orjson.loads(ERRORS["unavailable"].body)["status_code"] == 503
 
@@ -75,19 +75,19 @@ def test_an_error_is_found_by_name_or_status(wanted: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "200", "418", "cut"])
-def test_what_names_no_error(name: str) -> None:
+def test_other_names_find_no_error(name: str) -> None:
     assert error_named(name) is None
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_a_429_says_when_to_come_back(name: str) -> None:
+def test_only_a_429_has_a_retry_after(name: str) -> None:
     headers = dict(ERRORS[name].headers)
     assert (b"retry-after" in headers) == (ERRORS[name].status == 429)
     json = b"text/plain" if name == "route_not_found" else b"application/json"
     assert headers[b"content-type"] == json
 
 
-def test_a_schema_error_keeps_its_shape() -> None:
+def test_a_schema_error_has_the_recorded_shape() -> None:
     assert orjson.loads(wrong_format("body.x: no").body) == {
         "message": "body.x: no",
         "type": "invalid_request_error",
@@ -128,7 +128,7 @@ def test_the_public_list_has_prices_per_token(model: str, prompt: str, completio
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_a_model_there_is_not(public: bool) -> None:
+def test_an_unknown_model_is_not_found(public: bool) -> None:
     with pytest.raises(Rejected) as caught:
         one_model("gpt-5", public=public)
     assert caught.value.reply is ERRORS["model_not_found"]
@@ -141,5 +141,5 @@ def test_the_headers_of_cloudflare() -> None:
     headers = dict(reply_headers(b"ray-1"))
     assert headers[b"server"] == b"cloudflare"
     assert headers[b"cf-ray"] == b"ray-1"
-    # What a proxy has to drop must be there to be dropped.
+    # Headers that a proxy must drop are sent, so that tests see it drop them.
     assert {b"alt-svc", b"strict-transport-security", b"set-cookie"} <= headers.keys()

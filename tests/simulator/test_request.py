@@ -28,7 +28,7 @@ def refusal(request: Any) -> tuple[int, str]:
     return caught.value.reply.status, orjson.loads(caught.value.reply.body)["message"]
 
 
-def test_the_least_that_can_be_requested() -> None:
+def test_a_minimal_request() -> None:
     parsed = parse()
     assert parsed == CompletionRequest("gpt-oss-120b", parsed.prompt_tokens)
     assert parsed.prompt_tokens > 1
@@ -45,11 +45,11 @@ def test_the_least_that_can_be_requested() -> None:
         ({"max_tokens": -1}, None),
     ],
 )
-def test_the_limit(fields: dict[str, Any], limit: int | None) -> None:
+def test_the_token_limit(fields: dict[str, Any], limit: int | None) -> None:
     assert parse(**fields).limit == limit
 
 
-def test_more_words_are_more_tokens() -> None:
+def test_prompt_tokens_grow_with_the_text() -> None:
     longer = parse(messages=[{"role": "user", "content": "hi " * 400}])
     assert longer.prompt_tokens - parse().prompt_tokens == pytest.approx(300, abs=5)
 
@@ -67,7 +67,9 @@ def test_more_words_are_more_tokens() -> None:
         ("llama3.1-8b", None, False),
     ],
 )
-def test_who_reasons(model: str, effort: str | None, reasons: bool) -> None:
+def test_model_and_effort_decide_about_reasoning(
+    model: str, effort: str | None, reasons: bool
+) -> None:
     assert parse(model=model, reasoning_effort=effort).is_reasoning is reasons
 
 
@@ -82,7 +84,7 @@ def test_who_reasons(model: str, effort: str | None, reasons: bool) -> None:
         ({"tools": [TOOL], "messages": [*HI, {"role": "tool", "content": "1"}]}, None),
     ],
 )
-def test_when_a_tool_is_called(fields: dict[str, Any], tool: Any) -> None:
+def test_tools_and_messages_decide_about_a_call(fields: dict[str, Any], tool: Any) -> None:
     assert parse(**fields).tool == tool
 
 
@@ -91,7 +93,7 @@ def test_choices_stream_and_usage() -> None:
     assert (parsed.choices, parsed.stream, parsed.include_usage) == (3, True, True)
 
 
-def test_unknown_fields_are_named_each_in_a_line() -> None:
+def test_each_unknown_field_is_named_on_a_line() -> None:
     request = {"model": "gpt-oss-120b", "messages": HI, "store": True, "metadata": {}}
     assert refusal(request) == (
         400,
@@ -100,7 +102,7 @@ def test_unknown_fields_are_named_each_in_a_line() -> None:
     )
 
 
-def test_a_model_there_is_not() -> None:
+def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(Rejected) as caught:
         parse(model="gpt-5")
     assert caught.value.reply is ERRORS["model_not_found"]
@@ -123,7 +125,7 @@ def test_a_model_there_is_not() -> None:
         ({"model": "gpt-oss-120b", "messages": HI, "tools": [{}]}, "needs a name"),
     ],
 )
-def test_what_is_refused(request_: Any, word: str) -> None:
+def test_invalid_requests_are_refused(request_: Any, word: str) -> None:
     status, message = refusal(request_)
     assert status == 400
     assert word in message
@@ -150,7 +152,7 @@ def test_gzip_is_inflated(coding: bytes) -> None:
 
 @pytest.mark.parametrize("subtype", [b"msgpack", b"vnd.msgpack", b"x-msgpack"])
 @pytest.mark.parametrize(("end", "streams"), [(b"\xc3", True), (b"\xc2", False)])
-def test_message_pack_is_recognised(subtype: bytes, end: bytes, streams: bool) -> None:
+def test_message_pack_is_accepted(subtype: bytes, end: bytes, streams: bool) -> None:
     parsed = read(MESSAGE_PACK + end, b"application/" + subtype)
     assert (parsed.model, parsed.stream) == ("llama3.1-8b", streams)
     assert read(gzip.compress(MESSAGE_PACK + end), b"application/" + subtype, b"gzip") == parsed
@@ -166,7 +168,7 @@ def test_message_pack_is_recognised(subtype: bytes, end: bytes, streams: bool) -
         (gzip.compress(bytes(52 * 2**20), 1, mtime=0), b"gzip", "too large"),
     ],
 )
-def test_what_cannot_be_read(body: bytes, coding: bytes, word: str) -> None:
+def test_an_unreadable_body_is_refused(body: bytes, coding: bytes, word: str) -> None:
     with pytest.raises(Rejected) as caught:
         read(body, coding=coding)
     assert caught.value.reply.status == 400

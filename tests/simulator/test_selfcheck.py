@@ -37,7 +37,7 @@ def result(upstream_ttft: list[float], wanted: int = 0) -> PhaseResult:
     return PhaseResult(wanted or len(added), errors, added, 3, 0.5)
 
 
-def test_each_time_is_compared_with_what_happened() -> None:
+def test_each_time_is_compared_with_the_ground_truth() -> None:
     line = {
         "upstream_ttft_seconds": 0.5,
         "ttfb_seconds": 0.4,
@@ -55,7 +55,7 @@ def test_each_time_is_compared_with_what_happened() -> None:
     }
 
 
-def test_the_limit_is_for_the_kernels_stamps_idle_and_busy_either_way() -> None:
+def test_the_limit_applies_to_kernel_timestamps_idle_and_busy() -> None:
     good, early, late = result([0.0001] * 100), result([-0.01] * 100), result([0.01] * 100)
     for phase in PHASES:
         for wrong in (early, late):
@@ -64,7 +64,7 @@ def test_the_limit_is_for_the_kernels_stamps_idle_and_busy_either_way() -> None:
     assert is_within(dict.fromkeys(PHASES, good), 0.0001)
 
 
-def test_one_in_a_hundred_may_be_worse_and_nothing_found_is_no_success() -> None:
+def test_one_percent_may_be_worse_and_an_empty_result_fails() -> None:
     phase = Phase(busy=False, timestamps=True)
     assert is_within({phase: result([0.0] * 99 + [1.0])}, 0.001)
     assert not is_within({phase: result([0.0] * 98 + [1.0] * 2)}, 0.001)
@@ -72,7 +72,7 @@ def test_one_in_a_hundred_may_be_worse_and_nothing_found_is_no_success() -> None
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_phase_of_which_too_few_streams_could_be_compared_was_not_checked(phase: Phase) -> None:
+def test_a_phase_with_too_few_compared_streams_fails(phase: Phase) -> None:
     good = dict.fromkeys(PHASES, result([0.0] * 100))
     half, fewer = (good | {phase: result([0.0] * count, 100)} for count in (50, 49))
     assert compared_enough(half)
@@ -81,7 +81,7 @@ def test_a_phase_of_which_too_few_streams_could_be_compared_was_not_checked(phas
     assert not is_within(fewer, 0.001)
 
 
-def test_where_too_little_could_be_compared_the_command_says_so(
+def test_the_command_reports_too_few_compared_streams(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
@@ -92,7 +92,7 @@ def test_where_too_little_could_be_compared_the_command_says_so(
     assert "0.5 ms: not checked, because too few streams could be" in capsys.readouterr().out
 
 
-def test_a_proxy_that_takes_the_role_or_the_head_for_a_token_is_found_out() -> None:
+def test_taking_the_head_or_role_for_a_token_fails_the_check() -> None:
     chance = random.Random(0)
     leads = [
         float(_random_options(chance).partition("head_lead=")[2].split(",")[0]) for _ in range(20)
@@ -112,8 +112,7 @@ def test_the_table_is_in_milliseconds() -> None:
     assert rows["discarded, uncertain"] == ["3"]
 
 
-# The command, with an event loop that is less busy, and less time to find out how many streams
-# keep it so.
+# The command, with a less busy event loop and less time to find the number of streams for it.
 IN_A_HURRY = """
 from ape_cerebras.__main__ import main
 from ape_cerebras.simulator import selfcheck
@@ -132,7 +131,7 @@ raise SystemExit(main())
         (("--backend", "trio", "--tls", "--limit", "0"), 1),
     ],
 )
-def test_it_runs(arguments: tuple[str, ...], status: int) -> None:
+def test_a_whole_run_prints_its_table(arguments: tuple[str, ...], status: int) -> None:
     command = (sys.executable, "-c", IN_A_HURRY, "selfcheck", "--streams", "5", *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW, check=False)
     assert done.returncode == status, done.stderr
@@ -146,7 +145,7 @@ def test_it_runs(arguments: tuple[str, ...], status: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_load_is_as_many_streams_as_it_is_told() -> None:
+async def test_the_load_has_the_requested_number_of_streams() -> None:
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listening,
         anyio.create_task_group() as tasks,
@@ -177,7 +176,7 @@ async def test_a_process_that_has_ended_is_not_waited_for() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_process_that_cannot_be_given_its_core_is_ended(
+async def test_a_process_that_cannot_be_pinned_is_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[int] = []
@@ -196,12 +195,12 @@ async def test_a_process_that_cannot_be_given_its_core_is_ended(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_signal_ends_it_and_all_it_has_started(backend: str, number: int) -> None:
+def test_a_signal_ends_the_check_and_its_processes(backend: str, number: int) -> None:
     flags = ("--streams", "20", "--backend", backend)
     arguments = (sys.executable, "-m", "ape_cerebras", "selfcheck", *flags)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        process.stderr.readline()  # a tenth has been played
+        process.stderr.readline()  # a tenth of the streams has run
         of_threads = Path(f"/proc/{process.pid}/task").glob("*/children")
         started = [int(pid) for each in of_threads for pid in each.read_text().split()]
         process.send_signal(number)
@@ -213,7 +212,7 @@ def test_a_signal_ends_it_and_all_it_has_started(backend: str, number: int) -> N
             os.kill(pid, 0)
 
 
-def test_elsewhere_than_on_linux_the_command_line_works_without_it() -> None:
+def test_outside_linux_the_command_line_works_without_the_check() -> None:
     program = """
 import os, select, sys
 del os.sched_getaffinity, os.sched_setaffinity, select.epoll

@@ -47,13 +47,13 @@ async def test_a_plain_reply() -> None:
 async def test_the_options_shape_the_response() -> None:
     async with rig(tokens=9, reasoning_tokens=4, tokens_per_chunk=2) as running:
         response = await running.request(chat(STREAM, model="zai-glm-4.7"))
-        wished = await running.request(chat(None, "X-Simulate: tokens=5, reasoning_tokens=1"))
+        overridden = await running.request(chat(None, "X-Simulate: tokens=5, reasoning_tokens=1"))
     *_, finish, _ = payloads(response.body)
     usage = orjson.loads(finish)["usage"]
     assert usage["completion_tokens"] == 9
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 4
     assert len(payloads(response.body)) == 1 + (1 + 2) + 3 + 2
-    assert wished.json()["usage"]["completion_tokens"] == 5
+    assert overridden.json()["usage"]["completion_tokens"] == 5
 
 
 async def test_bodies_that_are_not_plain_json() -> None:
@@ -86,7 +86,7 @@ async def test_a_connection_serves_many_requests() -> None:
     assert all(response.complete for response in responses)
 
 
-async def test_what_it_did_is_forgotten_in_the_end() -> None:
+async def test_the_ground_truth_is_kept_of_the_latest_requests_only() -> None:
     simulator = Simulator(Simulation(ttft=0.0), remember=2)
     client, server = memory_pair()
     async with anyio.create_task_group() as tasks:
@@ -103,7 +103,7 @@ async def test_what_it_did_is_forgotten_in_the_end() -> None:
 # Routes and keys
 
 
-async def test_the_models() -> None:
+async def test_models_are_listed_and_found_by_name() -> None:
     async with rig() as running:
         everything = (await running.get("/v1/models", KEY)).json()
         one = (await running.get("/v1/models/gpt-oss-120b", KEY)).json()
@@ -116,7 +116,7 @@ async def test_the_models() -> None:
     assert (none.status, none.body) == (404, ERRORS["model_not_found"].body)
 
 
-async def test_warming_needs_no_key_and_knows_no_fault() -> None:
+async def test_warming_needs_no_key_and_has_no_faults() -> None:
     async with rig(fault="503", api_key="secret") as running:
         response = await running.get("/v1/tcp_warming")
     assert (response.status, response.body) == (200, b"{}")
@@ -126,7 +126,7 @@ async def test_warming_needs_no_key_and_knows_no_fault() -> None:
     "request_line",
     ["GET /", "GET /v1/chat/completions", "POST /v1/models", "GET /v1/models/", "GET /v1/other"],
 )
-async def test_anything_else_is_bare(request_line: str) -> None:
+async def test_any_other_route_is_an_empty_404(request_line: str) -> None:
     async with rig() as running:
         response = await running.request(bare(request_line))
     assert (response.status, response.body) == (404, b"")
@@ -143,7 +143,9 @@ async def test_anything_else_is_bare(request_line: str) -> None:
         ("Authorization: Bearer secret", "secret", 200, None),
     ],
 )
-async def test_the_key(line: str, only: str | None, status: int, body: bytes | None) -> None:
+async def test_keys_are_checked_as_by_the_api(
+    line: str, only: str | None, status: int, body: bytes | None
+) -> None:
     sent = chat().partition(b"\r\n\r\n")[2]
     async with rig(api_key=only) as running:
         response = await running.request(post(sent, "Content-Type: application/json", key=line))
@@ -153,7 +155,7 @@ async def test_the_key(line: str, only: str | None, status: int, body: bytes | N
         assert response.body == models.body == body
 
 
-async def test_what_is_refused() -> None:
+async def test_invalid_requests_are_refused() -> None:
     async with rig() as running:
         unknown = await running.request(chat({"store": True}))
         model = await running.request(chat(model="gpt-5"))
@@ -167,7 +169,7 @@ async def test_what_is_refused() -> None:
     assert malformed.headers["connection"] == "close"
 
 
-async def test_to_end_the_task_ends_everything() -> None:
+async def test_cancelling_the_task_closes_connections_and_listener() -> None:
     async with anyio.create_task_group() as tasks:
         port = await tasks.start(Simulator(Simulation(fault="stall")).serve, "127.0.0.1", 0)
         stream = await connect_tcp("127.0.0.1", port)

@@ -45,7 +45,7 @@ def whole_events(body: bytes) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize(("fault", "at", "whole", "rest"), CUT)
-async def test_a_stream_that_is_cut(fault: str, at: int, whole: int, rest: bytes) -> None:
+async def test_a_stream_cut_midway(fault: str, at: int, whole: int, rest: bytes) -> None:
     async with rig(tokens=10, tokens_per_chunk=4, fault=fault, at=at) as running:
         response = await running.request(chat(STREAM))
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
@@ -82,7 +82,7 @@ class Foreign(ByteStream):
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut_inside", "close"])
-async def test_a_cut_is_not_taken_for_the_clients(fault: str) -> None:
+async def test_a_cut_is_not_counted_as_a_client_disconnect(fault: str) -> None:
     client, server = memory_pair()
     simulator = Simulator(Simulation(ttft=0.0, rate=0.0, fault=fault))
     async with anyio.create_task_group() as tasks:
@@ -94,7 +94,7 @@ async def test_a_cut_is_not_taken_for_the_clients(fault: str) -> None:
 
 
 @pytest.mark.parametrize(("at", "whole"), [(0, 0), (3, 3), (99, EVENTS - 1)])
-async def test_a_stream_that_ends_too_early(at: int, whole: int) -> None:
+async def test_a_stream_that_ends_early(at: int, whole: int) -> None:
     async with rig(tokens=10, tokens_per_chunk=4, fault="end", at=at) as running:
         response = await running.request(chat(STREAM))
     assert response.complete
@@ -138,15 +138,16 @@ async def test_no_response_at_all(fault: str, request_: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "wishes", ["fault=silence", "fault=stall, at=1", "ttft=1000", "rate=0.001", "fault=slow_head"]
+    "overrides",
+    ["fault=silence", "fault=stall, at=1", "ttft=1000", "rate=0.001", "fault=slow_head"],
 )
-async def test_a_client_that_leaves_is_noticed(wishes: str) -> None:
+async def test_a_client_disconnect_is_noticed(overrides: str) -> None:
     async with rig() as running:
         client = await running.client()
-        await client.send(chat(STREAM, f"X-Simulate: {wishes}"))
+        await client.send(chat(STREAM, f"X-Simulate: {overrides}"))
         with anyio.fail_after(5):
             await running.simulator.until(lambda simulator: simulator.in_flight == 1)
-            if wishes in ("fault=stall, at=1", "rate=0.001"):
+            if overrides in ("fault=stall, at=1", "rate=0.001"):
                 await client.until(b"data: ")
             client.stream.close()
             await running.simulator.until(lambda simulator: simulator.in_flight == 0)

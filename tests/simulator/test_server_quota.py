@@ -16,7 +16,7 @@ PLAIN = {"max_completion_tokens": 491}  # with its prompt's 9 tokens 500 are res
 
 
 @pytest.mark.anyio
-async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None:
+async def test_chat_requests_count_towards_the_quota_and_model_lists_do_not() -> None:
     limits = AccountLimits(requests_per_day=3, reservations="kept")
     async with rig(limits) as running:
         responses = [await running.request(chat(fields)) for fields in (None, STREAM, PLAIN)]
@@ -33,7 +33,7 @@ async def test_a_fourth_request_is_too_many_and_reading_models_is_none() -> None
 
 
 @pytest.mark.anyio
-async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
+async def test_an_invalid_request_is_not_charged() -> None:
     async with rig(AccountLimits(requests_per_day=1)) as running:
         wrong = await running.request(chat({"store": True}))
         first = await running.request(chat())
@@ -45,7 +45,7 @@ async def test_what_cannot_be_read_is_refused_before_it_is_charged() -> None:
     ("fault", "left"),
     [("", 86_400 - 73), ("cut", 86_400 - 73), ("503", 86_400), ("close", 86_400)],
 )
-async def test_of_what_was_reserved_only_what_was_used_is_kept(fault: str, left: int) -> None:
+async def test_only_used_tokens_stay_charged(fault: str, left: int) -> None:
     async with rig(AccountLimits(tokens_per_day=86_400)) as running:
         client = await running.client()
         await client.send(chat({**PLAIN, **STREAM}, f"X-Simulate: fault={fault}"))
@@ -53,7 +53,7 @@ async def test_of_what_was_reserved_only_what_was_used_is_kept(fault: str, left:
         await running.simulator.until(lambda simulator: simulator.in_flight == 0)
         models = await running.get("/v1/models", KEY)
     reported = int(models.headers["x-ratelimit-remaining-tokens-day"])
-    assert left <= reported <= min(left + 10, 86_400)  # one a second comes back
+    assert left <= reported <= min(left + 10, 86_400)  # one a second is refilled
 
 
 # On a clock
@@ -88,7 +88,7 @@ async def play(simulator: Simulator, *moments: float) -> list[tuple[int, float]]
 
 
 @on_mock_clock
-async def test_tokens_come_back_as_time_goes_by() -> None:
+async def test_tokens_refill_over_time() -> None:
     limits = AccountLimits(tokens_per_minute=1000, reservations="kept")
     simulator = Simulator(Simulation(ttft=1.0, rate=0.0), limits=limits)
     responses = await play(simulator, 0.0, 0.5, 29.9, 30.0, 59.9, 60.0, 60.4)
@@ -112,14 +112,14 @@ async def test_a_reservation_is_settled_when_the_response_ends() -> None:
 
 
 @on_mock_clock
-async def test_the_queue_has_room_again_when_a_response_has_ended() -> None:
+async def test_a_finished_response_makes_room_in_the_queue() -> None:
     simulator = Simulator(Simulation(ttft=2.0, rate=0.0), limits=AccountLimits(queue_length=2))
     responses = await play(simulator, 0.0, 1.0, 1.5, 2.001, 2.5)
     assert responses == [(200, 2.0), (200, 3.0), (429, 1.5), (200, 4.001), (429, 2.5)]
 
 
 @on_mock_clock
-async def test_who_leaves_makes_room_at_once() -> None:
+async def test_a_disconnect_makes_room_in_the_queue_at_once() -> None:
     simulator = Simulator(Simulation(ttft=100.0), limits=AccountLimits(queue_length=1))
     client, server = memory_pair()
     async with anyio.create_task_group() as tasks:

@@ -47,7 +47,7 @@ PACED = {"ttft": 1.0, "rate": 10.0, "tokens": 20, "tokens_per_chunk": 5, "queue_
 
 
 @on_mock_clock
-async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
+async def test_every_token_of_a_stream_is_sent_when_due() -> None:
     async with simulated(**PACED) as (simulator, client):
         seen = await writes(client, chat(STREAM))
         [truth] = simulator.truth
@@ -66,7 +66,7 @@ async def test_every_token_of_a_stream_comes_when_it_is_due() -> None:
 
 
 @on_mock_clock
-async def test_a_plain_reply_comes_when_its_last_token_is_made() -> None:
+async def test_a_plain_reply_is_sent_when_its_last_token_is_due() -> None:
     async with simulated(**PACED) as (simulator, client):
         [(at, data)] = await writes(client, chat())
         [truth] = simulator.truth
@@ -76,7 +76,7 @@ async def test_a_plain_reply_comes_when_its_last_token_is_made() -> None:
 
 
 @on_mock_clock
-async def test_without_a_rate_all_comes_at_once() -> None:
+async def test_without_a_rate_all_tokens_are_sent_at_once() -> None:
     async with simulated(ttft=1.0, rate=0.0, tokens=500) as (_, client):
         [(at, data)] = await writes(client, chat(STREAM))
     assert at == 1.0
@@ -84,7 +84,7 @@ async def test_without_a_rate_all_comes_at_once() -> None:
 
 
 @on_mock_clock
-async def test_a_request_can_have_its_own_times() -> None:
+async def test_a_request_can_override_the_times() -> None:
     async with simulated(**PACED) as (_, client):
         seen = await writes(client, chat(STREAM, "X-Simulate: ttft=7, tokens=1"))
         again = await writes(client, chat(STREAM, "X-Simulate: ttft=2, tokens=1"))
@@ -93,10 +93,10 @@ async def test_a_request_can_have_its_own_times() -> None:
 
 
 @on_mock_clock
-async def test_a_client_that_waits_shifts_nothing_that_comes_after() -> None:
+async def test_a_slow_client_does_not_delay_later_tokens() -> None:
     async with simulated(capacity=1, **PACED) as (_, client):
         seen = await writes(client, chat(STREAM), wait=2.7)
-    # Two writes had been made, of which one waited. What was due meanwhile leaves in one more.
+    # Two writes had been made, of which one waited. The events due meanwhile are one write more.
     assert [(at, data.count(b"data: ")) for at, data in seen] == [
         (2.7, 2),
         (2.7, 1),
@@ -119,7 +119,7 @@ async def test_a_slow_head() -> None:
 
 
 @on_mock_clock
-async def test_a_stall_ends_when_the_client_leaves() -> None:
+async def test_a_stall_ends_when_the_client_disconnects() -> None:
     async with simulated(**PACED, fault="stall", at=3) as (simulator, client):
         await client.send(chat(STREAM))
         read = await client.receive() + await client.receive()
@@ -128,17 +128,17 @@ async def test_a_stall_ends_when_the_client_leaves() -> None:
             await client.receive()
         assert timeout.cancelled_caught
         assert simulator.in_flight == 1
-        left_at = anyio.current_time()
+        disconnected_at = anyio.current_time()
         client.close()
         await simulator.until(lambda simulator: simulator.in_flight == 0)
-        assert anyio.current_time() == left_at
+        assert anyio.current_time() == disconnected_at
     assert simulator.cancelled == 1
     assert simulator.truth[0].client_disconnected
     assert simulator.truth[0].events_written == 3
 
 
 @on_mock_clock
-async def test_silence_ends_when_the_client_leaves() -> None:
+async def test_silence_ends_when_the_client_disconnects() -> None:
     async with simulated(fault="silence") as (simulator, client):
         await client.send(chat())
         with anyio.move_on_after(1000) as timeout:
@@ -149,7 +149,7 @@ async def test_silence_ends_when_the_client_leaves() -> None:
 
 
 @on_mock_clock
-async def test_a_client_that_leaves_before_the_first_token_is_noticed() -> None:
+async def test_a_disconnect_before_the_first_token_is_noticed() -> None:
     async with simulated(ttft=100.0) as (simulator, client):
         began_at = anyio.current_time()
         await client.send(chat(STREAM))
@@ -167,7 +167,7 @@ async def test_a_client_that_leaves_before_the_first_token_is_noticed() -> None:
 
 
 @on_mock_clock
-async def test_head_and_role_may_come_before_the_first_token() -> None:
+async def test_head_and_role_can_be_sent_before_the_first_token() -> None:
     async with simulated(**PACED, head_lead=0.75) as (simulator, client):
         seen = await writes(client, chat(STREAM))
         [truth] = simulator.truth
