@@ -58,12 +58,12 @@ def test_all_failures_are_public() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_the_outcome_is_a_known_one(failure: type[ProxyError]) -> None:
+def test_the_outcome_is_known(failure: type[ProxyError]) -> None:
     assert failure.outcome in OUTCOMES
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
+def test_the_status_is_an_error_status(failure: type[ProxyError]) -> None:
     if failure.__name__ in WITHOUT_STATUS:
         assert failure.status == 0
     else:
@@ -71,7 +71,7 @@ def test_the_status_is_one_of_an_error(failure: type[ProxyError]) -> None:
 
 
 @pytest.mark.parametrize("failure", WITH_STATUS)
-def test_its_body_is_text_that_any_reader_takes(failure: type[ProxyError]) -> None:
+def test_the_body_is_plain_text_in_json(failure: type[ProxyError]) -> None:
     error = example(failure)
     if failure is not UpstreamFailed:
         assert error.message
@@ -84,7 +84,7 @@ def test_its_body_is_text_that_any_reader_takes(failure: type[ProxyError]) -> No
 
 
 @pytest.mark.parametrize("failure", WITH_STATUS)
-def test_its_headers_are_valid_and_in_lower_case(failure: type[ProxyError]) -> None:
+def test_the_headers_are_valid_and_in_lower_case(failure: type[ProxyError]) -> None:
     headers = example(failure).headers
     assert all(name == name.lower() for name, _ in headers)
     h11.Response(status_code=failure.status, headers=list(headers))
@@ -94,7 +94,7 @@ def test_its_headers_are_valid_and_in_lower_case(failure: type[ProxyError]) -> N
 def test_a_request_that_may_have_been_carried_out_must_not_be_retried(
     failure: type[ProxyError],
 ) -> None:
-    """It may have, once its first byte went upstream: not while connecting or queueing."""
+    """It may have been once its first byte was sent: not while connecting or queued."""
     sent = issubclass(failure, UpstreamFailed | ExchangeTimeout | ShutDown)
     connecting = (ConnectFailed, TlsFailed, ConnectTimeout)
     final = (b"x-should-retry", b"false") in example(failure).headers
@@ -109,14 +109,14 @@ def test_uncertain_framing_ends_the_connection() -> None:
     }
 
 
-def test_a_bad_request_decides_whether_it_keeps_the_connection() -> None:
+def test_a_bad_request_can_keep_the_connection() -> None:
     assert BadRequest("Reason.").keeps
     assert not BadRequest("Reason.", keeps=False).keeps
     assert BadRequest.keeps
     assert str(BadRequest("Reason.")) == BadRequest("Reason.").message == "Reason."
 
 
-def test_method_not_allowed_lists_what_is() -> None:
+def test_method_not_allowed_lists_the_allowed_methods() -> None:
     assert MethodNotAllowed("GET", "HEAD").headers == ((b"allow", b"GET, HEAD"),)
     assert MethodNotAllowed.headers == ()
 

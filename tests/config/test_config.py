@@ -23,7 +23,7 @@ def problems(environment: dict[str, str]) -> list[str]:
     return caught.value.problems
 
 
-def test_every_row_has_a_field_and_every_field_a_row() -> None:
+def test_settings_and_fields_correspond() -> None:
     assert [setting.variable.lower() for setting in SETTINGS] == list(FIELDS)
     required = [setting.variable.lower() for setting in SETTINGS if setting.required]
     unset = dataclasses.MISSING
@@ -62,7 +62,7 @@ def test_the_defaults() -> None:
     assert config.model_prices.prices["gpt-oss-120b"].output == Decimal("0.75")
 
 
-def test_every_default_is_a_value_that_its_own_row_takes() -> None:
+def test_every_default_is_accepted_by_its_setting() -> None:
     config = Config.from_environment(KEY)
     for setting in SETTINGS:
         value = getattr(config, setting.variable.lower())
@@ -79,11 +79,11 @@ def test_variables_are_read_stripped_and_empty_ones_are_unset() -> None:
     assert (config.port, config.host, config.backend) == (9000, "0.0.0.0", "asyncio")
 
 
-def test_unknown_variables_are_no_errors() -> None:
+def test_unknown_variables_are_ignored() -> None:
     assert Config.from_environment({**KEY, "APE_UNKNOWN": "x", "PATH": "/bin"}).port == 8000
 
 
-def test_all_problems_are_told_at_once_in_the_tables_order() -> None:
+def test_all_problems_are_reported_at_once_in_table_order() -> None:
     found = problems(
         {"PORT": "http", "LOG_LEVEL": "loud", "APE_API_KEY": "a b", "MAX_HEADERS": "0"}
     )
@@ -102,12 +102,12 @@ def test_a_problem_names_its_variable_and_shows_no_secret(setting: object) -> No
     assert "hush" not in found
 
 
-def test_overrides_win_over_variables_even_over_wrong_ones() -> None:
+def test_overrides_win_over_variables_even_invalid_ones() -> None:
     config = Config.from_environment({"PORT": "wrong"}, port=1, cerebras_api_key="k", host="::1")
     assert (config.port, config.host, config.cerebras_api_key) == (1, "::1", "k")
 
 
-def test_metrics_that_are_on_no_port_are_a_mistake() -> None:
+def test_metrics_on_no_port_are_a_problem() -> None:
     for nowhere in ({}, {"METRICS_PORT": "8000"}, {"METRICS_PORT": "9", "PORT": "9"}):
         found = problems({**KEY, **nowhere, "METRICS_ON_MAIN_PORT": "off"})
         assert found == ["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"]
@@ -127,7 +127,7 @@ def test_metrics_that_are_on_no_port_are_a_mistake() -> None:
         ({"METRICS_PORT": "8002", "METRICS_ENABLED": "off"}, None),
     ],
 )
-def test_the_port_that_scrapers_have(settings: dict[str, str], port: int | None) -> None:
+def test_the_port_for_scrapers(settings: dict[str, str], port: int | None) -> None:
     assert Config.from_environment({**KEY, **settings}).scrapers_port == port
 
 
@@ -135,7 +135,7 @@ def test_the_port_that_scrapers_have(settings: dict[str, str], port: int | None)
 
 
 @pytest.mark.parametrize("content", [SECRET, f"{SECRET}\n", f"\r\n {SECRET} \t\r\n"])
-def test_a_secret_may_come_in_a_file(tmp_path: Path, content: str) -> None:
+def test_a_secret_can_be_read_from_a_file(tmp_path: Path, content: str) -> None:
     file = tmp_path / "key"
     file.write_text(content)
     config = Config.from_environment({"CEREBRAS_API_KEY_FILE": str(file), "CEREBRAS_API_KEY": " "})
@@ -144,14 +144,14 @@ def test_a_secret_may_come_in_a_file(tmp_path: Path, content: str) -> None:
     assert both.ape_api_key == Config.from_environment({**KEY, "APE_API_KEY": SECRET}).ape_api_key
 
 
-def test_only_a_secret_may_come_in_a_file(tmp_path: Path) -> None:
+def test_only_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "port"
     file.write_text("9000")
     assert Config.from_environment({**KEY, "PORT_FILE": str(file)}).port == 8000
 
 
 @pytest.mark.parametrize("variable", ["CEREBRAS_API_KEY", "APE_API_KEY"])
-def test_h10_both_ways_are_one_too_many(tmp_path: Path, variable: str) -> None:
+def test_h10_a_secret_given_twice_is_refused(tmp_path: Path, variable: str) -> None:
     file = tmp_path / "key"
     file.write_text("other")
     found = problems({**KEY, variable: SECRET, f"{variable}_FILE": str(file)})
@@ -161,14 +161,14 @@ def test_h10_both_ways_are_one_too_many(tmp_path: Path, variable: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"two\nlines", b"nul\0", "clé".encode(), b"\xff", b"\xef\xbb\xbfkey", b"a b"]
 )
-def test_h8_a_secret_of_other_bytes_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
+def test_h8_a_malformed_secret_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "key"
     file.write_bytes(b"hush" + content)
     found = problems({"CEREBRAS_API_KEY_FILE": str(file)})
     assert found == ["CEREBRAS_API_KEY_FILE must be visible ASCII without white space"]
 
 
-def test_h9_a_file_that_gives_no_secret_is_refused_at_once(tmp_path: Path) -> None:
+def test_h9_a_file_without_a_secret_is_refused(tmp_path: Path) -> None:
     empty, blank, large = (tmp_path / name for name in ("empty", "blank", "large"))
     empty.touch()
     blank.write_text(" \n")
@@ -194,7 +194,7 @@ def test_a_secret_put_where_its_file_belongs_is_not_shown() -> None:
     assert SECRET not in found
 
 
-def test_nothing_that_prints_shows_a_secret() -> None:
+def test_no_text_of_a_config_shows_a_secret() -> None:
     config = Config.from_environment({**KEY, "APE_API_KEY": "agent:hush-hush"})
     shown = f"{config} {config!r} {config.visible()}"
     assert SECRET not in shown
@@ -219,7 +219,7 @@ def test_visible_shows_every_setting_by_its_variable() -> None:
     assert all(isinstance(text, str) for text in shown.values())
 
 
-def test_a_config_cannot_change() -> None:
+def test_a_config_is_immutable() -> None:
     config = Config(cerebras_api_key="k", ape_api_key=(ClientKey(b"digest"),))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.port = 1  # type: ignore[misc]

@@ -21,7 +21,7 @@ def written(path: Path, text: str | bytes) -> str:
     return str(file)
 
 
-def test_all_that_it_may_hold(tmp_path: Path) -> None:
+def test_all_settings_of_a_key_are_read(tmp_path: Path) -> None:
     read = read_keys_file(
         written(
             tmp_path,
@@ -53,7 +53,7 @@ def test_all_that_it_may_hold(tmp_path: Path) -> None:
     assert DIGEST.hexdigest() not in repr(read)
 
 
-def test_a_key_and_its_sha256_are_the_same(tmp_path: Path) -> None:
+def test_a_key_and_its_sha256_are_equal(tmp_path: Path) -> None:
     by_sha256 = f'[[keys]]\nname = "alice"\nsha256 = "{DIGEST.hexdigest()}"\n'
     first = read_keys_file(written(tmp_path, ALICE))
     assert first == read_keys_file(written(tmp_path, by_sha256))
@@ -100,7 +100,7 @@ def test_a_key_and_its_sha256_are_the_same(tmp_path: Path) -> None:
         (f"{ALICE}# {'x' * 1024 * 1024}", "too large"),
     ],
 )
-def test_what_is_wrong_is_said_by_name_and_without_what_the_file_holds(
+def test_a_problem_names_the_setting_and_quotes_no_secret(
     tmp_path: Path, wrong: str | bytes, message: str
 ) -> None:
     path = written(tmp_path, wrong)
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_said_by_name_and_without_what_the_file_holds(
     assert SECRET not in problem
 
 
-def test_check_prints_where_the_file_is_and_no_more(tmp_path: Path) -> None:
+def test_visible_shows_only_the_path_of_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, ALICE)
     config = Config.from_environment({"CEREBRAS_API_KEY": "key", "APE_API_KEYS_FILE": path})
     assert config.visible()["APE_API_KEYS_FILE"] == path

@@ -70,12 +70,12 @@ def test_prices_are_read_without_rounding(text: str, amounts: tuple[str, str, st
         ('{"m":{"input":1,"input":2,"output":1}}', "twice"),
     ],
 )
-def test_a_price_that_is_wrong_is_refused(text: str, problem: str) -> None:
+def test_an_invalid_price_is_refused(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         PriceTable.from_json(text)
 
 
-def test_what_is_wrong_is_said_of_the_model() -> None:
+def test_a_problem_names_its_model() -> None:
     with pytest.raises(ValueError, match="'dear'"):
         PriceTable.from_json('{"fine":{"input":1,"output":1},"dear":{"input":"x","output":1}}')
 

@@ -243,7 +243,7 @@ BAD: dict[str, tuple[str, ...]] = {
 }
 
 
-def test_there_are_examples_for_every_row() -> None:
+def test_every_setting_has_examples() -> None:
     assert GOOD.keys() | {"MODEL_PRICES"} == BAD.keys() == ROWS.keys()
     assert len(ROWS) == len(SETTINGS)
 
@@ -253,7 +253,7 @@ def test_there_are_examples_for_every_row() -> None:
     [(row, text) for row in GOOD for text in GOOD[row]],
     ids=without_folder,
 )
-def test_good(variable: str, text: str) -> None:
+def test_valid_values(variable: str, text: str) -> None:
     value = ROWS[variable].parse(text)
     # A key compares as the text that it is, which is all that a str's equality looks at.
     assert value == GOOD[variable][text]
@@ -266,7 +266,7 @@ def test_good(variable: str, text: str) -> None:
     [(row, text) for row in BAD for text in BAD[row]],
     ids=without_folder,
 )
-def test_bad(variable: str, text: str) -> None:
+def test_invalid_values(variable: str, text: str) -> None:
     with pytest.raises(ValueError, match=r"^(must be|is not|names|needs|model)") as caught:
         ROWS[variable].parse(text)
     assert type(caught.value) is ValueError
@@ -276,7 +276,7 @@ def test_bad(variable: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
-def test_a_row_says_what_it_means(setting: Setting) -> None:
+def test_every_setting_has_a_meaning(setting: Setting) -> None:
     assert setting.variable == setting.variable.upper()
     assert setting.meaning
     assert setting.meaning[-1] not in ".,;: "
@@ -285,7 +285,7 @@ def test_a_row_says_what_it_means(setting: Setting) -> None:
 
 
 @given(st.sampled_from(SETTINGS), st.text(min_size=1).map(str.strip).filter(bool))
-def test_any_text_is_read_or_refused_in_our_words(setting: Setting, text: str) -> None:
+def test_any_text_is_read_or_refused_with_our_own_message(setting: Setting, text: str) -> None:
     try:
         setting.parse(text)
     except ValueError as problem:
@@ -294,10 +294,10 @@ def test_any_text_is_read_or_refused_in_our_words(setting: Setting, text: str) -
         assert str(problem).isascii() or not setting.secret  # noqa: PT017
 
 
-# What is more than a text
+# Values of their own types
 
 
-def test_prices_and_buckets_may_be_in_a_file(tmp_path: Path) -> None:
+def test_prices_and_buckets_can_be_read_from_a_file(tmp_path: Path) -> None:
     prices, buckets = tmp_path / "prices.json", tmp_path / "buckets.json"
     prices.write_text('{"m":{"input":1,"output":2}}')
     buckets.write_text('{"ttft":[1,2]}')
@@ -314,12 +314,12 @@ def test_every_family_can_have_buckets() -> None:
     assert ROWS["HISTOGRAM_BUCKETS"].parse(table) == dict.fromkeys(BUCKETS, (1.0,))
 
 
-def test_an_origin_as_text_reads_back_as_itself() -> None:
+def test_an_origin_survives_a_round_trip_as_text() -> None:
     for text, origin in GOOD["CEREBRAS_BASE_URL"].items():
         assert read_origin(str(origin)) == read_origin(text) == origin
 
 
-def test_the_upstream_key_shows_itself_to_nothing_that_prints() -> None:
+def test_no_text_of_an_upstream_key_shows_it() -> None:
     secret = ROWS["CEREBRAS_API_KEY"].parse("csk-abc")
     assert type(secret) is UpstreamKey
     shown = (
@@ -340,7 +340,7 @@ def test_client_keys_are_kept_as_digests_only() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_event_loop_is_named_in_any_case(backend: str) -> None:
+def test_the_name_of_an_event_loop_is_case_insensitive(backend: str) -> None:
     assert read_backend(backend.upper()) == backend
 
 

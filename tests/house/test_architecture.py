@@ -51,7 +51,7 @@ def imports_of(module: str) -> Iterator[str]:
                 yield ".".join((*above, node.module))
 
 
-def test_the_picture_names_every_room_and_module_beside_them() -> None:
+def test_the_picture_names_every_room_and_top_module() -> None:
     beside = {name for name in MODULES if "." not in name} - {"__init__", "__main__"}
     assert set(RANKS) == beside | ROOMS | {"__main__"}
 
@@ -86,7 +86,7 @@ def test_a_room_is_a_docstring(room: str) -> None:
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - ROOMS))
-def test_a_module_says_what_it_owns_and_what_it_gives(module: str) -> None:
+def test_a_module_has_a_docstring_and_an_all_tuple(module: str) -> None:
     imported = importlib.import_module(
         "ape_cerebras" if module == "__init__" else f"ape_cerebras.{module}"
     )
@@ -95,7 +95,7 @@ def test_a_module_says_what_it_owns_and_what_it_gives(module: str) -> None:
     assert all(hasattr(imported, name) for name in imported.__all__)
 
 
-def test_the_public_api_is_what_it_is() -> None:
+def test_the_public_api_is_unchanged() -> None:
     assert set(ape_cerebras.__all__) == PUBLIC
 
 
@@ -136,7 +136,7 @@ def test_no_two_classes_share_a_name() -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_prints_a_foreign_exception(module: str) -> None:
-    """Its text can quote a header, and with it a key."""
+    """The text of an exception can quote a header, and with it a key."""
     for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
         if isinstance(node, ast.ExceptHandler) and node.name:
             foreign = "Error" in ast.unparse(node.type) if node.type else True

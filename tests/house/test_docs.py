@@ -1,5 +1,5 @@
-"""README and the pages of ``contrib/docs``: what they tell a reader to run works, what they name
-exists, and their reference tables are the code's."""
+"""README and the pages of ``contrib/docs``: their examples run, the names in them exist, and their
+reference tables are current."""
 
 import re
 import subprocess
@@ -37,20 +37,22 @@ def named(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[Served]:
-    """A simulator, in the place of the real API."""
+    """A simulator instead of the real API."""
     with serving("simulate") as served:
         yield served
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_the_blocks_of_a_page_do_what_it_says(page: Path, tmp_path: Path, api: Served) -> None:
+def test_the_examples_of_a_page_run_with_the_printed_output(
+    page: Path, tmp_path: Path, api: Served
+) -> None:
     with session(tmp_path, f"http://127.0.0.1:{api.port}") as running:
         for block in blocks_of(page):
             running.run(block)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_every_block_is_of_a_kind_that_is_looked_at(block: Block) -> None:
+def test_every_block_is_of_a_known_kind(block: Block) -> None:
     run = block.kind in ("sh", "python")
     known = {"", "stays running", "on asyncio and trio", "exits with 2"}
     is_file = block.kind in ("toml", "json", "yaml") and "." in block.note
@@ -63,7 +65,7 @@ def test_every_block_is_of_a_kind_that_is_looked_at(block: Block) -> None:
     )
 
 
-def test_output_follows_what_printed_it() -> None:
+def test_output_follows_its_command() -> None:
     for before, block in pairwise(BLOCKS):
         if (block.kind, block.note) in IS_OUTPUT:
             assert before.page == block.page
@@ -81,14 +83,14 @@ def test_output_follows_what_printed_it() -> None:
         ("a.c", "abc", False),
     ],
 )
-def test_what_fits_an_output(expected: str, output: str, *, fits: bool) -> None:
+def test_output_matches_its_pattern(expected: str, output: str, *, fits: bool) -> None:
     assert matches(expected, output) is fits
 
 
-# What is named
+# Names
 
 
-def test_every_make_target_that_is_named_is_there() -> None:
+def test_every_named_make_target_exists() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     there = set(re.findall(r"^([\w-]+(?: [\w-]+)*):", makefile, re.MULTILINE))
     targets = {name for names in there for name in names.split()}
@@ -97,7 +99,7 @@ def test_every_make_target_that_is_named_is_there() -> None:
     assert named <= targets
 
 
-def test_every_command_and_flag_that_is_named_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_named_command_and_flag_exists(capsys: pytest.CaptureFixture[str]) -> None:
     used: dict[str, set[str]] = {}
     for block in BLOCKS:
         if block.kind == "sh":
@@ -112,20 +114,20 @@ def test_every_command_and_flag_that_is_named_is_there(capsys: pytest.CaptureFix
             assert flags <= there, command
 
 
-def test_every_setting_that_is_named_is_there() -> None:
+def test_every_named_setting_exists() -> None:
     settings = {setting.variable for setting in SETTINGS}
     text = "".join(TEXTS.values())
     named = set(re.findall(r"[`\s]([A-Z]+(?:_[A-Z]+)+)\b", text))
     assert named - settings - NO_SETTINGS == set()
 
 
-def test_every_file_that_is_named_is_there() -> None:
+def test_every_named_file_exists() -> None:
     named = set(re.findall(r"(?:contrib|tests|ape_cerebras)/[\w./-]*\w", "".join(TEXTS.values())))
     made = {"contrib/bench/results/bench.json", "contrib/kubernetes/secrets"}
     assert {name for name in named - made if not (ROOT / name).exists()} == set()
 
 
-def test_every_message_that_is_named_is_logged() -> None:
+def test_every_named_message_is_logged() -> None:
     text = TEXTS[DOCS / "log-fields.md"].partition("## Messages")[2].partition("## Loki")[0]
     cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
     named = {name.partition(":")[0] for cell in cells for name in re.findall("`([^`]+)`", cell)}
@@ -135,7 +137,7 @@ def test_every_message_that_is_named_is_logged() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Those that GitHub gives to the headings of a page."""
+    """The anchors that GitHub gives to the headings of a page."""
     outside = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", outside, re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
@@ -161,7 +163,7 @@ def test_every_row_of_a_table_has_as_many_cells(page: Path) -> None:
         assert len(set(rows)) == 1, match[0]
 
 
-def test_every_page_can_be_found() -> None:
+def test_every_page_is_linked() -> None:
     for place in (DOCS / "README.md", ROOT / "README.md"):
         linked = set(re.findall(r"\]\(([^)#\s]+)", place.read_text("utf-8")))
         there = {(place.parent / each).resolve() for each in linked if "://" not in each}
@@ -179,7 +181,7 @@ QUERIES = [block for block in BLOCKS if block.kind == "promql"]
 
 
 @pytest.mark.parametrize("block", QUERIES, ids=str)
-def test_a_query_is_promql_and_asks_for_what_there_is(block: Block, tmp_path: Path) -> None:
+def test_a_query_is_promql_over_existing_metrics(block: Block, tmp_path: Path) -> None:
     assert names_in(block.text) <= known_names(tmp_path)
     indented = "".join(f"        {line}\n" for line in block.text.splitlines())
     rule = f"groups:\n- name: page\n  rules:\n  - record: a:b:c\n    expr: >-\n{indented}"

@@ -1,4 +1,4 @@
-"""That a key would be noticed that was shown, wherever that was."""
+"""The check for leaked keys notices a key in any output."""
 
 import base64
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_has_it_in_the_log():
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_each_way_to_show_a_key_fails(pytester: pytest.Pytester, processes: str) -> None:
+def test_each_way_to_leak_a_key_fails_its_test(pytester: pytest.Pytester, processes: str) -> None:
     pytester.makepyfile(TALKATIVE)
     pytester.makeconftest(PLUGIN)
     options = ("-q", "--tb=no", "--no-summary", "--numprocesses", processes)

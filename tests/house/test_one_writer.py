@@ -33,7 +33,7 @@ def calls_exchange(node: ast.expr | None) -> bool:
 
 
 def targets_of(node: ast.AST) -> Iterator[ast.expr]:
-    """What a statement assigns to."""
+    """The targets that a statement assigns to."""
     found: list[ast.expr] = []
     if isinstance(node, ast.Assign):
         found = list(node.targets)
@@ -82,7 +82,7 @@ def fields_written_in(tree: ast.Module) -> set[str]:
 
 
 def fields_given_in(tree: ast.Module) -> set[str]:
-    """Those that are given where an exchange is opened."""
+    """The fields that are passed to a new exchange."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and calls_exchange(node)]
     return {str(keyword.arg) for call in calls for keyword in call.keywords}
 
@@ -98,6 +98,6 @@ def test_every_field_is_written_by_the_module_that_its_comment_names() -> None:
     assert writers == {name: {writer} for name, writer in writers_by_comment().items()}
 
 
-def test_nothing_writes_a_field_by_another_way() -> None:
+def test_no_field_is_written_by_setattr() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not re.search(r"\bsetattr\(|__setattr__", path.read_text("utf-8")), path.name

@@ -10,7 +10,7 @@ MODULES = 30
 CHANGES = 137  # half of those in the package's first version
 
 
-def test_a_plain_request_takes_a_short_way() -> None:
+def test_a_plain_request_changes_modules_rarely() -> None:
     printed = subprocess.run(
         (sys.executable, str(SCRIPT)), capture_output=True, text=True, timeout=60, check=True
     ).stdout

@@ -45,7 +45,7 @@ async def test_arrivals_have_times_and_waits_are_counted() -> None:
             await theirs.receive()
         theirs.read_timeout = 0.02
         waited = theirs.read_wait_seconds
-        assert waited >= 0.019  # in vain is waited too; uvloop's timers are of whole milliseconds
+        assert waited >= 0.019  # an expired wait counts too; uvloop's timers are in milliseconds
         with pytest.raises(PeerStalled):
             await theirs.receive()
         assert theirs.read_wait_seconds >= waited + 0.019
@@ -107,7 +107,7 @@ async def test_peeked_arrivals_may_be_read_in_parts_and_their_socket_closed() ->
             await theirs.receive()
         theirs.close()
         await ours.send(b"d")
-        await others.send(b"x")  # finds nothing of what is closed
+        await others.send(b"x")  # meets no state of closed sockets
         with pytest.raises(ClosedResourceError):
             await theirs.receive()
 
@@ -213,8 +213,10 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
     assert got == b"".join(b"%d," % number for number in range(200))
 
 
-@pytest.mark.parametrize("turns", range(6))
-async def test_an_arrival_that_wakes_a_cancelled_reader_is_read_by_the_next(turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(6))
+async def test_an_arrival_that_wakes_a_cancelled_reader_is_read_by_the_next(
+    iterations: int,
+) -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"a")
         assert await theirs.receive() == b"a"
@@ -230,7 +232,7 @@ async def test_an_arrival_that_wakes_a_cancelled_reader_is_read_by_the_next(turn
             tasks.start_soon(receive)
             await anyio.wait_all_tasks_blocked()
             await ours.send(b"b")
-            for _ in range(turns):
+            for _ in range(iterations):
                 await anyio.lowlevel.checkpoint()
             scope.cancel()
         with anyio.fail_after(5):
@@ -282,13 +284,13 @@ async def test_an_end_that_arrives_with_the_last_bytes_is_read_too() -> None:
 
 
 async def test_other_tasks_run_beside_a_stream_that_never_waits() -> None:
-    turns = 0
+    iterations = 0
     async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
 
         async def count() -> None:
-            nonlocal turns
+            nonlocal iterations
             while True:
-                turns += 1
+                iterations += 1
                 await anyio.lowlevel.checkpoint()
 
         tasks.start_soon(count)
@@ -296,7 +298,7 @@ async def test_other_tasks_run_beside_a_stream_that_never_waits() -> None:
             await ours.send(b"x")
             await theirs.receive(1)
         tasks.cancel_scope.cancel()
-    assert turns > 10
+    assert iterations > 10
 
 
 async def test_half_close_and_reset() -> None:
@@ -304,7 +306,7 @@ async def test_half_close_and_reset() -> None:
         await ours.send_eof()
         with pytest.raises(EndOfStream):
             await theirs.receive()
-        assert not theirs.peer_is_gone()  # it can still be written to
+        assert not theirs.peer_is_gone()  # its sending side is open
         await theirs.send(b"still")
         assert await ours.receive() == b"still"
         theirs.reset()
@@ -342,7 +344,7 @@ async def test_sending_without_waiting_sends_what_there_is_room_for() -> None:
         assert await theirs.receive() == b"0"
         theirs.close()
         for _ in range(3):
-            ours.send_nowait(b"0")  # nobody is there: no matter
+            ours.send_nowait(b"0")  # after the peer has closed: no error
 
 
 async def test_nagles_algorithm_is_off_on_both_legs() -> None:

@@ -28,7 +28,7 @@ def pause() -> None:
 @contextmanager
 def connection(*, in_vain: bool = False) -> Iterator[tuple[socket.socket, SocketStream]]:
     """One end of a connection, and a stream that peeks at arrivals over the other; ``in_vain``: one
-    that has been read, and was empty."""
+    whose last read found nothing."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,
@@ -100,7 +100,7 @@ async def test_each_of_several_arrivals_that_wait_has_its_time(in_vain: bool) ->
 async def test_timestamps_are_used_again_after_the_wall_clock_was_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also on a connection that is never read in vain, for hours."""
+    """Also on a connection whose every read finds bytes, for hours."""
     with connection() as (ours, stream):
         stream.peek_arrivals(False)
         kernel_times = []

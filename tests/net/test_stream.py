@@ -93,10 +93,10 @@ class Sink(TimestampedStream):
 
 
 async def test_an_end_found_while_sending_is_a_broken_connection(authority: trustme.CA) -> None:
-    """That is what anyio's TLS stream says where it takes a cut for an end."""
-    served, asking = (ssl.SSLContext(way) for way in (PROTOCOL_TLS_SERVER, PROTOCOL_TLS_CLIENT))
+    """anyio's TLS stream raises this where it takes a cut for an end."""
+    served, requesting = (ssl.SSLContext(way) for way in (PROTOCOL_TLS_SERVER, PROTOCOL_TLS_CLIENT))
     authority.issue_cert("a").configure_cert(served)
-    authority.configure_trust(asking)
+    authority.configure_trust(requesting)
     secured: list[TLSStream] = []
 
     async def wrap(stream: SocketStream, context: ssl.SSLContext, name: str | None) -> None:
@@ -109,7 +109,7 @@ async def test_an_end_found_while_sending_is_a_broken_connection(authority: trus
     async with sockets() as (ours, theirs):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wrap, theirs, served, None)
-            await wrap(ours, asking, "a")
+            await wrap(ours, requesting, "a")
         theirs.close()
         wrapped = timestamped(next(each for each in secured if each.transport_stream is ours))
         with pytest.raises(EndOfStream):
@@ -119,7 +119,7 @@ async def test_an_end_found_while_sending_is_a_broken_connection(authority: trus
         assert wrapped.peer_is_gone()
 
 
-async def test_held_bytes_leave_in_one_write() -> None:
+async def test_held_bytes_are_sent_in_one_write() -> None:
     sink = Sink()
     buffer = WriteBuffer(sink)
     for part in (b"a", None, b"", b"bc"):

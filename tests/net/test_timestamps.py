@@ -47,7 +47,7 @@ class Machine:
         return self.timestamp()
 
     def timestamp(self) -> int:
-        """What the kernel writes on a segment that comes now."""
+        """The timestamp that the kernel gives to a segment arriving now."""
         return int(self.now * SECOND) + self.ahead
 
 
@@ -141,11 +141,11 @@ async def test_a_loop_has_one_arrival_clock_on_its_own_clock() -> None:
     assert of_this_loop(ArrivalClock) is of_this_loop(ArrivalClock)
     before = anyio.current_time()
     now = loop_clock()()
-    await anyio.lowlevel.checkpoint()  # uvloop's own is read once a turn, and in milliseconds
+    await anyio.lowlevel.checkpoint()  # uvloop's clock is read once an iteration, in milliseconds
     assert before <= now <= anyio.current_time() + 0.001
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what arrives")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux timestamps arrivals")
 def test_timestamps_can_be_enabled_on_linux_and_not_on_a_closed_socket() -> None:
     with socket.socket() as sock:
         assert enable_timestamps(sock)

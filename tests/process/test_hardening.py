@@ -50,7 +50,7 @@ def types(described: list[str]) -> list[str]:
     return [text.partition(" ")[0] for text in described]
 
 
-def test_type_and_locations_innermost_first() -> None:
+def test_an_exception_is_described_by_type_and_locations() -> None:
     [described] = describe_exceptions(caught(fails))
     first = fails.__code__.co_firstlineno
     assert described.startswith(f"ValueError < test_hardening.py:{first + 1} fails < ")
@@ -71,7 +71,7 @@ def test_causes_and_contexts_are_described_too_and_once() -> None:
     ]
 
 
-def test_neither_a_large_tree_nor_a_deep_stack_makes_a_long_line() -> None:
+def test_large_groups_and_deep_stacks_are_cut() -> None:
     def deep(left: int) -> None:
         deep(left - 1) if left else fails()
 
@@ -111,7 +111,7 @@ raise ExceptionGroup(key, [RuntimeError(key)])
 
 
 def run(script: str, **settings: str) -> tuple[list[dict[str, Any]], str]:
-    """Its lines, and what it wrote where nothing should be."""
+    """The log lines of a script, and its output on standard error."""
     done = subprocess.run(
         (sys.executable, "-c", script),
         env=environment(**settings),
@@ -124,7 +124,7 @@ def run(script: str, **settings: str) -> tuple[list[dict[str, Any]], str]:
     return [orjson.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
 
 
-def test_crashes_are_reported_wherever_they_happen() -> None:
+def test_crashes_are_reported_in_threads_finalizers_and_libraries() -> None:
     lines, rest = run(EVERYWHERE)
     assert rest == ""
     described = [(line["message"], types(line["exceptions"])) for line in lines]

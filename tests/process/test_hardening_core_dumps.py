@@ -30,7 +30,7 @@ main(["serve", "--demo"])
     resource.getrlimit(resource.RLIMIT_CORE)[1] != resource.RLIM_INFINITY,
     reason="core files cannot be allowed here",
 )
-def test_no_core_file_where_the_limit_was_raised_again(tmp_path: Path) -> None:
+def test_no_core_file_even_with_a_raised_limit(tmp_path: Path) -> None:
     settings = environment(HOST="127.0.0.1", PORT="0")
     command = (sys.executable, "-c", UNLIMITED)
     served = Served(subprocess.Popen(command, env=settings, cwd=tmp_path, stdout=subprocess.PIPE))

@@ -1,4 +1,4 @@
-"""Exchanges leave nothing to the garbage collector, which therefore need not look at everything."""
+"""Exchanges leave no cyclic garbage, so that full garbage collections can be disabled."""
 
 import gc
 import subprocess
@@ -35,7 +35,7 @@ async def short(peer: Conversation) -> None:
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}")
 
 
-# Upstream's script, the request, and whether the client leaves without waiting for its end.
+# Upstream's script, the request, and whether the client disconnects before the response ends.
 KINDS = {
     "plain": (responds, chat(), False),
     "stream": (WHOLE, chat(STREAM), False),
@@ -48,8 +48,8 @@ KINDS = {
     "cut": (streams(events(TOKEN), then="leave"), chat(STREAM), False),
     "short": (short, chat(), False),
     "late": (silent, chat(), False),
-    "left": (silent, chat(STREAM), True),
-    "left in the middle": (streams(events(TOKEN), then="stay"), chat(STREAM), True),
+    "disconnected": (silent, chat(STREAM), True),
+    "disconnected midway": (streams(events(TOKEN), then="stay"), chat(STREAM), True),
 }
 
 
@@ -72,7 +72,7 @@ def garbage_kept() -> Iterator[list[str]]:
         gc.enable()
 
 
-async def ask(script: Script, request: bytes, leaves: bool, mode: str) -> None:
+async def run_exchange(script: Script, request: bytes, disconnects: bool, mode: str) -> None:
     async with (
         running_upstream(script) as upstream,
         running_proxy(upstream.port, UPSTREAM_FIRST_BYTE_TIMEOUT="0.2", TTFT_MODE=mode) as running,
@@ -80,7 +80,7 @@ async def ask(script: Script, request: bytes, leaves: bool, mode: str) -> None:
         client = await running.client()
         with garbage_kept() as names:
             await client.send(request)
-            if leaves:
+            if disconnects:
                 while not upstream.requests:
                     await anyio.lowlevel.checkpoint()
             else:
@@ -93,9 +93,11 @@ async def ask(script: Script, request: bytes, leaves: bool, mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_exchange_and_its_connection_leave_no_cycle(kind: str) -> None:
-    script, request, leaves = KINDS[kind]
-    await ask(script, request, leaves, "exact" if kind == "reassembled" else "passthrough")
+async def test_an_exchange_and_its_connection_leave_no_cyclic_garbage(kind: str) -> None:
+    script, request, disconnects = KINDS[kind]
+    await run_exchange(
+        script, request, disconnects, "exact" if kind == "reassembled" else "passthrough"
+    )
 
 
 SCRIPT = """
@@ -109,7 +111,7 @@ print(gc.get_stats()[2]["collections"] - full_passes)
 """
 
 
-def test_the_program_is_exempt_and_nothing_starts_a_full_pass() -> None:
+def test_the_program_is_frozen_and_no_full_collection_runs() -> None:
     done = subprocess.run(
         (sys.executable, "-c", SCRIPT), capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""SIGHUP where it is held."""
+"""SIGHUP while it is held."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ anyio.run(main, backend=sys.argv[1])
 
 @pytest.mark.parametrize("before", ["SIG_DFL", "SIG_IGN"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_sighup_that_comes_early_is_kept_and_ends_nothing(backend: str, before: str) -> None:
+def test_an_early_sighup_is_kept_and_does_not_end_the_process(backend: str, before: str) -> None:
     ran = subprocess.run(
         (sys.executable, "-c", SCRIPT, backend, before),
         capture_output=True,
