@@ -28,14 +28,14 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of load in a round")
     parser.add_argument("--backend", default="asyncio", help="of our proxy")
-    parser.add_argument("--quick", action="store_true", help="a short look: one round")
-    parser.add_argument("--list", action="store_true", help="only tell peers and scenarios")
+    parser.add_argument("--quick", action="store_true", help="a short run: one round")
+    parser.add_argument("--list", action="store_true", help="only list peers and scenarios")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "bench.json")
     return parser.parse_args(arguments)
 
 
 def chosen_peers(names: str) -> list[Peer]:
-    """Ours, and those of the others that were named."""
+    """Our proxy, and the named ones of the others."""
     known = {peer.name: peer for peer in PEERS}
     named = {"all": list(known), "none": []}.get(names, names.split(","))
     if unknown := [name for name in named if name not in known]:
@@ -63,7 +63,7 @@ def chosen_scenarios(only: str) -> list[Scenario]:
     return chosen
 
 
-def tell_all() -> None:
+def list_all() -> None:
     for peer in PEERS:
         print(f"{peer.name:<22}{'missing: ' + peer.install if peer.missing() else 'here'}")
     for scenario in SCENARIOS:
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = options_of(arguments)
     settle_down_here()
     if options.list:
-        tell_all()
+        list_all()
     else:
         measure(plan_of(options), options.json)
 

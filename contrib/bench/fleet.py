@@ -39,14 +39,14 @@ class Key:
 
 @dataclass
 class Found:
-    """What came of a fleet in ``seconds``."""
+    """The result of a fleet that ran for ``seconds``."""
 
     keys: Sequence[Key]
     seconds: float = 0.0
     responses: Counter[str] = field(default_factory=Counter)  # by key
     tokens: int = 0
     refused: Counter[str] = field(default_factory=Counter)  # attempts, by the status
-    given_up: int = 0  # calls that the SDK tried in vain
+    given_up: int = 0  # calls that failed after the SDK's retries
     waits: list[float] = field(default_factory=list)
     by_agent: list[int] = field(default_factory=list)  # responses
 
@@ -127,7 +127,7 @@ class _Fleet:
             self.found.waits.append(time.monotonic() - began_at)
 
     async def _call(self, client: openai.AsyncOpenAI) -> bool:
-        """Whether the SDK got a response, retries and all."""
+        """Whether the SDK got a response, its retries included."""
         try:
             response = await client.chat.completions.create(**self._request)
         except openai.APIError:
@@ -138,7 +138,7 @@ class _Fleet:
 
 
 def play(port: int, keys: Sequence[Key], seconds: float, **more: Any) -> Found:
-    """A fleet at the proxy on ``port``; ``more`` is in its requests beside the messages."""
+    """Run a fleet against the proxy on ``port``; ``more`` are further fields of its requests."""
     fleet = _Fleet(port, keys, more)
     asyncio.run(fleet.run(seconds))
     return fleet.found

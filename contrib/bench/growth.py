@@ -25,24 +25,26 @@ from runs import Plan, mock
 
 CLIENTS = 32
 NUMBERS = (0, 100, 320, 1000, 3200, 10_000)
-SPARE = 500  # descriptors for all else
+SPARE = 500  # descriptors for everything else
 MICROSECONDS = Column("", "", 0)
 Measure = Callable[[Rig, Running, int], Figures]
 BESIDE: dict[str, tuple[str, Measure]] = {
     "connections": ("idle", beside_idle),
     "streams": ("streams", beside_streams),
 }
-Rounds = dict[str, dict[int, list[float]]]  # CPU in µs, by what is open and how much
+Rounds = dict[
+    str, dict[int, list[float]]
+]  # CPU in µs, by the kind of open connection and the number
 
 
 def possible(numbers: Sequence[int]) -> list[int]:
-    """Those for which there are descriptors; of the others as many as there are for."""
+    """The numbers, each lowered to the connections for which there are descriptors."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sorted({min(number, (most - SPARE) // 2) for number in numbers})
 
 
 def cost(rig: Rig, peer: Peer, what: str, number: int) -> float:
-    """CPU in µs of a plain request beside so many."""
+    """CPU in µs of a plain request beside so many open connections."""
     size, measure = BESIDE[what]
     target = start(peer, rig.setting)
     try:
@@ -58,9 +60,9 @@ def measured(options: argparse.Namespace) -> Rounds:
     peer = ours_with(dict.fromkeys(names, room))
     rounds: Rounds = {what: {number: [] for number in numbers} for what in BESIDE}
     with mock("http", Plan((), (), options.backend, seconds=options.seconds)) as rig:
-        for turn in range(options.rounds):
+        for number_of_round in range(options.rounds):
             for what in BESIDE:
-                for number in numbers if turn % 2 == 0 else reversed(numbers):
+                for number in numbers if number_of_round % 2 == 0 else reversed(numbers):
                     rounds[what][number].append(cost(rig, peer, what, number))
     return rounds
 
@@ -75,7 +77,7 @@ def table(rounds: Rounds) -> list[str]:
 
 
 def _cell(counts: dict[int, list[float]], number: int) -> str:
-    """The figure, and how many times that with nothing open it is in the same rounds."""
+    """The figure, and its ratio to the figure with nothing open in the same rounds."""
     pairs = zip(counts[number], counts[min(counts)], strict=True)
     times = median(here / alone for here, alone in pairs)
     return f"{formatted(counts[number], MICROSECONDS)}, {times:.2f} times"

@@ -43,7 +43,7 @@ def _sleep_until(moment: float) -> None:
 
 
 def _read(source: socket.socket, pieces: Pieces, link: Link, free_at: float) -> None:
-    """Put on the wire what comes; it is free from ``free_at`` on."""
+    """Put arriving bytes on the wire, which is free from ``free_at`` on."""
     data = b"first"
     while data:
         _sleep_until(free_at - QUEUE / link.rate)
@@ -56,7 +56,7 @@ def _read(source: socket.socket, pieces: Pieces, link: Link, free_at: float) -> 
 
 
 def _write(sink: socket.socket, pieces: Pieces) -> None:
-    """Hand on what comes from the wire, to its end; where nobody takes it, it is lost."""
+    """Forward the bytes of the wire, up to its end; bytes for a closed connection are lost."""
     data = b"first"
     while data:
         due_at, data = pieces.get()

@@ -1,5 +1,5 @@
 """Load generator of the least possible cost, on bare epoll: each client sends the same bytes, and
-looks only for the bytes that mark the first token and the end of a response.
+searches the response only for the marks of its first token and its end.
 """
 
 import json
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from responses import MARK
 
-PATIENCE = 30.0  # seconds without a byte until a run is given up
+TIMEOUT = 30.0  # seconds without a byte until a run fails
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Failed(Exception):
-    """A run that cannot be counted: what went wrong is its message."""
+    """A run that cannot be counted; the message is the reason."""
 
 
 @dataclass
@@ -31,14 +31,13 @@ class Result:
 
 
 def request_of(word: str, key: str, headers: tuple[str, ...] = (), prompt: int = 0) -> bytes:
-    """A chat request to which the mock sends what ``word`` stands for, about ``prompt`` bytes
-    long."""
+    """A chat request for the canned response called ``word``, about ``prompt`` bytes long."""
     text = "All work and no play makes a dull token. " * (prompt // 41)
-    return request_saying(word, text, key, headers)
+    return request_with_text(word, text, key, headers)
 
 
-def request_saying(word: str, text: str, key: str, headers: tuple[str, ...] = ()) -> bytes:
-    """The same with ``text`` in it."""
+def request_with_text(word: str, text: str, key: str, headers: tuple[str, ...] = ()) -> bytes:
+    """A chat request for the canned response called ``word``, with ``text`` in its prompt."""
     message = {"role": "user", "content": f"{word}: say something. {text}"}
     stream = word not in ("plain", "awaited")
     request = {"model": "gpt-oss-120b", "messages": [message], "stream": stream}
@@ -66,11 +65,11 @@ class Client:
         self.sock = self._connect()
 
     def _connect(self) -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self._port), timeout=PATIENCE)
+        sock = socket.create_connection(("127.0.0.1", self._port), timeout=TIMEOUT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def ask(self) -> None:
+    def send(self) -> None:
         self.waits = True
         self._begun = self._has_token = False
         self._missing = -1  # of a body whose length is known
@@ -79,7 +78,7 @@ class Client:
         self.sock.sendall(self._request)
 
     def take(self, result: Result) -> bool:
-        """Read what is there; whether the response is complete."""
+        """Read the bytes that have arrived; whether the response is complete."""
         try:
             data = self.sock.recv(262144)
         except ConnectionResetError:
@@ -140,15 +139,15 @@ class Load:
         for client in self._clients.values():
             client.sock.close()
 
-    def ask(self, clients: Iterable[Client] | None = None) -> None:
+    def send(self, clients: Iterable[Client] | None = None) -> None:
         for client in self._clients.values() if clients is None else clients:
-            client.ask()
+            client.send()
 
     def run(self, seconds: float) -> Result:
         """Keep all busy for ``seconds``; wait for every response that has begun."""
         result = Result()
         began_at, before = time.perf_counter(), time.process_time()
-        self.ask()
+        self.send()
         self.gather(result, began_at + seconds)
         result.seconds = time.perf_counter() - began_at
         result.own_cpu = time.process_time() - before
@@ -163,30 +162,30 @@ class Load:
                 if not client.take(result):
                     continue
                 if time.perf_counter() < until:
-                    client.ask()
+                    client.send()
                 else:
                     busy -= 1
 
     def _ready(self) -> list[Client]:
-        ready = self._epoll.poll(PATIENCE)
+        ready = self._epoll.poll(TIMEOUT)
         if not ready:
-            raise Failed(f"nothing came for {PATIENCE:.0f} s")
+            raise Failed(f"nothing arrived for {TIMEOUT:.0f} s")
         clients = [self._clients[number] for number, _ in ready]
         for client in clients:
             if not client.waits:  # an idle connection that the other side closes
                 self._epoll.unregister(client.sock)
         return [client for client in clients if client.waits]
 
-    def ask_in_turn(self, at_once: int) -> None:
-        """One request on each connection, not more than ``at_once`` at a time."""
+    def send_one_each(self, at_once: int) -> None:
+        """Exchange one request and response on each connection, at most ``at_once`` at a time."""
         waiting = list(self._clients.values())
         busy = [waiting.pop() for _ in range(min(at_once, len(waiting)))]
-        self.ask(busy)
+        self.send(busy)
         result, under_way = Result(), len(busy)
         while under_way:
             for client in self._ready():
                 if client.take(result):
                     under_way -= 1
                     if waiting:
-                        waiting.pop().ask()
+                        waiting.pop().send()
                         under_way += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from statistics import quantiles
 
-from load import PATIENCE, Failed, Load, Result, request_of
+from load import TIMEOUT, Failed, Load, Result, request_of
 from peers import CLIENT_KEY, Running, Setting, start
 from processes import KEEP_BYTECODE, WORKER_CORES, Process
 from responses import MARK, RESPONSES
@@ -24,7 +24,7 @@ FAULTS = (Failed, OSError, HTTPException, ValueError, subprocess.CalledProcessEr
 
 @dataclass(frozen=True)
 class Rig:
-    """The mock upstream, and how much of everything."""
+    """The mock upstream, and the amounts of load."""
 
     mock: Process
     setting: Setting
@@ -33,19 +33,19 @@ class Rig:
     streams: int = 200
 
     def short(self) -> "Rig":
-        """For a short look."""
+        """The rig of a quick run."""
         return replace(self, seconds=0.3, idle=100, streams=20)
 
-    def ask(self, path: str) -> dict[str, int]:
-        """What the mock says."""
+    def query_mock(self, path: str) -> dict[str, int]:
+        """The counters of the mock, as JSON from ``path``."""
         port = self.setting.upstream_port
         if self.setting.scheme == "https":
-            trusting = ssl.create_default_context(cafile=self.setting.ca)
+            context = ssl.create_default_context(cafile=self.setting.ca)
             connection: HTTPConnection = HTTPSConnection(
-                "127.0.0.1", port, timeout=PATIENCE, context=trusting
+                "127.0.0.1", port, timeout=TIMEOUT, context=context
             )
         else:
-            connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
         connection.request("GET", path)
         counts: dict[str, int] = json.loads(connection.getresponse().read())
         connection.close()
@@ -53,10 +53,10 @@ class Rig:
 
     def wait_held(self, count: int) -> None:
         until = time.monotonic() + HELD_WITHIN
-        while self.ask("/count")["held"] < count:
+        while self.query_mock("/count")["held"] < count:
             if time.monotonic() > until:
-                self.ask("/release")
-                raise Failed(f"{count} requests did not come through in {HELD_WITHIN:.0f} s")
+                self.query_mock("/release")
+                raise Failed(f"{count} requests did not reach the mock in {HELD_WITHIN:.0f} s")
             time.sleep(0.02)
 
 
@@ -83,7 +83,7 @@ def _figures(result: Result, word: str, cpu: float, mock_cpu: float) -> Figures:
 def busy(
     rig: Rig, target: Running, word: str, clients: int, share: float = 1.0, prompt: int = 0
 ) -> Figures:
-    """So many clients, each of which sends its next request when it has its response."""
+    """Load of so many clients, each of which sends its next request after its response."""
     request = request_of(word, CLIENT_KEY, target.headers, prompt)
     with Load(target.port, request, clients) as load:
         load.run(rig.seconds * share / 5)  # warm: connections are made, on both sides
@@ -94,8 +94,8 @@ def busy(
 
 
 def two_workers(rig: Rig, target: Running, word: str, clients: int) -> Figures:
-    """Two workers, and one, each time with two cores; if there are no more, the rig takes its part
-    of these, so the rate that the CPU would be enough for is reported as well."""
+    """Two workers and one worker, both on two cores. A machine with no more cores shares them with
+    the rig, so the rate that the CPU time would allow is reported as well."""
     if not target.peer.scales:
         return {}
     one, two = (_with_workers(rig, target, number, word, clients) for number in (1, 2))
@@ -116,32 +116,32 @@ def _with_workers(rig: Rig, target: Running, workers: int, word: str, clients: i
 
 
 def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:
-    """Beside connections on which nothing happens: as many to upstream as from clients."""
+    """The same load beside idle connections: as many to upstream as from clients."""
     first_response(target)
-    others = rig.ask("/count")["connections"]
+    others = rig.query_mock("/count")["connections"]
     with Load(target.port, request_of("awaited", CLIENT_KEY, target.headers), rig.idle) as idle:
-        idle.ask()
+        idle.send()
         rig.wait_held(rig.idle)
-        rig.ask("/release")
+        rig.query_mock("/release")
         idle.gather(Result())
         figures = busy(rig, target, "plain", clients)
-        return {**figures, "upstream_connections": rig.ask("/count")["connections"] - others}
+        return {**figures, "upstream_connections": rig.query_mock("/count")["connections"] - others}
 
 
 def beside_streams(rig: Rig, target: Running, clients: int) -> Figures:
-    """Beside streams of which the first token has come, and the rest has not."""
+    """The same load beside streams that stopped after their first token."""
     first_response(target)
     with Load(target.port, request_of("stuck", CLIENT_KEY, target.headers), rig.streams) as streams:
-        streams.ask()
+        streams.send()
         rig.wait_held(rig.streams)
         figures = busy(rig, target, "plain", clients)
-        rig.ask("/release")
+        rig.query_mock("/release")
         streams.gather(Result())
         return figures
 
 
 def first_response(target: Running) -> None:
-    """Wait for it: some listen before they are ready."""
+    """Wait for the first response: some peers listen before they are ready."""
     until = time.monotonic() + target.peer.timeout
     while True:
         try:
@@ -163,36 +163,36 @@ def just_started(rig: Rig, target: Running) -> Figures:
 
 
 def _grown(target: Running, before: float, count: int) -> float:
-    """KiB for each of ``count``, after a moment in which it comes to rest."""
+    """KiB of growth for each of ``count``, once the memory has settled."""
     time.sleep(0.3)
     return (target.process.resident() - before) / count / 1024
 
 
 def idle_connections(rig: Rig, target: Running) -> Figures:
-    """Clients that have had one response each, and stay."""
+    """Memory of clients that stay connected after one response each."""
     first_response(target)
     before = target.process.resident()
     with Load(target.port, request_of("plain", CLIENT_KEY, target.headers), rig.idle) as load:
-        load.ask_in_turn(8)
+        load.send_one_each(8)
         return {"connection_kib": _grown(target, before, rig.idle)}
 
 
 def open_streams(rig: Rig, target: Running) -> Figures:
-    """Streams of which the first token has come, and the rest has not."""
+    """Memory of streams that stopped after their first token."""
     first_response(target)
     before = target.process.resident()
     request = request_of("stuck", CLIENT_KEY, target.headers)
     with Load(target.port, request, rig.streams) as load:
-        load.ask()
+        load.send()
         rig.wait_held(rig.streams)
         grown = _grown(target, before, rig.streams)
-        rig.ask("/release")
+        rig.query_mock("/release")
         load.gather(Result())
         return {"stream_kib": grown}
 
 
 def resident_after(rig: Rig, target: Running) -> Figures:
-    """When all that load has gone."""
+    """Memory after all load has ended."""
     return {"after_mib": target.process.resident() / 2**20}
 
 
@@ -208,7 +208,7 @@ def import_time(rig: Rig, target: Running) -> Figures:
 
 
 def check(target: Running) -> str:
-    """Check that it responds, and completely; return what is odd about it."""
+    """Check that the target responds completely; return a remark about a known weakness, or ""."""
     first_response(target)
     for word in ("plain", "burst", "paced"):
         first, total, body = _whole(target, word)
@@ -220,7 +220,7 @@ def check(target: Running) -> str:
 def _whole(target: Running, word: str) -> tuple[float, float, bytes]:
     """One response; the seconds to its first token and to its end."""
     body, began_at, first_at = b"", time.perf_counter(), 0.0
-    with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as sock:
+    with socket.create_connection(("127.0.0.1", target.port), timeout=TIMEOUT) as sock:
         sock.sendall(request_of(word, CLIENT_KEY, target.headers))
         response = HTTPResponse(sock)
         response.begin()

@@ -35,7 +35,7 @@ class Peer:
     config: str = ""  # a file of configs/
     headers: tuple[str, ...] = ()  # that its clients send
     imports: tuple[str, str] = ("", "")  # a Python, and the module whose import time counts
-    scales: bool = False  # to as many workers as @WORKERS@ says
+    scales: bool = False  # to @WORKERS@ workers
     timeout: float = 20.0  # seconds until it has to listen, and again to respond
 
     def missing(self) -> list[str]:

@@ -129,10 +129,10 @@ def listening(port: int, process: Process, timeout: float) -> float:
 
 
 def settle_down_here() -> None:
-    """This process takes the core that is not the proxies', and as many open files as it may; it
-    finds programs where Debian has servers, which is not on every user's path."""
+    """Pin this process to the core that the proxies do not use, and raise its limit of open files.
+    Debian's directories of servers are added to PATH, because not every user has them there."""
     os.sched_setaffinity(0, {OTHER_CORE})
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # started processes are stopped

@@ -80,7 +80,7 @@ def arm(
     """A proxy with the settings of an arm, and its Cerebras."""
     [peer] = (peer for peer in PEERS if peer.name == OURS)
     keys = ",".join(f"{key.name}:{key.secret}" for key in KEYS)
-    # Who waits for the quota may do so for longer than the other benches let a request take.
+    # A request may wait longer for the quota than the other benches let a request take.
     common = {"APE_API_KEY": keys, "REQUEST_TIMEOUT": "", "UPSTREAM_FIRST_BYTE_TIMEOUT": "60"}
     environment = {**peer.environment, **common, **ARMS[name]}
     with simulated(options, settling, directory) as port:
@@ -93,7 +93,7 @@ def arm(
 
 
 def compared(options: argparse.Namespace, settling: str) -> dict[str, Found]:
-    """What came of each arm, all of them at the same time."""
+    """The result of each arm; all of them run at the same time."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         targets = {
             title: stack.enter_context(arm(title, options, settling, Path(name)))
@@ -113,7 +113,7 @@ def keys_of(options: argparse.Namespace) -> list[Key]:
 
 
 def figures(found: Found, options: argparse.Namespace) -> dict[str, float]:
-    had = options.tokens_per_minute * (1 + found.seconds / 60)  # the bucket was full at first
+    had = options.tokens_per_minute * (1 + found.seconds / 60)  # the bucket started full
     return {**found.figures(), "quota_percent": 100 * found.tokens / had}
 
 

@@ -22,13 +22,13 @@ from collections.abc import Callable
 
 from responses import RESPONSES, SMALL, CannedResponse
 
-LOOKED_AT = 4096  # bytes of a body in which the word for the response is looked for
+SEARCHED_BYTES = 4096  # of a body, for the name of its response
 READ = select.EPOLLIN | select.EPOLLRDHUP
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connection:
-    """One connection: what came in of a request, what is still to go out."""
+    """One connection: the part of a request that has arrived, and the bytes still to send."""
 
     def __init__(self, sock: socket.socket, mock: "Mock") -> None:
         self.sock = sock
@@ -43,7 +43,7 @@ class Connection:
         self._waits = False  # until the outbox can go on
 
     def readable(self) -> bool:
-        """False if the other side has left."""
+        """Read; False if the peer has closed the connection."""
         while True:
             try:
                 data = self.sock.recv(262144)
@@ -63,30 +63,30 @@ class Connection:
             self._inflate(data)
         else:
             self._inbox += data
-            self._look()
+            self._parse()
         if self._response and self._missing <= 0:
             self._begin(self._response)
 
-    def _look(self) -> None:
+    def _parse(self) -> None:
         head, found, body = self._inbox.partition(b"\r\n\r\n")
         if found and head.startswith(b"GET "):
             self._inbox = b""
             self.send(self._mock.response_to(head.split(b" ", 2)[1]))
         elif found:
-            self._look_into(head, body)
+            self._parse_request(head, body)
 
-    def _look_into(self, head: bytes, body: bytes) -> None:
+    def _parse_request(self, head: bytes, body: bytes) -> None:
         _, sized, rest = head.lower().partition(b"content-length:")
         missing = int(rest.partition(b"\r\n")[0]) - len(body) if sized else 0
         if not sized and not body.endswith(b"0\r\n\r\n"):
             return
-        if missing > 0 and len(body) < LOOKED_AT:
+        if missing > 0 and len(body) < SEARCHED_BYTES:
             return
         self._inbox, self._missing = b"", missing
         self._mock.last_body = len(body) + missing
         compressed = b"\r\ncontent-encoding: gzip" in head.lower()
         self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress if compressed else bytes
-        start = self._inflate(body)[:LOOKED_AT]
+        start = self._inflate(body)[:SEARCHED_BYTES]
         self._response = next(a for word, a in RESPONSES.items() if word + b": say" in start)
 
     def _begin(self, response: CannedResponse) -> None:
@@ -98,7 +98,7 @@ class Connection:
             self._mock.later(time.monotonic(), self, response)
 
     def go_on(self, response: CannedResponse) -> bool:
-        """Write what is next; whether there is more."""
+        """Send the next write; whether there is one more."""
         self.send(response.writes[self._next_write])
         self._next_write += 1
         return self._next_write < len(response.writes)
@@ -124,7 +124,7 @@ class Connection:
 
 
 class Mock:
-    """All connections, and what is due when."""
+    """All connections, and the writes that are due."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
         self.epoll = select.epoll()

@@ -167,8 +167,8 @@ def _cell(entry: Entry, name: str) -> str:
 
 
 def summary(run: dict[str, Any]) -> str:
-    """In short, as Markdown: of each scenario the first column, and behind each peer's figure ours
-    by it."""
+    """A short table in Markdown: the first column of each scenario, with the ratio of our figure to
+    each peer's."""
     names = list(run["versions"])
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for entry in run["scenarios"]:
@@ -187,7 +187,7 @@ def heading(run: dict[str, Any]) -> str:
 
 
 def joined(paths: Sequence[str]) -> dict[str, Any]:
-    """Runs as one; of a scenario that several have, the last one's."""
+    """Several runs as one; a scenario of several runs is taken from the last."""
     runs = [json.loads(Path(path).read_text("utf-8")) for path in paths]
     entries = {entry["name"]: entry for run in runs for entry in run["scenarios"]}
     versions = {name: v for run in runs for name, v in run["versions"].items()}

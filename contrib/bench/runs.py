@@ -1,5 +1,5 @@
-"""Sequence of rounds: start the mock and the proxies, and measure each scenario with each proxy in
-turn, the others stopped meanwhile.
+"""Sequence of rounds: start the mock and the proxies, and measure each scenario with one proxy
+after another, the others stopped meanwhile.
 """
 
 import subprocess
@@ -17,13 +17,13 @@ from peers import DIRECT, HERE, TOOLS, Peer, Running, Setting, start
 from processes import OTHER_CORE, free_port, listening, started
 from scenarios import Scenario
 
-Turn = Callable[[], Figures]
-SAID = 300  # characters of what went wrong
+Measurement = Callable[[], Figures]
+MESSAGE_CHARACTERS = 300  # of an error's message
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run."""
+    """The peers, scenarios and amounts of a run."""
 
     peers: Sequence[Peer]
     scenarios: Sequence[Scenario]
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of a scenario: for each proxy the figures of its rounds, or what went wrong."""
+    """The result of a scenario: for each proxy the figures of its rounds, or its failure."""
 
     scenario: Scenario
     rounds: dict[str, list[Figures]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def mock(scheme: str, plan: Plan) -> Iterator[Rig]:
 
 @contextmanager
 def all_started(peers: Sequence[Peer], rig: Rig) -> Iterator[list[Running]]:
-    """The peers that start and respond, each stopped until its turn; report the others."""
+    """The peers that start and respond, each stopped until it is measured; report the others."""
     targets: list[Running] = []
     with ExitStack() as stack:
         for peer in peers:
@@ -91,7 +91,10 @@ def all_started(peers: Sequence[Peer], rig: Rig) -> Iterator[list[Running]]:
                 targets.append(target)
             except FAULTS as fault:
                 scheme = rig.setting.scheme
-                print(f"{peer.name} is left out, {scheme} upstream: {fault!s:.{SAID}}", flush=True)
+                print(
+                    f"{peer.name} is left out, {scheme} upstream: {fault!s:.{MESSAGE_CHARACTERS}}",
+                    flush=True,
+                )
         yield targets
 
 
@@ -111,8 +114,10 @@ def _with_running(scenario: Scenario, rig: Rig, target: Running) -> Figures:
         target.process.pause()
 
 
-def turns(scenario: Scenario, rig: Rig, plan: Plan, targets: Sequence[Running]) -> dict[str, Turn]:
-    """Who is measured in a round, in this order."""
+def measurements(
+    scenario: Scenario, rig: Rig, plan: Plan, targets: Sequence[Running]
+) -> dict[str, Measurement]:
+    """The measurements of a round by proxy, in their order."""
     if scenario.fresh:
         return {peer.name: partial(_with_fresh, scenario, rig, peer) for peer in plan.peers}
     running = {t.peer.name: partial(_with_running, scenario, rig, t) for t in targets}
@@ -122,20 +127,20 @@ def turns(scenario: Scenario, rig: Rig, plan: Plan, targets: Sequence[Running]) 
     return {DIRECT.name: partial(scenario.measure, rig, mock), **running}
 
 
-def _round(outcome: Outcome, turns: dict[str, Turn]) -> None:
-    for name, turn in turns.items():
+def _round(outcome: Outcome, measurements: dict[str, Measurement]) -> None:
+    for name, measure in measurements.items():
         if name in outcome.failed:
             continue
         try:
-            outcome.rounds.setdefault(name, []).append(turn())
+            outcome.rounds.setdefault(name, []).append(measure())
         except FAULTS as fault:
-            outcome.failed[name] = f"{fault!s:.{SAID}}"
+            outcome.failed[name] = f"{fault!s:.{MESSAGE_CHARACTERS}}"
     if outcome.scenario.direct:
-        _tell_added(outcome)
+        _add_differences(outcome)
 
 
-def _tell_added(outcome: Outcome) -> None:
-    """Of the round just measured, what each proxy adds to the times without one."""
+def _add_differences(outcome: Outcome) -> None:
+    """Add to the latest round the times that each proxy adds to those of the mock alone."""
     direct = outcome.rounds[DIRECT.name][-1]
     for name, rounds in outcome.rounds.items():
         if name in outcome.failed or name == DIRECT.name:
@@ -149,7 +154,7 @@ def _tell_added(outcome: Outcome) -> None:
 
 
 def run_all(plan: Plan) -> Iterator[Outcome]:
-    """All that is planned; with TLS upstream, the proxies are started anew."""
+    """Run the whole plan; for TLS upstream the proxies are started anew."""
     for scheme in ("http", "https"):
         chosen = [scenario for scenario in plan.scenarios if scenario.scheme == scheme]
         if not chosen:
@@ -160,7 +165,7 @@ def run_all(plan: Plan) -> Iterator[Outcome]:
                 for scenario in chosen:
                     outcome = Outcome(scenario)
                     for _ in range(plan.rounds_of(scenario)):
-                        _round(outcome, turns(scenario, rig, plan, targets))
+                        _round(outcome, measurements(scenario, rig, plan, targets))
                     yield outcome
         except Failed as fault:
             print(f"{scheme} upstream is skipped: {fault}", flush=True)

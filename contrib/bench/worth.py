@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from load import Load, Result, request_of, request_saying
+from load import Load, Result, request_of, request_with_text
 from measures import Rig
 from peers import CLIENT_KEY, HERE, Running, Setting, ours_with, start
 from processes import OTHER_CORE, free_port, listening, settle_down_here, started
@@ -77,12 +77,12 @@ def first_token(target: Running, request: bytes) -> float:
     """Milliseconds to the first token of one response, which is read to its end."""
     result = Result()
     with Load(target.port, request, 1) as load:
-        load.ask()
+        load.send()
         load.gather(result)
     return result.first[0] * 1e3
 
 
-def in_turn(targets: Sequence[Running], number: int) -> Sequence[Running]:
+def alternating(targets: Sequence[Running], number: int) -> Sequence[Running]:
     return targets if number % 2 == 0 else targets[::-1]
 
 
@@ -103,7 +103,7 @@ def warm(options: argparse.Namespace) -> Outcome:
     ):
         for number in range(options.rounds):
             time.sleep(options.quiet)
-            for target in in_turn(targets, number):
+            for target in alternating(targets, number):
                 for which in ("first", "next"):
                     outcome.note(f"{target.peer.name} {which}", first_token(target, request))
         for target in targets:
@@ -141,12 +141,12 @@ def gzip(options: argparse.Namespace) -> Outcome:
         ours(setting, arms) as targets,
     ):
         for title, size in SIZES.items():
-            request, sent = request_saying(WORD, prompt(size), CLIENT_KEY), {}
+            request, sent = request_with_text(WORD, prompt(size), CLIENT_KEY), {}
             for number in range(options.rounds):
-                for target in in_turn(targets, number):
+                for target in alternating(targets, number):
                     name = target.peer.name
                     outcome.note(f"{title} {name}", first_token(target, request))
-                    sent[name] = f"{rig.ask('/count')['body'] / 1e3:.1f}"
+                    sent[name] = f"{rig.query_mock('/count')['body'] / 1e3:.1f}"
             saved = outcome.median(f"{title} gzip") - outcome.median(f"{title} plain")
             times = [outcome.formatted(f"{title} {name}") for name in arms]
             outcome.rows.append([title, *(sent[name] for name in arms), *times, f"{saved:+.1f}"])

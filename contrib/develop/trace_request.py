@@ -46,7 +46,7 @@ Call = tuple[int, str, str]
 
 
 def serve_upstream(listener: socket.socket) -> None:
-    """Answer every request on every connection with the same response; ends with the process."""
+    """Respond to every request on every connection alike; ends with the process."""
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=converse, args=(connection,), daemon=True).start()
@@ -62,7 +62,7 @@ def converse(connection: socket.socket) -> None:
 
 
 class Tracer:
-    """Notes each call of a function of the package, with the depth of its caller among those.
+    """Records each call of a function of the package, with the depth of its caller among those.
 
     The proxy's background tasks are left out: they run beside any request.
     """

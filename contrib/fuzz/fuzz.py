@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FINDS = HERE / "finds"
-LONGEST = 512  # bytes; what can go wrong does so in few
+LONGEST = 512  # bytes; short inputs reach every branch
 
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def run(name: str, seconds: int) -> int:
-    """In a process of its own, for libFuzzer ends the one it runs in."""
+    """Fuzz in a process of its own, because libFuzzer ends the one it runs in."""
     command = (sys.executable, __file__, "--alone", name, "--seconds", str(seconds))
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     ran = re.search(r"Done (\d+) runs? in (\d+) second", done.stderr)
@@ -55,7 +55,7 @@ def run(name: str, seconds: int) -> int:
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Does not return."""
+    """Fuzz in this process; does not return."""
     import atheris
 
     with atheris.instrument_imports(include=["ape_cerebras", "parser_checks"]):

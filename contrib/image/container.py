@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 __all__ = ("Container", "Run", "running")
 
-PATIENCE = 60  # seconds until something that should end has not
+TIMEOUT = 60  # seconds for a command inside, and for the end of the container
 
 
 class Container:
-    """One that runs; ``process`` is runc, which ends as the container's first process does."""
+    """A running container; ``process`` is runc, which ends with the container's first process."""
 
     def __init__(self, name: str, bundle: Path, log: Path) -> None:
         self.name = name
@@ -42,7 +42,7 @@ class Container:
             self.exec_command(*command),
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
 
@@ -50,17 +50,17 @@ class Container:
         subprocess.run(self._runc("kill", self.name, name), check=True)
 
     def ended(self) -> int:
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
     def remove(self) -> None:
         if self.process.poll() is None:
             subprocess.run(self._runc("delete", "--force", self.name), check=False)
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT)
 
 
 class Run(NamedTuple):
-    """What is run: a root, as the image says of itself that it is run, with this after its entry
-    point, in so many bytes of memory."""
+    """A root to run with the image's own settings, the arguments after its entry point, and the
+    memory limit in bytes."""
 
     root: Path
     image: dict[str, Any]

@@ -26,7 +26,7 @@ PACKAGES = "ca-certificates,python3,python3-venv"
 CACHE = ROOT / ".image"
 MOST_ADDED = 40_000_000  # bytes, on top of the base
 TOOLS = ("buildah", "debootstrap", "runc")
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 ANY_USER = "65534:65534"  # the image has no file that only its own user may read
 MIB = 2**20
 # How the proxy is started, and its memory, which the programs that test it inside share.
@@ -39,8 +39,8 @@ WAYS = (
 CGROUP_LIMITS = "/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"  # 1 and 2
 CHAT = "http://localhost:8000/v1/chat/completions"
 JSON = "Content-Type: application/json"
-QUESTION = '{"model":"llama3.1-8b","messages":[{"role":"user","content":"Hello!"}]%s}'
-STREAM = QUESTION % ',"stream":true'
+REQUEST = '{"model":"llama3.1-8b","messages":[{"role":"user","content":"Hello!"}]%s}'
+STREAM = REQUEST % ',"stream":true'
 
 
 class Store:
@@ -83,7 +83,7 @@ def try_image(folder: Path) -> int:
         user = ANY_USER if number else image["User"]
         run = Run(root, {**image, "User": user}, ("serve", "--demo", *flags), memory)
         with running(f"proxy-{os.getpid()}-{number}", run, folder) as container:
-            _ask(container, " ".join(flags), run)
+            _check(container, " ".join(flags), run)
     return 0
 
 
@@ -114,13 +114,13 @@ def _mirror() -> str:
 
 
 def _added_bytes(store: Store, folder: Path) -> int:
-    """What the layers above the base's one are, uncompressed."""
+    """The size of the layers above the base's one, uncompressed."""
     store("push", "--quiet", "--disable-compression", TAG, f"dir:{folder}")
     layers = json.loads((folder / "manifest.json").read_text())["layers"]
     return sum(layer["size"] for layer in layers[1:])
 
 
-def _ask(container: Container, flags: str, run: Run) -> None:
+def _check(container: Container, flags: str, run: Run) -> None:
     _wait_until(lambda: "Listening" in container.log, container)
     _confined(container, run)
     for check in (_health, _four_paths, _wrong_bodies, _ending):
@@ -129,10 +129,10 @@ def _ask(container: Container, flags: str, run: Run) -> None:
 
 
 def _wait_until(is_so: Callable[[], bool], container: Container) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not is_so():
         if time.monotonic() > deadline or container.process.poll() is not None:
-            raise SystemExit(f"The container does not get there:\n{container.log}")
+            raise SystemExit(f"The container does not become ready:\n{container.log}")
         time.sleep(0.05)
 
 
@@ -154,7 +154,7 @@ def _four_paths(container: Container) -> None:
     _health(container)
     models = json.loads(_curl(container, "--fail", "http://localhost:8000/v1/models"))
     assert "llama3.1-8b" in {model["id"] for model in models["data"]}
-    whole = json.loads(_curl(container, "--fail", CHAT, "-H", JSON, "-d", QUESTION % ""))
+    whole = json.loads(_curl(container, "--fail", CHAT, "-H", JSON, "-d", REQUEST % ""))
     streamed = _curl(container, "--fail", "-N", CHAT, "-H", JSON, "-d", STREAM)
     events = [event.removeprefix("data: ") for event in streamed.split("\n\n") if event]
     assert events.pop() == "[DONE]"
@@ -179,7 +179,7 @@ def _wrong_bodies(container: Container) -> None:
 
 
 def _confined(container: Container, run: Run) -> None:
-    """What the container was to be without, the process is without."""
+    """The process has none of the privileges that the container drops."""
     status = container.exec("cat", "/proc/1/status").stdout.splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in status)}
     assert fields["Uid"] == [run.image["User"].partition(":")[0]] * 4
@@ -194,14 +194,14 @@ def _confined(container: Container, run: Run) -> None:
 
 
 def _ending(container: Container) -> None:
-    """SIGTERM with a stream under way, which comes whole."""
+    """SIGTERM during a stream, which ends complete."""
     slow = ("-H", "X-Simulate: ttft=0.2, rate=50, tokens=50")
     command = container.exec_command("curl", "-sN", CHAT, "-H", JSON, *slow, "-d", STREAM)
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
-        assert asking.stdout is not None
-        first = asking.stdout.readline()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        first = client.stdout.readline()
         container.signal("TERM")
-        streamed = first + asking.stdout.read()
+        streamed = first + client.stdout.read()
     assert streamed.endswith(b"data: [DONE]\n\n"), streamed[-200:]
     assert container.ended() == 0
     assert '"message":"Draining"' in container.log
