@@ -187,7 +187,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @contextmanager
 def opening(gate: Gate) -> Iterator[None]:
-    """Open the gate at the end, whatever happens: nobody could leave else."""
+    """Open the gate at the end, also after a failure, so that the waiting threads end."""
     try:
         yield
     finally:

@@ -136,7 +136,9 @@ def test_a_full_queue_refuses_at_once() -> None:
         assert made.admitted == {"a1": 0, "a2": 10, "b1": 11}
         refused = {name: each[:2] for name, each in made.refused.items()}
         assert refused == {"a4": (4, NotAdmitted), "a3": (5, NotAdmitted)}
-        assert made.refused["a4"][2] == {b"retry-after": b"12"}  # 4 s without one back, 3 to come
+        assert made.refused["a4"][2] == {
+            b"retry-after": b"12"
+        }  # 4 s without a release, 3 are waited for
 
     on_mock_clock(test)
 

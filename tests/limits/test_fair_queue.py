@@ -130,7 +130,9 @@ def test_the_estimate_counts_only_time_with_all_slots_in_use() -> None:
     assert queue.estimated_wait("alice", 0.0) == 0.0
     tickets = [queue.join("alice", 100.0) for _ in range(5)]
     assert queue.estimated_wait("alice", 100.0) == 0.0  # nothing is known yet
-    assert queue.estimated_wait("alice", 103.0) == 15.0  # one may be back any moment: 5 are to come
+    assert (
+        queue.estimated_wait("alice", 103.0) == 15.0
+    )  # one may be released any moment: 5 are waited for
     queue.leave(tickets[0], 104.0)
     assert queue.estimated_wait("alice", 104.0) == 16.0  # 3 wait, so that the next is the fourth
     queue.leave(tickets[1], 106.0)

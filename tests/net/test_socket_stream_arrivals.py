@@ -83,7 +83,7 @@ async def test_what_came_first_keeps_its_time_however_it_is_read(
 
 @IN_VAIN
 async def test_each_of_several_arrivals_that_wait_has_its_time(in_vain: bool) -> None:
-    """As head, role and first token do that come one by one while the loop is held."""
+    """As when head, role and first token arrive one by one while the loop is blocked."""
     with connection(in_vain=in_vain) as (ours, stream):
         sent_at = []
         for part in (b"role", b"token", b"more"):

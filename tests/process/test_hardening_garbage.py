@@ -55,7 +55,7 @@ KINDS = {
 
 @contextmanager
 def garbage_kept() -> Iterator[list[str]]:
-    """The names of our own types in the garbage that the block has left."""
+    """The names of our own types in the cyclic garbage of the block."""
     names: list[str] = []
     gc.collect()
     gc.disable()

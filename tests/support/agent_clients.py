@@ -24,8 +24,8 @@ def trace() -> str:
 
 
 class CerebrasLLM:
-    """What the agents' LlamaIndex ``CustomLLM`` does in ``complete`` and ``stream_complete``: has
-    the SDK ask, whose base URL is the proxy's root, without /v1. With the SDK's own two retries."""
+    """The agents' LlamaIndex ``CustomLLM``: ``complete`` and ``stream_complete`` call the SDK
+    with the proxy's root, without /v1, as base URL. With the SDK's own two retries."""
 
     def __init__(self, base_url: str, api_key: str) -> None:
         http_client = DefaultHttpxClient(verify=NO_CERTIFICATES)
@@ -36,7 +36,7 @@ class CerebrasLLM:
         return str(reply.choices[0].message.content)
 
     def stream_complete(self, prompt: str, trace_id: str) -> Iterator[str]:
-        """The text so far, with each piece that comes."""
+        """The text so far, after each piece that arrives."""
         text = ""
         request = self._request(prompt, trace_id)
         events: Any = self.client.chat.completions.create(**request, stream=True)
@@ -57,7 +57,7 @@ class CerebrasLLM:
 
 @dataclass
 class McpGateway:
-    """Routes an agent's call to the proxy, and retries what may pass."""
+    """Routes an agent's call to the proxy, and retries temporary failures."""
 
     base_url: str
     api_key: str

@@ -1,4 +1,4 @@
-"""The dashboards in ``contrib/grafana``: their panels, and what these ask for."""
+"""The dashboards in ``contrib/grafana``: their panels, and the queries of these."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Query(NamedTuple):
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that show something."""
+    """The panels that show data."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 

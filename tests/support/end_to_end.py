@@ -61,7 +61,7 @@ def events(*payloads: bytes) -> bytes:
 
 @dataclass
 class Conversation:
-    """One connection of an upstream, in the hands of a script."""
+    """One connection of an upstream, driven by a script."""
 
     stream: SocketStream
     upstream: "ScriptedUpstream"
@@ -204,7 +204,7 @@ class Response:
     headers: dict[str, str]
     body: bytes
     complete: bool
-    """Whether the body ended as HTTP says it must, rather than with the connection."""
+    """Whether the body ended by its framing, rather than with the connection."""
 
     def json(self) -> Any:
         return orjson.loads(self.body)
@@ -221,11 +221,11 @@ class Client:
         await self.stream.send(data)
 
     async def response(self, method: str = "GET", timeout: float = TIMEOUT) -> Response:
-        """The next response; interim ones are passed over."""
+        """The next response; interim ones are skipped."""
         reader = h11.Connection(h11.CLIENT)
         reader.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
         reader.send(h11.EndOfMessage())
-        if self._beyond:  # nothing at all would mean the end
+        if self._beyond:  # no bytes would mean the end
             reader.receive_data(self._beyond)
         head, body = None, b""
         with anyio.fail_after(timeout):
@@ -375,7 +375,7 @@ async def running_upstream(script: Script) -> AsyncIterator[ScriptedUpstream]:
 
 
 def hold_the_loop() -> float:
-    """Keep the event loop from its work for a while; when that was over, on its clock."""
+    """Block the event loop for a while; return the end of that on its clock."""
     time.sleep(0.02)
     return anyio.current_time()
 

@@ -33,7 +33,7 @@ RETRIED: dict[str, Any] = {
     "retry_suppressed": "attempts",
     "malformed_retry_after": 1,
 }
-"""Fields of an exchange that its client had made before, and that was made again here."""
+"""Fields of an exchange that the client had retried, and that was retried here."""
 _MOMENTS = (
     *("started_at", "received_at", "sent_at", "head_at", "first_token_at", "first_token_sent_at"),
     *("first_output_at", "first_output_sent_at", "last_token_at", "last_body_at", "finished_at"),
@@ -88,7 +88,7 @@ def stream_exchange(**fields: Any) -> Exchange:
 
 
 def plain_exchange(**fields: Any) -> Exchange:
-    """A plain reply that came whole at 101.0, of which 0.4 s were the tokens'."""
+    """A plain reply that arrived whole at 101.0; its tokens took 0.4 s."""
     defaults: dict[str, Any] = {
         "last_body_at": 101.0,
         "usage": Usage(10, 5, 15, 4, 1),
@@ -100,7 +100,7 @@ def plain_exchange(**fields: Any) -> Exchange:
 
 
 def assembled_exchange(**fields: Any) -> Exchange:
-    """A plain reply reassembled from that stream, and passed on 2 ms after its end."""
+    """A plain reply reassembled from that stream, and sent 2 ms after its end."""
     not_sent = dict.fromkeys(_SENT)
     return stream_exchange(**{**not_sent, "stream": False, "finished_at": 100.702, **fields})
 

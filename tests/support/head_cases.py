@@ -23,7 +23,7 @@ def post(*fields: bytes) -> bytes:
     return head(b"POST /v1/chat/completions HTTP/1.1", *fields)
 
 
-# Complete heads, and what refuses them.
+# Complete heads, and the error that refuses them.
 REFUSED: dict[str, tuple[bytes, Refusal]] = {
     "A1 bare LF throughout": (b"GET /health HTTP/1.1\nHost: a\n\n", BadRequest),
     "A2 one bare LF": (b"GET /health HTTP/1.1\r\nHost: a\nX: y\r\n\r\n", BadRequest),
@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[bytes, Refusal]] = {
 }
 
 
-# Parts of heads that nothing to come could mend.
+# Parts of heads that no further bytes could make valid.
 REFUSED_AT_ONCE: dict[str, tuple[bytes, Refusal]] = {
     "A1": (b"GET /health HTTP/1.1\n", BadRequest),
     "A3 one empty line more": (b"\r\n", BadRequest),
@@ -168,7 +168,7 @@ REFUSED_AT_ONCE: dict[str, tuple[bytes, Refusal]] = {
 }
 
 
-# Heads, and the path that they ask for.
+# Heads, and the path that they request.
 ACCEPTED: dict[str, tuple[bytes, bytes]] = {
     "plain": (head(), b"/health"),
     "A11 unknown method": (head(b"FOO /health HTTP/1.1"), b"/health"),

@@ -45,7 +45,7 @@ def pytest_configure() -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     for title, text in report.sections:
-        if title.endswith(report.when):  # those of what went before are there again
+        if title.endswith(report.when):  # sections of earlier phases are repeated
             look_at(text)
     if _found:
         report.outcome = "failed"

@@ -21,8 +21,8 @@ __all__ = ("Steps", "watched_steps")
 
 @dataclass(eq=False)
 class Steps(trio.abc.Instrument):
-    """The most that one step of a loop did: calls of functions, and bytes of memory
-    allocated beyond what there was before."""
+    """The maxima over the steps of a loop: function calls, and bytes of memory allocated beyond
+    those before the step."""
 
     most_calls: int = 0
     most_bytes: int = 0

@@ -1,4 +1,4 @@
-"""A proxy on trio's clock that only moves when everybody waits: what is 20 s reads 20.0."""
+"""A proxy on trio's clock that only moves when all tasks wait, so that 20 s are exactly 20.0."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -39,7 +39,7 @@ class Rig:
         self.lines = lines
 
     async def line(self) -> dict[str, Any]:
-        """The exchange's line, however much later on this clock."""
+        """The log line of the exchange, however late on this clock."""
         return await self.lines.exchange(timeout=1e6)
 
 

@@ -1,4 +1,4 @@
-"""Slow and plain, or somebody else's: what our parsers are compared with."""
+"""Other readers, slow and plain or of a library, with which our parsers are compared."""
 
 import h11
 
@@ -47,7 +47,7 @@ def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> N
     reduced.next_event()
     assert request_rules(for_h11).awaits_100_continue == waited
     assert _body_by(reader_for(request.headers, 10**4, 10**4), reduced) == body
-    # Not 200: to CONNECT that would be a tunnel, which there is none of.
+    # Not 200: that would open a tunnel for CONNECT, which is not supported.
     head = server.send(h11.Response(status_code=405, headers=[], reason=PHRASES[405]))
     end = server.send(h11.EndOfMessage())
     rules = response_rules(request_rules(for_h11), 405, sized=False, closing=False)
@@ -55,7 +55,7 @@ def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> N
 
 
 def assert_responses_end_alike(raw: bytes, head: ResponseHead) -> None:
-    """The same of a response, which may stand behind interim ones; and h11 reads the same head."""
+    """The same for a response, also behind interim ones; and h11 reads the same head."""
     client, reduced = _requesting(), _requesting()
     client.receive_data(raw + _BODY)
     while isinstance(event := client.next_event(), h11.InformationalResponse):
@@ -132,7 +132,7 @@ def read_by_h11(body: bytes) -> tuple[bytes, bytes]:
 
 
 def _lines_of(stream: bytes) -> tuple[list[bytes], bytes]:
-    """The lines that have ended, and what stands after the last end of line."""
+    """The lines that have ended, and the bytes after the last end of line."""
     lines, line, at = [], b"", 0
     while at < len(stream):
         if stream[at : at + 2] == b"\r\n":
@@ -147,7 +147,7 @@ def _lines_of(stream: bytes) -> tuple[list[bytes], bytes]:
 
 
 def dispatched_by_the_standard(stream: bytes) -> tuple[list[bytes], bool]:
-    """What the standard dispatches, and whether the stream then stands between two events."""
+    """The events that the standard dispatches, and whether the stream ends between two events."""
     lines, rest = _lines_of(stream[3:] if stream[:3] == BOM else stream)
     dispatched, data_buffer, open_ = [], b"", False
     for line in lines:

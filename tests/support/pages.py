@@ -1,6 +1,6 @@
 """The pages of the documentation: their code blocks, and a session that runs them for a test.
 
-The info string of a block says what becomes of it; ``contrib/docs/develop.md`` has the table. A
+The info string of a block decides how it is tested; ``contrib/docs/develop.md`` has the table. A
 session runs one page in a directory that looks like the project's. At most one service runs at a
 time: a page starts it, and it ends before the next one, or with the page. Services listen on free
 ports; ``localhost:8000`` in a block means the one that runs.
@@ -34,7 +34,7 @@ _PROGRAMS = {"curl": "curl", "make": "make", "promtool": "prometheus"}  # and De
 
 
 class Block(NamedTuple):
-    """A code block: ``kind`` is its language, ``note`` what its info string says besides."""
+    """A code block: ``kind`` is its language, ``note`` the rest of its info string."""
 
     page: Path
     line: int
@@ -100,7 +100,7 @@ class _Service:
         self._lines.put(b"")
 
     def line_with(self, key: str) -> dict[str, Any]:
-        """The next log line that has ``key``; what is no log line is passed over."""
+        """The next log line that has ``key``; other lines are skipped."""
         while line := self._lines.get(timeout=TIMEOUT):
             if line.startswith(b"{") and key in (fields := orjson.loads(line)):
                 found: dict[str, Any] = fields
@@ -133,7 +133,7 @@ class Session:
         self._outputs: list[str] = []
 
     def run(self, block: Block) -> None:
-        """Run a block, or compare it with what the last one printed. Raises AssertionError."""
+        """Run a block, or compare it with the output of the last one. Raises AssertionError."""
         match block.kind, block.note:
             case ("sh", _) if not block.why_not:
                 self._shell(block)

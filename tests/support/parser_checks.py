@@ -30,13 +30,13 @@ _DEFAULT, _ALIASES = "the-default", {"old": "new"}
 
 
 def _ends(size: int, step: int) -> Iterator[int]:
-    """Where pieces of that size end."""
+    """The ends of pieces of that size."""
     yield from range(step, size, step)
     yield size
 
 
 def check_request_head(step: int, data: bytes) -> None:
-    """What passes is read alike by h11, and is refused at no cut."""
+    """An accepted head is read alike by h11, and accepted however it is cut."""
     whole = data + HEAD_END
     head = whole[: whole.index(HEAD_END) + len(HEAD_END)]
     try:
@@ -54,7 +54,7 @@ def check_request_head(step: int, data: bytes) -> None:
 
 
 def check_chunks(step: int, data: bytes) -> None:
-    """However a body is cut it is read the same; and as h11 reads it, if it is taken."""
+    """A body is read the same however it is cut; and as h11 reads it, if it is accepted."""
     read = _read_chunks(data, step)
     assert read == _read_chunks(data, len(data) + 1)
     if read is not None and read[0]:
@@ -62,7 +62,7 @@ def check_chunks(step: int, data: bytes) -> None:
 
 
 def _read_chunks(data: bytes, step: int) -> tuple[bool, bytes, bytes] | None:
-    """Whether it has ended, its data, and what is behind it; None for a refusal."""
+    """Whether the body has ended, its data, and the bytes behind it; None for a refusal."""
     reader, arrived, body, begin = ChunkedReader(300, 100, 50), bytearray(), b"", 0
     for end in _ends(len(data), step):
         arrived += data[begin:end]
@@ -77,7 +77,7 @@ def _read_chunks(data: bytes, step: int) -> tuple[bool, bytes, bytes] | None:
 
 
 def check_events(step: int, data: bytes) -> None:
-    """What the standard dispatches, but for what is too long, however it is cut."""
+    """The events that the standard dispatches, except those too long, however the stream is cut."""
     most = 1 + step % 50
     reader, got, begin = EventReader(max_event_bytes=most), [], 0
     for end in _ends(len(data), step):
@@ -89,7 +89,7 @@ def check_events(step: int, data: bytes) -> None:
 
 
 class _Members(list[tuple[str, Any]]):
-    """Of a JSON object, in their order; doubled ones too."""
+    """The members of a JSON object in their order, repeated ones too."""
 
 
 def _parsed(body: bytes) -> Any:
@@ -97,8 +97,8 @@ def _parsed(body: bytes) -> Any:
 
 
 def check_edits(step: int, data: bytes) -> None:
-    """A body is refused where it is ambiguous or no request, and else changed only where it is
-    meant to be, as another parser reads it."""
+    """A body is refused where it is ambiguous or no request; otherwise, as another parser reads it,
+    only the intended values change."""
     convert = step % 2 == 1
     try:
         orjson.loads(data)
@@ -144,7 +144,7 @@ def _edited(members: _Members, *, convert: bool) -> _Members:
 
 
 def check_response_head(step: int, data: bytes) -> None:
-    """However a head is cut it is read the same; and as h11 reads it, if it is taken."""
+    """A head is read the same however it is cut; and as h11 reads it, if it is accepted."""
     read = _read_response(data, step)
     whole = _read_response(data, len(data) + 1)
     assert (read is None) == (whole is None)
@@ -189,7 +189,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     "chunks": (
         b"5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
         b'A;a;b=c;d="e \\" f"\r\nhello hell\r\n00;end\r\nX-A: 1\r\nY:\r\n\r\n',
-        b"A;a=" + b"b" * 50 + b"\r\nhello",  # just as much framing as the size allows
+        b"A;a=" + b"b" * 50 + b"\r\nhello",  # the most framing that the size allows
         b"1\r\nx\r\n2\r\nyz\r\n0\r\n\r\n",
     ),
     "events": (

@@ -48,7 +48,7 @@ _PRICES = '{"llama3.1-8b":{"input":1,"output":2},"gpt-oss-120b":{"input":3,"outp
 _FAULTS = ("", "", "", "", "fault=cut, at=4", "fault=429", "fault=503", "fault=error_event, at=4")
 
 
-# What there is to ask for
+# Known series
 
 
 def known_names(directory: Path) -> set[str]:
@@ -123,7 +123,7 @@ class Sample(NamedTuple):
 
 
 class Prometheus:
-    """One that runs, by its API."""
+    """A running Prometheus, through its API."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -143,7 +143,7 @@ class Prometheus:
             return False
 
     def query(self, expression: str) -> list[Sample]:
-        """What an expression gives now, without what is no number."""
+        """The samples of an expression now, without those that are not a number."""
         reported = self.get(f"/api/v1/query?query={quote(expression)}")
         assert reported["status"] == "success", f"{expression}: {reported.get('error')}"
         result = reported["data"]["result"]
@@ -151,12 +151,12 @@ class Prometheus:
         return [sample for sample in samples if math.isfinite(sample.value)]
 
     def silent(self, expressions: set[str]) -> set[str]:
-        """Those expressions that give nothing."""
+        """The expressions without a sample."""
         return {each for each in expressions if not self.query(each)}
 
 
 def until(is_so: Callable[[], object], what: str) -> None:
-    """Ask until it is so."""
+    """Poll until ``is_so`` holds."""
     end = time.monotonic() + TIMEOUT_WITH_IT
     while not is_so():
         assert time.monotonic() < end, what
@@ -164,7 +164,7 @@ def until(is_so: Callable[[], object], what: str) -> None:
 
 
 def _settings(target: str, directory: Path) -> Path:
-    """Those of ``contrib``, with another target, in less time, and nobody to send alerts to."""
+    """The settings of ``contrib`` with another target, shorter intervals and no Alertmanager."""
     source = CONTRIB / "prometheus" / "prometheus.yml"
     reported = yaml.safe_load(source.read_text("utf-8"))
     reported["global"] = {"scrape_interval": SCRAPE_EVERY, "evaluation_interval": SCRAPE_EVERY}
@@ -181,7 +181,7 @@ def _settings(target: str, directory: Path) -> Path:
 
 @contextmanager
 def watching_prometheus(served: Served, directory: Path) -> Iterator[Prometheus]:
-    """One that watches the port for scrapers of a process."""
+    """A Prometheus that watches the scrapers' port of a process."""
     line = served.line_where(lambda line: line["message"] == "Listening for scrapers")
     target = line["address"].removeprefix("http://")
     port = free_port()

@@ -40,7 +40,7 @@ def made(**settings: str) -> Metrics:
 
 
 def live(in_flight: int = 3, lines_dropped: float = 7) -> LiveState:
-    """A state in which every number is another."""
+    """A state with distinct numbers."""
     return LiveState(False, in_flight, 4, 5, 6, 8, lines_dropped, "closed")
 
 

@@ -51,13 +51,13 @@ MESSAGE_PACK = (
     b"\x83\xa5model\xacgpt-oss-120b\xa8messages\x91\x82\xa4role\xa4user\xa7content\xa6Hello!"
     b"\xa6stream\xc3"
 )
-# Each client of its own accord reads a hundred certificates, which takes longer than its question,
-# and which nothing here needs.
+# By default each client reads a hundred certificates, which takes longer than its request, and
+# which nothing here needs.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Sdk(NamedTuple):
-    """``errors`` is the module, which has its exceptions; ``prefix`` is how its base URL ends."""
+    """``errors`` is the module with the SDK's exceptions; ``prefix`` is the end of its base URL."""
 
     errors: Any
     client: Callable[..., Any]
@@ -88,14 +88,14 @@ class SdkClient:
     options: dict[str, Any] = field(default_factory=dict)
     trace_id: str = field(default_factory=lambda: token_hex(16))
     events: list[Any] = field(default_factory=list)
-    """Of the latest stream, also where it failed."""
+    """The events of the latest stream, also of one that failed."""
 
     def whole(self, simulate: str = "", **request: Any) -> Any:
         requested = self._request(simulate, request)
         return self._run(lambda client: client.chat.completions.create(**requested))
 
     def stream(self, simulate: str = "", most: int = 1_000_000, **request: Any) -> list[Any]:
-        """All events, or the first of them: then the stream is closed early."""
+        """All events of a stream, or the first ``most``; then the stream is closed early."""
         requested = {**self._request(simulate, request), "stream": True}
         self.events = []
 

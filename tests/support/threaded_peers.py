@@ -1,5 +1,5 @@
-"""A client and an upstream on plain sockets, in threads of their own: so that all that the event
-loop has to do is the proxy's."""
+"""A client and an upstream on plain sockets, in threads of their own: so that the event loop
+runs the proxy alone."""
 
 import socket
 import ssl
@@ -10,7 +10,7 @@ from io import BufferedReader
 
 __all__ = ("ThreadedUpstream", "request_all", "in_chunks", "plain")
 
-_TIMEOUT = 30.0  # seconds for anything to happen
+_TIMEOUT = 30.0  # seconds without progress until a test fails
 _READ_BYTES = 16 * 1024
 
 
@@ -69,7 +69,7 @@ class ThreadedUpstream:
 
 
 def _read_head(reader: BufferedReader) -> dict[bytes, bytes]:
-    """The fields of a head, by lower-case name, and its first line by the name of nothing."""
+    """The fields of a head by lower-case name, and its first line under an empty name."""
     fields = {b"": reader.readline()}
     while len(line := reader.readline()) > 2:
         name, _, value = line.partition(b":")
@@ -78,14 +78,14 @@ def _read_head(reader: BufferedReader) -> dict[bytes, bytes]:
 
 
 def _read_body(reader: BufferedReader, length: int) -> None:
-    """Into one small buffer, so that the memory measured meanwhile is the proxy's."""
+    """Read into one small buffer, so that the memory measured meanwhile is the proxy's."""
     place = memoryview(bytearray(_READ_BYTES))
     while length and (count := reader.readinto1(place[:length])):
         length -= count
 
 
 def _read_response(reader: BufferedReader) -> int:
-    """The status, once all of the response has come."""
+    """The status, once the whole response has arrived."""
     fields = _read_head(reader)
     if b"content-length" in fields:
         _read_body(reader, int(fields[b"content-length"]))

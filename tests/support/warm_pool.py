@@ -52,7 +52,7 @@ class Upstream:
         return SocketStream(ours)
 
     async def until_made(self, count: int) -> None:
-        """Wait until so many have been made, and are where they belong."""
+        """Wait until so many connections have been made and are in the pool."""
         while len(self.requested_at) < count:
             self._more = anyio.Event()
             await self._more.wait()
@@ -85,7 +85,7 @@ class Rig:
         self.warmup = warmup
 
     async def until(self, moment: float) -> None:
-        """Wait for that many seconds after the beginning, and for what happens then."""
+        """Wait until so many seconds after the start, and for the tasks due then."""
         await anyio.sleep_until(self.upstream.began_at + moment)
         await anyio.wait_all_tasks_blocked()
 

@@ -68,7 +68,7 @@ class WorkerService:
             )
 
     def count(self, message: str) -> int:
-        """Of the lines looked at."""
+        """The number of lines read so far with that message."""
         return sum(line["message"] == message for line in self.served.lines)
 
     def end(self, number: int, how: int = signal.SIGKILL) -> Line:
@@ -81,7 +81,7 @@ class WorkerService:
         )
 
     def close(self) -> None:
-        """Close all connections and kill the workers that are left, whatever a test has found."""
+        """Close all connections and kill the workers that are left, also after a failed test."""
         for _, connection in self.open:
             connection.close()
         for handle in self._handles:
@@ -91,7 +91,7 @@ class WorkerService:
 
 
 def scraped(connection: http.client.HTTPConnection) -> Counter[str]:
-    """By metric, the sum of its samples."""
+    """The sum of the samples of each metric."""
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     sums: Counter[str] = Counter()

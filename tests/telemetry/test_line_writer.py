@@ -34,7 +34,7 @@ class Pipe:
             self.received += chunk
 
     def end(self) -> list[bytes]:
-        """Close the writing end; the lines that came."""
+        """Close the writing end; return the lines read."""
         self.close(self.sink)
         if self._reader.ident is None:
             self.start_reading()

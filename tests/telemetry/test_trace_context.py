@@ -15,7 +15,7 @@ VALID = b"00-%s-%s-01" % (TRACE, PARENT)
 
 
 def parts(traceparent: bytes) -> tuple[str, str, str]:
-    """Trace id, span id and flags of what goes upstream, which must be valid by itself."""
+    """Trace id, span id and flags of the header sent upstream, which must be valid."""
     match = re.fullmatch(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])", traceparent.decode())
     assert match is not None
     assert match[1].strip("0")
@@ -31,7 +31,7 @@ def parts(traceparent: bytes) -> tuple[str, str, str]:
         # Only "sampled" is known: the other bits are not handed on.
         (b"00-%s-%s-ff" % (TRACE, PARENT), "01"),
         (b"00-%s-%s-02" % (TRACE, PARENT), "00"),
-        # A version to come is read as far as it is known.
+        # The known fields of a future version are read.
         (b"01-%s-%s-01" % (TRACE, PARENT), "01"),
         (b"cc-%s-%s-01-what-the-future-holds" % (TRACE, PARENT), "01"),
         (b"cc-%s-%s-01-" % (TRACE, PARENT), "01"),
