@@ -12,7 +12,7 @@ from end_to_end import KEY, Conversation, Lines, Running, chat, running_proxy, r
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
 from running_simulator import rig as simulator
-from scraped_metrics import samples, settled
+from scraped_metrics import config_with, samples
 
 from ape_cerebras.chat.models import Catalogue, ModelList
 from ape_cerebras.net.stream import TimestampedStream
@@ -266,7 +266,7 @@ async def test_other_404s_are_not_logged_as_missing_models() -> None:
 
 
 def test_a_growing_list_makes_at_most_100_labels() -> None:
-    metrics = Metrics(settled(), "trio")
+    metrics = Metrics(config_with(), "trio")
     names = [f"model-{number}" for number in range(1000)]
     for begin in range(0, 1000, 50):
         metrics.set_catalogue({name: {} for name in names[begin : begin + 50]}, {})
@@ -277,7 +277,7 @@ def test_a_growing_list_makes_at_most_100_labels() -> None:
 
 
 def test_a_model_removed_from_the_list_loses_its_limits() -> None:
-    metrics = Metrics(settled(), "trio")
+    metrics = Metrics(config_with(), "trio")
     for names in (["one", "two"], ["two"]):
         metrics.set_catalogue({name: {"context_tokens": 8} for name in names}, {})
     limits = [each for each in samples(metrics) if each.name == "cerebras_proxy_model_limit"]
@@ -295,7 +295,7 @@ class FakeUpstream:
         self._responses = responses
         self.requested_at: list[float] = []
         self.lines = Lines()
-        config = settled(CEREBRAS_BASE_URL="http://upstream")
+        config = config_with(CEREBRAS_BASE_URL="http://upstream")
         upstream = UpstreamClient(config, self.connect)
         models, metrics = ModelList(config, upstream), Metrics(config, "trio")
         catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))

@@ -84,11 +84,11 @@ async def test_a_client_that_has_only_ended_its_sending_gets_its_response(begun:
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(chat())
-        await client.see(begun)
+        await client.peek_until(begun)
         await client.stream.send_eof()
         # The proxy finds out whether the client is still there by an interim response, or by a zero
         # in front of a chunk; what follows a stream that is complete begins with one anyway.
-        await client.see(begun + b"\r\n0" if begun else b"HTTP/1.1 102 ")
+        await client.peek_until(begun + b"\r\n0" if begun else b"HTTP/1.1 102 ")
         may_respond.set()
         response = await client.response()
         line = await running.lines.exchange()

@@ -95,7 +95,7 @@ async def test_a_new_file_holds_for_what_comes_and_drops_nothing(tmp_path: Path)
     ):
         alice, bob, carol = [await it.client() for _ in range(3)]
         await alice.send(request_of("alice"))
-        await alice.see(TOKEN)
+        await alice.peek_until(TOKEN)
         upstream.script = responds
         assert (await carol.request(request_of("carol"))).status == 401
         write(tmp_path, "bob requests_per_minute = 1", "carol")

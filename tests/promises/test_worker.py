@@ -10,7 +10,7 @@ import pytest
 from end_to_end import Lines
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
-from scraped_metrics import settled
+from scraped_metrics import config_with
 
 from ape_cerebras import Proxy, serve
 from ape_cerebras.downstream.listener import Ports, open_listeners
@@ -23,7 +23,7 @@ def worker(scoreboard: Scoreboard, directory: Path, lines: Lines) -> Proxy:
     """The first of two that serve."""
     scoreboard.mark_up(1)
     scoreboard.mark_up(2)
-    return Proxy(settled(), lines.write, slot=WorkerSlot(1, scoreboard, str(directory)))
+    return Proxy(config_with(), lines.write, slot=WorkerSlot(1, scoreboard, str(directory)))
 
 
 def test_a_worker_with_more_connections_lets_others_go_first(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_the_first_that_is_up_waits_for_the_others(tmp_path: Path) -> None
     serving = partial(serve, slot=slot, ports=Ports([listener]), write_line=lines.write)
 
     async def run() -> None:
-        await tasks.start(serving, settled())
+        await tasks.start(serving, config_with())
         served.set()
 
     async with anyio.create_task_group() as tasks:

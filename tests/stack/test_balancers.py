@@ -47,7 +47,7 @@ async def stream_of(fleet: Fleet) -> Client:
     """A client that has got the first event of a stream, which upstream goes no further with."""
     client = await fleet.client()
     await client.send(STREAM)
-    await client.see(FIRST)
+    await client.peek_until(FIRST)
     return client
 
 
@@ -147,7 +147,7 @@ async def test_a_disconnect_ends_the_request(
     async with balanced(kind, script, tmp_path) as fleet:
         client = await fleet.client()
         await client.send(STREAM)
-        await (client.see(FIRST) if with_response else requested.wait())
+        await (client.peek_until(FIRST) if with_response else requested.wait())
         client.stream.close()
         with anyio.fail_after(TIMEOUT):
             await fleet.upstream.disconnected.wait()

@@ -13,7 +13,7 @@ import anyio
 import h11
 import orjson
 from anyio.abc import TaskStatus
-from key_leaks import look_at
+from key_leaks import check_for_keys
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.downstream.listener import Acceptor, open_listeners
@@ -179,7 +179,7 @@ class Lines:
         self._more = anyio.Event()
 
     def write(self, line: bytes) -> None:
-        look_at(line)
+        check_for_keys(line)
         self.raw.append(line)
         self._more.set()
         self._more = anyio.Event()
@@ -270,7 +270,7 @@ class Client:
         self._beyond = b""
         return read
 
-    async def see(self, wanted: bytes) -> None:
+    async def peek_until(self, wanted: bytes) -> None:
         """Read until ``wanted`` has come, and keep all of it to be read again."""
         self._beyond = await self.until(wanted)
 

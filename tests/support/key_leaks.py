@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ("KEYS", "look_at")
+__all__ = ("KEYS", "check_for_keys")
 
 KEYS = (
     *(b"csk-upstream-key-0123456789", b"ape-key-0123456789", b"T-client-key-9876543210"),
@@ -22,7 +22,7 @@ _SECRETS = {text for key in KEYS for text in (key, key[:8], base64.b64encode(key
 _found: list[bytes] = []
 
 
-def look_at(text: bytes | str | None) -> None:
+def check_for_keys(text: bytes | str | None) -> None:
     """Remember the keys in an output, for the running test to fail."""
     if text:
         shown = text.encode(errors="replace") if isinstance(text, str) else text
@@ -32,13 +32,13 @@ def look_at(text: bytes | str | None) -> None:
 def pytest_configure() -> None:
     run = subprocess.run
 
-    def looked_at(*arguments: Any, **options: Any) -> Any:
+    def checked(*arguments: Any, **options: Any) -> Any:
         done = run(*arguments, **options)
-        look_at(done.stdout)
-        look_at(done.stderr)
+        check_for_keys(done.stdout)
+        check_for_keys(done.stderr)
         return done
 
-    subprocess.run = looked_at
+    subprocess.run = checked
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,7 +46,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     for title, text in report.sections:
         if title.endswith(report.when):  # sections of earlier phases are repeated
-            look_at(text)
+            check_for_keys(text)
     if _found:
         report.outcome = "failed"
         report.longrepr = f"A key was shown: {sorted(set(_found))}"

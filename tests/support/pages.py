@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
-from key_leaks import look_at
+from key_leaks import check_for_keys
 from programs import tool
 from server_process import TIMEOUT, environment
 
@@ -95,7 +95,7 @@ class _Service:
 
     def _read(self) -> None:
         for line in self._output:
-            look_at(line)
+            check_for_keys(line)
             self._lines.put(line)
         self._lines.put(b"")
 

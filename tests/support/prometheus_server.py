@@ -18,7 +18,7 @@ import orjson
 import yaml
 from end_to_end import free_port
 from programs import tool
-from scraped_metrics import live, rendered, settled
+from scraped_metrics import config_with, live, rendered
 from server_process import TIMEOUT, Served, serving
 
 from ape_cerebras.telemetry.metrics import Metrics
@@ -55,7 +55,7 @@ def known_names(directory: Path) -> set[str]:
     """The names of all series that a proxy, or one of several workers, can have."""
     found: set[str] = set()
     for slot in (None, WorkerSlot(1, Scoreboard(2), str(directory))):
-        metrics = Metrics(settled(), "asyncio", slot, live)
+        metrics = Metrics(config_with(), "asyncio", slot, live)
         text = rendered(metrics)[0].decode()
         for name, kind in re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE):
             parts = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)

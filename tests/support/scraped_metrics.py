@@ -18,11 +18,11 @@ __all__ = (
     "OPENMETRICS",
     "families",
     "live",
-    "made",
+    "new_metrics",
     "observed",
     "rendered",
     "samples",
-    "settled",
+    "config_with",
     "value",
 )
 
@@ -31,12 +31,12 @@ CLIENT_KEY = "ape-key-0123456789"
 OPENMETRICS = b"application/openmetrics-text"
 
 
-def settled(**settings: str) -> Config:
+def config_with(**settings: str) -> Config:
     return Config.from_environment({"CEREBRAS_API_KEY": KEY, "APE_API_KEY": CLIENT_KEY, **settings})
 
 
-def made(**settings: str) -> Metrics:
-    return Metrics(settled(**settings), "trio", read_state=live)
+def new_metrics(**settings: str) -> Metrics:
+    return Metrics(config_with(**settings), "trio", read_state=live)
 
 
 def live(in_flight: int = 3, lines_dropped: float = 7) -> LiveState:
@@ -72,7 +72,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def observed(*exchanges: Exchange, **settings: str) -> Metrics:
-    metrics = made(**settings)
+    metrics = new_metrics(**settings)
     for exchange in exchanges:
         metrics.observe(*with_timings(exchange))
     return metrics

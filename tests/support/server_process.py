@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
-from key_leaks import look_at
+from key_leaks import check_for_keys
 from prometheus_client import parser
 
 __all__ = (
@@ -69,7 +69,7 @@ class Served:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for text in self.process.stdout:
-            look_at(text)
+            check_for_keys(text)
             self._unread.put(text)
         self._unread.put(b"")
 

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_exchange, with_timings
-from scraped_metrics import OPENMETRICS, families, made, observed, samples, value
+from scraped_metrics import OPENMETRICS, families, new_metrics, observed, samples, value
 
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
@@ -169,7 +169,7 @@ def test_an_incomplete_request_has_no_overhead() -> None:
 @pytest.mark.parametrize("outcome", CUT_SHORT)
 def test_streams_cut_short_are_counted_from_0(outcome: str) -> None:
     labels = {"route": "/v1/chat/completions", "status_code": "200"}
-    assert value(made(), "outcomes_total", outcome=outcome, **labels) == 0
+    assert value(new_metrics(), "outcomes_total", outcome=outcome, **labels) == 0
 
 
 def test_other_routes_do_not_count_as_chat_requests() -> None:
@@ -198,7 +198,7 @@ def test_missed_ttft_targets_are_counted() -> None:
 
 
 def test_model_labels_are_a_closed_set() -> None:
-    metrics = made(MODEL_ALIASES="small=own-model")
+    metrics = new_metrics(MODEL_ALIASES="small=own-model")
     names = ("gpt-oss-120b", "own-model", "small", "x" * 10_000, "\n\u2028", None)
     for name in names:
         metrics.observe(*with_timings(stream_exchange(model=name)))
@@ -259,7 +259,7 @@ def test_an_invalid_quota_is_not_exported(name: bytes, text: bytes) -> None:
 
 
 def test_values_read_at_each_scrape() -> None:
-    metrics = made()
+    metrics = new_metrics()
     assert value(metrics, "requests_in_flight") == 3
     assert value(metrics, "client_connections") == 4
     assert value(metrics, "upstream_connections", state="active") == 5
@@ -272,7 +272,7 @@ def test_values_read_at_each_scrape() -> None:
 
 
 def test_degradation() -> None:
-    metrics = made()
+    metrics = new_metrics()
     for reasons in ((), ("ttft",), ("ttft", "failures"), ("failures",), ()):
         metrics.set_degraded(reasons)
         for reason in ("ttft", "failures"):

@@ -7,7 +7,16 @@ import pytest
 from exchanges import stream_exchange, with_timings
 from hypothesis import given
 from hypothesis import strategies as st
-from scraped_metrics import CLIENT_KEY, KEY, OPENMETRICS, families, made, observed, rendered, value
+from scraped_metrics import (
+    CLIENT_KEY,
+    KEY,
+    OPENMETRICS,
+    families,
+    new_metrics,
+    observed,
+    rendered,
+    value,
+)
 
 from ape_cerebras.telemetry.metrics import Metrics
 
@@ -72,13 +81,13 @@ PROMETHEUS = (
     ],
 )
 def test_the_accept_header_chooses_the_format(accept: bytes, is_open: bool) -> None:
-    text, content_type = rendered(made(), accept)
+    text, content_type = rendered(new_metrics(), accept)
     assert text.endswith(b"# EOF\n") is is_open
     own = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores"
     assert content_type == (own if is_open else PLAIN_TYPE)
 
 
-METRICS = made()
+METRICS = new_metrics()
 
 
 @given(

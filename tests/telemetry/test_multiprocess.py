@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from prometheus_client import values
-from scraped_metrics import OPENMETRICS, families, live, made, settled, value
+from scraped_metrics import OPENMETRICS, config_with, families, live, new_metrics, value
 
 from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.metrics import Metrics
@@ -34,7 +34,7 @@ class WorkerService:
     def worker(self, number: int, in_flight: int = 3) -> Metrics:
         share_values(str(self.directory), number)
         slot = WorkerSlot(number, self.scoreboard, str(self.directory))
-        return Metrics(settled(TTFT_TARGET_MS="500"), "trio", slot, partial(live, in_flight))
+        return Metrics(config_with(TTFT_TARGET_MS="500"), "trio", slot, partial(live, in_flight))
 
     def forget(self, number: int) -> None:
         forget_worker(str(self.directory), number)
@@ -61,7 +61,7 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_two_workers_count_the_same_as_one_process(workers: WorkerService, accept: bytes) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
-    alone = Metrics(settled(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
+    alone = Metrics(config_with(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
         alone.observe(*with_timings(exchange))
     first = workers.worker(1)
@@ -78,7 +78,7 @@ def test_two_workers_count_the_same_as_one_process(workers: WorkerService, accep
 
 def test_every_metric_has_the_same_type_and_help_as_in_one_process(workers: WorkerService) -> None:
     quota = ((b"x-ratelimit-limit-tokens-day", b"5"), (b"x-ratelimit-remaining-tokens-day", b"4"))
-    alone, worker = made(), workers.worker(1)
+    alone, worker = new_metrics(), workers.worker(1)
     for metrics in (alone, worker):
         metrics.observe(*with_timings(stream_exchange(quota=read_quota(quota))))
     of_alone, found = families(alone), families(worker)
