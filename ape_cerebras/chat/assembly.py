@@ -3,9 +3,9 @@
 One rule joins the deltas of a message, for fields that are known and for those that are not: text
 is concatenated, lists follow one another, objects are merged field by field, of anything else the
 last value counts, and null takes nothing away. Only names, roles and the like come once and are not
-added up. Tool calls are told apart by their index, which no plain reply has. The same holds around
-the delta of a choice, where logprobs are, but there a string is no piece of a text; around the
-choices the last value counts.
+added up. Tool calls are distinguished by their index, which no plain reply has. The same holds
+around the delta of a choice, where logprobs are, but there a string is no piece of a text; around
+the choices the last value counts.
 
 The result is what the API sends for the same request without ``stream``, its members in the same
 order. A large read is fed in the parts that ``sse.parts`` makes of it, between which the event loop
@@ -133,7 +133,7 @@ class Assembly:
 
 
 class _Choice:
-    """One of the choices of a completion, as far as it has come."""
+    """One of the choices of a completion, as far as it has arrived."""
 
     def __init__(self, index: int) -> None:
         self._index = index

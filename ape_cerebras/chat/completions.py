@@ -50,12 +50,12 @@ _HOP_BY_HOP = frozenset(
     )
 )
 _NOT_DOWN = _HOP_BY_HOP | {
-    # Upstream's edge describes itself in these, not the response.
+    # Upstream's content delivery network describes itself in these, not the response.
     *(b"alt-svc", b"server", b"set-cookie", b"strict-transport-security"),
     # Ours take the place of these.
     *(b"x-request-id", b"x-trace-id"),
 }
-# Fields that a client may send to the API: its own parameters, and who asks. An allow-list, because
+# Fields that a client may send to the API: its own parameters, and its SDK. An allow-list, because
 # whatever else agents and gateways send (cookies, addresses, keys) is not the API's business.
 _UP = frozenset(
     (

@@ -6,7 +6,7 @@ change, each in its place: a model that is missing or an alias, ``stream`` where
 converted to a stream, and the limit of completion tokens where settings bound it.
 
 A conversion adds no ``stream_options``: Cerebras sends usage and timings with the last choice's
-end, unasked (recorded in 2026). A client's own options stay as they are, and count.
+end by default (recorded in 2026). A client's own options stay as they are, and count.
 
 Bodies that are not plain JSON (gzip, MessagePack) are binary: legal upstream, forwarded untouched,
 and their model is known from the response only.
@@ -107,7 +107,7 @@ def read_chat_request(
     bounds: CompletionBounds = _AS_THEY_ARE,
 ) -> ChatRequest:
     """Check and read a body; put in the default model or an alias's target, and the limit of tokens
-    that ``bounds`` ask for. With ``convert``, a plain request in JSON is made one for a stream.
+    that ``bounds`` require. With ``convert``, a plain request in JSON is made one for a stream.
 
     Raises UnsupportedMedia, or BadRequest where plain JSON is nothing the API could take.
     """

@@ -2,7 +2,7 @@
 
 A full bucket can be spent at once and refills continuously, as the API's own limits do. One number
 is kept of it: the time at which it will be full. So nothing is counted up between requests, and
-there is no window whose edge lets twice as much pass.
+there is no window at whose end twice as much could pass.
 
 Dollars are counted by the day's number, so that a clock that is set back does not begin a day anew.
 """

@@ -1,6 +1,6 @@
 """The event loop that runs: its name, its clock, and how long work shares it.
 
-This is the one module that asks which async library is running. uvloop, an option of asyncio to
+This is the one module that detects which async library is running. uvloop, an option of asyncio to
 anyio, counts as a backend of its own here, as in the setting ``BACKEND``. trio is imported by those
 who run on it only.
 """

@@ -13,8 +13,8 @@ And the kernel coalesces segments that wait to be read, and keeps the timestamp 
 event loop that is a few milliseconds late would take the second event of a stream for its first.
 ``ArrivalPeeker`` therefore watches the sockets on which a first token is awaited, by an epoll
 instance of its own, and is polled whenever any socket of the process is read or written. It peeks
-at the timestamps of what has come and leaves the bytes to their reader. A poll costs 0.7 µs where
-nothing has come, 17 µs where something has (CPU, CPython 3.11, one core of a virtual server).
+at the timestamps of what has arrived and leaves the bytes to their reader. A poll costs 0.7 µs
+where nothing has arrived, 17 µs where bytes have (CPU, CPython 3.11, one core of a virtual server).
 """
 
 import fcntl
@@ -40,7 +40,7 @@ __all__ = (
 )
 
 Arrivals = deque[tuple[int, int]]
-"""What waits to be read on a socket, in order: a number of bytes, and their timestamp."""
+"""The bytes that wait to be read on a socket, in order: their number, and their timestamp."""
 
 # <asm-generic/socket.h>, <linux/net_tstamp.h>: Python has no names for them. The data are three
 # ``struct timespec``, of which the first is the software's; 64-bit systems lay them out as here.
@@ -51,7 +51,7 @@ _KNOWN_HERE = sys.platform == "linux" and sys.maxsize > 2**32
 _INT = struct.Struct("i")
 
 TIMESTAMP_SPACE = socket.CMSG_SPACE(3 * _TIMESPEC.size) if _KNOWN_HERE else 0
-"""Bytes of ancillary data to ask ``recvmsg`` for."""
+"""Bytes of ancillary data to request from ``recvmsg``."""
 
 # Reading two clocks takes less than a microsecond, but a preemption between them any time.
 _TOLERANCE = 50_000  # nanoseconds

@@ -1,5 +1,5 @@
-"""What a process of our own does before it serves: no core dumps, crash reports without texts, and
-few passes of the garbage collector. Forked workers inherit all of that.
+"""Hardening of a process of our own before it serves: no core dumps, crash reports without texts,
+and few passes of the garbage collector. Forked workers inherit all of that.
 
 Its memory holds keys, so no core file and no debugger may get it. Exception messages may quote a
 header, and with it a key; Python's own reports (its hooks for programs, threads and finalizers, and

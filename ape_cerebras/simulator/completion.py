@@ -42,7 +42,7 @@ class Timing(NamedTuple):
 
 class Event(NamedTuple):
     """One server-sent event, or a plain body. It can be sent once ``made`` tokens of each choice
-    are generated; ``has_tokens`` says whether it carries any."""
+    are generated; ``has_tokens``: whether it carries any."""
 
     data: bytes
     made: int = 0

@@ -1,9 +1,9 @@
 """One response of the simulator: paced, cut or garbled, and the ground truth about it.
 
 Every event has an absolute deadline, counted from the request, so that errors do not add up. Head,
-role event and first token leave in one write when that token is due, as recorded from the real API
-(``head_lead`` parts them); a plain response leaves whole when its last token is due. Events that
-are due at the same time, or overdue, leave in one write too.
+role event and first token are sent in one write when that token is due, as recorded from the real
+API (``head_lead`` parts them); a plain response is sent whole when its last token is due. Events
+that are due at the same time, or overdue, are sent in one write too.
 """
 
 import time
@@ -35,7 +35,7 @@ _AFTER_EVENT = frozenset(("cut", "end", "stall"))
 
 @dataclass(slots=True, kw_only=True)
 class GroundTruth:
-    """When the simulator did what for one request; ``…_at`` are ``anyio.current_time()`` readings.
+    """The ground truth of one request; ``…_at`` are ``anyio.current_time()`` readings.
 
     ``…_write`` are the begin and the end of the call that gave the bytes to the kernel, which took
     them in between; durations count to the middle. ``id`` is the response's, as in its body and its

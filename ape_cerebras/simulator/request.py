@@ -65,7 +65,7 @@ def read_completion_request(
     body: bytes, content_type: bytes, content_encoding: bytes, default_model: str
 ) -> CompletionRequest:
     """Read a request body. MessagePack is recognised, not parsed: ``default_model`` responds to it,
-    as a stream if the body asks for one. Raises Rejected."""
+    as a stream if the body requests one. Raises Rejected."""
     if content_encoding.strip().lower() == b"gzip":
         body = _inflate(body)
     if b"msgpack" in content_type.lower():

@@ -1,6 +1,6 @@
 """The simulator's server: accepts, routes, checks keys, and times every request.
 
-It responds as the real API does (``replies``, ``completion``), when ``Simulation`` says
+It responds as the real API does (``replies``, ``completion``), at the times in ``Simulation``
 (``playback``). A request overrides options of the simulator with a header, such as
 ``x-simulate: ttft=0.5, tokens=100, fault=cut, at=3``.
 """

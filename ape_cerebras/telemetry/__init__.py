@@ -1,4 +1,4 @@
-"""The record of an exchange, and what logs, metrics and /health make of it.
+"""The record of an exchange, and its use by logs, metrics and /health.
 
 The walk: ``proxy`` opens an ``Exchange`` when the first byte of a request arrives;
 ``trace_context`` gives it its ids; each stage writes what it alone knows. When the exchange has

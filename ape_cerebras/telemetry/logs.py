@@ -159,7 +159,7 @@ class Logs:
     def event(
         self, level: str, message: str, *, trace_id: str | None = None, **fields: Any
     ) -> None:
-        """Log what belongs to no exchange. ``message`` is one of our own texts."""
+        """Log an event outside of exchanges. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
             _escape(fields)
             self._write_line(level, message, trace_id, fields)

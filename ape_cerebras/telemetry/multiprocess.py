@@ -1,4 +1,4 @@
-"""What the workers of one service share: their metrics, and a scoreboard.
+"""The state that the workers of one service share: their metrics, and a scoreboard.
 
 Workers keep their metrics in files that all of them can read (prometheus_client's multiprocess
 mode), so that any of them can be scraped for all. Files are named by the worker's number and not by
@@ -83,7 +83,7 @@ class Scoreboard:
 
 @dataclass(frozen=True)
 class WorkerSlot:
-    """What one worker knows of itself and the others; all but ``number`` is the same for all."""
+    """One worker's number, and the state that it shares with the others."""
 
     number: int  # from 1; the successor of a worker that died has the same
     scoreboard: Scoreboard
@@ -101,12 +101,12 @@ def share_values(directory: str, number: int) -> None:
 
 
 def forget_worker(directory: str, number: int) -> None:
-    """Remove what was true of a dead worker only while it lived; what it counted stays."""
+    """Remove the gauges of a dead worker that hold only while it lives; its counters stay."""
     mark_process_dead(number, directory)  # type: ignore[no-untyped-call]
 
 
 def collect_workers(slot: WorkerSlot) -> Iterator[Metric]:
-    """The metrics of all workers, summed up, in the order of their names; and how the workers are.
+    """The metrics of all workers, summed up, in the order of their names; and the workers' state.
 
     A file that a worker is about to make is empty, and the library cannot read it
     (prometheus/client_python#1199).
