@@ -1,4 +1,4 @@
-"""What a stream adds up to, case by case: fields known and unknown, errors, nonsense, sizes."""
+"""Reassembly case by case: fields known and unknown, errors, malformed events, sizes."""
 
 from typing import Any
 
@@ -203,7 +203,7 @@ def test_a_null_error_is_not_an_error() -> None:
     assert completion({"error": None, "choices": [{"delta": {"content": "a"}}]})["choices"]
 
 
-NONSENSE = {
+MALFORMED = {
     "no JSON": b"data: {\n\n",
     "no text": b"data: \x00\xff\n\n",
     "null": b"data: null\n\n",
@@ -220,10 +220,10 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("case", NONSENSE)
+@pytest.mark.parametrize("case", MALFORMED)
 def test_a_stream_of_anything_but_completions_is_refused(case: str) -> None:
     with pytest.raises(InvalidResponse):
-        assembled(NONSENSE[case] + DONE)
+        assembled(MALFORMED[case] + DONE)
 
 
 @pytest.mark.parametrize("depth", range(150, 950, 50))

@@ -181,7 +181,7 @@ def test_usage_is_taken_from_any_event_that_has_it(choices: bytes) -> None:
 
 
 def test_many_events_in_one_chunk() -> None:
-    """Events behind the first output token are looked at several at a time."""
+    """Events behind the first output token are searched several at a time."""
     thought, output = event(b'"reasoning":"a"') * 20, event(b'"content":"a"') * 20
     assert times(read_stream(b":\n\n", output)) == (1.0, 1.5, 1.5, 1.0)
     assert times(read_stream(thought + thought, output)) == (0.0, 0.5, 1.5, 1.0)

@@ -55,7 +55,7 @@ payloads = st.fixed_dictionaries(
 
 
 class Written(NamedTuple):
-    """An event: what it event (None is the end marker), and its bytes up to the one that completes
+    """An event: its content (None is the end marker), and its bytes up to the one that completes
     it, and after."""
 
     event: dict[str, Any] | None

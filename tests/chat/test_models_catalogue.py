@@ -47,7 +47,7 @@ LISTING = listing(
 
 
 def api(public: bytes, **responses: bytes) -> Callable[[Conversation], Awaitable[None]]:
-    """An API with this public list; ``responses``: to chats by what their bodies have in them."""
+    """An API with this public list; ``responses``: errors by the model of a chat request."""
 
     async def script(peer: Conversation) -> None:
         while True:
@@ -72,7 +72,7 @@ def chat_for(model: str) -> bytes:
 
 
 async def cost(running: Running, model: str) -> Decimal | None:
-    """What a million tokens in and a million out cost."""
+    """The logged cost of a million prompt and a million completion tokens."""
     await (await running.client()).request(chat_for(model))
     while not (lines := [line for line in running.lines.exchanges() if line.get("model") == model]):
         await anyio.lowlevel.checkpoint()
@@ -237,7 +237,7 @@ async def test_names_from_clients_are_logged_in_bounded_number_and_length() -> N
 
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as it:
         client = await it.client()
-        for end in ("y", "z"):  # of which nothing is kept
+        for end in ("y", "z"):  # too long to be remembered
             name = "\x00\u2028\n" + "x" * 900 + end
             await client.request(chat(orjson.dumps({"model": name})))
         for number in range(110):

@@ -1,4 +1,4 @@
-"""What is read in the API's public list, and what it and the price table make together."""
+"""Reading of the API's public list, and merging it with the price table."""
 
 from decimal import Decimal
 from typing import Any

@@ -1,4 +1,4 @@
-"""The chat body: what is read of it, and that only the values that may change do change."""
+"""The chat body: the values read from it, and that only the intended values change."""
 
 import json
 
@@ -178,7 +178,7 @@ def test_only_model_and_stream_change(
     expected = expected.replace(b"{", b"{" + (added if members else added[:-1]), 1)
     request = read(body, convert=convert)
     assert request == ChatRequest(expected, served, requested, streamed, converted)
-    # What a parser then finds is what was checked, and all else is as it was.
+    # A parser of the sent body finds the values that were checked; all others are unchanged.
     then, now = (dict(orjson.loads(text)) for text in (body, request.body))
     assert now.pop("model") == served
     assert now.pop("stream", None) is (True if converted else then.get("stream"))

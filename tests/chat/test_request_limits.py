@@ -52,7 +52,7 @@ def read(body: bytes, default: int | None = None, cap: int | None = None) -> Cha
             *(None, 50),
             b'{"model":"m","metadata":{"max_tokens":60},"max_tokens":50}',
         ),
-        # What is no limit is for the API to refuse.
+        # Invalid limits are left to the API to refuse.
         (b'{"model":"m","max_tokens":"60"}', 10, 50, b'{"model":"m","max_tokens":"60"}'),
         (b'{"model":"m","max_tokens":6e1}', 10, 50, b'{"model":"m","max_tokens":6e1}'),
         (b'{"model":"m","max_tokens":true}', 10, 50, b'{"model":"m","max_tokens":true}'),

@@ -113,7 +113,7 @@ def test_a_payload_is_returned_with_the_byte_that_ends_its_event() -> None:
     [
         (b"", True),
         (b"data: a\n\n", True),
-        (b"data: a\r\n\r", True),  # the LF to come ends nothing
+        (b"data: a\r\n\r", True),  # the LF that follows ends nothing
         (b"data: a\r\r", True),
         (b": ping\n", True),
         (b": ping", False),

@@ -1,4 +1,4 @@
-"""The file of keys: what it may hold, and that errors are reported without a secret."""
+"""The file of keys: its settings, and that errors are reported without a secret."""
 
 import hashlib
 from decimal import Decimal

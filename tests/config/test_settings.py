@@ -1,4 +1,4 @@
-"""The table of settings, row by row: what each may hold, its value, and what is rejected."""
+"""The table of settings, row by row: accepted texts, their values, and rejected texts."""
 
 import hashlib
 import json
@@ -289,7 +289,7 @@ def test_any_text_is_read_or_refused_with_our_own_message(setting: Setting, text
     try:
         setting.parse(text)
     except ValueError as problem:
-        # Not of a subclass, as what libraries raise often is, and whose text can quote a secret.
+        # Not a subclass, as libraries often raise, whose text can quote a secret.
         assert type(problem) is ValueError  # noqa: PT017
         assert str(problem).isascii() or not setting.secret  # noqa: PT017
 

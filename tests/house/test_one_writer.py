@@ -48,7 +48,7 @@ def targets_of(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def names_of_exchanges(tree: ast.Module) -> set[str]:
-    """Expressions that stand for an exchange: annotated parameters, and what they are put into."""
+    """Expressions that stand for an exchange: annotated parameters, and variables set to them."""
     names = {
         node.arg
         for node in ast.walk(tree)

@@ -1,5 +1,5 @@
-"""Limits in Redis: decided as in one process, shared by all stores, and what holds while Redis does
-not respond. Its clock cannot be set, so buckets here refill too slowly for a test to matter."""
+"""Limits in Redis: decided as in one process, shared by all stores, and the fallback during an
+outage. Its clock cannot be set, so buckets here refill too slowly for a test to matter."""
 
 import random
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,7 @@ DAY = 86_400.0
 REQUESTS = TokenBucket("requests", 6, DAY)
 TOKENS = TokenBucket("tokens:anna", 1000, DAY)
 NOTHING = Decision()
-SLACK = 60  # seconds; of a test, and of what a loaded machine adds
+SLACK = 60  # seconds; of a test on a loaded machine
 
 pytestmark = pytest.mark.anyio
 

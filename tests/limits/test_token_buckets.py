@@ -1,4 +1,4 @@
-"""Token buckets: what can be charged, the wait for the rest, and that no more ever is."""
+"""Token buckets: charges that fit, the wait for those that do not, and the bound over time."""
 
 import anyio
 import pytest

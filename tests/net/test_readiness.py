@@ -134,7 +134,7 @@ async def _close_later(sock: socket.socket) -> None:
     sock.close()
 
 
-async def test_closing_wakes_whoever_waits(pair: Pair) -> None:
+async def test_closing_wakes_waiting_tasks(pair: Pair) -> None:
     _, theirs = pair
     readiness = readiness_of(theirs)
 
@@ -162,7 +162,7 @@ async def test_a_reused_descriptor_is_another_socket() -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_watcher_of_the_end_is_notified_of_nothing_else(reads: bool, pair: Pair) -> None:
+async def test_a_watcher_of_the_end_is_notified_only_of_the_end(reads: bool, pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     ended = anyio.Event()
@@ -267,7 +267,7 @@ async def test_a_long_wait_is_not_ended_by_the_timer_of_a_short_one_before(pair:
     readiness.close()
 
 
-async def test_a_watcher_is_notified_of_what_nobody_reads(pair: Pair) -> None:
+async def test_a_watcher_is_notified_of_unread_bytes(pair: Pair) -> None:
     ours, theirs = pair
     readiness = readiness_of(theirs)
     notified: list[bytes] = []

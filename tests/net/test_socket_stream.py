@@ -1,4 +1,4 @@
-"""Byte streams over sockets: what they carry, its arrival times, and how they end."""
+"""Byte streams over sockets: their bytes, the arrival times, and the end of a connection."""
 
 import select
 import socket
@@ -254,7 +254,7 @@ async def test_an_arrival_that_a_watcher_was_notified_of_is_read_later() -> None
             assert await theirs.receive() == b"b"
 
 
-async def test_a_watcher_is_notified_at_once_of_what_may_have_arrived() -> None:
+async def test_a_watcher_is_notified_at_once_of_possible_arrivals() -> None:
     async with sockets() as (ours, theirs):
         await ours.send(b"ab")
         assert await theirs.receive(1) == b"a"
@@ -338,7 +338,7 @@ async def test_a_peer_that_reads_nothing_stalls_a_write() -> None:
             await ours.send(b"x" * 50_000_000)
 
 
-async def test_sending_without_waiting_sends_what_there_is_room_for() -> None:
+async def test_sending_without_waiting_sends_what_fits() -> None:
     async with sockets() as (ours, theirs):
         ours.send_nowait(b"0")
         assert await theirs.receive() == b"0"

@@ -47,7 +47,7 @@ def connection(*, in_vain: bool = False) -> Iterator[tuple[socket.socket, Socket
 
 @IN_VAIN
 async def test_no_byte_gets_an_earlier_time_than_it_had(in_vain: bool) -> None:
-    """What was peeked at may be in several segments, each with a timestamp of its own."""
+    """Peeked bytes may be in several segments, each with a timestamp of its own."""
     with connection(in_vain=in_vain) as (ours, stream):
         sent_at = []
         for number in range(SEGMENTS):
@@ -65,7 +65,7 @@ async def test_no_byte_gets_an_earlier_time_than_it_had(in_vain: bool) -> None:
 
 @IN_VAIN
 @pytest.mark.parametrize("max_bytes", [1, 3, 1000])
-async def test_what_came_first_keeps_its_time_however_it_is_read(
+async def test_the_first_arrival_keeps_its_time_however_it_is_read(
     max_bytes: int, in_vain: bool
 ) -> None:
     with connection(in_vain=in_vain) as (ours, stream):

@@ -73,7 +73,9 @@ def test_a_preemption_between_two_readings_is_not_taken_for_a_clock_setting() ->
 
 @pytest.mark.parametrize("step", [-3600.0, -0.01, -0.0001, 0.0001, 0.01, 3600.0])
 @pytest.mark.parametrize("after", [False, True], ids=["before it arrived", "after"])
-def test_there_is_no_time_where_the_wall_clock_was_set_meanwhile(step: float, after: bool) -> None:
+def test_an_arrival_has_no_time_if_the_wall_clock_was_set_meanwhile(
+    step: float, after: bool
+) -> None:
     machine = Machine()
     clock = ArrivalClock(machine.clock, machine.wall)
     since = machine.clock()
@@ -120,8 +122,8 @@ def test_a_time_is_right_or_there_is_none(
         machine.now += travel
         machine.ahead += int(second_step * SECOND)
         machine.now += late
-        # Two settings that undo each other leave nothing to be noticed, save an arrival that
-        # cannot be; so that error is as large as what was not noticed.
+        # Two settings of the clock that undo each other cannot be noticed; the error of an
+        # arrival between them is as large as the unnoticed setting.
         unnoticed = abs(first_step) if abs(first_step + second_step) < 2 * TOLERANCE else 0.0
         converted = clock.arrival(timestamp, since, machine.clock())
         if converted is not None:
@@ -158,7 +160,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def pair(kernel_timestamps: None) -> Iterator[Pair]:
-    """Two ends of a TCP connection; of what arrives at the second, timestamps are kept."""
+    """Two ends of a TCP connection; the kernel timestamps the arrivals at the second."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as ours,

@@ -39,7 +39,9 @@ MIB = 2**20
 LARGEST = 10 * MIB - 100  # of a body that is accepted
 MOST_CALLS = 40_000
 MOST_BYTES = 6 * MIB
-BYTES_OF_ONE = 20  # of a body; orjson asks for twelve to parse one, of which it uses what it needs
+BYTES_OF_ONE = (
+    20  # of memory for each byte of a body; orjson allocates twelve to parse one, and uses a part
+)
 GAPS = len(BUCKETS["gap"]) + 1
 STATUSES = (400, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)
 ROUTES = (

@@ -72,8 +72,8 @@ async def chat_lines(running: Running, count: int) -> list[dict[str, Any]]:
             await anyio.lowlevel.checkpoint()
 
 
-async def in_line(running: Running, *who: tuple[str, int]) -> list[Client]:
-    """Clients that ask one after the other, each once the one before waits."""
+async def queued(running: Running, *who: tuple[str, int]) -> list[Client]:
+    """Clients that send a request each, once the request before waits in the queue."""
     clients = []
     for count, (name, number) in enumerate(who, 1):
         client = await running.client()
@@ -99,7 +99,7 @@ async def held(gate: Gate, **settings: str) -> AsyncIterator[tuple[Running, Clie
 async def test_names_take_turns_and_each_wait_is_logged() -> None:
     gate = Gate()
     async with held(gate) as (it, holder):
-        clients = await in_line(it, ("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4))
+        clients = await queued(it, ("alice", 1), ("alice", 2), ("alice", 3), ("bob", 4))
         for count in range(2, 7):
             gate.release()
             if count < 6:
@@ -116,7 +116,7 @@ async def test_names_take_turns_and_each_wait_is_logged() -> None:
 async def test_a_client_that_disconnects_is_out_of_the_queue_at_once() -> None:
     gate = Gate()
     async with held(gate) as (it, _):
-        first, second = await in_line(it, ("alice", 1), ("alice", 2))
+        first, second = await queued(it, ("alice", 1), ("alice", 2))
         first.stream.reset()
         await until_waiting(it, 1)
         gate.release()
@@ -131,7 +131,7 @@ async def test_a_client_that_disconnects_is_out_of_the_queue_at_once() -> None:
 async def test_a_client_that_disconnects_midway_gives_its_slot_to_the_next() -> None:
     gate = Gate()
     async with held(gate) as (it, holder):
-        [next_one] = await in_line(it, ("bob", 1))
+        [next_one] = await queued(it, ("bob", 1))
         holder.stream.reset()
         await gate.until_requested(2)
         gate.release()
@@ -143,7 +143,7 @@ async def test_past_the_limits_it_is_overloaded_with_a_retry_after() -> None:
     gate = Gate()
     settings = {"MAX_QUEUE_LENGTH": "1"}
     async with held(gate, **settings) as (it, _):
-        await in_line(it, ("alice", 1))
+        await queued(it, ("alice", 1))
         refused = await it.client()
         for _ in range(2):  # on one connection
             response = await refused.request(request_of("bob", 2))
@@ -207,7 +207,7 @@ async def test_the_end_of_a_drain_ends_the_wait_too() -> None:
     gate = Gate()
     settings = {"GRACEFUL_SHUTDOWN_TIMEOUT": "0.1"}
     async with held(gate, **settings) as (it, _):
-        [waiting] = await in_line(it, ("bob", 1))
+        [waiting] = await queued(it, ("bob", 1))
         it.proxy.begin_drain()
         assert (await waiting.response()).status == 503
         with anyio.fail_after(5):

@@ -160,7 +160,7 @@ async def test_a_stream_that_has_begun_is_not_retried(cut: bool) -> None:
 async def test_the_last_failure_is_passed_on_byte_for_byte() -> None:
     body = b'{ "status_code": 503,\n "error": {"message":"x","code":"busy"} , "id": "3" }'
     script = one_after_another(
-        responds_with(500), responds_with(502), responds_with(503, body, b"X-Answer: 3\r\n")
+        responds_with(500), responds_with(502), responds_with(503, body, b"X-Response: 3\r\n")
     )
     async with (
         running_upstream(script) as upstream,
@@ -173,7 +173,7 @@ async def test_the_last_failure_is_passed_on_byte_for_byte() -> None:
         assert await running.metric("cerebras_proxy_retries_total") == 2
         assert await running.metric("cerebras_proxy_upstream_connection_uses_total") == 1
     assert (response.status, response.body) == (503, body)
-    assert response.headers["x-answer"] == "3"
+    assert response.headers["x-response"] == "3"
     assert len(upstream.requests) == 3
     assert (line["tries"], line["upstream_status"], line["upstream_code"]) == (3, 503, "busy")
     assert line["outcome"] == "upstream_failed"

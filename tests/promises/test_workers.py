@@ -189,7 +189,7 @@ def test_a_worker_that_dies_in_the_drain_is_not_replaced(backend: str, tmp_path:
 def request_on(
     workers: WorkerService, name: str, with_response: list[str], without_response: list[str]
 ) -> None:
-    """Ask on one connection until it is closed."""
+    """Send requests on one connection until it is closed."""
     connection = workers.served.connection()
     for number in count():
         trace_id = f"{name}-{number}"

@@ -107,7 +107,7 @@ async def test_tokens_refill_over_time() -> None:
 async def test_a_reservation_is_settled_when_the_response_ends() -> None:
     limits = AccountLimits(tokens_per_minute=600)
     simulator = Simulator(Simulation(ttft=5.0, rate=0.0, tokens=41), limits=limits)
-    # At 4.9 s there are 100 and 49 more; at 5 s the 450 that were not used are back.
+    # At 4.9 s there are 100 tokens and 49 more; at 5 s the 450 unused ones are refunded.
     assert await play(simulator, 0.0, 4.9, 5.001) == [(200, 5.0), (429, 4.9), (200, 10.001)]
 
 

@@ -1,5 +1,5 @@
-"""The bench: its tables are whole, and a short look at our proxy alone goes from end to end. What
-it measures is its own affair: no time is asserted here."""
+"""The bench: its tables are complete, and a short run of our proxy alone works from end to end. No
+measured time is asserted here."""
 
 import json
 import re
@@ -106,7 +106,7 @@ def test_runs_are_joined(tmp_path: Path) -> None:
     assert [row["name"] for row in joined["scenarios"]] == ["row 0", "row 1"]
 
 
-def test_a_short_look_at_our_proxy_alone(tmp_path: Path) -> None:
+def test_a_short_run_of_our_proxy_alone(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     command = (sys.executable, str(BENCH / "bench.py"), "--quick", "--peers", "none")
     options = ("--only", ";".join(SHORT), "--json", str(path))
@@ -135,7 +135,7 @@ def test_as_much_is_opened_as_there_are_descriptors_for(monkeypatch: pytest.Monk
     assert growth.possible((0, 100, 10_000, 20_000)) == [0, 100, 9_750]
 
 
-def test_a_short_look_at_growth(tmp_path: Path) -> None:
+def test_a_short_run_of_growth(tmp_path: Path) -> None:
     path = tmp_path / "growth.json"
     options = ("0", "5", "--rounds", "1", "--seconds", "0.1", "--json", str(path))
     command = (sys.executable, str(BENCH / "growth.py"), *options)

@@ -96,7 +96,7 @@ def test_a_disconnect_at_one_end_is_one_at_the_other(link: Any) -> None:
 
 
 @pytest.mark.parametrize("experiment", ["warm", "gzip"])
-def test_a_short_look_at_an_experiment(experiment: str, tmp_path: Path) -> None:
+def test_a_short_run_of_an_experiment(experiment: str, tmp_path: Path) -> None:
     path = tmp_path / "rounds.json"
     command = (sys.executable, str(BENCH / "worth.py"), experiment, "--rounds", "1")
     options = ("--quiet", "2", "--round-trip-ms", "4", "--rate-mbit", "100", "--json", str(path))

@@ -27,7 +27,7 @@ METADATA = {"level", "trace_id"}
 PAGES = (FILES / "queries.md", CONTRIB / "docs" / "log-fields.md")
 TEXTS = [path.read_text("utf-8") for path in PAGES]
 EXAMPLES = re.findall(r"```logql\n(.*?)\n```", "".join(TEXTS), re.DOTALL)
-PANELS = [query.expression for board in DASHBOARDS.values() for query in queries(board, "loki")]
+PANELS = [query.expression for each in DASHBOARDS.values() for query in queries(each, "loki")]
 QUERIES = [*EXAMPLES, *PANELS]
 # Keys that a line has in certain cases only, which none of the exchanges here is.
 NOW_AND_THEN = {"client", "error", "intended_start_lag_seconds"}
@@ -69,13 +69,13 @@ def test_all_queries_are_logql() -> None:
     assert errors_in(QUERIES) == [[] for _ in QUERIES]
 
 
-def test_what_is_not_logql_is_noticed() -> None:
+def test_invalid_logql_is_noticed() -> None:
     wrong = ['{job="a"} | = "b"', 'rate({job="a"}[5m]', "job", ""]
     assert all(errors_in([query])[0] for query in wrong)
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_query_asks_for_what_there_is(query: str) -> None:
+def test_a_query_uses_existing_labels_and_keys(query: str) -> None:
     [selector] = re.findall(r"\{(\w+)=~?", query)
     assert selector in LABELS
     from_line = re.findall(r"(\w+)=\"(\w+)\"", "".join(re.findall(r"\| json ([^|]*)", query)))

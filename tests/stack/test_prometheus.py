@@ -64,7 +64,7 @@ def test_every_alert_is_tried_firing_and_not_firing(alert: str) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_what_an_alert_says(alert: str) -> None:
+def test_an_alert_names_its_cause_and_labels(alert: str) -> None:
     """The text says what to do, and names only labels that the alert has."""
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("warning", "critical")

@@ -1,4 +1,4 @@
-"""The closed list of outcomes: all of them can happen, and nothing else can."""
+"""The closed list of outcomes: each can happen, and no other can."""
 
 import pytest
 from failure_examples import FAILURES
