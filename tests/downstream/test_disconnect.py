@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 from end_to_end import KEY
 from memory_stream import memory_pair
@@ -79,8 +80,9 @@ async def test_a_disconnect_before_the_end_of_the_block_is_not_overlooked(over: 
         async def work() -> None:
             async with downstream.watch_disconnect():
                 client.close()
-                with anyio.CancelScope(shield=True):
-                    await anyio.sleep(0.05)
+                with anyio.CancelScope(shield=True), anyio.fail_after(5):
+                    while not downstream.reader.ended:
+                        await anyio.lowlevel.checkpoint()
 
         with pytest.raises(ClientGone):
             await work()
