@@ -95,7 +95,7 @@ class Accounts:
         if trace_id in self._requests and trace_id in self._logged:
             request, line = self._requests.pop(trace_id), self._logged.pop(trace_id)
             if not request.may_have_ended(line):
-                self.wrong.append(f"seen: {request}; told: {line}")
+                self.wrong.append(f"seen: {request}; logged: {line}")
 
     def settle(self, counted: Counter[str]) -> list[str]:
         """The differences. A client may have disconnected before the proxy knew of its request."""
@@ -103,7 +103,7 @@ class Accounts:
             f"no line: {request}" for request in self._requests.values() if not request.disconnected
         ]
         nobodys = [f"nobody's line: {line}" for line in self._logged.values()]
-        unequal = [f"told: {self.outcomes}; counted: {counted}"] * (self.outcomes != counted)
+        unequal = [f"logged: {self.outcomes}; counted: {counted}"] * (self.outcomes != counted)
         return self.wrong + missing + nobodys + unequal
 
 

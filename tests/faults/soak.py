@@ -161,7 +161,7 @@ class Soak:
         self.faults[status] += 1
         expected = (case.status,) if isinstance(case.status, int) else case.status
         if status not in (*expected, *((502, 503, 504) if case.up else ())):
-            self.problems.append(f"{case.id} was answered {status}")
+            self.problems.append(f"{case.id} got status {status}")
 
     # The end
 
@@ -178,7 +178,7 @@ class Soak:
         if after["resident"] - before["resident"] > MORE_MEMORY:
             self.problems.append("memory leaks")
         if self.faults != self.crowd.accounts.others:
-            self.problems.append(f"faults: {self.faults}, told: {self.crowd.accounts.others}")
+            self.problems.append(f"faults: {self.faults}, logged: {self.crowd.accounts.others}")
         if self.crowd.accounts.outcomes["internal_error"]:
             self.problems.append("internal errors")
         if exit_status != 0 or complaints:
