@@ -1,4 +1,4 @@
-"""The event loop that runs: its name, its clock, and how long work shares it.
+"""The event loop that runs: its name, its clock, how long work shares it, and work beside it.
 
 This is the one module that detects which async library is running. uvloop, an option of asyncio to
 anyio, counts as a backend of its own here, as in the setting ``BACKEND``. trio is imported by those
@@ -6,17 +6,21 @@ who run on it only.
 """
 
 import asyncio
+import errno
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 import anyio
 import sniffio
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, current_token
 
 __all__ = (
     "ANYIO_BACKENDS",
     "Clock",
+    "ThreadCall",
     "current_backend",
     "loop_clock",
     "of_this_loop",
@@ -79,3 +83,45 @@ async def yield_shielded() -> None:
     """Yield to the event loop in work that must be completed even when it has been cancelled."""
     with anyio.CancelScope(shield=True):
         await anyio.lowlevel.checkpoint()
+
+
+class ThreadCall(Generic[_T]):
+    """Blocking work in a daemon thread of its own, for calls into the system that may hang.
+
+    Only those wait for its end who await the result and are not cancelled. The threads of asyncio's
+    executor, of uvloop and of anyio would be waited for when the process ends: a name lookup held
+    it for 7 seconds and more. ``began_at`` is a reading of the loop's clock.
+
+    Raises OSError (EAGAIN, as pthread_create does) where no thread can be started.
+    """
+
+    def __init__(self, work: Callable[[], _T]) -> None:
+        self._work = work
+        self._result: list[_T] = []
+        self._error: BaseException | None = None
+        self._ended = anyio.Event()
+        self._token = current_token()
+        self.began_at = loop_clock()()
+        try:
+            threading.Thread(target=self._run, name="thread-call", daemon=True).start()
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, "no thread") from None
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._work())
+        except BaseException as error:
+            self._error = error
+        with suppress(Exception):  # the loop has ended, and nobody waits any more
+            anyio.from_thread.run_sync(self._ended.set, token=self._token)
+
+    async def result(self) -> _T:
+        """Wait for the result. Raises what the work raised."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]

@@ -2,17 +2,23 @@
 
 A connection attempt that fails or is cancelled, at whatever moment, closes its socket there and
 then; nothing is awaited for that.
+
+Names are looked up in threads that nobody waits for (``net.event_loop.ThreadCall``), because no
+deadline ends a ``getaddrinfo`` that hangs. Attempts that need the same name share a lookup, so that
+a crowd of requests in front of a resolver that hangs is not a crowd of threads.
 """
 
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 import certifi
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
+from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
 from ..net.stream import TimestampedStream
 
@@ -25,6 +31,49 @@ RECEIVE_BUFFER = 256 * 1024
 """Bytes that the kernel takes, and timestamps, while a slow client keeps us from reading. Fixed,
 because the kernel enlarges a buffer of its own choice only for those who read."""
 _NEXT_ADDRESS_AFTER = 0.25  # seconds; RFC 8305 section 5, "Connection Attempt Delay"
+_SHARED_FOR = 1.0  # seconds in which others join a lookup; a new one may be answered at once then
+_LOOKUPS_AT_ONCE = 20  # of a name; from there on the newest is joined
+
+_Address = tuple[int, tuple[object, ...]]
+"""Family and address of a socket."""
+_Found = list[_Address] | tuple[type[OSError], int]
+"""What a lookup found, or the kind and the number of its error: several may wait for it, and each
+raises one of its own."""
+
+
+class _Lookups:
+    """The name lookups of one event loop that are under way."""
+
+    def __init__(self) -> None:
+        self._clock = loop_clock()
+        self._running: list[tuple[str, int, ThreadCall[_Found]]] = []
+
+    async def find(self, host: str, port: int) -> list[_Address]:
+        """The addresses of a host, in the resolver's order. Raises OSError."""
+        found = await self._join(host, port).result()
+        if isinstance(found, tuple):
+            kind, number = found
+            raise kind(number, "lookup")
+        return found
+
+    def _join(self, host: str, port: int) -> ThreadCall[_Found]:
+        self._running = [each for each in self._running if not each[2].ended]
+        same = [each[2] for each in self._running if each[:2] == (host, port)]
+        youngest = max((each.began_at for each in same), default=float("-inf"))
+        if youngest + _SHARED_FOR < self._clock() and len(same) < _LOOKUPS_AT_ONCE:
+            same.append(ThreadCall(partial(_look_up, host, port)))
+            self._running.append((host, port, same[-1]))
+        return same[-1]
+
+
+def _look_up(host: str, port: int, flags: int = 0) -> _Found:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except OSError as error:
+        return type(error), error.errno or socket.EAI_FAIL
+    except UnicodeError:  # a part of the name is empty, or has more than 63 characters
+        return socket.gaierror, socket.EAI_NONAME
+    return [(family, address) for family, *_, address in found]
 
 
 async def connect_tcp(host: str, port: int) -> TimestampedStream:
@@ -32,7 +81,9 @@ async def connect_tcp(host: str, port: int) -> TimestampedStream:
 
     Raises OSError (socket.gaierror among them) where none accepts.
     """
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = _look_up(host, port, socket.AI_NUMERICHOST)  # which asks no resolver
+    if isinstance(found, tuple):
+        found = await of_this_loop(_Lookups).find(host, port)
     winner: list[socket.socket] = []
     failures: list[OSError] = []
 
@@ -49,7 +100,7 @@ async def connect_tcp(host: str, port: int) -> TimestampedStream:
 
     try:
         async with anyio.create_task_group() as racers:
-            for family, _, _, _, address in found:
+            for family, address in found:
                 failed = anyio.Event()
                 racers.start_soon(attempt, family, address, failed)
                 with anyio.move_on_after(_NEXT_ADDRESS_AFTER):

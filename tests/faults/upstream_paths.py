@@ -135,6 +135,8 @@ def strange_names() -> Iterator[None]:
 
     def strangely(host: Any, *more: Any, **options: Any) -> Any:
         name = host.decode() if isinstance(host, bytes) else host
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return look_up(host, *more, **options)
         if name == _NOWHERE:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         if name == _SLOW:

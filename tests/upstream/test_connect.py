@@ -1,8 +1,11 @@
 """Connecting to the API by itself: which address is taken, and that no socket is left open."""
 
+import errno
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -10,6 +13,7 @@ from end_to_end import free_port
 
 from ape_cerebras.downstream.listener import open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream import connect
 from ape_cerebras.upstream.connect import connect_tcp
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
@@ -51,5 +55,101 @@ async def test_a_cancelled_attempt_keeps_no_socket() -> None:
                     scope.cancel()
 
 
-async def connect_tcp_and_close(port: int) -> None:
-    (await connect_tcp("127.0.0.1", port)).close()
+async def connect_tcp_and_close(port: int, host: str = "127.0.0.1") -> None:
+    (await connect_tcp(host, port)).close()
+
+
+# Looking up names
+
+
+class Resolver:
+    """In place of ``getaddrinfo``: a lookup of ``slow.test`` hangs until ``answer`` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._look_up: Callable[..., Any] = socket.getaddrinfo
+        self.asked: list[str] = []
+        self.answer = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+
+    def __call__(self, host: str, port: int, **options: Any) -> Any:
+        if options.get("flags", 0) & socket.AI_NUMERICHOST or not host.endswith(".test"):
+            return self._look_up(host, port, **options)
+        self.asked.append(host)
+        if host == "slow.test":
+            self.answer.wait(10)
+        return self._look_up("127.0.0.1", port, **options)
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    resolver = Resolver(monkeypatch)
+    yield resolver
+    resolver.answer.set()
+
+
+async def test_an_address_asks_no_resolver(resolver: Resolver) -> None:
+    async with listening() as port:
+        await connect_tcp_and_close(port)
+    assert resolver.asked == []
+
+
+async def test_a_crowd_shares_a_lookup(resolver: Resolver) -> None:
+    async with listening() as port, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(connect_tcp_and_close, port, "slow.test")
+        await anyio.wait_all_tasks_blocked()
+        resolver.answer.set()
+    assert resolver.asked == ["slow.test"]
+
+
+async def test_those_who_share_a_failing_lookup_get_an_error_each(resolver: Resolver) -> None:
+    resolver._look_up = gone
+    caught: list[OSError] = []
+
+    async def fails() -> None:
+        with pytest.raises(socket.gaierror) as error:
+            await connect_tcp("slow.test", 1)
+        caught.append(error.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fails)
+        tasks.start_soon(fails)
+        await anyio.wait_all_tasks_blocked()
+        resolver.answer.set()
+    assert resolver.asked == ["slow.test"]
+    assert caught[0] is not caught[1]
+    assert {error.errno for error in caught} == {socket.EAI_AGAIN}
+
+
+def gone(*_: object, **__: object) -> object:
+    raise socket.gaierror(socket.EAI_AGAIN, "no resolver")
+
+
+async def test_a_lookup_that_hangs_holds_neither_a_deadline_nor_the_next(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "_SHARED_FOR", 0.0)
+    async with listening() as port:
+        for _ in range(connect._LOOKUPS_AT_ONCE + 5):
+            with anyio.move_on_after(0.001) as scope:
+                await connect_tcp("slow.test", port)
+            assert scope.cancelled_caught
+        assert len(resolver.asked) == connect._LOOKUPS_AT_ONCE
+        await connect_tcp_and_close(port, "other.test")
+
+
+@pytest.mark.parametrize("host", ["a..test", "a" * 64 + ".test", "." * 300])
+async def test_a_name_that_cannot_be_is_not_found(host: str) -> None:
+    with pytest.raises(socket.gaierror):
+        await connect_tcp(host, 1)
+
+
+async def test_no_thread_for_a_lookup_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - of that number
+        await connect_tcp("some.test", 1)
+    assert caught.value.errno == errno.EAGAIN
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
