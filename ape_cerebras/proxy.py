@@ -4,8 +4,9 @@
 touches signals, logging or anything global.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import anyio
@@ -31,7 +32,7 @@ from .net.stream import timestamped
 from .routes import Routes, Table, match
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
-from .telemetry.logs import Logs
+from .telemetry.logs import Logs, describe_exceptions
 from .telemetry.metrics import LiveState, Metrics
 from .telemetry.multiprocess import WorkerSlot
 from .telemetry.timings import Timings
@@ -47,6 +48,8 @@ __all__ = ("Entrance", "Proxy")
 _LAG_SAMPLE = 0.01  # seconds
 _FINAL_ERROR_TIMEOUT = 0.5  # seconds to send a client the error that cuts its response short
 _CHECK_EVERY = 1.0  # seconds between checks whether the service is degraded
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure in the background
+_FAILURES_LOGGED = 100  # kinds of failures in the background that are logged, once each
 _SCRAPERS = 100  # connections: several Prometheus servers, a person or two, and room for mistakes
 
 
@@ -84,6 +87,7 @@ class Proxy:
         self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
         self._in_flight = 0
+        self._failures: list[list[str]] = []  # in the background, as logged
         self._drained = False
         self._lines_dropped = lines_dropped
         self._metrics = Metrics(config, current_backend(), slot, self._read_state)
@@ -229,17 +233,40 @@ class Proxy:
 
     async def run_in_background(self) -> None:
         """Keep connections to upstream warm, prices current, and watch the event loop and the state
-        of the service, until cancelled."""
+        of the service, until cancelled. None of that ends where it fails."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep_warm)
+            tasks.start_soon(self._go_on, "warmup", self._keep_warm)
             if self.config.price_catalogue:
                 unobserved = Exchange(started_at=self._clock())
-                tasks.start_soon(self._catalogue.refresh_hourly, unobserved)
+                refresh = partial(self._catalogue.refresh_hourly, unobserved)
+                tasks.start_soon(self._go_on, "catalogue", refresh)
             if self.config.metrics_enabled:
-                tasks.start_soon(self._watch_loop)
-            while True:
-                self._health.check()
-                await anyio.sleep(_CHECK_EVERY)
+                tasks.start_soon(self._go_on, "loop_watch", self._watch_loop)
+            tasks.start_soon(self._go_on, "health", self._watch_health)
+
+    async def _go_on(self, task: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work``, and again when it has failed, after pauses that double while it fails as
+        soon as it is begun."""
+        pause = 0.0
+        while True:
+            began_at = self._clock()
+            try:
+                return await work()
+            except Exception as error:
+                self._note_failure(task, error)
+            fails_at_once = self._clock() - began_at < _LONGEST_PAUSE
+            pause = min(2 * pause, _LONGEST_PAUSE) if pause and fails_at_once else _FIRST_PAUSE
+            await anyio.sleep(pause)
+
+    def _note_failure(self, task: str, error: Exception) -> None:
+        """Count a failure of something in the background; log each kind and place once."""
+        with suppress(Exception):  # nor may this end it
+            self._metrics.count_background_failure(task)
+            exceptions = describe_exceptions(error)
+            if exceptions not in self._failures and len(self._failures) < _FAILURES_LOGGED:
+                self._failures.append(exceptions)
+                message = "A task in the background failed, and goes on after a pause"
+                self.logs.event("error", message, task=task, exceptions=exceptions)
 
     async def _keep_warm(self) -> None:
         """Until a drain begins; later requests use the connections there are, or make their own."""
@@ -250,6 +277,11 @@ class Proxy:
         if self._drained:  # one may have been made at that very moment
             self._upstream.pool.close()
 
+    async def _watch_health(self) -> None:
+        while True:
+            self._health.check()
+            await anyio.sleep(_CHECK_EVERY)
+
     async def _watch_loop(self) -> None:
         while True:
             due_at = self._clock() + _LAG_SAMPLE
@@ -259,8 +291,12 @@ class Proxy:
                 self._metrics.refresh()
 
     async def reread_keys(self) -> None:
-        """Reload ``APE_API_KEYS_FILE`` for the requests to come."""
-        await self._api_keys.reload(self.logs)
+        """Reload ``APE_API_KEYS_FILE`` for the requests to come. Whatever fails, the keys stay as
+        they were."""
+        try:
+            await self._api_keys.reload(self.logs)
+        except Exception as error:
+            self._note_failure("keys_file", error)
 
     # The end
 

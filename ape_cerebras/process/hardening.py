@@ -16,14 +16,11 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
-from traceback import walk_tb
 
-from ..telemetry.logs import Logs
+from ..telemetry.logs import Logs, describe_exceptions
 
 __all__ = (
     "OutputWriter",
-    "describe_exceptions",
     "forbid_core_dumps",
     "report_crash",
     "report_crashes",
@@ -33,7 +30,6 @@ __all__ = (
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _STANDARD_OUTPUT = 1
 _WAITING_LINES = 1000
-_MOST_DESCRIBED = 8  # exceptions of a tree, and locations of each, so that a line stays short
 # Objects that make a pass over the youngest; youngest passes that make one over those that survived
 # them; passes over these that make one over everything: never.
 _COLLECT_AFTER = (5_000, 5, 1_000_000)
@@ -90,30 +86,6 @@ class OutputWriter:
             with suppress(OSError):
                 os.write(_STANDARD_OUTPUT, self._waiting.popleft())
         return not self._waiting
-
-
-def describe_exceptions(error: BaseException) -> list[str]:
-    """A text for each exception in a tree of groups, causes and contexts: its type, and the code
-    locations that it passed through, innermost first."""
-    found: list[BaseException] = [error]
-    for each in found:
-        behind = list(each.exceptions) if isinstance(each, BaseExceptionGroup) else []
-        if each.__cause__ is not None:
-            behind.append(each.__cause__)
-        elif each.__context__ is not None and not each.__suppress_context__:
-            behind.append(each.__context__)
-        for more in behind:
-            if all(more is not known for known in found):
-                found.append(more)
-    described = []
-    for each in found[:_MOST_DESCRIBED]:
-        locations = [
-            f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
-            for frame, line in walk_tb(each.__traceback__)
-        ]
-        innermost = reversed(locations[-_MOST_DESCRIBED:])
-        described.append(" < ".join((type(each).__name__, *innermost)))
-    return described
 
 
 def report_crash(message: str, error: BaseException | None, worker: int | None = None) -> None:

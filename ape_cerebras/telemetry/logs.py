@@ -12,6 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +21,15 @@ import orjson
 from .exchange import Exchange, Usage
 from .timings import Timings
 
-__all__ = ("DEBUG_FIELDS", "FIRST_FIELDS", "LOG_FIELDS", "LineWriter", "LogField", "Logs")
+__all__ = (
+    "DEBUG_FIELDS",
+    "FIRST_FIELDS",
+    "LOG_FIELDS",
+    "LineWriter",
+    "LogField",
+    "Logs",
+    "describe_exceptions",
+)
 
 _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _MAX_TEXT = 256  # characters of text from outside, escaped
@@ -27,6 +37,7 @@ _MAX_WAITING = 10_000  # lines
 _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
 _PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line that was cut
 _FINISH_WITHIN = 1.0  # seconds for the waiting lines when the writer ends
+_MOST_DESCRIBED = 8  # exceptions of a tree, and locations of each, so that a line stays short
 
 _OUTSIDE = ("method", "model", "requested_model", "closest_model")
 
@@ -194,6 +205,30 @@ class Logs:
         self._write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
+def describe_exceptions(error: BaseException) -> list[str]:
+    """A text for each exception in a tree of groups, causes and contexts: its type, and the code
+    locations that it passed through, innermost first."""
+    found: list[BaseException] = [error]
+    for each in found:
+        behind = list(each.exceptions) if isinstance(each, BaseExceptionGroup) else []
+        if each.__cause__ is not None:
+            behind.append(each.__cause__)
+        elif each.__context__ is not None and not each.__suppress_context__:
+            behind.append(each.__context__)
+        for more in behind:
+            if all(more is not known for known in found):
+                found.append(more)
+    described = []
+    for each in found[:_MOST_DESCRIBED]:
+        locations = [
+            f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
+            for frame, line in walk_tb(each.__traceback__)
+        ]
+        innermost = reversed(locations[-_MOST_DESCRIBED:])
+        described.append(" < ".join((type(each).__name__, *innermost)))
+    return described
+
+
 class LineWriter:
     """Writes lines to a file descriptor from a thread of its own; a context manager.
 
@@ -264,7 +299,7 @@ class LineWriter:
         try:
             while written < len(text):
                 written += self._write(text[written:])
-        except OSError:  # closed, or the disk is full
+        except Exception:  # closed, or the disk is full; the thread survives whatever it is
             self._lost += min(len(lines), bytes(text[written:]).count(b"\n"))
         if written:
             self._torn = b"" if text[written - 1] == ord("\n") else b"\n"

@@ -121,6 +121,10 @@ METRICS = (
     ),
     _gauge("model_limit", ("model", "kind"), "What the API's list allows", "mostrecent"),
     _times("loop_lag_seconds", (), "lag", "How late a sleep of 10 ms wakes", ""),
+    _count(
+        *("background_failures_total", ("task",)),
+        "Failures of tasks in the background, which go on after a pause",
+    ),
     _count("log_lines_dropped_total", (), "Log lines lost: the output stalled or closed"),
     _gauge("build_info", ("version", "python", "backend"), "Always 1", "livemax"),
 )

@@ -119,6 +119,9 @@ class Metrics:
         for reason in DEGRADED_REASONS:
             self._child("degraded", reason).set(reason in reasons)
 
+    def count_background_failure(self, task: str) -> None:
+        self._child("background_failures_total", task).inc()
+
     # The API's list of models
 
     def model_label(self, model: str | None) -> str:

@@ -10,7 +10,7 @@ from end_to_end import KEY
 from server_process import TIMEOUT, environment
 
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.hardening import describe_exceptions
+from ape_cerebras.telemetry.logs import describe_exceptions
 
 
 def caught(work: Any) -> Exception:

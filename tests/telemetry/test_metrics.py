@@ -62,6 +62,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "upstream_ratelimit_limit": ("gauge", {"kind", "window"}),
     "upstream_ratelimit_remaining": ("gauge", {"kind", "window"}),
     "loop_lag_seconds": ("histogram", set()),
+    "background_failures_total": ("counter", {"task"}),
     "log_lines_dropped_total": ("counter", set()),
     "build_info": ("gauge", {"version", "python", "backend"}),
 }
@@ -85,6 +86,7 @@ def test_the_table(accept: bytes) -> None:
         )
     )
     metrics.count_catalogue_fetch(succeeded=True)
+    metrics.count_background_failure("warmup")
     metrics.set_catalogue(
         {"m": {"context_tokens": 8}}, dict.fromkeys(("price", "only_listed", "not_listed"), 0)
     )
