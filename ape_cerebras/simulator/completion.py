@@ -1,12 +1,11 @@
 """Chat completions in the format of the Cerebras API: one JSON object, or a stream of events.
 
-The words come from a fixed list, so that the same request always gets the same content, plain or
-streamed; only ids and times differ. A *token* here is one word, or a few characters of a tool
-call's arguments. Each event carries several tokens, only the first carries one, as those of
+The words come from a fixed list, and JSON from its schema, so that the same request always gets the
+same content, plain or streamed; only ids and times differ. A *token* here is one word, or a few
+characters of JSON. Each event carries several tokens, only the first carries one, as those of
 gpt-oss-120b do. Key order and spacing are those of recordings of the real API (2026).
 """
 
-from collections.abc import Iterator
 from hashlib import sha1
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from uuid import uuid4
 
 import orjson
 
-from .request import CompletionRequest
+from .request import CompletionRequest, example_of
 
 __all__ = ("Completion", "Event", "Timing")
 
@@ -25,8 +24,7 @@ _TEXT = (
 )
 _WORDS = tuple(_TEXT.split())
 _REASONING_BEGINS_AT = 7  # in the list of words, so that reasoning and content differ
-_ARGUMENT_CHARACTERS = 4  # per token
-_MAX_DEPTH = 8  # of arguments derived from a schema
+_CHARACTERS = 4  # per token of JSON
 
 
 class Timing(NamedTuple):
@@ -60,7 +58,7 @@ class Completion:
     """The response to a request.
 
     ``tokens`` is its length, reasoning included, unless the request sets a lower limit; a tool call
-    has as many as its text needs. ``cached_tokens`` are of the prompt, at most all of it.
+    and JSON have as many as their text needs. ``cached_tokens`` are of the prompt, at most all.
     """
 
     def __init__(
@@ -120,8 +118,13 @@ class Completion:
     def plain(self, timing: Timing) -> Event:
         """The whole completion as one JSON object."""
         choices = [
-            {"finish_reason": self._finish_reason, "index": index, "message": self._message(index)}
-            for index in range(self.request.choices)
+            {
+                "finish_reason": self._finish_reason,
+                "index": index,
+                "message": self._message(index),
+                **self._logprobs(tokens),
+            }
+            for index, tokens in enumerate(self._choices)
         ]
         body = self._body("chat.completion", choices, timing, last=True)
         return Event(body, self.token_count, has_tokens=True)
@@ -142,24 +145,35 @@ class Completion:
         return _digest(f"{self.id} {choice}")[:9]
 
     def events(self, timing: Timing) -> list[Event]:
-        """The whole completion as a stream. The last finish event has usage and times."""
-        events = self._round([{"role": "assistant"}] * self.request.choices, timing)
+        """The whole completion as a stream.
+
+        The last finish event has usage and times, as recorded; with ``include_usage``, too:
+        OpenAI's extra event was never recorded, and whoever adds up would count it twice.
+        """
+        role = {"role": "assistant"}
+        choices = [{"delta": role, "index": index} for index in range(self.request.choices)]
+        events = [Event(self._event([choice], timing)) for choice in choices]
         made = 0
         groups = [_grouped(tokens, self._tokens_per_event) for tokens in self._choices]
         for side_by_side in zip(*groups, strict=True):
             made += len(side_by_side[0])
-            deltas = [self._delta(tokens, index) for index, tokens in enumerate(side_by_side)]
-            events += self._round(deltas, timing, made, has_tokens=True)
+            for index, tokens in enumerate(side_by_side):
+                choice = {"delta": self._delta(tokens, index), "index": index}
+                choice |= self._logprobs(tokens)
+                events.append(Event(self._event([choice], timing), made, has_tokens=True))
         return events + self._finish(timing)
 
-    def _round(
-        self, deltas: list[Any], timing: Timing, made: int = 0, *, has_tokens: bool = False
-    ) -> list[Event]:
-        """One event for each choice."""
-        return [
-            Event(self._event([{"delta": delta, "index": index}], timing), made, has_tokens)
-            for index, delta in enumerate(deltas)
-        ]
+    def _logprobs(self, tokens: list[_Token]) -> dict[str, Any]:
+        """The log probabilities of a choice, if requested; their place in it is a guess."""
+        top = self.request.top_logprobs
+        members = {"reasoning": "reasoning_logprobs", "content": "logprobs"}
+        if top is None:
+            return {}
+        return {
+            name: {"content": [_logprob(token.text, top) for token in tokens if token.kind == kind]}
+            for kind, name in members.items()
+            if any(token.kind == kind for token in tokens)
+        }
 
     def _finish(self, timing: Timing) -> list[Event]:
         last = self.request.choices - 1
@@ -171,8 +185,6 @@ class Completion:
             )
             for index in range(self.request.choices)
         ]
-        if self.request.include_usage:
-            ends.append(self._event([], timing, last=True))
         return [Event(data, self.token_count) for data in (*ends, _DONE)]
 
     def _event(self, choices: list[Any], timing: Timing, *, last: bool = False) -> bytes:
@@ -202,7 +214,9 @@ def _all_tokens(
         words = _words(min(count, reasoning_count), choice + _REASONING_BEGINS_AT)
         tokens = [_Token("reasoning", word) for word in words]
     if request.tool is not None:
-        return tokens + list(_call(request.tool))
+        return tokens + _call(request.tool)
+    if request.schema is not None:
+        return tokens + _in_tokens("content", example_of(request.schema))
     return tokens + [_Token("content", word) for word in _words(count - len(tokens), choice)]
 
 
@@ -211,32 +225,26 @@ def _words(count: int, start: int) -> list[str]:
     return [word if number == 0 else f" {word}" for number, word in enumerate(words)]
 
 
-def _call(tool: dict[str, Any]) -> Iterator[_Token]:
-    yield _Token("name", tool["name"])
-    arguments = orjson.dumps(
-        _example({"type": "object", **(tool.get("parameters") or {})})
-    ).decode()
-    for start in range(0, len(arguments), _ARGUMENT_CHARACTERS):
-        yield _Token("arguments", arguments[start : start + _ARGUMENT_CHARACTERS])
+def _in_tokens(kind: str, text: str) -> list[_Token]:
+    starts = range(0, len(text), _CHARACTERS)
+    return [_Token(kind, text[start : start + _CHARACTERS]) for start in starts]
 
 
-_EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1.5, "boolean": True, "null": None}
+def _call(tool: dict[str, Any]) -> list[_Token]:
+    parameters = tool.get("parameters")
+    schema = parameters if isinstance(parameters, dict) else {}
+    arguments = example_of({"type": "object", **schema})
+    return [_Token("name", tool["name"]), *_in_tokens("arguments", arguments)]
 
 
-def _example(schema: Any, depth: int = 0) -> Any:
-    """A value that a JSON schema allows, by its types and properties."""
-    schema = schema if isinstance(schema, dict) else {}
-    if isinstance(schema.get("enum"), list) and schema["enum"]:
-        return schema["enum"][0]
-    kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) and kind else kind
-    if kind == "object":
-        properties = schema.get("properties")
-        named = properties.items() if isinstance(properties, dict) and depth < _MAX_DEPTH else ()
-        return {name: _example(each, depth + 1) for name, each in named}
-    if kind == "array":
-        return [_example(schema.get("items"), depth + 1)] if depth < _MAX_DEPTH else []
-    return _EXAMPLES.get(str(kind), "test")
+def _logprob(token: str, top: int) -> dict[str, Any]:
+    """The probabilities of a token and of the ``top`` likeliest in its place, itself first."""
+    likeliest = [token, *(word for word in dict.fromkeys(_WORDS) if word != token)][:top]
+    one, *alternatives = [
+        {"token": each, "logprob": -0.125 * (place + 1), "bytes": list(each.encode())}
+        for place, each in enumerate(likeliest or [token])
+    ]
+    return {**one, "top_logprobs": [one, *alternatives][:top]}
 
 
 def _grouped(tokens: list[_Token], size: int) -> list[list[_Token]]:

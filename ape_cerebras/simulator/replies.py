@@ -84,6 +84,14 @@ def over_quota(what: str, window: str, retry_after: int = 1) -> ErrorReply:
 
 ERRORS: Mapping[str, ErrorReply] = {
     "unknown_field": wrong_format("body.store: property 'body.store' is unsupported"),
+    "mixed_strict": _flat(
+        400,
+        "Tools with mixed values for 'strict' are not allowed. "
+        "Please set all tools to 'strict: true' or 'strict: false'",
+        "invalid_request_error",
+        "tools",
+        "wrong_api_format",
+    ),
     "wrong_api_key": _flat(
         401, "Wrong API Key", "invalid_request_error", "api_key", "wrong_api_key"
     ),

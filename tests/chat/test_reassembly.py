@@ -49,7 +49,8 @@ REQUESTS = st.builds(
     choices=st.integers(1, 4),
     effort=st.sampled_from((None, "high", "none")),
     tool=st.none() | TOOLS,
-    include_usage=st.booleans(),
+    schema=st.none() | SCHEMAS.map(lambda fields: {"type": "object", "properties": fields}),
+    top_logprobs=st.none() | st.integers(0, 3),
 )
 COMPLETIONS = st.builds(
     Completion,

@@ -50,6 +50,8 @@ REQUESTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a call cut": ("zai-glm-4.7", {"tools": [TOOL], "max_tokens": 18}, ""),
     "cut in the reasoning": ("gpt-oss-120b", {"max_completion_tokens": 3}, ""),
     "one token": ("gpt-oss-120b", {"max_completion_tokens": 1}, ""),
+    "JSON": ("gpt-oss-120b", {"response_format": {"type": "json_object"}}, "tokens_per_chunk=3"),
+    "logprobs": ("gpt-oss-120b", {"logprobs": True, "top_logprobs": 2, "n": 2}, ""),
     "usage requested": ("gemma-4-31b", {"stream_options": {"include_usage": True}}, ""),
 }
 

@@ -1,9 +1,11 @@
 """Features of the OpenAI SDK alone: a response requested as in the README, its own reassembly of
 streams, and errors with attributes."""
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import openai
+import pydantic
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 from sdks import OPENAI, REQUEST, TOOL, SdkClient
@@ -51,6 +53,67 @@ def test_a_tool_call_reassembled_by_the_sdk(demo: Served) -> None:
         [call] = stream.get_final_completion().choices[0].message.tool_calls or []
     assert call.function.name == "get_weather"
     assert call.function.arguments == '{"city":"test","days":1}'
+
+
+class Line(pydantic.BaseModel):
+    text: str
+    kind: Literal["street", "town"]
+    lines: list["Line"]
+
+
+class Address(pydantic.BaseModel):
+    """What Pydantic makes into a schema with ``$defs``, ``$ref``, enums, arrays and unions."""
+
+    lines: list[Line]
+    since: datetime | None
+    floor: Annotated[int, pydantic.Field(ge=3, lt=5)]
+    other: "Address | None"
+
+
+@pytest.mark.parametrize("model", ["gpt-oss-120b", "gemma-4-31b"])
+def test_structured_output_parsed_by_the_sdk(demo: Served, model: str) -> None:
+    with client_of(demo) as client:
+        parsed = client.chat.completions.parse(
+            model=model, messages=MESSAGES, response_format=Address
+        )
+    address = parsed.choices[0].message.parsed
+    assert address is not None
+    assert [line.kind for line in address.lines] == ["street"]
+    assert 3 <= address.floor < 5
+
+
+def test_streamed_structured_output_parsed_by_the_sdk(demo: Served) -> None:
+    with (
+        client_of(demo) as client,
+        client.chat.completions.stream(
+            model="gpt-oss-120b",
+            messages=MESSAGES,
+            response_format=Address,
+            n=2,
+            logprobs=True,
+            stream_options={"include_usage": True},
+            extra_headers={"x-simulate": "tokens_per_chunk=3"},
+        ) as stream,
+    ):
+        completion = stream.get_final_completion()
+    assert [type(choice.message.parsed) for choice in completion.choices] == [Address, Address]
+    assert completion.usage
+    for choice in completion.choices:
+        tokens = (choice.logprobs and choice.logprobs.content) or []
+        assert "".join(each.token for each in tokens) == choice.message.content
+
+
+def test_a_named_tool_parsed_by_the_sdk(demo: Served) -> None:
+    tools = [openai.pydantic_function_tool(each) for each in (Line, Address)]
+    with client_of(demo) as client:
+        parsed = client.chat.completions.parse(
+            model="gpt-oss-120b",
+            messages=MESSAGES,
+            tools=tools,
+            tool_choice={"type": "function", "function": {"name": "Address"}},
+        )
+    [call] = parsed.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Address)
 
 
 def test_the_head_of_a_response(demo: Served) -> None:

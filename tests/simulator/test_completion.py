@@ -15,6 +15,7 @@ GPT = CompletionRequest("gpt-oss-120b", 69)
 REASONING = GPT._replace(effort="high")
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}}
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": PROPERTIES}}
+SCHEMA = {"type": "object", "properties": PROPERTIES, "required": ["city", "days"]}
 RECORDED = {
     "plain": CompletionRequest("gemma-4-31b"),
     "plain_reasoning": GPT,
@@ -117,6 +118,9 @@ REQUESTS = {
     "three choices": GPT._replace(choices=3),
     "a call": GPT._replace(tool=TOOL),
     "a call cut": GPT._replace(tool=TOOL, limit=13),
+    "JSON": GPT._replace(schema=SCHEMA),
+    "JSON cut": GPT._replace(schema=SCHEMA, limit=14),
+    "two choices of JSON": GPT._replace(schema=SCHEMA, choices=2),
     "nothing": GPT._replace(limit=0),
 }
 
@@ -190,11 +194,52 @@ def test_cached_tokens_are_at_most_the_prompt() -> None:
         assert usage["prompt_tokens_details"]["cached_tokens"] == reported
 
 
-def test_usage_is_sent_once_more_on_request() -> None:
-    *_, finish, extra = streamed(completion_of(GPT._replace(include_usage=True)))
-    assert finish["choices"][0]["finish_reason"] == "stop"
-    assert extra["choices"] == []
-    assert extra["usage"] == finish["usage"]
+def test_usage_is_sent_once_on_the_last_finish_event() -> None:
+    for choices in (1, 3):
+        stream = streamed(completion_of(GPT._replace(choices=choices)))
+        assert ["usage" in event for event in stream[:-1]] == [False] * (len(stream) - 1)
+        assert stream[-1]["usage"]["completion_tokens"] == 30 * choices
+        assert stream[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_json_is_the_content_behind_the_reasoning() -> None:
+    choice = plain(completion_of(REASONING._replace(schema=SCHEMA)))["choices"][0]
+    assert choice["message"]["content"] == '{"city":"test","days":1}'
+    assert len(choice["message"]["reasoning"].split()) == 10
+    assert choice["finish_reason"] == "stop"
+
+
+def logprobs_of(choices: list[Any], name: str) -> list[Any]:
+    return [each for choice in choices for each in choice.get(name, {}).get("content", ())]
+
+
+@pytest.mark.parametrize("name", ["reasoning", "JSON", "words", "three choices"])
+def test_logprobs_are_of_the_tokens_that_were_sent(name: str) -> None:
+    request = REQUESTS[name]._replace(top_logprobs=2)
+    stream, whole = streamed(completion_of(request)), plain(completion_of(request))
+    for choice in whole["choices"]:
+        index = choice["index"]
+        pieces = [each for event in stream for each in event["choices"] if each["index"] == index]
+        for kind, member in (("content", "logprobs"), ("reasoning", "reasoning_logprobs")):
+            probable = logprobs_of([choice], member)
+            assert logprobs_of(pieces, member) == probable
+            assert "".join(each["token"] for each in probable) == choice["message"].get(kind, "")
+            for each in probable:
+                assert bytes(each["bytes"]).decode() == each["token"]
+                assert each["top_logprobs"][0]["token"] == each["token"]
+                assert len({top["token"] for top in each["top_logprobs"]}) == 2
+                assert each["logprob"] > each["top_logprobs"][1]["logprob"]
+
+
+def test_without_top_logprobs_there_are_no_alternatives() -> None:
+    [choice] = plain(completion_of(GPT._replace(top_logprobs=0)))["choices"]
+    assert {len(each["top_logprobs"]) for each in logprobs_of([choice], "logprobs")} == {0}
+
+
+def test_a_call_has_no_logprobs() -> None:
+    request = CompletionRequest("gemma-4-31b", tool=TOOL, top_logprobs=1)
+    [choice] = plain(completion_of(request))["choices"]
+    assert list(choice) == ["finish_reason", "index", "message"]
 
 
 def test_a_tool_call_fits_the_schema() -> None:

@@ -18,6 +18,9 @@ from ape_cerebras.simulator.replies import (
 BODIES = {
     "unknown_field": b'{"message":"body.store: property \'body.store\' is unsupported",'
     b'"type":"invalid_request_error","param":"validation_error","code":"wrong_api_format"}',
+    "mixed_strict": b'{"message":"Tools with mixed values for \'strict\' are not allowed. Please'
+    b" set all tools to 'strict: true' or 'strict: false'"
+    b'","type":"invalid_request_error","param":"tools","code":"wrong_api_format"}',
     "wrong_api_key": b'{"message":"Wrong API Key","type":"invalid_request_error",'
     b'"param":"api_key","code":"wrong_api_key"}',
     "payment_required": b'{"message":"Payment required to access this resource. Visit your billing'

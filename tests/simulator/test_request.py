@@ -1,20 +1,27 @@
 """Reading of chat requests, and their rejection."""
 
 import gzip
+from datetime import time
 from typing import Any
 
 import orjson
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 
 from ape_cerebras.simulator.replies import ERRORS, Rejected
 from ape_cerebras.simulator.request import (
+    ANY_OBJECT,
     CompletionRequest,
+    example_of,
     parse_completion_request,
     read_completion_request,
 )
 
 HI = [{"role": "user", "content": "hi"}]
-TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object"}},
+}
 FUNCTION = TOOL["function"]
 
 
@@ -88,9 +95,196 @@ def test_tools_and_messages_decide_about_a_call(fields: dict[str, Any], tool: An
     assert parse(**fields).tool == tool
 
 
-def test_choices_stream_and_usage() -> None:
+SECOND = {"type": "function", "function": {"name": "answer"}}
+CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "look"}}]}
+RESULT = {"role": "tool", "content": "1"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "messages", "name"),
+    [
+        ({"type": "function", "function": {"name": "answer"}}, HI, "answer"),
+        ({"type": "function", "function": {"name": "look"}}, [*HI, CALLED, RESULT], "look"),
+        ("auto", HI, "look"),
+        ("auto", [*HI, CALLED, RESULT], None),
+        ("required", HI, "look"),
+        ("required", [*HI, CALLED, RESULT], "answer"),
+        ("required", [*HI, {"role": "assistant", "tool_calls": 7}, RESULT], "look"),
+        ("none", HI, None),
+    ],
+)
+def test_tool_choice_decides_which_tool_is_called(
+    choice: Any, messages: list[Any], name: str | None
+) -> None:
+    tool = parse(tools=[TOOL, SECOND], tool_choice=choice, messages=messages).tool
+    assert (tool and tool["name"]) == name
+
+
+def test_with_every_tool_called_the_last_is_called_again() -> None:
+    again = [*HI, CALLED, RESULT]
+    tool = parse(tools=[TOOL], tool_choice="required", messages=again).tool
+    assert tool == FUNCTION
+
+
+def test_choices_and_stream() -> None:
     parsed = parse(n=3, stream=True, stream_options={"include_usage": True})
-    assert (parsed.choices, parsed.stream, parsed.include_usage) == (3, True, True)
+    assert (parsed.choices, parsed.stream) == (3, True)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, ANY_OBJECT),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, SCHEMA),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, ANY_OBJECT),
+    ],
+)
+def test_the_response_format(response_format: Any, schema: Any) -> None:
+    assert parse(response_format=response_format).schema == schema
+
+
+@pytest.mark.parametrize(
+    ("fields", "top"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 2}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs(fields: dict[str, Any], top: int | None) -> None:
+    assert parse(**fields).top_logprobs == top
+
+
+# Examples of JSON schemas
+
+NODE = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+        "all": {"type": "array", "items": {"$ref": "#/$defs/Node"}},
+        "parent": {"$ref": "#/$defs/Node"},
+    },
+    "required": ["name", "next", "all"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, Any] = {
+    "nothing": {},
+    "any object": ANY_OBJECT,
+    "nested references": {
+        "type": "object",
+        "properties": {"to": {"$ref": "#/$defs/Address"}, "by": {"$ref": "#/$defs/Kind"}},
+        "required": ["to", "by"],
+        "additionalProperties": False,
+        "$defs": {
+            "Kind": {"enum": ["post", "courier"]},
+            "Address": {
+                "type": "object",
+                "properties": {
+                    "lines": {"type": "array", "items": {"$ref": "#/$defs/Line"}, "minItems": 2},
+                    "kind": {"$ref": "#/$defs/Kind", "description": "how"},
+                },
+                "required": ["lines", "kind"],
+                "additionalProperties": False,
+            },
+            "Line": {
+                "type": "object",
+                "properties": {"text": {"const": "x"}},
+                "required": ["text"],
+            },
+        },
+    },
+    "within itself": {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
+    "the root within itself": {
+        "type": "object",
+        "properties": {"more": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["more"],
+    },
+    "a definition's name with / and ~": {
+        "$ref": "#/definitions/a~1b~0c",
+        "definitions": {"a/b~c": {"type": "integer", "minimum": 5}},
+    },
+    "all of": {
+        "allOf": [
+            {"$ref": "#/$defs/A"},
+            {"properties": {"b": {"type": "boolean"}}, "required": ["b"]},
+        ],
+        "$defs": {
+            "A": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
+        },
+    },
+    "one of": {"oneOf": [False, {"type": "array", "maxItems": 0}, {"type": "string"}]},
+    "types": {"type": ["null", "string"]},
+    "a tuple": {"prefixItems": [{"type": "integer"}, {"type": "boolean"}], "type": "array"},
+    "required, not described": {"type": "object", "required": ["free"]},
+    "an int from 3": {"type": "integer", "exclusiveMinimum": 3},
+    "an int between": {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5},
+    "an int of at most": {"type": "integer", "maximum": -7},
+    "a number between": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "a number of at most": {"type": "number", "exclusiveMaximum": 0},
+    "a multiple": {"type": "integer", "multipleOf": 7, "minimum": 30, "maximum": 41},
+    "a part": {"type": "number", "multipleOf": 0.25, "minimum": 3.1},
+    "text of a length": {"type": "string", "minLength": 9, "maxLength": 9},
+    "short text": {"type": "string", "maxLength": 2},
+}
+for each in ("date-time", "date", "email", "uri", "uuid", "hostname", "other"):
+    SCHEMAS[each] = {"type": "string", "format": each}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_an_example_is_valid(name: str) -> None:
+    schema = SCHEMAS[name]
+    Draft202012Validator.check_schema(schema)
+    value = orjson.loads(example_of(schema))
+    Draft202012Validator(schema, format_checker=FormatChecker()).validate(value)
+
+
+def test_a_time_has_its_offset() -> None:  # which the validator takes for a mistake
+    text = orjson.loads(example_of({"type": "string", "format": "time"}))
+    assert time.fromisoformat(text).tzinfo is not None
+
+
+def test_an_example_has_what_is_optional_unless_it_contains_itself() -> None:
+    value = orjson.loads(example_of(SCHEMAS["within itself"]))
+    assert value == {"name": "test", "next": None, "all": []}
+    assert orjson.loads(example_of(SCHEMA)) == {"a": "test"}
+
+
+DEEP: dict[str, Any] = {"type": "string"}
+for _ in range(400):
+    DEEP = {"allOf": [{"anyOf": [{"type": "array", "items": DEEP, "minItems": 1}]}]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/gone"},
+        {"$ref": 7},
+        {"type": "integer", "minimum": 3, "maximum": 2},
+        {"type": "array", "minItems": 10**9, "items": {}},
+        {"type": "string", "minLength": 10**12},
+        {"type": "string", "minLength": "long"},
+        {"type": "object", "required": ["a"], "additionalProperties": False},
+        {"anyOf": [False]},
+        {"anyOf": {"a": 1}},
+        {"properties": [1]},
+        {"enum": 7},
+        {"type": "integer", "multipleOf": "x"},
+        {"type": "object", "properties": {"a": 7}, "required": ["a"]},
+        DEEP,
+    ],
+)
+def test_what_has_no_example_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(Rejected) as caught:
+        example_of(schema)
+    assert caught.value.reply.status == 400
 
 
 def test_each_unknown_field_is_named_on_a_line() -> None:
@@ -108,6 +302,20 @@ def test_an_unknown_model_is_not_found() -> None:
     assert caught.value.reply is ERRORS["model_not_found"]
 
 
+STRICT = {"type": "function", "function": {**FUNCTION, "strict": True}}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"tool_choice": "auto"}, "only allowed with 'tools'"),
+    ({"tools": [TOOL], "tool_choice": {"function": {"name": "other"}}}, "names no function"),
+    ({"tools": [TOOL], "tool_choice": {"function": {"name": []}}}, "names no function"),
+    ({"tools": [TOOL, STRICT]}, "mixed values for 'strict'"),
+    ({"response_format": {"type": "xml"}}, "body.response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "'name'"),
+    ({"response_format": "json"}, "body.response_format"),
+    ({"logprobs": True, "top_logprobs": 21}, "at most 20"),
+    ({"logprobs": True, "top_logprobs": -1}, "body.top_logprobs"),
+]
+
+
 @pytest.mark.parametrize(
     ("request_", "word"),
     [
@@ -123,6 +331,7 @@ def test_an_unknown_model_is_not_found() -> None:
             "only one of",
         ),
         ({"model": "gpt-oss-120b", "messages": HI, "tools": [{}]}, "needs a name"),
+        *(({"model": "gpt-oss-120b", "messages": HI, **fields}, word) for fields, word in REFUSED),
     ],
 )
 def test_invalid_requests_are_refused(request_: Any, word: str) -> None:
