@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ..errors import InvalidResponse, UpstreamFailed
-from .meter import read_json
+from .meter import is_failure, read_json
 from .request import count_contents
 from .sse import EventReader
 
@@ -33,6 +33,8 @@ _MAX_ITEMS = 1_000  # choices, or calls of tools, in one event
 
 # Strings in a delta that are no text to be added to.
 _SENT_ONCE = frozenset(("id", "name", "role", "type"))
+
+_STATUS_NAMES = ("status_code", "status", "code")
 
 # The order of members in recorded plain replies; others come after.
 _COMPLETION = (
@@ -86,11 +88,8 @@ class Assembly:
         event = read_json(payload) if values <= _MAX_VALUES else None
         if not isinstance(event, dict):
             raise InvalidResponse
-        if event.get("error"):
-            status = event.get("status_code")
-            if type(status) is not int or not 400 <= status < 600:
-                status = UpstreamFailed.status
-            self._failure = Reply(status, payload)
+        if is_failure(event):
+            self._failure = Reply(_status_of(event), payload)
             self._ended = True
             return
         try:
@@ -171,6 +170,15 @@ class _Choice:
             message["content"] = ""
         own = {"index": self._index, "message": _ordered(message, _MESSAGE)}
         return _ordered({"finish_reason": None, **_joined(self._fields), **own}, _CHOICE)
+
+
+def _status_of(failure: _Fields) -> int:
+    """Return the status that an error event names, or that of any failure of upstream."""
+    error = failure.get("error")
+    inner = error if isinstance(error, dict) else {}
+    named = (each.get(name) for each in (failure, inner) for name in _STATUS_NAMES)
+    valid = (status for status in named if type(status) is int and 400 <= status < 600)
+    return next(valid, UpstreamFailed.status)
 
 
 def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:

@@ -27,7 +27,7 @@ from .assembly import Assembly
 from .meter import Meter, StreamMeter, meter_for
 from .models import Catalogue
 from .request import ChatRequest, Compression, read_chat_request
-from .sse import PART_BYTES, parts
+from .sse import END_OF_BODY, PART_BYTES, parts
 
 __all__ = ("Relay", "error_body", "error_event")
 
@@ -134,7 +134,7 @@ class Relay:
             with await self._upstream.send(exchange, upstream_request) as response:
                 if self._admission.paces_quota:
                     await self._admission.update_quota(exchange)
-                await self._respond(response, exchange, downstream, converted=chat.converted)
+                await self._respond(response, exchange, downstream, chat)
         finally:
             self._account(exchange)
 
@@ -143,13 +143,13 @@ class Relay:
         response: UpstreamResponse,
         exchange: Exchange,
         downstream: Downstream,
-        *,
-        converted: bool,
+        chat: ChatRequest,
     ) -> None:
         content_type = response.header(b"content-type")
-        meter = meter_for(exchange, response.status, content_type, self._gap_buckets)
+        choices = None if chat.model is None else chat.choices
+        meter = meter_for(exchange, response.status, content_type, self._gap_buckets, choices)
         streams = isinstance(meter, StreamMeter)
-        if converted and streams:
+        if chat.converted and streams:
             headers = _headers_down(response.headers, stream=True)
             headers = (_JSON, *(field for field in headers if field[0] != _JSON[0]))
             await _relay(response, _Reassembled(exchange, downstream, meter, headers))
@@ -192,6 +192,13 @@ class _PassedOn:
                 await _look_into(chunk, self._meter, arrived_at, sent_at)
         return self._exchange.done_seen
 
+    @property
+    def complete(self) -> bool:
+        return self._meter.complete
+
+    def end_of_body(self, *, framed: bool) -> None:
+        self._meter.end_of_body(self.downstream.stream.written_at, framed=framed)
+
     async def finish(self) -> None:
         if not self._meter.complete:
             raise Truncated
@@ -223,6 +230,15 @@ class _Reassembled:
                 await yield_shielded()
         return self._meter.complete
 
+    @property
+    def complete(self) -> bool:
+        return self._meter.complete
+
+    def end_of_body(self, *, framed: bool) -> None:
+        self._meter.end_of_body(None, framed=framed)
+        if self._meter.complete:
+            self._assembly.feed(END_OF_BODY)
+
     async def finish(self) -> None:
         if not self._meter.complete:
             raise Truncated
@@ -249,6 +265,8 @@ async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -
             break
         if chunk is None:
             ended = True
+            if not output.complete:
+                output.end_of_body(framed=response.is_framed)
         elif await output.take(chunk, response.arrived_at) and not done:
             done = True
             response.wind_down(0)

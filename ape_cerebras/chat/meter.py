@@ -7,8 +7,9 @@ findings into the exchange.
 The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
 ``reasoning_content``) or a tool call; an event that only names the role has none. Few events of a
 stream have to be parsed: those up to the first token, up to the first output token where a model
-reasons first, and those with usage, timings or an error. In the others a pattern finds whether they
-carry a token; text cannot deceive it, because every quote in text is escaped.
+reasons first, those with usage, timings or an error, and those without a token. In the others a
+pattern finds whether they carry a token; text cannot deceive it, because every quote in text is
+escaped.
 
 Parsing holds the event loop, so large content is not parsed whole: the meter searches the beginning
 of a large event for tokens and reads its end, and reads the end of a large plain response, where
@@ -28,12 +29,13 @@ from typing import Any
 import orjson
 
 from ..telemetry.exchange import Exchange, TimeInfo, Usage
-from .sse import EventReader
+from .sse import END_OF_BODY, EventReader
 
 __all__ = (
     "Meter",
     "PlainMeter",
     "StreamMeter",
+    "is_failure",
     "meter_for",
     "read_json",
     "read_time_info",
@@ -79,6 +81,9 @@ class PlainMeter:
             while self._size - self._dropped - len(self._chunks[0]) >= _MAX_PARSED_REPLY:
                 self._dropped += len(self._chunks.popleft())
 
+    def end_of_body(self, sent_at: float | None, *, framed: bool) -> None:
+        """Do nothing: the framing ends the reply."""
+
     def end(self) -> None:
         if self._readable:
             text = b"".join(self._chunks)
@@ -92,14 +97,20 @@ class StreamMeter:
     not read them.
 
     The gaps between reads that brought tokens are counted by size: at most the first of
-    ``gap_bounds`` (rising seconds), at most the second, …, more than the last.
+    ``gap_bounds`` (rising seconds), at most the second, …, more than the last. The end of the body
+    ends the stream where so many ``choices`` have finished; None: only the end marker does.
     """
 
-    def __init__(self, exchange: Exchange, gap_bounds: Sequence[float] = ()) -> None:
+    def __init__(
+        self, exchange: Exchange, gap_bounds: Sequence[float] = (), choices: int | None = 1
+    ) -> None:
         exchange.gap_counts = [0] * (len(gap_bounds) + 1)
         self._exchange = exchange
         self._events = EventReader()
         self._gap_bounds = gap_bounds
+        self._choices = math.inf if choices is None else choices
+        self._finished: set[int] = set()  # choices that have had their finish_reason
+        self._ended_finished = self._ended_inside = False
 
     def may_hold(self, chunk: bytes) -> bool:
         """Whether the next chunk may be held until upstream has nothing more to read: not if the
@@ -114,13 +125,14 @@ class StreamMeter:
     def can_take_event(self) -> bool:
         """Whether a final error event fits behind the bytes so far: the SDKs raise on one, and take
         a stream without the end marker for complete."""
-        return self._events.at_boundary and not self.complete
+        return self._events.at_boundary and not (self._ended_inside or self.complete)
 
     @property
     def complete(self) -> bool:
-        """Whether the content has ended. An error event may end it without the marker; nothing else
-        may."""
-        return self._exchange.done_seen or self._exchange.stream_failed
+        """Whether the content has ended. Without the marker an error event may end it, and the end
+        of the body once every choice has its ``finish_reason``: some servers send no marker."""
+        exchange = self._exchange
+        return exchange.done_seen or exchange.stream_failed or self._ended_finished
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         """Look at a chunk that arrived, and was written to the client, at these moments;
@@ -145,6 +157,14 @@ class StreamMeter:
             if previous_at is not None:
                 exchange.gap_counts[bisect_left(self._gap_bounds, arrived_at - previous_at)] += 1
 
+    def end_of_body(self, sent_at: float | None, *, framed: bool) -> None:
+        """Note the end of the body, whose last chunk was written to the client at ``sent_at``.
+        ``framed``: whether its framing announced it; else it may be a cut."""
+        self._ended_inside = not self._events.at_boundary
+        if self._ended_inside and (arrived_at := self._exchange.last_body_at) is not None:
+            self.feed(END_OF_BODY, arrived_at, sent_at)
+        self._ended_finished = framed and len(self._finished) >= self._choices
+
     def end(self) -> None:
         """Do nothing more: all events have been looked at."""
 
@@ -152,11 +172,12 @@ class StreamMeter:
         """Take events that mostly are only tokens: together a hundred take two thirds of the time
         that they take one by one."""
         text = b"\n".join(events)
-        if _is_notable(text) or _END in text or len(text) > _MAX_PARSED_EVENT:
-            self._take(events, arrived_at, sent_at)
-        elif count := len([event for event in events if _TOKEN.search(event)]):
+        plain = not (_is_notable(text) or _END in text or len(text) > _MAX_PARSED_EVENT)
+        if plain and len([event for event in events if _TOKEN.search(event)]) == len(events):
             self._exchange.last_token_at = arrived_at
-            self._exchange.token_events += count
+            self._exchange.token_events += len(events)
+        else:
+            self._take(events, arrived_at, sent_at)
 
     def _take(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange
@@ -176,13 +197,17 @@ class StreamMeter:
             elif _TOKEN.search(event):
                 exchange.last_token_at = arrived_at
                 exchange.token_events += 1
+            else:
+                self._look_into(read_json(event), arrived_at, sent_at)
 
     def _look_into(self, event: Any, arrived_at: float, sent_at: float | None) -> None:
         if isinstance(event, dict):
             _read_totals(self._exchange, event)
-            if event.get("error"):
+            if is_failure(event):
                 self._exchange.stream_failed = True
-            self._note_tokens(*_tokens_in(event.get("choices")), arrived_at, sent_at)
+            choices = event.get("choices")
+            self._finished |= _finished_in(choices)
+            self._note_tokens(*_tokens_in(choices), arrived_at, sent_at)
 
     def _look_at_ends(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
         """The same for an event that is too large to be parsed."""
@@ -214,17 +239,37 @@ Meter = PlainMeter | StreamMeter
 
 
 def meter_for(
-    exchange: Exchange, status: int, content_type: bytes, gap_bounds: Sequence[float] = ()
+    exchange: Exchange,
+    status: int,
+    content_type: bytes,
+    gap_bounds: Sequence[float] = (),
+    choices: int | None = 1,
 ) -> Meter:
-    """Return the meter that suits a response. ``gap_bounds``: see ``StreamMeter``."""
+    """Return the meter that suits a response. ``gap_bounds``, ``choices``: see ``StreamMeter``."""
     if status == 200 and content_type.lower().startswith(b"text/event-stream"):
-        return StreamMeter(exchange, gap_bounds)
+        return StreamMeter(exchange, gap_bounds, choices)
     return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
 
 
 def _is_notable(text: bytes) -> bool:
     """Whether it may hold more than tokens."""
-    return b'"usage"' in text or b'"error"' in text or b'"time_info"' in text
+    return (
+        b'"usage"' in text
+        or b'"error"' in text
+        or b'"time_info"' in text
+        or b'finish_reason":"' in text
+        or b'finish_reason": "' in text
+    )
+
+
+def is_failure(event: dict[str, Any]) -> bool:
+    """Whether an event of a stream reports an error, in any of the shapes that servers give it: as
+    the member ``error`` (OpenAI's, and the API's own in a stream), as an object or a type of that
+    name, or flat, which is the shape of the API's 4xx."""
+    if event.get("error") or "error" in (event.get("object"), event.get("type")):
+        return True
+    flat = event.get("detail") or isinstance(event.get("message"), str)
+    return bool(flat) and not event.get("choices")
 
 
 def _may_have_output(text: bytes) -> bool:
@@ -245,6 +290,16 @@ def _tokens_in(choices: Any) -> tuple[bool, bool]:
         texts = (delta.get("reasoning"), delta.get("reasoning_content"))
         reasoning = reasoning or any(isinstance(text, str) and text for text in texts)
     return output, reasoning
+
+
+def _finished_in(choices: Any) -> set[int]:
+    """The indices of an event's choices that have a ``finish_reason``."""
+    finished = set()
+    for position, choice in enumerate(choices if isinstance(choices, list) else ()):
+        if isinstance(choice, dict) and choice.get("finish_reason"):
+            index = choice.get("index")
+            finished.add(index if type(index) is int else position)
+    return finished
 
 
 def _read_totals(exchange: Exchange, response: Any) -> None:

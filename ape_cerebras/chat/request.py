@@ -85,7 +85,8 @@ class ChatRequest(NamedTuple):
     ``model``: the model upstream is to use; ``requested_model``: the one the client named; None in
     a binary body. ``stream``: whether the client wants a stream, None likewise. ``converted``:
     whether upstream is to stream all the same. ``limit``: the most completion tokens, as upstream
-    gets it; None where the body names none or is binary.
+    gets it; None where the body names none or is binary. ``choices``: how many the
+    body asks for; 1 where it is binary.
     """
 
     body: bytes
@@ -94,6 +95,7 @@ class ChatRequest(NamedTuple):
     stream: bool | None = None
     converted: bool = False
     limit: int | None = None
+    choices: int = 1
 
 
 def read_chat_request(
@@ -128,7 +130,9 @@ def read_chat_request(
     if changes:
         body = _edited(body, names, changes)
     limit = _limit_in(request | limits if limits else request)
-    return ChatRequest(body, served, requested, bool(stream), converted, limit)
+    choices = request.get("n")
+    choices = choices if type(choices) is int else 1
+    return ChatRequest(body, served, requested, bool(stream), converted, limit, choices)
 
 
 def _check(request: dict[str, Any]) -> None:

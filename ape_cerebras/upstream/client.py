@@ -188,6 +188,12 @@ class UpstreamResponse:
         """The first value of ``name`` (lower case); empty where there is none."""
         return next((value for each, value in self.headers if each == name), b"")
 
+    @property
+    def is_framed(self) -> bool:
+        """Whether the body's end is announced. Else it ends with the connection, also where that is
+        cut (RFC 9112 section 8)."""
+        return bool(self.header(b"content-length") or self.header(b"transfer-encoding"))
+
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body; None at its end. Raises Truncated, IdleTimeout and
         ResponseWithheld."""

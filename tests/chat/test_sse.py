@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from oracles import BOM, dispatched_by_the_standard
 from recorded_streams import TEXT, TEXT_PAYLOADS, TOOL_CALL, TOOL_CALL_PAYLOADS
 
-from ape_cerebras.chat.sse import EventReader
+from ape_cerebras.chat.sse import END_OF_BODY, EventReader
 
 FRAGMENTS = (
     *(b"data: ", b"data:", b"data", b"DATA: ", b" data: ", b"event: x", b"id: 7", b"retry: 1"),
+    *(b"event: error", b"event:error", b"event", b'{"error":1}', b"event: error\ndata: {}\n\n"),
     *(
         b"\n",
         b"\r",
@@ -62,7 +63,7 @@ def test_any_chunking_gives_the_events_of_the_standard(stream: bytes, cuts: list
     reader = EventReader()
     got = [payload for piece in pieces(stream, cuts) for payload in reader.feed(piece)]
     dispatched, at_boundary = dispatched_by_the_standard(stream)
-    assert got == [payload for payload in dispatched if payload]
+    assert got == dispatched
     assert reader.at_boundary == at_boundary
 
 
@@ -79,8 +80,8 @@ def test_only_payloads_that_are_too_long_are_dropped(
 ) -> None:
     reader = EventReader(max_event_bytes=most)
     got = [payload for piece in pieces(stream, cuts) for payload in reader.feed(piece)]
-    dispatched, at_boundary = dispatched_by_the_standard(stream)
-    assert got == [payload for payload in dispatched if 0 < len(payload) <= most]
+    dispatched, at_boundary = dispatched_by_the_standard(stream, most)
+    assert got == dispatched
     assert reader.at_boundary == at_boundary
 
 
@@ -100,6 +101,31 @@ def test_recorded_streams(stream: bytes, count: int, step: int, line_end: bytes)
     assert got[-1] == b"[DONE]"
     assert all(orjson.loads(each)["object"] == "chat.completion.chunk" for each in got[:-1])
     assert reader.at_boundary
+
+
+@pytest.mark.parametrize(
+    ("stream", "payload"),
+    [
+        (b'event: error\ndata: {"message":"no"}\n\n', b'{"error":{"message":"no"}}'),
+        (b'data: {"message":"no"}\nevent:error\n\n', b'{"error":{"message":"no"}}'),
+        (b'event: error\ndata: {"error":"no"}\n\n', b'{"error":"no"}'),
+        (b"event: error\ndata: not JSON\n\n", b'{"error":"not JSON"}'),
+        (b"event: error\ndata: \xff\n\n", '{"error":"\ufffd"}'.encode()),
+        (b"event: error\ndata: {}\n\n", b'{"error":"error"}'),
+        (b"event: error\n\n", b'{"error":"error"}'),
+        (b"event: error\nevent: message\ndata: {}\n\n", b"{}"),
+        (b"event: errors\ndata: {}\n\n", b"{}"),
+        (b"event: error\n\ndata: {}\n\n", b'{"error":"error"}{}'),
+    ],
+)
+def test_an_event_of_type_error_is_an_error_object(stream: bytes, payload: bytes) -> None:
+    assert b"".join(EventReader().feed(stream)) == payload
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r"])
+def test_the_end_of_the_body_ends_the_last_event_once(end: bytes) -> None:
+    reader = EventReader()
+    assert reader.feed(b"data: a\n\ndata: b" + end) + reader.feed(END_OF_BODY) == [b"a", b"b"]
 
 
 def test_a_payload_is_returned_with_the_byte_that_ends_its_event() -> None:

@@ -33,6 +33,7 @@ FULL = sent_as(
     b"[DONE]",
 )
 FAILED = sent_as(TOKEN, b'{"error":{"message":"x"}}')
+STOP = sent_as(b'{"choices":[{"delta":{},"finish_reason":"stop"}]}')
 OLD = OK.replace(b"HTTP/1.1", b"HTTP/1.0")
 
 
@@ -126,6 +127,21 @@ async def disconnects_at_the_third_event(scene: Scene) -> None:
     assert line["outcome"] == "client_disconnected"
 
 
+FAILURES = (
+    b'event: error\ndata: {"message":"x"}\n\n',
+    b'data: {"message":"x"}\n\n',
+    b'data: {"object":"error"}\n\n',
+)
+
+
+def reported_failed(body: bytes) -> Callable[[Scene, Response], object]:
+    def check(scene: Scene, response: Response) -> bool:
+        [line] = scene.exchanges
+        return response.body == body and line["outcome"] == "upstream_stream_error"
+
+    return check
+
+
 def not_kept(scene: Scene, response: Response) -> None:
     assert response.body == FULL
     assert scene.bench.running.proxy._upstream.pool.idle == 0
@@ -185,4 +201,15 @@ CASES: list[Case] = [
     ),
     Case("L11", OK, up=1, upstream=raw(HEAD + chunk(FULL), "hold"), check=not_kept),
     Case("L12", OK, up=1, upstream=takes_its_time, settings=QUICK),
+    *(
+        streams(f"L13 {end!r}", chunk(body := FULL.rstrip() + end) + END, body)
+        for end in (b"", b"\n", b"\r", b"\r\n")
+    ),
+    streams("L14", chunk(ONE + STOP) + END, ONE + STOP),
+    *(
+        Case(f"L15 {failure!r}", OK, up=1, upstream=raw(wire), check=reported_failed(body))
+        for failure in FAILURES
+        for body in (ONE + failure + sent_as(b"[DONE]"),)
+        for wire in (HEAD + chunk(body) + END,)
+    ),
 ]

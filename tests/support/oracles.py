@@ -1,6 +1,7 @@
 """Other readers, slow and plain or of a library, with which our parsers are compared."""
 
 import h11
+import orjson
 
 from ape_cerebras.http1.body import BodyReader, reader_for
 from ape_cerebras.http1.framing import request_rules, response_rules
@@ -146,15 +147,19 @@ def _lines_of(stream: bytes) -> tuple[list[bytes], bytes]:
     return lines, line
 
 
-def dispatched_by_the_standard(stream: bytes) -> tuple[list[bytes], bool]:
-    """The events that the standard dispatches, and whether the stream ends between two events."""
+def dispatched_by_the_standard(stream: bytes, most: int = 4 * 2**20) -> tuple[list[bytes], bool]:
+    """The data of the events that the standard dispatches, those longer than ``most`` left out, and
+    whether the stream ends between two events. Events of type error are wrapped, also those without
+    data, or whose data is left out."""
     lines, rest = _lines_of(stream[3:] if stream[:3] == BOM else stream)
-    dispatched, data_buffer, open_ = [], b"", False
+    dispatched, data_buffer, type_buffer, open_ = [], b"", b"", False
     for line in lines:
         if line == b"":
-            if data_buffer != b"":
-                dispatched.append(data_buffer[:-1])
-            data_buffer, open_ = b"", False
+            data = data_buffer[:-1] if len(data_buffer) <= most + 1 else b""
+            data = _wrapped(data) if type_buffer == b"error" else data
+            if data != b"":
+                dispatched.append(data)
+            data_buffer, type_buffer, open_ = b"", b"", False
             continue
         if line[:1] == b":":
             continue
@@ -166,5 +171,17 @@ def dispatched_by_the_standard(stream: bytes) -> tuple[list[bytes], bool]:
                 value = value[1:]
         if field == b"data":
             data_buffer += value + b"\n"
+        if field == b"event":
+            type_buffer = value
     unfinished = rest != b"" or stream == BOM
     return dispatched, not (open_ or unfinished)
+
+
+def _wrapped(data: bytes) -> bytes:
+    try:
+        content = orjson.loads(data)
+    except ValueError:
+        content, data = data, orjson.dumps(data.decode("utf-8", "replace"))
+    if isinstance(content, dict) and content.get("error"):
+        return data
+    return b'{"error":%s}' % (data if content else b'"error"')
