@@ -25,7 +25,7 @@ from ..upstream.client import UpstreamRequest, UpstreamResponse
 from ..upstream.retry import RetryingClient
 from .assembly import Assembly
 from .meter import Meter, StreamMeter, meter_for
-from .models import Catalogue
+from .models import Catalogue, UsageEstimates
 from .request import ChatRequest, Compression, read_chat_request
 from .sse import END_OF_BODY, PART_BYTES, parts
 
@@ -89,6 +89,7 @@ class Relay:
         self._bounds = config.completion_bounds
         self._gap_buckets = config.buckets["gap"]
         self._catalogue = catalogue
+        self._estimates = UsageEstimates()
         self._upstream = upstream
         self._compression = Compression(config.upstream_gzip_min_bytes)
         self._admission = admission
@@ -136,7 +137,7 @@ class Relay:
                     await self._admission.update_quota(exchange)
                 await self._respond(response, exchange, downstream, chat)
         finally:
-            self._account(exchange)
+            self._account(exchange, chat)
 
     async def _respond(
         self,
@@ -149,23 +150,37 @@ class Relay:
         choices = None if chat.model is None else chat.choices
         meter = meter_for(exchange, response.status, content_type, self._gap_buckets, choices)
         streams = isinstance(meter, StreamMeter)
-        if chat.converted and streams:
-            headers = _headers_down(response.headers, stream=True)
-            headers = (_JSON, *(field for field in headers if field[0] != _JSON[0]))
-            await _relay(response, _Reassembled(exchange, downstream, meter, headers))
-            return
-        if exchange.stream is None:
-            exchange.stream = streams
         headers = _headers_down(response.headers, stream=streams)
-        downstream.send_head(exchange, response.status, headers, meter)
-        await _relay(response, _PassedOn(exchange, downstream, meter))
+        output: _PassedOn | _Reassembled
+        if chat.converted and streams:
+            headers = (_JSON, *(field for field in headers if field[0] != _JSON[0]))
+            output = _Reassembled(exchange, downstream, meter, headers)
+        else:
+            if exchange.stream is None:
+                exchange.stream = streams
+            downstream.send_head(exchange, response.status, headers, meter)
+            output = _PassedOn(exchange, downstream, meter)
+        try:
+            await _relay(response, output)
+        finally:
+            meter.end()
 
-    def _account(self, exchange: Exchange) -> None:
+    def _account(self, exchange: Exchange, chat: ChatRequest) -> None:
+        """Find the tokens and the cost of an exchange, however it has ended. An estimate has the
+        prompt that was reserved, and no more completion than was."""
         exchange.model = exchange.model or exchange.response_model
-        if exchange.usage is not None and exchange.model is not None:
-            prompt, completion, _, cached, _ = exchange.usage
-            prices = self._catalogue.prices
-            exchange.cost = prices.cost(exchange.model, prompt, completion, cached)
+        usage = exchange.usage
+        if usage is None or exchange.usage_events < exchange.token_events:
+            size = len(chat.body)
+            prompt, reserved = estimate_reservation(size, 0), estimate_reservation(size, chat.limit)
+            exchange.estimated_usage = self._estimates.usage_of(exchange, prompt, reserved - prompt)
+            usage = exchange.counted_usage
+        elif exchange.streamed:
+            self._estimates.learn_from(exchange)
+        if usage is not None and exchange.model is not None:
+            exchange.cost = self._catalogue.prices.cost(
+                exchange.model, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+            )
         if exchange.upstream_code == "model_not_found":
             self._catalogue.note_missing(exchange.model, exchange.trace_id)
 
@@ -202,10 +217,7 @@ class _PassedOn:
     async def finish(self) -> None:
         if not self._meter.complete:
             raise Truncated
-        try:
-            await self.downstream.send_end()
-        finally:
-            self._meter.end()
+        await self.downstream.send_end()
 
 
 class _Reassembled:

@@ -4,17 +4,16 @@ A meter gets every chunk after it has been sent, so that looking never delays a 
 part of a measured time; chunks of a reply that is reassembled it gets as they arrive. It writes its
 findings into the exchange.
 
-The first token is the first event whose ``delta`` has a non-empty ``content``, ``reasoning`` (or
-``reasoning_content``) or a tool call; an event that only names the role has none. Few events of a
-stream have to be parsed: those up to the first token, up to the first output token where a model
-reasons first, those with usage, timings or an error, and those without a token. In the others a
-pattern finds whether they carry a token; text cannot deceive it, because every quote in text is
-escaped.
+The first token is the first event whose ``delta`` has a non-empty ``content``, ``refusal``,
+``reasoning`` (or ``reasoning_content``) or a tool call, be it text, an object with text or a list
+of such parts; an event that only names the role has none. Few events of a stream have to be parsed:
+those up to the first token, up to the first output token where a model reasons first, those with
+usage, timings or an error, and those without a token. In the others a pattern finds whether they
+carry a token; text cannot deceive it, because every quote in text is escaped.
 
 Parsing holds the event loop, so large content is not parsed whole: the meter searches the beginning
 of a large event for tokens and reads its end, and reads the end of a large plain response, where
-the API puts usage and timings. Counts are read permissively, because they differ by model (a detail
-may be null or missing, new ones appear without notice) and a strange one must not lose the others.
+the API puts usage and timings.
 """
 
 import json
@@ -38,14 +37,16 @@ __all__ = (
     "is_failure",
     "meter_for",
     "read_json",
-    "read_time_info",
-    "read_usage",
 )
 
 _END = b"[DONE]"
-_OUTPUT = rb'"(?:content|text)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+_OUTPUT = (
+    rb'"(?:content|text|refusal)"\s*:\s*"[^"]|"tool_calls"\s*:\s*\[\s*\{'
+    rb'|"function_call"\s*:\s*\{'
+)
 _REASONING = rb'"(?:reasoning|reasoning_content)"\s*:\s*"[^"]'
 _TOKEN = re.compile(_OUTPUT + rb"|" + _REASONING)
+_MAY_BE_OUTPUT = (b'"content"', b'"tool_calls"', b'"text"', b'"refusal"', b'"function_call"')
 _OUTPUT_TOKEN, _REASONING_TOKEN = re.compile(_OUTPUT), re.compile(_REASONING)
 _ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[^n\s]')
 _TOTAL = re.compile(rb'(?<!\\)"(?:usage|time_info|model)"\s*:')
@@ -55,7 +56,11 @@ _MAX_PARSED_REPLY = 256 * 1024  # bytes; a reply of 60,000 tokens of text
 _END_BYTES = 16 * 1024  # usage, timings and all else at the end have less than 2
 _MAX_TOTALS = 8  # names that are tried
 _MAX_LENIENT = 256 * 1024  # bytes; more of them would hold the event loop
-_MAX_TOKENS = 2**40  # no model's context; more is nonsense, and no float or log holds it
+
+# Members of a delta; and those of a part that hold text, beside types and ids.
+_REASONING_NAMES = ("reasoning", "reasoning_content", "reasoning_details")
+_TEXT_NAMES = ("text", "content", "refusal", "summary")
+_MAX_PART_DEPTH = 4
 
 
 class PlainMeter:
@@ -75,6 +80,7 @@ class PlainMeter:
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         self._exchange.last_body_at = arrived_at
+        self._exchange.response_bytes += len(chunk)
         if self._readable:
             self._chunks.append(chunk)
             self._size += len(chunk)
@@ -85,6 +91,7 @@ class PlainMeter:
         """Do nothing: the framing ends the reply."""
 
     def end(self) -> None:
+        """Read what has come, also of a reply that was cut."""
         if self._readable:
             text = b"".join(self._chunks)
             whole = self._size <= _MAX_PARSED_REPLY
@@ -104,6 +111,7 @@ class StreamMeter:
     def __init__(
         self, exchange: Exchange, gap_bounds: Sequence[float] = (), choices: int | None = 1
     ) -> None:
+        exchange.streamed = True
         exchange.gap_counts = [0] * (len(gap_bounds) + 1)
         self._exchange = exchange
         self._events = EventReader()
@@ -202,21 +210,21 @@ class StreamMeter:
 
     def _look_into(self, event: Any, arrived_at: float, sent_at: float | None) -> None:
         if isinstance(event, dict):
+            choices = event.get("choices")
+            self._note_tokens(*_tokens_in(choices), arrived_at, sent_at)
             _read_totals(self._exchange, event)
             if is_failure(event):
                 self._exchange.stream_failed = True
-            choices = event.get("choices")
             self._finished |= _finished_in(choices)
-            self._note_tokens(*_tokens_in(choices), arrived_at, sent_at)
 
     def _look_at_ends(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
         """The same for an event that is too large to be parsed."""
         begin = event[:_MAX_PARSED_EVENT]
+        output, reasoning = _OUTPUT_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
+        self._note_tokens(bool(output), bool(reasoning), arrived_at, sent_at)
         _read_totals(self._exchange, _read_end(event))
         if _ERROR_FIRST.match(begin):
             self._exchange.stream_failed = True
-        output, reasoning = _OUTPUT_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
-        self._note_tokens(bool(output), bool(reasoning), arrived_at, sent_at)
 
     def _note_tokens(
         self, output: bool, reasoning: bool, arrived_at: float, sent_at: float | None
@@ -274,7 +282,7 @@ def is_failure(event: dict[str, Any]) -> bool:
 
 def _may_have_output(text: bytes) -> bool:
     """Whether there may be a token in it that is not reasoning."""
-    return b'"content"' in text or b'"tool_calls"' in text or b'"text"' in text
+    return any(name in text for name in _MAY_BE_OUTPUT)
 
 
 def _tokens_in(choices: Any) -> tuple[bool, bool]:
@@ -283,12 +291,15 @@ def _tokens_in(choices: Any) -> tuple[bool, bool]:
     for choice in choices if isinstance(choices, list) else ():
         delta = choice.get("delta") if isinstance(choice, dict) else None
         delta = delta if isinstance(delta, dict) else {}
-        calls = delta.get("tool_calls")
-        texts = (delta.get("content"), choice.get("text") if isinstance(choice, dict) else None)
-        output = output or any(isinstance(text, str) and text for text in texts)
+        calls, call, content = map(delta.get, ("tool_calls", "function_call", "content"))
+        text = choice.get("text") if isinstance(choice, dict) else None
+        output = output or any(map(_has_text, (content, delta.get("refusal"), text)))
         output = output or (isinstance(calls, list) and bool(calls))
-        texts = (delta.get("reasoning"), delta.get("reasoning_content"))
-        reasoning = reasoning or any(isinstance(text, str) and text for text in texts)
+        output = output or (isinstance(call, dict) and bool(call))
+        parts = content if isinstance(content, list) else ()
+        thoughts = [part.get("thinking") for part in parts if isinstance(part, dict)]
+        reasoning = reasoning or any(map(_has_text, map(delta.get, _REASONING_NAMES)))
+        reasoning = reasoning or any(map(_has_text, thoughts))
     return output, reasoning
 
 
@@ -302,11 +313,24 @@ def _finished_in(choices: Any) -> set[int]:
     return finished
 
 
+def _has_text(value: Any, depth: int = 0) -> bool:
+    """Whether there is text in it: a string, an object that holds text, or a list of such parts."""
+    if depth == _MAX_PART_DEPTH:
+        return False
+    if isinstance(value, dict):
+        value = [value.get(name) for name in _TEXT_NAMES]
+    if isinstance(value, list):
+        return any(_has_text(part, depth + 1) for part in value)
+    return isinstance(value, str) and bool(value)
+
+
 def _read_totals(exchange: Exchange, response: Any) -> None:
     """Read usage, timings and model, from wherever they stand; the last to come counts."""
     if isinstance(response, dict):
-        exchange.usage = read_usage(response.get("usage")) or exchange.usage
-        exchange.time_info = read_time_info(response.get("time_info")) or exchange.time_info
+        usage = Usage.read(response.get("usage"))
+        if usage is not None:
+            exchange.usage, exchange.usage_events = usage, exchange.token_events
+        exchange.time_info = TimeInfo.read(response.get("time_info")) or exchange.time_info
         model = response.get("model")
         if isinstance(model, str):
             exchange.response_model = model
@@ -340,40 +364,3 @@ def read_json(text: bytes) -> Any:
         return json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
-
-
-def read_usage(usage: Any) -> Usage | None:
-    """Read a response's ``usage`` object; None where that is no object, or empty."""
-    if not isinstance(usage, dict) or not usage:
-        return None
-    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    return Usage(
-        prompt,
-        completion,
-        _count(usage, "total_tokens") or prompt + completion,
-        _count(usage.get("prompt_tokens_details"), "cached_tokens"),
-        _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
-    )
-
-
-def _count(parent: Any, name: str) -> int:
-    value = parent.get(name) if isinstance(parent, dict) else None
-    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
-
-
-def read_time_info(info: Any) -> TimeInfo | None:
-    """Read a response's ``time_info`` object; None where that is no object, or empty."""
-    if not isinstance(info, dict) or not info:
-        return None
-    return TimeInfo(*(_seconds(info.get(f"{phase}_time")) for phase in TimeInfo._fields))
-
-
-def _seconds(value: Any) -> float | None:
-    """None for a value that is no duration: an infinite one would spoil their sum for good."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        seconds = float(value)
-    except OverflowError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -1,4 +1,4 @@
-"""The API's models: which there are, their prices and their limits.
+"""The API's models: which there are, their prices and limits, and how their tokens are estimated.
 
 ``ModelList`` serves ``/v1/models``: upstream's list, kept for a minute; the last one while upstream
 fails; the models of the price table while there has been none.
@@ -7,6 +7,8 @@ fails; the models of the price table while there has been none.
 the key, when the proxy starts and an hour after each attempt. While that fails, the last one stays.
 Its entries are read permissively: an odd one is skipped, and so is an odd price or limit, because a
 wrong price is worse than none. A response that is no list is refused whole.
+
+``UsageEstimates`` estimates the tokens of a response whose usage did not come, from what did.
 """
 
 import re
@@ -23,7 +25,7 @@ from ..config.config import Config
 from ..config.prices import Price, PriceTable, read_price
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.event_loop import loop_clock
-from ..telemetry.exchange import Exchange
+from ..telemetry.exchange import Exchange, Usage
 from ..telemetry.logs import Logs
 from ..telemetry.metrics import Metrics
 from ..upstream.client import UpstreamClient, UpstreamRequest, waiting_for_upstream
@@ -33,6 +35,7 @@ __all__ = (
     "Drift",
     "Model",
     "ModelList",
+    "UsageEstimates",
     "closest",
     "drift",
     "merged",
@@ -69,6 +72,12 @@ _NAMES_PER_LINE = 5  # of a kind
 _NAME_CHARACTERS = 64
 _MISSING_AT_MOST = 100  # models of which it is logged once that they are; clients choose the names
 _MISSING_CHARACTERS = 256
+
+# Estimates. Recorded in 2026: an event of gpt-oss-120b has 7 to 8 tokens, one of zai-glm-4.7 has 3.
+_TOKENS_PER_EVENT = 6.0  # of a model of which no stream has ended yet
+_PAST_COUNTS = 0.9  # of what it did one stream before, so that the last ten count most
+_BYTES_PER_TOKEN = 4
+_BYTES_BESIDES_TEXT = 280  # of a recorded plain body
 
 
 async def _fetch(
@@ -232,6 +241,60 @@ class Catalogue:
         fields = {"model": missing} if found is None else {"model": missing, "closest_model": found}
         message = "Upstream does not have this model; an alias in MODEL_ALIASES would help"
         self._logs.event("warning", message, trace_id=trace_id, **fields)
+
+
+class UsageEstimates:
+    """Tokens of responses that were cut, or came without usage, by what was seen of them.
+
+    Of a stream that is the number of events with tokens. The first of them has one token, as
+    recorded of the API, and the others have as many as those of the same model had lately. Of the
+    first hundred models each is known by itself. A plain body has a token for every four bytes.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str | None, tuple[float, float]] = {}  # tokens, events
+
+    def learn_from(self, exchange: Exchange) -> None:
+        """Take in how many tokens an event had, of a whole stream with usage."""
+        events = exchange.token_events - 1
+        if exchange.usage is None or events < 1:
+            return
+        if exchange.model in self._sums or len(self._sums) < _MAX_MODELS:
+            tokens = max(0, exchange.usage.completion_tokens - 1)
+            past_tokens, past_events = self._sums.get(exchange.model, (0.0, 0.0))
+            self._sums[exchange.model] = (
+                past_tokens * _PAST_COUNTS + tokens,
+                past_events * _PAST_COUNTS + events,
+            )
+
+    def usage_of(self, exchange: Exchange, prompt: int, most: int) -> Usage | None:
+        """Estimate the usage of an exchange that has ended, and whose usage did not come, or before
+        the last token. None where the API certainly did no work: it did not get the request, or did
+        not accept it.
+
+        ``prompt``: tokens of the prompt, where they are not reported. ``most``: completion tokens
+        of the estimate at most. Counts that came before the last token are added to.
+        """
+        reported, later = exchange.usage, exchange.token_events - exchange.usage_events
+        if exchange.sent_at is None or (exchange.upstream_status or 200) >= 300:
+            return None
+        if reported is None:
+            completion = min(most, self._completion_of(exchange))
+            return Usage(prompt, completion, prompt + completion)
+        more = reported.completion_tokens + round(later * self._tokens_per_event(exchange.model))
+        completion = max(reported.completion_tokens, min(most, more))
+        total = reported.prompt_tokens + completion
+        return reported._replace(completion_tokens=completion, total_tokens=total)
+
+    def _completion_of(self, exchange: Exchange) -> int:
+        if not exchange.streamed:
+            return max(0, exchange.response_bytes - _BYTES_BESIDES_TEXT) // _BYTES_PER_TOKEN
+        events = exchange.token_events
+        return events and 1 + round((events - 1) * self._tokens_per_event(exchange.model))
+
+    def _tokens_per_event(self, model: str | None) -> float:
+        tokens, events = self._sums.get(model, (_TOKENS_PER_EVENT, 1))
+        return tokens / events
 
 
 def read_catalogue(text: bytes) -> dict[str, Model]:

@@ -9,9 +9,11 @@ writes them. ``…_at`` are readings of the event loop's monotonic clock in seco
 Durations are bare nouns in seconds, sizes are bytes.
 """
 
+import math
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from ..errors import ProxyError
 from ..http1.messages import Request
@@ -31,16 +33,65 @@ __all__ = (
 
 CHAT_ROUTE = "/v1/chat/completions"
 
+_MAX_TOKENS = 2**40  # no model's context; more is nonsense, and no float or log holds it
+_COUNT = re.compile(r"[0-9]{1,12}(?:\.0{1,6})?")  # written as text
+
 
 class Usage(NamedTuple):
-    """Tokens of one exchange, as the API reports them. Cached tokens are part of the prompt,
-    reasoning tokens of the completion, as in OpenAI's usage object."""
+    """Tokens of one exchange, as the API reports them or as they are estimated. Cached tokens are
+    part of the prompt, reasoning tokens of the completion, as in OpenAI's usage object."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    cached_tokens: int
-    reasoning_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @classmethod
+    def read(cls, usage: Any) -> Self | None:
+        """Read the ``usage`` object of a response. Return None where it does not tell how many
+        tokens prompt and completion had, or tells of none at all: that is no usage, and not a usage
+        of 0 tokens.
+
+        One of the two may follow from the total. ``input_tokens`` and ``output_tokens`` are their
+        names in OpenAI's Responses API and in Anthropic's. Details differ by model: they may be
+        null or missing, and an odd one is 0.
+        """
+        if not isinstance(usage, dict):
+            return None
+        prompt = _count(usage, "prompt_tokens", "input_tokens")
+        completion = _count(usage, "completion_tokens", "output_tokens")
+        total = _count(usage, "total_tokens")
+        if total is not None and prompt is None is not completion:
+            prompt = max(0, total - completion)
+        if total is not None and completion is None is not prompt:
+            completion = max(0, total - prompt)
+        if prompt is None or completion is None or not prompt + completion:
+            return None
+        of_prompt = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        return cls(
+            prompt,
+            completion,
+            total or prompt + completion,
+            _count(of_prompt, "cached_tokens") or 0,
+            _count(made, "reasoning_tokens") or 0,
+        )
+
+
+def _count(parent: Any, *names: str) -> int | None:
+    """Return the largest count that one of the names has: a whole number, also as a float or as
+    text. None where none has one."""
+    largest = None
+    for name in names if isinstance(parent, dict) else ():
+        value = parent.get(name)
+        if isinstance(value, str) and _COUNT.fullmatch(value):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is int and (largest or 0) <= value <= _MAX_TOKENS:
+            largest = value
+    return largest
 
 
 class TimeInfo(NamedTuple):
@@ -49,6 +100,24 @@ class TimeInfo(NamedTuple):
     queue: float | None
     prompt: float | None
     completion: float | None
+
+    @classmethod
+    def read(cls, info: Any) -> Self | None:
+        """Read the ``time_info`` object of a response; None where that is no object, or empty."""
+        if not isinstance(info, dict) or not info:
+            return None
+        return cls(*(_seconds(info.get(f"{phase}_time")) for phase in cls._fields))
+
+
+def _seconds(value: Any) -> float | None:
+    """None for a value that is no duration: an infinite one would spoil their sum for good."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 class Quota(NamedTuple):
@@ -195,18 +264,22 @@ class Exchange:
     first_output_sent_at: float | None = None
     last_token_at: float | None = None
     last_body_at: float | None = None  # the last bytes of the response arrived
+    streamed: bool = False  # the response is a stream of events
     token_events: int = 0  # events that brought tokens
     token_reads: int = 0  # reads that brought such events
     gap_counts: list[int] = field(default_factory=list)  # gaps between those, by bucket
     has_reasoning: bool = False  # reasoning came before, or with, the first output
     done_seen: bool = False  # the stream's [DONE] was seen
     stream_failed: bool = False  # an error event inside a stream
-    usage: Usage | None = None
+    usage: Usage | None = None  # as the API reports it
+    usage_events: int = 0  # of the events that brought tokens, those up to that report
+    response_bytes: int = 0  # of a plain body
     time_info: TimeInfo | None = None
     response_model: str | None = None  # the model named in the response
 
     # chat/completions
-    cost: Decimal | None = None
+    estimated_usage: Usage | None = None  # where the API did the work and did not report all of it
+    cost: Decimal | None = None  # of the usage that counts
 
     # proxy
     error: ProxyError | None = None
@@ -219,6 +292,11 @@ class Exchange:
     @property
     def method(self) -> str | None:
         return None if self.request is None else self.request.method
+
+    @property
+    def counted_usage(self) -> Usage | None:
+        """The tokens that are counted and charged: as reported, else as estimated."""
+        return self.estimated_usage or self.usage
 
     @property
     def aliased_model(self) -> str | None:

@@ -47,7 +47,7 @@ class LogField(NamedTuple):
 
     key: str
     meaning: str
-    attribute: str = ""  # of the exchange, its timings or its usage; by default the key
+    attribute: str = ""  # of the exchange, its timings or the tokens that count; else the key
 
 
 FIRST_FIELDS = (
@@ -97,13 +97,13 @@ LOG_FIELDS = (
     LogField("connection", "to upstream: `warm` (made in advance, unused), `reused` or `new`"),
     LogField("tries", "attempts that were started, if retried", "attempts"),
     LogField("total_tokens", "prompt and completion"),
-    LogField("prompt_tokens", "as the API reports them"),
-    LogField("completion_tokens", "as the API reports them"),
+    LogField("prompt_tokens", "as the API reports them, or as estimated"),
+    LogField("completion_tokens", "as the API reports them, or as estimated"),
     LogField("cached_tokens", "part of the prompt tokens"),
     LogField("reasoning_tokens", "part of the completion tokens"),
     LogField("tokens_per_second", "completion tokens by generation time"),
     LogField("cost_usd", "US dollars, exact; where the model has a price", "cost"),
-    LogField("usage_source", "`upstream`; `missing` where the API's response has no usage"),
+    LogField("usage_source", "`upstream`; `estimated` where the API did not report all of it"),
     LogField("error", "our own code for what failed", "error_code"),
     LogField("upstream_status", "the API's status, of a failure"),
     LogField("upstream_code", "the code in the body of the API's error"),
@@ -139,7 +139,7 @@ _ROWS, _DEBUG_ROWS = _rows(LOG_FIELDS), _rows(DEBUG_FIELDS)
 
 def _read(rows: _Rows, exchange: Exchange, timings: Timings) -> dict[str, Any]:
     """The part of a line that ``rows`` describe."""
-    sources = (exchange, timings, exchange.usage)
+    sources = (exchange, timings, timings.usage)
     nullable = "ttft_source" if exchange.is_chat else ""
     fields = {}
     for key, source, name in rows:

@@ -65,7 +65,8 @@ METRICS = (
     _count("reserved_tokens_total", _MODEL, "Tokens that the API reserves, as estimated"),
     _count("cost_usd_total", _MODEL, "US dollars, where the model has a price"),
     _count("unpriced_requests_total", (), "Responses of models without a price"),
-    _count("usage_missing_total", (), "Responses without usage"),
+    _count("usage_missing_total", (), "Complete responses without usage that can be read"),
+    _count("usage_estimated_total", (), "Exchanges whose tokens are estimated"),
     _count("client_requests_total", _CLIENT, "Chat exchanges that ended, of keys with a name"),
     _count(
         "client_tokens_total", _CLIENT_KIND, "Prompt and completion tokens, of keys with a name"

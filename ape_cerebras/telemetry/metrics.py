@@ -193,12 +193,14 @@ class Metrics:
         self._observe_retries(exchange, model)
 
     def _observe_usage(self, exchange: Exchange, timings: Timings, model: str) -> None:
-        usage, client = exchange.usage, exchange.client
+        usage, client = timings.usage, exchange.client
         if client is not None:
             self._child("client_requests_total", client).inc()
         if usage is None:
-            self._metrics["usage_missing_total"].inc(timings.usage_source == "missing")
             return
+        if exchange.estimated_usage is not None:
+            self._metrics["usage_estimated_total"].inc()
+            self._metrics["usage_missing_total"].inc(timings.outcome == "completed")
         if exchange.reserved_tokens is not None:
             self._child("reserved_tokens_total", model).inc(exchange.reserved_tokens)
         for kind in ("prompt", "completion", "cached", "reasoning"):

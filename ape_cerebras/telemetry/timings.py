@@ -6,7 +6,7 @@ rounded to the microsecond; a value that does not apply is None.
 
 from typing import NamedTuple
 
-from .exchange import OUTCOMES, Exchange, Outcome, outcome_of_status
+from .exchange import OUTCOMES, Exchange, Outcome, Usage, outcome_of_status
 
 __all__ = ("Timings",)
 
@@ -17,7 +17,8 @@ class Timings(NamedTuple):
     outcome: str
     traits: Outcome
     error_code: str | None
-    usage_source: str | None  # only where the response should have had usage
+    usage: Usage | None  # the tokens that count: as estimated, else as reported
+    usage_source: str | None  # of these: "upstream" or "estimated"
     timestamp_source: str | None  # "kernel" only where that is so of every arrival on both sides
     ttft_source: str | None  # "measured" where a token was seen to arrive and to go on
     ttft_seconds: float | None
@@ -51,11 +52,13 @@ class Timings(NamedTuple):
         total, overhead = _totals_of(exchange)
         generation, tpot, tokens_per_second = _generation_of(exchange)
         tokens_per_event, events_per_read = _grouping_of(exchange)
+        blocked = exchange.client_blocked_seconds if exchange.stream else None
         queue, prompt, completion = map(_rounded, exchange.time_info or (None, None, None))
         return cls(
             outcome=outcome,
             traits=OUTCOMES[outcome],
             error_code=error_code,
+            usage=exchange.estimated_usage or exchange.usage,
             usage_source=usage_source,
             timestamp_source=timestamp_source,
             ttft_source=ttft_source,
@@ -68,9 +71,7 @@ class Timings(NamedTuple):
             total_time_seconds=total,
             wait_seconds=wait,
             overhead_seconds=overhead,
-            client_blocked_seconds=_rounded(
-                exchange.client_blocked_seconds if exchange.stream else None
-            ),
+            client_blocked_seconds=_rounded(blocked),
             generation_seconds=generation,
             tpot_seconds=tpot,
             tokens_per_second=tokens_per_second,
@@ -107,10 +108,10 @@ def _ending_of(exchange: Exchange) -> tuple[str, str | None]:
 def _sources_of(exchange: Exchange) -> tuple[str | None, str | None]:
     """The sources of usage and of timestamps."""
     usage = timestamps = None
-    if exchange.usage is not None:
+    if exchange.estimated_usage is not None:
+        usage = "estimated"
+    elif exchange.usage is not None:
         usage = "upstream"
-    elif exchange.is_chat and (exchange.upstream_status or 500) < 300:
-        usage = "missing"
     if exchange.received_at is not None:
         by_kernel = exchange.request_timestamped and exchange.response_timestamped is not False
         timestamps = "kernel" if by_kernel else "read"
@@ -168,7 +169,7 @@ def _generation_of(exchange: Exchange) -> tuple[float | None, float | None, floa
     if exchange.client_blocked_seconds and exchange.response_backlogged:
         return None, None, None
     seconds = _span(exchange.first_token_at, exchange.last_token_at)
-    tokens = exchange.usage.completion_tokens if exchange.usage is not None else 0
+    tokens = _reported_tokens(exchange)
     if not seconds or not tokens:
         return seconds, None, None
     tpot = round(seconds / (tokens - 1), 6) if tokens > 1 else None
@@ -205,8 +206,15 @@ def _grouping_of(exchange: Exchange) -> tuple[float | None, float | None]:
     events, reads = exchange.token_events, exchange.token_reads
     if not events or not reads:
         return None, None
-    tokens = exchange.usage.completion_tokens if exchange.usage is not None else 0
+    tokens = _reported_tokens(exchange)
     return round(tokens / events, 3) if tokens else None, round(events / reads, 3)
+
+
+def _reported_tokens(exchange: Exchange) -> int:
+    """Completion tokens; 0 where they are estimated: a speed made of those would be no measure."""
+    if exchange.usage is None or exchange.estimated_usage is not None:
+        return 0
+    return exchange.usage.completion_tokens
 
 
 def _network_of(

@@ -163,10 +163,10 @@ class UpstreamResponse:
         finally:
             exchange.sent_at = connection.sent_at
             self._raw.set_deadline(None)
+        self.status = exchange.upstream_status = head.status
         if head.status in _REDIRECTS:
             raise InvalidResponse
         self._raw.read_timeout = config.upstream_idle_timeout
-        self.status = exchange.upstream_status = head.status
         self.headers = head.headers
         exchange.head_at = connection.arrived_at
         exchange.quota = read_quota(head.headers)

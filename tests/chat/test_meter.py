@@ -1,11 +1,12 @@
 """The meter over responses as the API sends them, byte for byte, and over others that it may."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorded_streams import TEXT, TOOL_CALL
 
-from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for
+from ape_cerebras.chat.meter import PlainMeter, StreamMeter, meter_for, read_json
 from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 
 REPLIES = Path(__file__).parents[1] / "support" / "replies"
@@ -191,6 +192,76 @@ def test_many_events_in_one_chunk() -> None:
     assert (exchange.token_events, exchange.token_reads) == (60, 2)
 
 
+OUTPUT, REASONING = (1.0, 1.5, 1.5, 1.0), (1.0, 1.5, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("delta", "moments"),
+    [
+        (b'"content":[{"type":"text","text":"a"}]', OUTPUT),
+        (b'"content":[{"type":"text","text":""},{"type":"output_text","text":"a"}]', OUTPUT),
+        (b'"content":["a"]', OUTPUT),
+        (b'"content":{"type":"text","text":"a"}', OUTPUT),
+        (b'"refusal":"no"', OUTPUT),
+        (b'"content":[{"type":"refusal","refusal":"no"}]', OUTPUT),
+        (b'"function_call":{"name":"f","arguments":""}', OUTPUT),
+        (b'"reasoning":{"content":"a"}', REASONING),
+        (b'"reasoning":{"text":"a"}', REASONING),
+        (b'"reasoning":[{"type":"text","text":"a"}]', REASONING),
+        (b'"reasoning":{"summary":[{"type":"summary_text","text":"a"}]}', REASONING),
+        (b'"reasoning_details":[{"type":"reasoning.text","text":"a"}]', REASONING),
+        (b'"content":[{"type":"thinking","thinking":[{"type":"text","text":"a"}]}]', REASONING),
+        (b'"content":[{"type":"thinking","thinking":"a"}]', REASONING),
+        *(
+            (nothing, (None, None, None, None))
+            for nothing in (
+                b'"content":[]',
+                b'"content":[{"type":"text","text":""}]',
+                b'"content":[{"type":"text"}]',
+                b'"content":[null,1,[]]',
+                b'"content":%b"a"%b' % (b"[" * 9, b"]" * 9),
+                b'"content":{"type":"text"}',
+                b'"refusal":null',
+                b'"refusal":""',
+                b'"function_call":{}',
+                b'"reasoning":{}',
+                b'"reasoning":{"id":"r1","content":null}',
+            )
+        ),
+    ],
+)
+def test_first_tokens_of_other_shapes(delta: bytes, moments: tuple[float | None, ...]) -> None:
+    role = event(b'"role":"assistant"')
+    assert times(read_stream(role, event(delta))) == moments
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        b'"content":[{"type":"text","text":"a"}]',
+        b'"refusal":"a"',
+        b'"function_call":{"arguments":"a"}',
+    ],
+)
+def test_later_tokens_of_other_shapes(delta: bytes) -> None:
+    exchange = read_stream(event(b'"content":"a"'), event(delta), event(delta) * 20)
+    assert (exchange.token_events, exchange.last_token_at) == (22, 2.0)
+
+
+@pytest.mark.parametrize("odd", [b"{}", b"null", b'{"prompt_tokens":null}', b'{"total_tokens":0}'])
+def test_usage_is_not_erased_by_a_later_one_that_cannot_be_read(odd: bytes) -> None:
+    last = b'data: {"choices":[],"usage":%s}\n\n'
+    exchange = read_stream(event(b'"content":"a"'), last % USAGE, last % odd)
+    assert (exchange.usage, exchange.usage_events) == (Usage(3, 2, 5), 1)
+
+
+def test_usage_in_every_event_counts_as_the_last_one_says() -> None:
+    usage = b'"usage":{"prompt_tokens":3,"completion_tokens":%d}'
+    each = b'data: {"choices":[{"delta":{"content":"a"}}],' + usage + b"}\n\n"
+    exchange = read_stream(each % 1, each % 2, each % 3)
+    assert (exchange.usage, exchange.usage_events) == (Usage(3, 3, 6), 3)
+
+
 def test_a_finish_event_that_carries_content() -> None:
     last = b'data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}],"usage":%s}\n\n'
     exchange = read_stream(event(b'"content":"a"'), last % USAGE)
@@ -233,6 +304,9 @@ THOUGHT, TOKEN = event(b'"reasoning":"hm"'), event(b'"content":"a"')
     [
         TOKEN,
         event(b'"tool_calls":[{"function":{"name":"f"}}]'),
+        event(b'"content":[{"type":"text","text":"a"}]'),
+        event(b'"refusal":"no"'),
+        event(b'"function_call":{"name":"f"}'),
         b'data: {"choices":[{"text":"a"}]}\n\n',
         THOUGHT + TOKEN,
     ],
@@ -310,3 +384,16 @@ def test_status_and_media_type_choose_the_meter() -> None:
     assert isinstance(meter_for(exchange, 400, b"text/event-stream"), PlainMeter)
     assert isinstance(meter_for(exchange, 200, b"application/json"), PlainMeter)
     assert isinstance(meter_for(exchange, 200, b""), PlainMeter)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'{"a":[1,2.5,null]}', {"a": [1, 2.5, None]}),
+        (b'{"a":"\\ud83d"}', {"a": "\ud83d"}),  # half of a pair, cut between two tokens
+        (b'{"a":"\xff"}', {"a": "\ufffd"}),
+        *((text, None) for text in (b"", b"{", b"nonsense", b"[DONE]", b"[" * 100_000)),
+    ],
+)
+def test_read_json(text: bytes, value: Any) -> None:
+    assert read_json(text) == value

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.meter import StreamMeter, read_time_info, read_usage
-from ape_cerebras.telemetry.exchange import Exchange
+from ape_cerebras.chat.meter import StreamMeter
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 
 texts = st.text(max_size=8) | st.sampled_from(
     (
@@ -101,15 +101,14 @@ def has_token(event: dict[str, Any], *names: str) -> bool:
 def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
     """Parses everything up to the end marker. Event n is completed by chunk ``chunk_of[n]`` of so
     many."""
-    found = Exchange(started_at=0.0, last_body_at=float(chunks - 1))
+    found = Exchange(started_at=0.0, streamed=True, last_body_at=float(chunks - 1))
     reads: set[int] = set()
     for (event, _, _), number in zip(stream, chunk_of, strict=True):
         arrived_at, sent_at = float(number), number + 0.5
         if event is None:
             found.done_seen, found.last_body_at = True, arrived_at
             break
-        found.usage = read_usage(event.get("usage")) or found.usage
-        found.time_info = read_time_info(event.get("time_info")) or found.time_info
+        found.time_info = TimeInfo.read(event.get("time_info")) or found.time_info
         found.stream_failed = found.stream_failed or bool(event.get("error"))
         output = has_token(event, "content", "tool_calls")
         reasons = has_token(event, "reasoning", "reasoning_content")
@@ -119,6 +118,8 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
             reads.add(number)
             if found.first_token_at is None:
                 found.first_token_at, found.first_token_sent_at = arrived_at, sent_at
+        if (usage := Usage.read(event.get("usage"))) is not None:
+            found.usage, found.usage_events = usage, found.token_events
         if found.first_output_at is None:
             found.has_reasoning = found.has_reasoning or reasons
             if output:

@@ -64,7 +64,9 @@ def test_sums(exchanges: list[Exchange]) -> None:
     assert sums.get("cost_usd_total", 0) == pytest.approx(total("cost_usd"))
     unpriced = [c for c in chats if "total_tokens" in c and "cost_usd" not in c]
     assert sums["unpriced_requests_total"] == len(unpriced)
-    missing = [c for c in chats if c.get("usage_source") == "missing"]
+    estimated = [c for c in chats if c.get("usage_source") == "estimated"]
+    assert sums["usage_estimated_total"] == len(estimated)
+    missing = [c for c in estimated if c["outcome"] == "completed"]
     assert sums["usage_missing_total"] == len(missing)
     for name in ("prompt", "completion", "cached", "reasoning"):
         counted = [

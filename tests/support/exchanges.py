@@ -130,6 +130,13 @@ _ways_to_a_connection = st.fixed_dictionaries(
 )
 
 
+def _cost(model: str | None, usage: Usage | None) -> Decimal | None:
+    if model is None or usage is None:
+        return None
+    prompt, completion, _, cached, *_ = usage
+    return _PRICES.cost(model, prompt, completion, cached)
+
+
 @st.composite
 def ended_exchanges(draw: st.DrawFn) -> Exchange:
     """Any exchange whose times are in the order of its events."""
@@ -137,7 +144,7 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
     for step in draw(st.lists(_steps, min_size=10, max_size=10)):
         moments.append(moments[-1] + step)
     fields: dict[str, Any] = dict(zip(_MOMENTS, moments, strict=True))
-    model, usage = draw(_models), draw(st.none() | _usages)
+    model, usage, estimated = draw(_models), draw(st.none() | _usages), draw(st.none() | _usages)
     stream = draw(st.booleans())
     # Of a plain reply that was reassembled no token was sent by itself.
     for name in draw(st.sampled_from((_TOKENS, _SENT, () if stream else _SENT))):
@@ -154,8 +161,9 @@ def ended_exchanges(draw: st.DrawFn) -> Exchange:
         stream=stream,
         has_reasoning=draw(st.booleans()),
         usage=usage,
+        estimated_usage=estimated,
         time_info=draw(st.none() | _time_infos),
-        cost=_PRICES.cost(model, usage[0], usage[1], usage[3]) if model and usage else None,
+        cost=_cost(model, estimated or usage),
         client_blocked_seconds=draw(_steps),
         **draw(_ways_to_a_connection),
         response_timestamped=draw(st.none() | st.booleans()),

@@ -152,8 +152,11 @@ def test_the_keys_of_an_exchange_without_a_response() -> None:
     assert without_response["ttft_source"] is None
     assert not {"ttfb_seconds", "usage_source", "upstream_status"} & without_response.keys()
     without_usage = line_of(stream_exchange(usage=None, cost=None))
-    assert without_usage["usage_source"] == "missing"
-    assert not {"total_tokens", "tokens_per_second", "cost_usd"} & without_usage.keys()
+    absent = {"usage_source", "total_tokens", "tokens_per_second", "cost_usd"}
+    assert not absent & without_usage.keys()
+    estimated = line_of(stream_exchange(usage=None, estimated_usage=Usage(10, 9, 19)))
+    assert (estimated["usage_source"], estimated["total_tokens"]) == ("estimated", 19)
+    assert not {"tpot_seconds", "tokens_per_second"} & estimated.keys()
     assert "ttft_source" not in line_of(chat_exchange(route="/health"))
 
 

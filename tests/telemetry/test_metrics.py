@@ -1,5 +1,6 @@
 """The metrics as a scraper reads them: names, labels and values."""
 
+from decimal import Decimal
 from itertools import accumulate
 
 import pytest
@@ -8,6 +9,7 @@ from scraped_metrics import OPENMETRICS, families, new_metrics, observed, sample
 
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
+from ape_cerebras.errors import ClientGone
 from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.upstream.client import read_quota
@@ -52,6 +54,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model_limit": ("gauge", {"model", "kind"}),
     "unpriced_requests_total": ("counter", set()),
     "usage_missing_total": ("counter", set()),
+    "usage_estimated_total": ("counter", set()),
     "ttft_target_missed_total": ("counter", set()),
     "degraded": ("gauge", {"reason"}),
     "client_blocked_seconds_total": ("counter", set()),
@@ -182,12 +185,19 @@ def test_other_routes_do_not_count_as_chat_requests() -> None:
 
 
 def test_responses_without_a_price_or_usage() -> None:
+    estimated = Usage(10, 9, 19)
     metrics = observed(
-        stream_exchange(model="new", cost=None), stream_exchange(usage=None, cost=None)
+        stream_exchange(model="new", cost=None),
+        stream_exchange(usage=None, estimated_usage=estimated, cost=Decimal("0.01")),
+        stream_exchange(estimated_usage=estimated, cost=Decimal("0.01"), error=ClientGone()),
     )
     assert value(metrics, "unpriced_requests_total") == 1
     assert value(metrics, "usage_missing_total") == 1
+    assert value(metrics, "usage_estimated_total") == 2
     assert value(metrics, "cost_usd_total", model="other") is None
+    model = {"model": "gpt-oss-120b"}
+    assert value(metrics, "tokens_total", type="completion", **model) == 18
+    assert value(metrics, "cost_usd_total", **model) == 0.02
 
 
 def test_missed_ttft_targets_are_counted() -> None:

@@ -297,11 +297,9 @@ def test_outcomes(
     ("fields", "source"),
     [
         ({"usage": Usage(1, 1, 2, 0, 0)}, "upstream"),
-        ({}, "missing"),
-        ({"error": ClientGone()}, "missing"),
-        ({"upstream_status": 400}, None),
-        ({"upstream_status": None}, None),
-        ({"route": "/health"}, None),
+        ({"estimated_usage": Usage(1, 1, 2)}, "estimated"),
+        ({"usage": Usage(1, 1, 2), "estimated_usage": Usage(1, 3, 4)}, "estimated"),
+        ({}, None),
     ],
 )
 def test_the_source_of_usage(fields: dict[str, Any], source: str | None) -> None:

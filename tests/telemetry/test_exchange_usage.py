@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.meter import read_json, read_time_info, read_usage
 from ape_cerebras.telemetry.exchange import TimeInfo, Usage
 
 GEMMA = (
@@ -31,19 +30,6 @@ TIMES = (
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        (b'{"a":[1,2.5,null]}', {"a": [1, 2.5, None]}),
-        (b'{"a":"\\ud83d"}', {"a": "\ud83d"}),  # half of a pair, cut between two tokens
-        (b'{"a":"\xff"}', {"a": "\ufffd"}),
-        *((text, None) for text in (b"", b"{", b"nonsense", b"[DONE]", b"[" * 100_000)),
-    ],
-)
-def test_read_json(text: bytes, value: Any) -> None:
-    assert read_json(text) == value
-
-
-@pytest.mark.parametrize(
     ("text", "usage"),
     [
         (GEMMA, Usage(20, 2, 22, 0, 0)),
@@ -52,16 +38,41 @@ def test_read_json(text: bytes, value: Any) -> None:
         (b"{}", None),
         (b'{"prompt_tokens":5,"completion_tokens":7}', Usage(5, 7, 12, 0, 0)),
         (b'{"prompt_tokens":5,"completion_tokens":7,"total_tokens":13}', Usage(5, 7, 13, 0, 0)),
-        (b'{"prompt_tokens":5,"prompt_tokens_details":null}', Usage(5, 0, 5, 0, 0)),
-        (b'{"prompt_tokens":5,"prompt_tokens_details":[1]}', Usage(5, 0, 5, 0, 0)),
-        (
-            b'{"prompt_tokens":5,"prompt_tokens_details":{"cached_tokens":null}}',
-            Usage(5, 0, 5, 0, 0),
+        *(
+            (b'{"prompt_tokens":5,"completion_tokens":7,%s}' % details, Usage(5, 7, 12, 0, 0))
+            for details in (
+                b'"prompt_tokens_details":null',
+                b'"prompt_tokens_details":[1]',
+                b'"prompt_tokens_details":{"cached_tokens":null}',
+                b'"completion_tokens_details":{"reasoning_tokens":-1}',
+            )
         ),
-        (b'{"prompt_tokens":"5","completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
-        (b'{"prompt_tokens":true,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
-        (b'{"prompt_tokens":-5,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
-        (b'{"prompt_tokens":5.5,"completion_tokens":7}', Usage(0, 7, 7, 0, 0)),
+        # The same in other spellings
+        (b'{"prompt_tokens":"5","completion_tokens":7.0}', Usage(5, 7, 12, 0, 0)),
+        (b'{"prompt_tokens":"5.0","completion_tokens":"7"}', Usage(5, 7, 12, 0, 0)),
+        (b'{"input_tokens":5,"output_tokens":7}', Usage(5, 7, 12, 0, 0)),
+        (
+            b'{"input_tokens":5,"input_tokens_details":{"cached_tokens":4},"output_tokens":7,'
+            b'"output_tokens_details":{"reasoning_tokens":6},"total_tokens":12}',
+            Usage(5, 7, 12, 4, 6),
+        ),
+        (b'{"prompt_tokens":null,"input_tokens":5,"completion_tokens":7}', Usage(5, 7, 12, 0, 0)),
+        (b'{"prompt_tokens":0,"input_tokens":5,"completion_tokens":7}', Usage(5, 7, 12, 0, 0)),
+        (b'{"prompt_tokens":5,"total_tokens":12}', Usage(5, 7, 12, 0, 0)),
+        (b'{"completion_tokens":7,"total_tokens":"12"}', Usage(5, 7, 12, 0, 0)),
+        (b'{"prompt_tokens":5,"completion_tokens":0}', Usage(5, 0, 5, 0, 0)),
+        # Nobody can know what these mean, and no tokens at all are no usage.
+        *(
+            (b'{"prompt_tokens":%s,"completion_tokens":7}' % odd, None)
+            for odd in (
+                *(b"null", b"true", b"-5", b"5.5", b'""', b'"-5"', b'"5.5"', b'"five"', b"[5]"),
+                *(b"1e300", b"1099511627777", b'"1099511627777"', b"{}"),
+            )
+        ),
+        (b'{"prompt_tokens":5}', None),
+        (b'{"total_tokens":5}', None),
+        (b'{"prompt_tokens":null,"completion_tokens":null,"total_tokens":null}', None),
+        (b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}', None),
         (b"null", None),
         (b"[]", None),
         (b"5", None),
@@ -69,7 +80,7 @@ def test_read_json(text: bytes, value: Any) -> None:
     ],
 )
 def test_read_usage(text: bytes, usage: Usage | None) -> None:
-    assert read_usage(orjson.loads(text)) == usage
+    assert Usage.read(orjson.loads(text)) == usage
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,7 @@ def test_read_usage(text: bytes, usage: Usage | None) -> None:
     ],
 )
 def test_read_time_info(info: Any, times: TimeInfo | None) -> None:
-    assert read_time_info(info) == times
+    assert TimeInfo.read(info) == times
 
 
 strange = st.recursive(
@@ -112,7 +123,8 @@ strange = st.recursive(
 
 @given(strange)
 def test_no_value_raises_or_gives_a_negative_number(value: Any) -> None:
-    usage, times = read_usage(value), read_time_info(value)
-    assert (usage is None) == (times is None) == (not isinstance(value, dict) or not value)
+    usage, times = Usage.read(value), TimeInfo.read(value)
+    assert (times is None) == (not isinstance(value, dict) or not value)
+    assert usage is None or usage.prompt_tokens + usage.completion_tokens > 0
     assert all(type(count) is int and count >= 0 for count in usage or ())
     assert all(each is None or 0 <= each < float("inf") for each in times or ())
