@@ -7,14 +7,20 @@ nginx, HAProxy and uvicorn where these agree.
 
 import resource
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from .keys_file import KeysFile
 from .prices import PriceTable
 from .settings import SETTINGS, Setting
-from .values import BUCKETS, ClientKey, CompletionBounds, Origin
+from .values import (
+    BUCKETS,
+    ClientKey,
+    CompletionBounds,
+    Origin,
+    read_file,
+    reject_unfinished,
+)
 
 __all__ = ("Config", "ConfigError", "read_address")
 
@@ -100,6 +106,9 @@ class Config:
     kernel_stamps: bool = True
     histogram_buckets: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     ssl_cert_file: str | None = None
+    ssl_cert_dir: str | None = None
+    # No setting: whether the clients' keys are set, and empty, as compose files pass them on.
+    keys_are_empty: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **overrides: Any) -> "Config":
@@ -108,7 +117,8 @@ class Config:
         Raises ConfigError with all problems at once.
         """
         wanted = [each for each in SETTINGS if each.variable.lower() not in overrides]
-        config = cls(**overrides, **_read_all(environment, wanted))
+        values = {"keys_are_empty": _has_empty_keys(environment), **overrides}
+        config = cls(**values, **_read_all(environment, wanted))
         on_some_port = config.metrics_on_main_port or config.scrapers_port is not None
         if config.metrics_enabled and not on_some_port:
             raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])
@@ -149,15 +159,23 @@ class Config:
 
     def visible(self) -> dict[str, str]:
         """Every setting as text in the table's order, with secrets hidden."""
-        secret = {setting.variable.lower() for setting in SETTINGS if setting.secret}
         shown = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name in secret:
-                shown[each.name.upper()] = "(set)" if value else "(not set)"
+        for setting in SETTINGS:
+            value = getattr(self, setting.variable.lower())
+            if setting.secret:
+                shown[setting.variable] = "(set)" if value else "(not set)"
             else:
-                shown[each.name.upper()] = _as_text(value)
+                shown[setting.variable] = _as_text(value)
         return shown
+
+    @property
+    def open_warning(self) -> str:
+        """That every client is served, and why; empty where clients need a key."""
+        if self.ape_api_key or self.ape_api_keys_file is not None:
+            return ""
+        if self.keys_are_empty:
+            return "APE_API_KEY is set, and empty: every client is served"
+        return "APE_API_KEY is not set: every client is served"
 
 
 def _as_text(value: Any) -> str:
@@ -177,6 +195,11 @@ def read_address(environment: Mapping[str, str]) -> tuple[str, int]:
     return config.host, config.port
 
 
+def _has_empty_keys(environment: Mapping[str, str]) -> bool:
+    guards = [setting.variable for setting in SETTINGS if setting.guards]
+    return any(environment.get(name + end) == "" for name in guards for end in ("", "_FILE"))
+
+
 def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[str, Any]:
     """The values of the settings that are set, by field name. Raises ConfigError."""
     values: dict[str, Any] = {}
@@ -185,7 +208,10 @@ def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[s
         source = ""
         try:
             source, text = _find(environment, setting)
-            if text is not None:
+            if source.endswith("_FILE") and setting.secret:
+                text = _read_secret(text)
+            if text:
+                reject_unfinished(text)
                 values[setting.variable.lower()] = setting.parse(text)
             elif setting.required:
                 problems.append(f"{setting.variable} is required")
@@ -196,25 +222,27 @@ def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[s
     return values
 
 
-def _find(environment: Mapping[str, str], setting: Setting) -> tuple[str, str | None]:
-    """The variable that holds the setting, and its text; a secret may be in a file.
+def _find(environment: Mapping[str, str], setting: Setting) -> tuple[str, str]:
+    """The variable that holds the setting, and its text, empty where it is unset. A secret may be
+    in a file instead: then the variable that has its path, and the path.
 
-    Raises ValueError if both are set or the file cannot be read.
+    Raises ValueError if both are set, or if the clients' keys are white space and nothing else.
     """
     variable, file_variable = setting.variable, setting.variable + "_FILE"
-    text = environment.get(variable, "").strip()
-    path = environment.get(file_variable, "").strip() if setting.secret else ""
-    if text and path:
+    given = {variable: environment.get(variable, "")}
+    if setting.secret:
+        given[file_variable] = environment.get(file_variable, "")
+    found = [(name, text.strip()) for name, text in given.items() if text.strip()]
+    if len(found) > 1:
         raise ValueError(f"{variable} and {file_variable} are both set")
-    if not path:
-        return variable, text or None
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_SECRET_FILE_BYTES + 1)
-    except OSError:
-        raise ValueError(f"{file_variable} names a file that cannot be read") from None
-    if len(content) > _MAX_SECRET_FILE_BYTES:
-        raise ValueError(f"{file_variable} names a file that is too large for a secret")
+    blank = [name for name, text in given.items() if text]
+    if blank and not found and setting.guards:
+        raise ValueError(f"{blank[0]} is white space and nothing else")
+    return found[0] if found else (variable, "")
+
+
+def _read_secret(path: str) -> str:
+    content = read_file(path, "a secret", _MAX_SECRET_FILE_BYTES)
     if not content.strip():
-        raise ValueError(f"{file_variable} names an empty file")
-    return file_variable, content.decode("latin-1").strip()
+        raise ValueError("names an empty file")
+    return content.decode("latin-1").strip()

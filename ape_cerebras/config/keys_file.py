@@ -8,25 +8,40 @@
     usd_per_day = 5.00
     models = ["gpt-oss-120b"]
 
-Error messages name the entry and the setting, and quote nothing of the file: any text in it may be
-a key in the wrong place.
+Error messages have the line, the entry and the setting. They quote nothing of the file but an
+entry's short name: any other text in it may be a key in the wrong place.
+
+The file is read again while the service runs (SIGHUP), so nothing in it may raise anything but
+ValueError, or take long.
 """
 
 import hashlib
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .values import KEY, KEY_NAME, MODEL, ClientKey
+from .values import KEY, KEY_NAME, MODEL, ClientKey, read_file, read_key
 
 __all__ = ("KeysFile", "read_keys_file")
 
 _MAX_BYTES = 1024 * 1024
+_MAX_KEYS = 10_000  # a request is compared with all of them
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
+_OF_NO_KEY = {hashlib.sha256(text).hexdigest() for text in (b"", b"\n")}
 _MOST = 10_000_000
+_DECIMALS = 12  # of a dollar, which limit stores count in whole numbers
+_AT_LINE = re.compile(r"\(at line (\d+), ")
+_HEADER = re.compile(r"\s*\[\[\s*keys\s*\]\]")
+_SHOWN_NAME = re.compile("[A-Za-z0-9._-]{1,20}")  # longer ones may be keys
+# Of a dotted key: the library takes minutes for one of ten thousand, and none has any here.
+_MAX_DOTS = 16
+_LONG_NUMBER = re.compile("[0-9_]{1000}")  # Python refuses to read one of 4,300 digits
+_PARTS_OF_A_KEY = re.compile(r"[^\w.\"' \t-]+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,10 @@ def _count(value: Any) -> int:
 def _dollars(value: Any) -> Decimal:
     if type(value) not in (int, Decimal) or Decimal(value).is_nan() or not 0 < value <= _MOST:
         raise ValueError(f"must be a number above 0, and {_MOST} at most")
-    return Decimal(value)
+    dollars = Decimal(value)
+    if dollars != round(dollars, _DECIMALS):
+        raise ValueError(f"must have {_DECIMALS} decimals at most")
+    return dollars
 
 
 def _models(value: Any) -> frozenset[str]:
@@ -67,10 +85,21 @@ def _models(value: Any) -> frozenset[str]:
     return frozenset(map(_text(MODEL, "a list of model names"), value))
 
 
+def _key(value: Any) -> str:
+    return read_key(_text(KEY, "visible ASCII without white space")(value))
+
+
+def _sha256(value: Any) -> str:
+    digest = _text(_SHA256.pattern, "64 hexadecimal digits")(value).lower()
+    if digest in _OF_NO_KEY:
+        raise ValueError("is the one of an empty text")
+    return digest
+
+
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "name": _text(KEY_NAME, "1 to 64 of A-Z a-z 0-9 . _ -"),
-    "key": _text(KEY, "visible ASCII without white space"),
-    "sha256": _text(_SHA256.pattern, "64 hexadecimal digits"),
+    "key": _key,
+    "sha256": _sha256,
     "requests_per_minute": _count,
     "concurrent_requests": _count,
     "usd_per_day": _dollars,
@@ -80,47 +109,96 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
 
 def read_keys_file(path: str) -> KeysFile:
     """Read and check the file. Raises ValueError with a text that follows the variable's name."""
-    import tomllib  # here, because few proxies have such a file
-
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        table = tomllib.loads(content.decode("utf-8"), parse_float=Decimal)
-    except OSError:
-        raise ValueError("names a file that cannot be read") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
-        raise ValueError("names a file that is not valid TOML") from None
-    if len(content) > _MAX_BYTES:
-        raise ValueError("names a file that is too large for a keys file")
-    return KeysFile(path, _read_keys(table))
-
-
-def _read_keys(table: dict[str, Any]) -> tuple[ClientKey, ...]:
-    entries = table.pop("keys", None)
-    if table or not isinstance(entries, list) or not entries:
-        raise ValueError("names a file that must hold tables [[keys]] and nothing else")
-    keys = tuple(_read_key(number, entry) for number, entry in enumerate(entries, 1))
+    text = _read_text(path)
+    entries = _read_toml(text)
+    keys = tuple(_read_key(text, entries, index) for index in range(len(entries)))
     for what in ("name", "digest"):
         if len({getattr(key, what) for key in keys}) < len(keys):
             raise ValueError(f"names a file with the same {_CALLED[what]} twice")
-    return keys
+    return KeysFile(path, keys)
+
+
+def _read_text(path: str) -> str:
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # the latter: no path at all
+        raise ValueError("names a file that cannot be read") from None
+    if not stat.S_ISREG(mode):  # a pipe or a device would be waited for, at some SIGHUP
+        raise ValueError("names something that is no regular file")
+    try:
+        return read_file(path, "a keys file", _MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("names a file that is not UTF-8") from None
+
+
+def _read_toml(text: str) -> list[Any]:
+    """The entries of the file."""
+    import tomllib  # here, because few proxies have such a file
+
+    for number, line in enumerate(text.split("\n"), 1):
+        parts = () if line.lstrip().startswith("#") else _PARTS_OF_A_KEY.split(line)
+        if any(part.count(".") > _MAX_DOTS for part in parts):
+            raise ValueError(f"names a file with too many dots in a name, at line {number}")
+        if _LONG_NUMBER.search(line):
+            raise ValueError(f"names a file with a number of too many digits, at line {number}")
+    try:
+        table = tomllib.loads(text, parse_float=_number)
+    except Exception as error:  # the library's own, and those of the values that it makes
+        found = (
+            _AT_LINE.search(error.args[0]) if isinstance(error, tomllib.TOMLDecodeError) else None
+        )
+        where = f", at line {found[1]}" if found else ""
+        raise ValueError(f"names a file that is not valid TOML{where}") from None
+    entries = table.pop("keys", None)
+    if table or not isinstance(entries, list) or not entries:
+        raise ValueError("names a file that must hold tables [[keys]] and nothing else")
+    if len(entries) > _MAX_KEYS:
+        raise ValueError(f"names a file of more than {_MAX_KEYS} keys")
+    return entries
+
+
+def _number(text: str) -> Decimal:
+    """A number with a decimal point or an exponent; not a number where there is no such one, for
+    its setting to reject."""
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        return Decimal("NaN")
 
 
 _CALLED = {"name": "name", "digest": "key"}
 
 
-def _read_key(number: int, entry: Any) -> ClientKey:
-    where = f"names a file in which [[keys]] number {number}"
+def _read_key(text: str, entries: list[Any], index: int) -> ClientKey:
+    entry = entries[index]
+    where = partial(_where, text, entries, index)
     if not isinstance(entry, dict) or not entry.keys() <= _SETTINGS.keys():
-        raise ValueError(f"{where} has a setting that is none of {', '.join(_SETTINGS)}")
+        raise ValueError(f"{where()} has a setting that is none of {', '.join(_SETTINGS)}")
     if "name" not in entry or ("key" in entry) == ("sha256" in entry):
-        raise ValueError(f"{where} needs a name, and either key or sha256")
+        raise ValueError(f"{where()} needs a name, and either key or sha256")
     values = {}
     for setting, value in entry.items():
         try:
             values[setting] = _SETTINGS[setting](value)
         except ValueError as problem:
-            raise ValueError(f"{where} has a wrong {setting}: it {problem}") from None
+            raise ValueError(f"{where(setting)} has a wrong {setting}: it {problem}") from None
     key, sha256 = values.pop("key", None), values.pop("sha256", "")
     digest = bytes.fromhex(sha256) if key is None else hashlib.sha256(key.encode()).digest()
     return ClientKey(digest, **values)
+
+
+def _where(text: str, entries: list[Any], index: int, setting: str = "") -> str:
+    """An entry by its number; its name where that is short, and the line of the setting, or of the
+    entry, where it can be found: the library reports none."""
+    entry, lines = entries[index], text.split("\n")
+    name = entry.get("name") if isinstance(entry, dict) else None
+    where = f"names a file in which [[keys]] number {index + 1}"
+    if isinstance(name, str) and _SHOWN_NAME.fullmatch(name):
+        where += f" ({name})"
+    headers = [number for number, line in enumerate(lines) if _HEADER.match(line)]
+    if len(headers) != len(entries):
+        return where
+    own = range(headers[index], [*headers, len(lines)][index + 1])
+    begins = re.compile(rf"\s*[\"']?{setting}\b")
+    of_setting = (number for number in own if setting and begins.match(lines[number]))
+    return f"{where}, line {next(of_setting, own[0]) + 1},"

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from .keys_file import read_keys_file
 from .values import (
-    HOST,
     MODEL,
     matching,
     not_negative,
@@ -15,13 +14,15 @@ from .values import (
     read_aliases,
     read_backend,
     read_buckets,
+    read_ca_bundle,
+    read_ca_directory,
     read_client_keys,
+    read_host,
     read_origin,
     read_prices,
     read_secret,
     read_store,
     read_workers,
-    readable_file,
     whole,
 )
 
@@ -40,6 +41,8 @@ class Setting(NamedTuple):
     """Whether each of several workers has the whole of it."""
     shared: bool = False
     """Whether that holds only without a LIMITS_STORE."""
+    guards: bool = False
+    """Whether every client is served without it, so that it must not be lost by accident."""
 
 
 _seconds = positive
@@ -47,7 +50,6 @@ _bytes = whole(64, 2**31)
 _count = whole(1, 10_000_000)
 _port = whole(0, 65535)
 _model = matching(MODEL, "a model's name")
-_host = matching(HOST, "a host name or an IP address")
 _LIMIT = {"per_worker": True}
 _SHARED_LIMIT = {"per_worker": True, "shared": True}
 
@@ -59,15 +61,17 @@ SETTINGS: tuple[Setting, ...] = (
         read_client_keys,
         "keys that clients must present; unset: every client is served",
         True,
+        guards=True,
     ),
     Setting(
         "APE_API_KEYS_FILE",
         read_keys_file,
         "TOML file of client keys, each with a name and limits (per worker)",
+        guards=True,
         **_LIMIT,
     ),
     Setting("LOG_LEVEL", one_of("debug", "info", "warning", "error"), "lowest level logged"),
-    Setting("HOST", _host, "address to listen on"),
+    Setting("HOST", read_host, "address to listen on"),
     Setting("PORT", _port, "TCP port to listen on; 0: any free port"),
     Setting("METRICS_PORT", _port, "separate TCP port for /metrics and /health; 0: any free port"),
     Setting("METRICS_ENABLED", on_or_off, "collect metrics and serve /metrics"),
@@ -214,5 +218,14 @@ SETTINGS: tuple[Setting, ...] = (
         read_buckets,
         "histogram buckets as JSON, or a file of it: upper bounds by metric family",
     ),
-    Setting("SSL_CERT_FILE", readable_file, "CA bundle for upstream TLS; unset: certifi's"),
+    Setting(
+        "SSL_CERT_FILE",
+        read_ca_bundle,
+        "CA bundle for upstream TLS; unset: certifi's, or SSL_CERT_DIR alone",
+    ),
+    Setting(
+        "SSL_CERT_DIR",
+        read_ca_directory,
+        "directories of CA certificates for upstream TLS, as 'openssl rehash' names them",
+    ),
 )

@@ -1,13 +1,15 @@
 """The values of settings, and their parsers.
 
-A parser takes the text of a variable (stripped, never empty) and returns the value that ``Config``
-holds. It raises ValueError with our own text, which follows the variable's name and quotes nothing
-of a secret.
+A parser takes the text of a variable (stripped, never empty, ``reject_unfinished`` before) and
+returns the value that ``Config`` holds. It raises ValueError with our own text, which follows the
+variable's name and quotes nothing of a secret.
 """
 
 import hashlib
+import os
 import re
 import signal
+import ssl
 from collections.abc import Callable
 from decimal import Decimal
 from importlib.util import find_spec
@@ -39,13 +41,18 @@ __all__ = (
     "read_aliases",
     "read_backend",
     "read_buckets",
+    "read_ca_bundle",
+    "read_ca_directory",
     "read_client_keys",
+    "read_file",
+    "read_host",
+    "read_key",
     "read_origin",
     "read_prices",
     "read_secret",
     "read_store",
     "read_workers",
-    "readable_file",
+    "reject_unfinished",
     "whole",
 )
 
@@ -56,8 +63,19 @@ KEY = r"[\x21-\x7e]{1,4096}"
 _NAMED_KEY = re.compile(
     rf"(?![A-Za-z0-9._-]+:$)(?:(?P<name>{KEY_NAME}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
 )
+# Names that a shell, compose or a template should have replaced, and examples of documentation.
+_REFERENCE = re.compile(r"\$\{\w+[^}]*\}|\$\(\w+\)|\{\{[^}]*\}\}")
+_PLACEHOLDER = re.compile(
+    r"(?:\w+[-_])?(?:your|insert|enter|paste|replace|put)[-_][a-z_-]*|(?:change|replace)[-_]?me"
+    r"|(?:\w+[-_])?(?:x{3,}|\.{3,}|\*{3,})|\$[a-z_]\w*|%\w+%|<.*>"
+    r"|(?:\w+[-_])?(?:api|secret)[-_]?key(?:[-_]here)?|placeholder|none|null|undefined|todo",
+    re.IGNORECASE,
+)
 MODEL = r"[\x21-\x7e]{1,256}"
 HOST = r"[A-Za-z0-9._:%-]{1,255}"
+_HASHED_NAME = re.compile("[0-9a-f]{8}[.][0-9]+")  # of a certificate, by 'openssl rehash'
+_MAX_FILE_BYTES = 4 * 1024 * 1024
+_MAX_BUCKETS = 100  # a series each, for every model
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
 
@@ -138,6 +156,36 @@ class CompletionBounds(NamedTuple):
     cap: int | None = None
 
 
+def reject_unfinished(text: str) -> None:
+    """Reject a value with quotation marks around it, as ``docker --env-file`` keeps them, and one
+    that still names what should have replaced it. Raises ValueError."""
+    if text[0] in "\"'" or text[-1] in "\"'":
+        raise ValueError("begins or ends with a quotation mark, which would be a part of it")
+    if _REFERENCE.search(text):
+        raise ValueError("names a variable, in braces, that nothing has replaced")
+
+
+def read_key(text: str) -> str:
+    """A key of whatever kind. Raises ValueError."""
+    reject_unfinished(text)
+    if _PLACEHOLDER.fullmatch(text):
+        raise ValueError("is a placeholder and no key")
+    return text
+
+
+def read_file(path: str, what: str, at_most: int = _MAX_FILE_BYTES) -> bytes:
+    """The content of a file. Raises ValueError where it cannot be read, or has more bytes than
+    ``at_most``, with a text that follows the variable's name."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(at_most + 1)
+    except (OSError, ValueError):  # the latter: no path at all
+        raise ValueError("names a file that cannot be read") from None
+    if len(content) > at_most:
+        raise ValueError(f"names a file that is too large for {what}")
+    return content
+
+
 def read_origin(text: str) -> Origin:
     """``http(s)://host[:port][/prefix]``, with or without a trailing ``/v1``."""
     try:
@@ -153,6 +201,7 @@ def read_origin(text: str) -> Origin:
         raise ValueError("must be a URL without user, query or fragment")
     if not re.fullmatch(HOST, parts.hostname):
         raise ValueError("must be a URL with a host name or an IP address")
+    read_host(parts.hostname)
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Origin(parts.scheme, parts.hostname, port, prefix)
 
@@ -160,7 +209,7 @@ def read_origin(text: str) -> Origin:
 def read_secret(text: str) -> UpstreamKey:
     if not _SECRET.fullmatch(text):
         raise ValueError("must be visible ASCII without white space")
-    return UpstreamKey(text)
+    return UpstreamKey(read_key(text))
 
 
 def read_store(text: str) -> str:
@@ -186,7 +235,8 @@ def read_client_keys(text: str) -> tuple[ClientKey, ...]:
         match = _NAMED_KEY.fullmatch(item.strip())
         if match is None:
             raise ValueError("must be keys of visible ASCII, comma-separated, each key or name:key")
-        keys.append(ClientKey(hashlib.sha256(match["key"].encode()).digest(), match["name"]))
+        key = read_key(match["key"])
+        keys.append(ClientKey(hashlib.sha256(key.encode()).digest(), match["name"]))
     return tuple(keys)
 
 
@@ -206,9 +256,9 @@ def _inline_or_file(text: str) -> str:
     if text.startswith("{"):
         return text
     try:
-        return Path(text).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ValueError("names a file that cannot be read") from None
+        return read_file(text, "this setting").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("names a file that is not UTF-8") from None
 
 
 def read_prices(text: str) -> PriceTable:
@@ -227,8 +277,10 @@ def read_buckets(text: str) -> dict[str, tuple[float, ...]]:
 
 def _read_bounds(family: str, bounds: Any) -> tuple[float, ...]:
     numbers = [b for b in bounds if type(b) in (int, float)] if isinstance(bounds, list) else []
-    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers:
-        raise ValueError(f"needs rising numbers for {family}")
+    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers or numbers[0] <= 0:
+        raise ValueError(f"needs rising numbers above 0 for {family}")
+    if len(numbers) > _MAX_BUCKETS:
+        raise ValueError(f"has more than {_MAX_BUCKETS} numbers for {family}")
     return tuple(float(number) for number in numbers)
 
 
@@ -298,9 +350,41 @@ def matching(pattern: str, what: str) -> Callable[[str], str]:
     return parse
 
 
-def readable_file(text: str) -> str:
+def read_host(text: str) -> str:
+    """A host name or an IP address. Raises ValueError, also where no name can be like that."""
+    if not re.fullmatch(HOST, text) or not all(len(part) < 64 for part in text.split(".")):
+        raise ValueError("must be a host name or an IP address")
+    if ".." in text or text.startswith("."):
+        raise ValueError("must be a host name or an IP address")
+    return text
+
+
+def read_ca_bundle(text: str) -> str:
+    """The path of a file of certificates that OpenSSL takes. Raises ValueError."""
+    content = read_file(text, "a CA bundle", 4 * _MAX_FILE_BYTES)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        Path(text).open("rb").close()
-    except OSError:
-        raise ValueError("names a file that cannot be read") from None
+        context.load_verify_locations(cafile=text)
+    except OSError:  # ssl.SSLError is one
+        if not content.strip():
+            raise ValueError("names an empty file") from None
+        is_der = content.startswith(b"\x30") and b"-----BEGIN" not in content
+        wrong = "in DER, and they have to be in PEM" if is_der else "that OpenSSL cannot read"
+        raise ValueError(f"names a file of certificates {wrong}") from None
+    if not context.cert_store_stats()["x509"]:
+        raise ValueError("names a file without a certificate in PEM")
+    return text
+
+
+def read_ca_directory(text: str) -> str:
+    """The path of a directory, or of several with colons between, that OpenSSL looks certificates
+    up in, by names that are hashes. Raises ValueError."""
+    names: list[str] = []
+    try:
+        for path in text.split(os.pathsep):
+            names += os.listdir(path)
+    except (OSError, ValueError):
+        raise ValueError("names a directory that cannot be read") from None
+    if not any(map(_HASHED_NAME.fullmatch, names)):
+        raise ValueError("names a directory without certificates as 'openssl rehash' names them")
     return text

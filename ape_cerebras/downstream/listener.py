@@ -127,8 +127,8 @@ def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
 
 def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
     """Log the addresses that are listened on, and whether clients need a key."""
-    if not config.ape_api_key and config.ape_api_keys_file is None:
-        logs.event("warning", "APE_API_KEY is not set: every client is served")
+    if config.open_warning:
+        logs.event("warning", config.open_warning)
     for address in addresses_of(ports.clients):
         logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)
     for address in addresses_of(ports.scrapers):

@@ -6,14 +6,14 @@ They come from ``APE_API_KEY`` and from the file ``APE_API_KEYS_FILE``, which is
 
 import hashlib
 import hmac
-
-from anyio import to_thread
+from functools import partial
 
 from ..config.config import Config
 from ..config.keys_file import read_keys_file
 from ..config.values import ClientKey
 from ..errors import Unauthorized
 from ..http1.messages import Request
+from ..net.event_loop import ThreadCall
 from ..telemetry.logs import Logs
 
 __all__ = ("ApiKeys", "check_key", "log_rejected_keys_file")
@@ -49,7 +49,7 @@ class ApiKeys:
         if self._file is None:
             return
         try:
-            self._file = await to_thread.run_sync(read_keys_file, self._file.path)
+            self._file = await ThreadCall(partial(read_keys_file, self._file.path)).result()
         except ValueError as problem:
             log_rejected_keys_file(logs, str(problem))
             return
@@ -65,9 +65,10 @@ def check_key(request: Request, keys: tuple[ClientKey, ...]) -> str | None:
     if not keys:
         return None
     scheme, _, token = (request.header(b"authorization") or b"").partition(b" ")
-    digest = hashlib.sha256(token.strip()).digest()
+    token = token.strip()
+    digest = hashlib.sha256(token).digest()
     fitting = [key for key in keys if hmac.compare_digest(digest, key.digest)]
-    if scheme.lower() != b"bearer" or not fitting:
+    if scheme.lower() != b"bearer" or not token or not fitting:
         raise Unauthorized
     return fitting[0].name
 

@@ -144,6 +144,9 @@ class Parent:
         except ValueError as problem:
             log_rejected_keys_file(self._logs, str(problem))
             return
+        except Exception as error:  # nobody knows which; nothing in a file may end the service
+            report_crash("Keys file not read, the keys stay as they were", error)
+            return
         self._config = replace(self._config, ape_api_keys_file=keys_file)
         for child in self._living:
             os.kill(child.process, signal.SIGHUP)

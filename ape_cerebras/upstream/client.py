@@ -69,8 +69,7 @@ class UpstreamClient:
         self._without_key: Headers = ((b"accept-encoding", b"identity"),)
         authorization = b"Bearer " + config.cerebras_api_key.encode()
         self._with_key: Headers = ((b"authorization", authorization), *self._without_key)
-        ssl_context = ssl_context_for(url.scheme, config.ssl_cert_file)
-        self.pool = Pool(config, connect, ssl_context)
+        self.pool = Pool(config, connect, ssl_context_for(config))
 
     async def send(self, exchange: Exchange, request: UpstreamRequest) -> "UpstreamResponse":
         """Send a request; return its response when the head has arrived.

@@ -18,6 +18,7 @@ import certifi
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
+from ..config.config import Config, ConfigError
 from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
 from ..net.stream import TimestampedStream
@@ -132,12 +133,21 @@ async def _connect_socket(family: int, address: tuple[object, ...]) -> socket.so
     return sock
 
 
-def ssl_context_for(scheme: str, ca_file: str | None) -> ssl.SSLContext | None:
-    """A context that verifies the API's certificate; None for plain HTTP. ``ca_file``: a CA bundle
-    in place of certifi's. Raises OSError where it is none."""
-    if scheme != "https":
+def ssl_context_for(config: Config) -> ssl.SSLContext | None:
+    """A context that verifies the API's certificate; None for plain HTTP. It trusts certifi's CAs
+    where the settings name none.
+
+    Raises ConfigError where a bundle has changed since the settings were read.
+    """
+    if config.cerebras_base_url.scheme != "https":
         return None
-    context = ssl.create_default_context(cafile=ca_file or certifi.where())
+    file, directory = config.ssl_cert_file, config.ssl_cert_dir
+    if file is None and directory is None:
+        file = certifi.where()
+    try:
+        context = ssl.create_default_context(cafile=file, capath=directory)
+    except OSError:  # ssl.SSLError is one
+        raise ConfigError(["SSL_CERT_FILE names a file that OpenSSL cannot read"]) from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

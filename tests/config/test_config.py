@@ -1,15 +1,18 @@
 """Reading all settings at once: every problem is named, no secret is shown."""
 
+import base64
 import dataclasses
 import resource
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ape_cerebras.config.config import Config, ConfigError
-from ape_cerebras.config.settings import SETTINGS
-from ape_cerebras.config.values import ClientKey, Origin
+from ape_cerebras.config.settings import SETTINGS, Setting
+from ape_cerebras.config.values import _PLACEHOLDER, ClientKey, Origin
 
 SECRET = "csk-0123456789abcdef"
 KEY = {"CEREBRAS_API_KEY": SECRET}
@@ -24,7 +27,8 @@ def problems(environment: dict[str, str]) -> list[str]:
 
 
 def test_settings_and_fields_correspond() -> None:
-    assert [setting.variable.lower() for setting in SETTINGS] == list(FIELDS)
+    no_setting = ["keys_are_empty"]
+    assert [setting.variable.lower() for setting in SETTINGS] + no_setting == list(FIELDS)
     required = [setting.variable.lower() for setting in SETTINGS if setting.required]
     unset = dataclasses.MISSING
     without_default = [
@@ -77,6 +81,70 @@ def test_variables_are_read_stripped_and_empty_ones_are_unset() -> None:
     )
     assert config.cerebras_api_key.encode() == SECRET.encode()
     assert (config.port, config.host, config.backend) == (9000, "0.0.0.0", "asyncio")
+
+
+OPEN = ("APE_API_KEY", "APE_API_KEY_FILE", "APE_API_KEYS_FILE")
+
+
+@pytest.mark.parametrize("variable", OPEN)
+def test_keys_that_are_set_and_empty_leave_the_door_open_knowingly(variable: str) -> None:
+    unset = Config.from_environment(KEY)
+    assert unset.open_warning == "APE_API_KEY is not set: every client is served"
+    empty = Config.from_environment({**KEY, variable: ""})
+    assert empty.open_warning == "APE_API_KEY is set, and empty: every client is served"
+    closed = Config.from_environment({**KEY, "APE_API_KEYS_FILE": "", "APE_API_KEY": "hush-hush"})
+    assert closed.open_warning == ""
+
+
+@pytest.mark.parametrize("variable", OPEN)
+@pytest.mark.parametrize("blank", [" ", "\r", "\t\n"])
+def test_keys_that_are_only_blanks_are_refused(variable: str, blank: str) -> None:
+    assert problems({**KEY, variable: blank}) == [f"{variable} is white space and nothing else"]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.variable)
+@pytest.mark.parametrize("text", ['"hush"', "'hush'", '"hush', "hush'", "${HUSH}", "{{ hush }}"])
+def test_quotes_and_references_are_refused(setting: Setting, text: str) -> None:
+    reference = "names a variable, in braces, that nothing has replaced"
+    quoted = "begins or ends with a quotation mark, which would be a part of it"
+    found = problems({**KEY, setting.variable: text})
+    assert found == [f"{setting.variable} {reference if '{' in text else quoted}"]
+
+
+PLACEHOLDERS = (
+    *("your_api_key", "your-api-key-here", "YOUR_CEREBRAS_API_KEY", "csk-your-key-here", "xxx"),
+    *("csk-xxxxxxxx", "csk-...", "sk-***", "<your key>".replace(" ", "-"), "$CEREBRAS_API_KEY"),
+    *("%CEREBRAS_API_KEY%", "changeme", "change-me", "replace_me", "insert_key_here", "api_key"),
+    *("placeholder", "None", "null", "undefined", "TODO"),
+)
+
+
+@pytest.mark.parametrize("text", PLACEHOLDERS)
+def test_placeholders_are_no_keys(tmp_path: Path, text: str) -> None:
+    wrong = "is a placeholder and no key"
+    assert problems({"CEREBRAS_API_KEY": text}) == [f"CEREBRAS_API_KEY {wrong}"]
+    assert problems({**KEY, "APE_API_KEY": f"good,alice:{text}"}) == [f"APE_API_KEY {wrong}"]
+    file = tmp_path / "key"
+    file.write_text(f"{text}\n")
+    assert problems({"CEREBRAS_API_KEY_FILE": str(file)}) == [f"CEREBRAS_API_KEY_FILE {wrong}"]
+
+
+def test_keys_in_quotes_within_a_list_are_refused() -> None:
+    (found,) = problems({**KEY, "APE_API_KEY": "alice:'one',bob:'two'"})
+    assert found.startswith("APE_API_KEY begins or ends with a quotation mark")
+    (found,) = problems({**KEY, "APE_API_KEY": "alice:'one',bob:two"})
+    assert found.startswith("APE_API_KEY begins or ends with a quotation mark")
+
+
+@given(st.binary(min_size=24, max_size=48))
+def test_random_keys_are_no_placeholders(drawn: bytes) -> None:
+    for key in (drawn.hex(), base64.urlsafe_b64encode(drawn).decode(), base64.b85encode(drawn)):
+        text = key if isinstance(key, str) else key.decode()
+        assert not placeholder(f"csk-{text}")
+
+
+def placeholder(text: str) -> bool:
+    return _PLACEHOLDER.fullmatch(text) is not None
 
 
 def test_unknown_variables_are_ignored() -> None:

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import pickle
+import ssl
 import sys
 from importlib.machinery import FrozenImporter
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +42,7 @@ SWITCH = {"on": True, "TRUE": True, "1": True, "off": False, "false": False, "0"
 NOT_A_SWITCH = ("yes", "2", "kernel")
 TESTS = str(Path(__file__).parents[1])
 KEYS_FILE = f"{TESTS}/support/keys.toml"
+CA_DIRECTORY = f"{TESTS}/support/ca"
 NOT_A_FILE = ("/nowhere/at/all", "/", "a\nb", "x" * 5000)
 
 
@@ -140,7 +144,8 @@ GOOD: dict[str, dict[str, Any]] = {
         "{}": {},
         '{"ttft":[0.1,1],"speed":[100]}': {"ttft": (0.1, 1.0), "speed": (100.0,)},
     },
-    "SSL_CERT_FILE": {__file__: __file__},
+    "SSL_CERT_FILE": {certifi.where(): certifi.where()},
+    "SSL_CERT_DIR": {text: text for text in (CA_DIRECTORY, f"{TESTS}:{CA_DIRECTORY}")},
 }
 NOT_KEYS = ("two words", "a\tb", "a\nb", "a\0b", "clé", "\ufeffkey", "a\x7fb")
 BAD: dict[str, tuple[str, ...]] = {
@@ -235,11 +240,16 @@ BAD: dict[str, tuple[str, ...]] = {
             '{"ttft":["1"]}',
             '{"ttft":[true]}',
             '{"ttft":[NaN]}',
+            '{"ttft":[1e999]}',
+            '{"ttft":[0,1]}',
+            '{"ttft":[-1,1]}',
+            '{"ttft":[' + ",".join(map(str, range(1, 102))) + "]}",
         ),
         *('{"ttft":[1,null]}', *NOT_A_FILE),
     ),
     "MODEL_PRICES": ("{", "[]", '{"m":1}', '{"m":{"input":-1,"output":1}}', *NOT_A_FILE),
-    "SSL_CERT_FILE": NOT_A_FILE,
+    "SSL_CERT_FILE": (*NOT_A_FILE, __file__, "/dev/null", "/dev/zero"),
+    "SSL_CERT_DIR": (*NOT_A_FILE, TESTS, __file__, f"{CA_DIRECTORY}:/nowhere"),
 }
 
 
@@ -267,7 +277,7 @@ def test_valid_values(variable: str, text: str) -> None:
     ids=without_folder,
 )
 def test_invalid_values(variable: str, text: str) -> None:
-    with pytest.raises(ValueError, match=r"^(must be|is not|names|needs|model)") as caught:
+    with pytest.raises(ValueError, match=r"^(must be|is not|names|needs|has|model)") as caught:
         ROWS[variable].parse(text)
     assert type(caught.value) is ValueError
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -304,9 +314,31 @@ def test_prices_and_buckets_can_be_read_from_a_file(tmp_path: Path) -> None:
     assert list(ROWS["MODEL_PRICES"].parse(str(prices)).prices) == ["m"]
     assert ROWS["MODEL_PRICES"].parse(prices.read_text()) == ROWS["MODEL_PRICES"].parse(str(prices))
     assert ROWS["HISTOGRAM_BUCKETS"].parse(str(buckets)) == {"ttft": (1.0, 2.0)}
+    prices.write_bytes(b"\xef\xbb\xbf" + prices.read_bytes().replace(b",", b",\r\n"))
+    assert list(ROWS["MODEL_PRICES"].parse(str(prices)).prices) == ["m"]
     prices.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="names a file that cannot be read"):
+    with pytest.raises(ValueError, match="names a file that is not UTF-8"):
         ROWS["MODEL_PRICES"].parse(str(prices))
+    prices.write_bytes(b" " * 5_000_000)
+    with pytest.raises(ValueError, match="names a file that is too large"):
+        ROWS["MODEL_PRICES"].parse(str(prices))
+
+
+def test_a_ca_bundle_is_judged_by_openssl(tmp_path: Path, authority: trustme.CA) -> None:
+    good, file = authority.cert_pem.bytes(), tmp_path / "bundle"
+    for content, wrong in {
+        b"": "names an empty file",
+        b" \r\n": "names an empty file",
+        ssl.PEM_cert_to_DER_cert(good.decode()): "names a file of certificates in DER",
+        b"no certificate": "names a file of certificates that OpenSSL cannot read",
+        authority.private_key_pem.bytes(): "names a file of certificates that OpenSSL cannot read",
+        good.replace(b"M", b"N"): "names a file of certificates that OpenSSL cannot read",
+    }.items():
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=wrong):
+            ROWS["SSL_CERT_FILE"].parse(str(file))
+    file.write_bytes("# Überschrift\r\n".encode() + good.replace(b"\n", b"\r\n"))
+    assert ROWS["SSL_CERT_FILE"].parse(str(file)) == str(file)
 
 
 def test_every_family_can_have_buckets() -> None:

@@ -1,10 +1,12 @@
 """The check of the key that a client presents."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.config.values import read_client_keys
+from ape_cerebras.config.values import ClientKey, read_client_keys
 from ape_cerebras.errors import Unauthorized
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.limits.api_keys import check_key
@@ -23,6 +25,12 @@ def refused(*values: bytes) -> bool:
     except Unauthorized:
         return True
     return False
+
+
+@pytest.mark.parametrize("value", [b"", b"Bearer", b"Bearer ", b"Bearer  \t"])
+def test_no_token_fits_no_key_not_even_that_of_nothing(value: bytes) -> None:
+    with pytest.raises(Unauthorized):
+        check_key(with_authorization(value), (ClientKey(hashlib.sha256(b"").digest()),))
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 4))

@@ -28,7 +28,7 @@ __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "contrib" / "docs").glob("*.md")))
 _FENCED = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
-_API_KEY = '"csk-your-key"'
+_API_KEY = '"csk-0123456789"'
 _LOOPS = ("asyncio", "trio")
 _PROGRAMS = {"curl": "curl", "make": "make", "promtool": "prometheus"}  # and Debian's packages
 
