@@ -340,7 +340,7 @@ class ResponseWithheld(UpstreamFailed, code="answer_withheld", outcome="upstream
     message = "The upstream API's response holds text that this proxy does not pass on."
 
 
-class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_rejected"):
+class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_key_refused"):
     # Passed on, the 401 would blame the client, and its text often quotes the key in part.
     message = "The upstream API did not accept this proxy's own API key."
 

@@ -23,6 +23,7 @@ __all__ = (
     "CUT_SHORT",
     "NO_QUOTA",
     "OUTCOMES",
+    "SIDES",
     "Exchange",
     "Outcome",
     "Quota",
@@ -136,19 +137,30 @@ NO_QUOTA = Quota({}, {}, 0)
 class Outcome(NamedTuple):
     """One way in which an exchange can end."""
 
+    side: str  # one of SIDES: who has to act
     level: str  # of the exchange's log line
     failed: bool  # counts in errors_total
     degrades: bool  # counts as a failure of the service, not of its client
     meaning: str  # for the documentation
 
 
-# Level, failed, degrades.
-_FINE, _REFUSED, _OVERLOAD = (
-    ("info", False, False),
-    ("warning", True, False),
-    ("warning", True, True),
-)
-_REJECTED, _BROKEN = ("error", True, False), ("error", True, True)
+SIDES = {
+    "ok": "nothing failed",
+    "client": "the client, or what it sent",
+    "limit": "a limit set in this proxy",
+    "upstream": "the API, or the network between",
+    "account": "the account at Cerebras: its key, its payment, its quota",
+    "service": "this proxy",
+}
+"""Whose side an outcome is on, the label ``class`` of ``outcomes_total``: an alert on ``service``,
+``upstream`` and ``account`` does not page for a stranger with a wrong key."""
+
+# Side, level, failed, degrades.
+_FINE, _REFUSED = ("ok", "info", False, False), ("client", "warning", True, False)
+_LIMITED, _DRAINED = ("limit", "warning", True, False), ("service", "warning", True, False)
+_OVERLOAD, _DEFECT = ("service", "warning", True, True), ("service", "error", True, True)
+_REJECTED, _BROKEN = ("client", "error", True, False), ("upstream", "error", True, True)
+_ACCOUNT = ("account", "error", True, True)
 
 OUTCOMES = {
     "completed": Outcome(*_FINE, "relayed completely"),
@@ -161,14 +173,20 @@ OUTCOMES = {
     ),
     "unauthorized": Outcome(*_REFUSED, "no API key, or a wrong one"),
     "rate_limited": Outcome(
-        *_REFUSED, "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows"
+        *_LIMITED, "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows"
     ),
-    "budget_exceeded": Outcome(*_REFUSED, "the key's budget of US dollars for the day is spent"),
+    "budget_exceeded": Outcome(*_LIMITED, "the key's budget of US dollars for the day is spent"),
     "overloaded": Outcome(*_OVERLOAD, "no slot or upstream connection became free in time"),
-    "draining": Outcome(*_REFUSED, "refused because the proxy is shutting down"),
-    "shut_down": Outcome(*_REFUSED, "cut short by the end of the shutdown"),
-    "upstream_rejected": Outcome(*_REJECTED, "the API responded with a 4xx, but no 429"),
-    "upstream_rate_limited": Outcome(*_BROKEN, "the API responded with a 429"),
+    "draining": Outcome(*_DRAINED, "refused because the proxy is shutting down"),
+    "shut_down": Outcome(*_DRAINED, "cut short by the end of the shutdown"),
+    "upstream_rejected": Outcome(
+        *_REJECTED, "the API responded with a 4xx, but no 401, 402, 403 or 429"
+    ),
+    "upstream_key_refused": Outcome(
+        *_ACCOUNT, "the API refuses the account's key (401), or what it asks for (403)"
+    ),
+    "upstream_payment_required": Outcome(*_ACCOUNT, "the API wants the account paid for (402)"),
+    "upstream_rate_limited": Outcome(*_ACCOUNT, "the API responded with a 429"),
     "upstream_failed": Outcome(*_BROKEN, "the API responded with a 5xx"),
     "upstream_stream_error": Outcome(*_BROKEN, "the API sent an error event inside its stream"),
     "upstream_unavailable": Outcome(*_BROKEN, "not sent: the circuit is open"),
@@ -182,22 +200,30 @@ OUTCOMES = {
     "upstream_stalled": Outcome(*_BROKEN, "the response paused for longer than allowed"),
     "upstream_truncated": Outcome(*_BROKEN, "the connection to the API ended in mid-response"),
     "exchange_timeout": Outcome(*_BROKEN, "took longer than `REQUEST_TIMEOUT`"),
-    "internal_error": Outcome(*_BROKEN, "a defect of this proxy"),
+    "internal_error": Outcome(*_DEFECT, "a defect of this proxy"),
 }
-"""A 429 of the API degrades the service that all agents get, so it counts as a failure of the
-service; any other 4xx is the fault of the request itself and does not."""
+"""What the API refuses the account (its key, its payment, its quota) fails for all agents, so it
+counts as a failure of the service; any other 4xx is the fault of the request itself and does
+not."""
 
 CUT_SHORT = ("upstream_truncated", "upstream_stalled")
 """Outcomes of a response that began and did not reach its end."""
+
+
+_OUTCOME_OF_STATUS = {
+    401: "upstream_key_refused",
+    402: "upstream_payment_required",
+    403: "upstream_key_refused",
+    429: "upstream_rate_limited",
+}
 
 
 def outcome_of_status(status: int) -> str:
     """The outcome of an exchange that relayed a response of the API completely."""
     if status < 400:
         return "completed"
-    if status == 429:
-        return "upstream_rate_limited"
-    return "upstream_rejected" if status < 500 else "upstream_failed"
+    outcome = "upstream_rejected" if status < 500 else "upstream_failed"
+    return _OUTCOME_OF_STATUS.get(status, outcome)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,6 +24,10 @@ __all__ = ("Degradation", "Health", "SlidingMinute")
 
 _WINDOW = 60  # seconds
 _MIN_EXCHANGES = 20
+_ACCOUNT_REFUSED = {
+    "upstream_key_refused": "Upstream refuses the account's key",
+    "upstream_payment_required": "Upstream wants the account to be paid for",
+}
 
 
 class SlidingMinute:
@@ -98,6 +102,7 @@ class Health:
         target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         self._degradation = Degradation(target)
         self._degraded: tuple[str, ...] = ()
+        self._refused, self._refused_at = "", -math.inf  # the outcome, and when it last was
         self._clock = loop_clock()
         self._started_at = self._clock()
 
@@ -105,6 +110,16 @@ class Health:
         """Take account of an exchange that has ended."""
         if exchange.is_chat:
             self._degradation.observe(exchange, timings)
+            if timings.outcome in _ACCOUNT_REFUSED:
+                self._note_account(exchange, timings.outcome)
+
+    def _note_account(self, exchange: Exchange, outcome: str) -> None:
+        """Log that the API refuses the account: once, until that has not happened for a minute."""
+        if outcome != self._refused:
+            message, trace_id = _ACCOUNT_REFUSED[outcome], exchange.trace_id
+            status = exchange.upstream_status
+            self._logs.event("error", message, trace_id=trace_id, upstream_status=status)
+        self._refused, self._refused_at = outcome, exchange.finished_at
 
     def report(self) -> tuple[int, dict[str, object]]:
         """Status and body of the response to ``GET /health``."""
@@ -133,3 +148,6 @@ class Health:
             self._logs.event("info", "Service recovered", reason=reason)
         self._degraded = now
         self._metrics.set_degraded(now)
+        if self._refused and self._clock() - self._refused_at > _WINDOW:
+            self._logs.event("info", "Upstream has not refused the account for a minute")
+            self._refused = ""

@@ -54,13 +54,13 @@ def _times(
 
 
 _MODEL, _ROUTE, _CLIENT, _QUOTA = ("model",), ("route",), ("client",), ("kind", "window")
-_BY_END, _KIND = ("route", "outcome", "status_code"), ("model", "type")
+_BY_END, _KIND = ("route", "outcome", "class", "status_code"), ("model", "type")
 _CLIENT_KIND = ("client", "type")
 
 METRICS = (
     _count("requests_total", _MODEL, "Chat exchanges that ended"),
     _count("errors_total", _MODEL, "Chat exchanges that failed"),
-    _count("outcomes_total", _BY_END, "Exchanges by how they ended"),
+    _count("outcomes_total", _BY_END, "Exchanges by how they ended, and who has to act"),
     _count("tokens_total", _KIND, "Tokens; cached are part of prompt, reasoning of completion"),
     _count("reserved_tokens_total", _MODEL, "Tokens that the API reserves, as estimated"),
     _count("cost_usd_total", _MODEL, "US dollars, where the model has a price"),

@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 from ..config.config import Config
 from ..version import VERSION
-from .exchange import CHAT_ROUTE, CUT_SHORT, Exchange
+from .exchange import CHAT_ROUTE, CUT_SHORT, OUTCOMES, Exchange
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
 from .multiprocess import WorkerSlot, collect_workers
 from .timings import Timings
@@ -92,7 +92,7 @@ class Metrics:
         self.loop_lag: Histogram = self._metrics["loop_lag_seconds"]
         # 0 from the start: a rate ignores what was counted before a series' first sample.
         for outcome in CUT_SHORT:
-            self._child("outcomes_total", CHAT_ROUTE, outcome, "200")
+            self._child("outcomes_total", CHAT_ROUTE, outcome, OUTCOMES[outcome].side, "200")
         self.set_degraded(())
         self._child("build_info", VERSION, platform.python_version(), backend).set(1)
 
@@ -149,7 +149,8 @@ class Metrics:
     def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Count an exchange that has ended."""
         status = str(exchange.status)
-        self._child("outcomes_total", exchange.route, timings.outcome, status).inc()
+        side = timings.traits.side
+        self._child("outcomes_total", exchange.route, timings.outcome, side, status).inc()
         self._observe_times(exchange, timings, _BY_ROUTE, exchange.route)
         if exchange.client_blocked_seconds:
             self._metrics["client_blocked_seconds_total"].inc(exchange.client_blocked_seconds)

@@ -132,11 +132,12 @@ def log_fields() -> str:
 
 
 def outcomes() -> str:
-    head = ("outcome", "meaning", "level", "failed", "degrades")
+    head = ("outcome", "meaning", "class", "level", "failed", "degrades")
     rows = [
         (
             code(name),
             each.meaning,
+            each.side,
             each.level,
             *(yes(flag) for flag in (each.failed, each.degrades)),
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import anyio
 import orjson
+import pytest
 from end_to_end import KEY, Lines, chat, events
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import TOKEN, on_mock_clock
@@ -21,6 +22,7 @@ class Rig:
     def __init__(self, **settings: str) -> None:
         self.lines = Lines()
         self.responds = True
+        self.refusal = b""  # the status line of a refusal, where upstream refuses the account
         environment = {
             "CEREBRAS_API_KEY": KEY,
             "CEREBRAS_BASE_URL": "http://upstream",
@@ -48,6 +50,9 @@ class Rig:
 
     async def _respond(self, stream: MemoryStream) -> None:
         await stream.receive()
+        if self.refusal:
+            await stream.send(self.refusal + b"\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            return
         await anyio.sleep(0.3)
         body = events(TOKEN, b"[DONE]")
         await stream.send(
@@ -126,3 +131,41 @@ def test_failures() -> None:
         assert rig.reported() == [("warning", "Service degraded", "failures")]
 
     on_mock_clock(test)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "message"),
+    [
+        (b"401 Unauthorized", "upstream_key_refused", "Upstream refuses the account's key"),
+        (b"403 Forbidden", "upstream_key_refused", "Upstream refuses the account's key"),
+        (
+            b"402 Payment Required",
+            "upstream_payment_required",
+            "Upstream wants the account to be paid for",
+        ),
+    ],
+)
+def test_an_account_that_is_refused(status: bytes, outcome: str, message: str) -> None:
+    async def main() -> None:
+        again = "Upstream has not refused the account for a minute"
+        async with Rig() as rig:
+            rig.refusal = b"HTTP/1.1 " + status
+            for _ in range(21):
+                await rig.request(chat())
+            await anyio.sleep(1.5)
+            assert (await rig.health())["degraded"] == ["failures"]
+            lines = rig.lines.all()
+            assert {line["outcome"] for line in lines if "route" in line} >= {outcome}
+            [event] = [line for line in lines if line["message"] == message]
+            assert (event["level"], event["upstream_status"]) == ("error", int(status[:3]))
+            assert event["trace_id"] in {line["trace_id"] for line in lines if "outcome" in line}
+            rig.refusal = b""
+            await rig.request(chat())
+            await anyio.sleep(58)
+            assert again not in {line["message"] for line in rig.lines.all()}
+            await anyio.sleep(3)
+            assert [line["level"] for line in rig.lines.all() if line["message"] == again] == [
+                "info"
+            ]
+
+    on_mock_clock(main)

@@ -63,7 +63,7 @@ async def test_a_401_is_about_the_accounts_key_and_not_the_clients(body: bytes) 
     assert (response.status, response.json()["code"]) == (502, "upstream_key_refused")
     assert b"csk-" not in response.body
     assert "www-authenticate" not in response.headers
-    assert (line["outcome"], line["upstream_status"]) == ("upstream_rejected", 401)
+    assert (line["outcome"], line["upstream_status"]) == ("upstream_key_refused", 401)
 
 
 @pytest.mark.parametrize("cut", [None, 1, 5, 20, 24])

@@ -147,8 +147,16 @@ async def test_headers_of_the_response_come_back_less_those_of_the_connection() 
     }
 
 
-@pytest.mark.parametrize("status", ["400 Bad Request", "402 Payment Required", "404 Not Found"])
-async def test_upstreams_own_errors_pass_as_they_are(status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        ("400 Bad Request", "upstream_rejected"),
+        ("402 Payment Required", "upstream_payment_required"),
+        ("403 Forbidden", "upstream_key_refused"),
+        ("404 Not Found", "upstream_rejected"),
+    ],
+)
+async def test_upstreams_own_errors_pass_as_they_are(status: str, outcome: str) -> None:
     body = b'{"message":"Wrong","type":"invalid_request_error","param":"x","code":"y"}'
 
     async def script(peer: Conversation) -> None:
@@ -159,7 +167,7 @@ async def test_upstreams_own_errors_pass_as_they_are(status: str) -> None:
         response = await (await running.client()).request(chat())
         line = await running.lines.exchange()
     assert (response.status, response.body) == (int(status[:3]), body)
-    assert line["outcome"] == "upstream_rejected"
+    assert line["outcome"] == outcome
     assert line["upstream_status"] == int(status[:3])
 
 

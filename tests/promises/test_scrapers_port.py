@@ -65,8 +65,8 @@ async def test_it_is_as_strict_there_and_as_thorough() -> None:
         wrong = await scraper.request(b"GET /metrics HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n")
         assert (wrong.status, wrong.headers["connection"]) == (400, "close")
         assert await scraper.until_closed() == b""
-        series = 'cerebras_proxy_outcomes_total{outcome="completed",route="/health",%s}'
-        assert await running.sample(series % 'status_code="200"') == 1
+        labels = 'class="ok",outcome="completed",route="/health",status_code="200"'
+        assert await running.sample(f"cerebras_proxy_outcomes_total{{{labels}}}") == 1
         assert [line["status_code"] for line in running.lines.exchanges()][:2] == [200, 400]
 
 

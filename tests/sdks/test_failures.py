@@ -72,7 +72,7 @@ def test_a_rejected_account_key_is_not_the_clients_error(
     )
     line = demo.exchange(client.trace_id)
     assert (line["upstream_status"], line["level"]) == (401, "error")
-    assert line["outcome"] == "upstream_rejected"
+    assert line["outcome"] == "upstream_key_refused"
 
 
 def test_an_unknown_model(sdk_client: MakeClient, demo: Served) -> None:

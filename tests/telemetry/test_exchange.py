@@ -3,7 +3,7 @@
 import pytest
 from failure_examples import FAILURES
 
-from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
+from ape_cerebras.telemetry.exchange import OUTCOMES, SIDES, outcome_of_status
 
 LEVELS = ("info", "warning", "error")
 
@@ -16,7 +16,9 @@ LEVELS = ("info", "warning", "error")
         (304, "completed"),
         (399, "completed"),
         (400, "upstream_rejected"),
-        (401, "upstream_rejected"),
+        (401, "upstream_key_refused"),
+        (402, "upstream_payment_required"),
+        (403, "upstream_key_refused"),
         (404, "upstream_rejected"),
         (428, "upstream_rejected"),
         (429, "upstream_rate_limited"),
@@ -37,7 +39,7 @@ def test_every_status_has_a_known_outcome() -> None:
 
 def test_every_outcome_can_happen() -> None:
     of_failures = {each.outcome for each in FAILURES}
-    of_statuses = {outcome_of_status(status) for status in (200, 400, 429, 500)}
+    of_statuses = {outcome_of_status(status) for status in (200, 400, 402, 429, 500)}
     in_a_stream = {"upstream_stream_error"}
     assert of_failures | of_statuses | in_a_stream == OUTCOMES.keys()
 
@@ -48,6 +50,16 @@ def test_each_outcome_is_consistent(name: str) -> None:
     assert outcome.level in LEVELS
     assert outcome.failed or not outcome.degrades
     assert outcome.failed == (outcome.level != "info")
+
+
+def test_a_side_says_whether_the_service_is_degraded_and_who_has_to_act() -> None:
+    assert {outcome.side for outcome in OUTCOMES.values()} == SIDES.keys()
+    for name, outcome in OUTCOMES.items():
+        assert outcome.failed == (outcome.side != "ok"), name
+        if outcome.side in ("upstream", "account"):
+            assert outcome.degrades, name
+        if outcome.side in ("client", "limit"):
+            assert not outcome.degrades, name
 
 
 def test_only_failures_of_the_service_degrade_it() -> None:

@@ -18,7 +18,7 @@ from ape_cerebras.upstream.client import read_quota
 TABLE: dict[str, tuple[str, set[str]]] = {
     "requests_total": ("counter", {"model"}),
     "errors_total": ("counter", {"model"}),
-    "outcomes_total": ("counter", {"route", "outcome", "status_code"}),
+    "outcomes_total": ("counter", {"route", "outcome", "class", "status_code"}),
     "ttft_seconds": ("histogram", {"model", "source"}),
     "upstream_ttft_seconds": ("histogram", {"model"}),
     "proxy_ttft_seconds": ("histogram", {"model"}),
@@ -137,7 +137,7 @@ def test_the_metrics_of_a_stream() -> None:
     tokens = {"prompt": 10, "completion": 5, "cached": 4, "reasoning": 1}
     for kind, expected in tokens.items():
         assert value(metrics, "tokens_total", type=kind, **model) == expected
-    outcome = {"route": CHAT, "outcome": "completed", "status_code": "200"}
+    outcome = {"route": CHAT, "outcome": "completed", "class": "ok", "status_code": "200"}
     assert value(metrics, "outcomes_total", **outcome) == 1
 
 
@@ -173,13 +173,13 @@ def test_an_incomplete_request_has_no_overhead() -> None:
 
 @pytest.mark.parametrize("outcome", CUT_SHORT)
 def test_streams_cut_short_are_counted_from_0(outcome: str) -> None:
-    labels = {"route": "/v1/chat/completions", "status_code": "200"}
+    labels = {"route": CHAT, "class": "upstream", "status_code": "200"}
     assert value(new_metrics(), "outcomes_total", outcome=outcome, **labels) == 0
 
 
 def test_other_routes_do_not_count_as_chat_requests() -> None:
     metrics = observed(chat_exchange(route="/health", usage=Usage(1, 1, 2, 0, 0)))
-    health = {"route": "/health", "outcome": "completed", "status_code": "200"}
+    health = {"route": "/health", "outcome": "completed", "class": "ok", "status_code": "200"}
     assert value(metrics, "outcomes_total", **health) == 1
     assert not [sample for sample in samples(metrics) if "model" in sample.labels]
 
