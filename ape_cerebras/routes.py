@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from anyio import CapacityLimiter, to_thread
@@ -111,7 +112,8 @@ class Routes:
 
     async def _get_model(self, exchange: Exchange, downstream: Downstream) -> None:
         path = exchange.request.path if exchange.request else b""
-        model = path.removeprefix(_MODEL_PREFIX).decode("ascii", "replace")
+        # SDKs encode the slash of "acme/x"; curl does not.
+        model = unquote_to_bytes(path.removeprefix(_MODEL_PREFIX)).decode("utf-8", "replace")
         async with downstream.watch_disconnect():
             entry = await self._models.entry(exchange, model)
         await downstream.respond(exchange, 200, (_JSON,), entry)

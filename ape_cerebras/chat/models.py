@@ -96,6 +96,7 @@ class ModelList:
 
     def __init__(self, config: Config, upstream: UpstreamClient) -> None:
         self._upstream = upstream
+        self._aliases = config.model_aliases
         self._clock = loop_clock()
         self._fetching = anyio.Lock()
         self._good_until = float("-inf")
@@ -125,11 +126,15 @@ class ModelList:
         return self._text
 
     async def entry(self, exchange: Exchange, model: str) -> bytes:
-        """One model as JSON. Raises ModelNotFound."""
+        """One model as JSON; for an alias, the model that is served in its place, under the alias.
+        Raises ModelNotFound."""
         await self.text(exchange)
-        if model not in self._by_id:
+        entry = self._by_id.get(self._aliases.get(model, model))
+        if entry is None:
             raise ModelNotFound
-        return self._by_id[model]
+        if model in self._aliases:
+            entry = orjson.dumps({**orjson.loads(entry), "id": model})
+        return entry
 
     async def _refresh(self, exchange: Exchange) -> None:
         fresh_for = _RETRY_AFTER

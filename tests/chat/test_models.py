@@ -20,7 +20,13 @@ from ape_cerebras.upstream.client import UpstreamClient
 
 FIRST = b'{"object":"list", "data":[{"id":"one","owned_by":"C"},{"id":"two"}]}'
 SECOND = b'{"object":"list","data":[]}'
-CONFIG = Config.from_environment({"CEREBRAS_API_KEY": "k", "CEREBRAS_BASE_URL": "http://upstream"})
+CONFIG = Config.from_environment(
+    {
+        "CEREBRAS_API_KEY": "k",
+        "CEREBRAS_BASE_URL": "http://upstream",
+        "MODEL_ALIASES": "gpt-4=one,gpt-3=none",
+    }
+)
 BUILT_IN = list(CONFIG.model_prices.prices)
 
 Response = Callable[[MemoryStream], Awaitable[None]]
@@ -112,6 +118,20 @@ def test_a_list_is_kept_for_a_minute_byte_for_byte() -> None:
         assert rig.requested_at == [0.0, 60.0]
 
     run(test, response(FIRST), response(SECOND))
+
+
+def test_an_alias_is_found_as_the_model_that_is_served() -> None:
+    async def test(rig: Rig) -> None:
+        assert json.loads(await rig.models.entry(exchange(), "gpt-4")) == {
+            "id": "gpt-4",
+            "owned_by": "C",
+        }
+        assert json.loads(await rig.models.entry(exchange(), "two")) == {"id": "two"}
+        for nowhere in ("gpt-3", "three"):
+            with pytest.raises(ModelNotFound):
+                await rig.models.entry(exchange(), nowhere)
+
+    run(test, response(FIRST))
 
 
 def test_the_minute_begins_when_the_list_has_arrived() -> None:

@@ -217,3 +217,20 @@ async def test_a_list_of_models_that_nests_too_deep_is_none() -> None:
         entry = await client.get("/v1/models/gpt-oss-120b")
     assert (listed.status, entry.status) == (200, 200)
     assert b"deep" not in listed.body  # it is that of the price table
+
+
+async def test_a_model_is_found_however_its_name_is_encoded() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.respond('{"data":[{"id":"acme/x"},{"id":"größe"}]}'.encode())
+
+    found = {
+        *("/v1/models/acme/x", "/v1/models/acme%2Fx", "/v1/models/acme%2fx", "/v1/models/%61cme/x"),
+        *("/v1/models/gr%C3%B6%C3%9Fe", "/v1/models/big", "/v1/models/%62ig"),
+    }
+    missing = {"/v1/models/acme%252Fx", "/v1/models/acme%FF", "/v1/models/acme%2", "/v1/models/%"}
+    aliases = {"MODEL_ALIASES": "big=acme/x"}
+    async with running_upstream(script) as upstream, running_proxy(upstream.port, **aliases) as it:
+        client = await it.client()
+        statuses = {path: (await client.get(path)).status for path in found | missing}
+    assert statuses == dict.fromkeys(found, 200) | dict.fromkeys(missing, 404)
