@@ -277,8 +277,8 @@ def read_buckets(text: str) -> dict[str, tuple[float, ...]]:
 
 def _read_bounds(family: str, bounds: Any) -> tuple[float, ...]:
     numbers = [b for b in bounds if type(b) in (int, float)] if isinstance(bounds, list) else []
-    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers or numbers[0] <= 0:
-        raise ValueError(f"needs rising numbers above 0 for {family}")
+    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers or numbers[0] < 0:
+        raise ValueError(f"needs rising numbers from 0 up for {family}")
     if len(numbers) > _MAX_BUCKETS:
         raise ValueError(f"has more than {_MAX_BUCKETS} numbers for {family}")
     return tuple(float(number) for number in numbers)

@@ -9,7 +9,8 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from ..config.config import Config
 from ..version import VERSION
 from .exchange import CHAT_ROUTE, CUT_SHORT, OUTCOMES, Exchange
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
-from .multiprocess import WorkerSlot, collect_workers
+from .multiprocess import WorkerSlot, collect_workers, private_values
 from .timings import Timings
 
 __all__ = ("LiveState", "Metrics")
@@ -36,6 +37,8 @@ _ACCEPTS_OPENMETRICS = re.compile(
     rb"(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))",
     re.IGNORECASE,
 )
+_Values = Callable[[], AbstractContextManager[None]]
+"""Where metrics made within such a context keep their values."""
 _Times = list[tuple[str, bool, str]]  # histogram, whether its attribute is a timing, attribute
 
 
@@ -79,10 +82,13 @@ class Metrics:
         self._slot = slot
         self._read_state = read_state
         self._registry = CollectorRegistry()
-        self._gaps = _GapCounts(config.buckets["gap"], self._registry)
-        self._metrics: dict[str, Any] = {
-            row.name: _make(row, config.buckets, self._registry) for row in METRICS if row != _GAPS
-        }
+        self._values: _Values = nullcontext if slot is not None else private_values
+        self._gaps = _GapCounts(config.buckets["gap"], self._registry, self._values)
+        rows = [row for row in METRICS if row != _GAPS]
+        with self._values():
+            self._metrics: dict[str, Any] = {
+                row.name: _make(row, config.buckets, self._registry) for row in rows
+            }
         self._known = set(config.known_models)
         self._max_known = len(self._known) + _MAX_LISTED
         self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
@@ -97,7 +103,7 @@ class Metrics:
         self._child("build_info", VERSION, platform.python_version(), backend).set(1)
 
     def _look_up(self, name: str, *labels: str) -> Any:
-        return self._metrics[name].labels(*labels)
+        return _labelled(self._values, self._metrics[name], *labels)
 
     # Gauges
 
@@ -268,6 +274,11 @@ def _make(row: MetricRow, buckets: Mapping[str, tuple[float, ...]], registry: An
     return Histogram(name, row.meaning, row.labels, registry=registry, buckets=bounds)
 
 
+def _labelled(values: _Values, metric: Any, *labels: str) -> Any:
+    with values():
+        return metric.labels(*labels)
+
+
 class _GapCounts:
     """A histogram whose observations arrive counted by bucket.
 
@@ -276,16 +287,19 @@ class _GapCounts:
     histogram from them.
     """
 
-    def __init__(self, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+    def __init__(
+        self, bounds: tuple[float, ...], registry: CollectorRegistry, values: _Values
+    ) -> None:
         self._bounds = [*map(floatToGoString, bounds), "+Inf"]
         self._counts = Counter(_GAP_COUNTS, "By bucket", ("model", "bucket"), registry=registry)
         self._sums = Counter(_GAP_SUMS, "Seconds", ("model",), registry=registry)
+        self._child: Callable[..., Any] = cache(partial(_labelled, values))
 
     def add(self, model: str, counts: list[int], total: float) -> None:
         for bucket, count in enumerate(counts):
             if count:
-                self._counts.labels(model, str(bucket)).inc(count)
-        self._sums.labels(model).inc(total)
+                self._child(self._counts, model, str(bucket)).inc(count)
+        self._child(self._sums, model).inc(total)
 
     def merge(self, families: Iterable[Metric]) -> Iterator[Metric]:
         """``families`` with the histogram in place of the counters."""

@@ -9,7 +9,7 @@ more files than workers, however often one is started.
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from operator import attrgetter
@@ -20,7 +20,14 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from .metric_table import STEM, WORKER_METRICS
 
-__all__ = ("Scoreboard", "WorkerSlot", "collect_workers", "forget_worker", "share_values")
+__all__ = (
+    "Scoreboard",
+    "WorkerSlot",
+    "collect_workers",
+    "forget_worker",
+    "private_values",
+    "share_values",
+)
 
 _WORD = 8  # bytes
 
@@ -88,6 +95,22 @@ class WorkerSlot:
     number: int  # from 1; the successor of a worker that died has the same
     scoreboard: Scoreboard
     directory: str  # of the files that hold the workers' metrics
+
+
+@contextmanager
+def private_values() -> Iterator[None]:
+    """Have the metrics made within keep their values in this process, as metrics of one process do.
+
+    The library goes by PROMETHEUS_MULTIPROC_DIR alone, for the whole process: in a variable of
+    somebody else's, a directory that is not there ends the process, and one that is there gets our
+    series among others', without exemplars.
+    """
+    before = values.ValueClass
+    values.ValueClass = values.MutexValue
+    try:
+        yield
+    finally:
+        values.ValueClass = before
 
 
 def share_values(directory: str, number: int) -> None:

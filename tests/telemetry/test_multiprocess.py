@@ -58,6 +58,27 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
     }
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_one_process_has_nothing_of_another_programs_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """PROMETHEUS_MULTIPROC_DIR is read when the library is imported: the class of values is what
+    it decides."""
+    directory = tmp_path if there else tmp_path / "missing"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(directory))
+    others = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(values, "ValueClass", others)
+    alone = Metrics(config_with(TTFT_TARGET_MS="500"), "trio", read_state=live)
+    for exchange in EXCHANGES:
+        alone.observe(*with_timings(exchange))
+    alone.refresh()
+    text, _ = alone.render(OPENMETRICS)
+    assert b"# {trace_id=" in text
+    assert value(alone, "requests_total", model="gpt-oss-120b")
+    assert values.ValueClass is others
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_two_workers_count_the_same_as_one_process(workers: WorkerService, accept: bytes) -> None:
     read_state = partial(live, lines_dropped=2 * 7)
