@@ -5,7 +5,8 @@ fails; the models of the price table while there has been none.
 
 ``Catalogue`` fetches the API's public list where PRICE_CATALOGUE is on: in the background, without
 the key, when the proxy starts and an hour after each attempt. While that fails, the last one stays.
-Its entries are read permissively: an odd one is skipped, and so is an odd price or limit, because a
+Its entries are read permissively: an odd one is skipped, and so is an odd limit. A price that
+cannot be, or cannot have become of the one before, is refused and the one before stays, because a
 wrong price is worse than none. A response that is no list is refused whole.
 
 ``UsageEstimates`` estimates the tokens of a response whose usage did not come, from what did.
@@ -14,7 +15,6 @@ wrong price is worse than none. A response that is no list is refused whole.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from decimal import Decimal
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import anyio
 import orjson
 
 from ..config.config import Config
-from ..config.prices import Price, PriceTable, read_price
+from ..config.prices import Price, PriceTable, is_plausible_change, read_price_per_token
 from ..errors import InvalidResponse, ModelNotFound, ProxyError
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange, Usage
@@ -36,6 +36,7 @@ __all__ = (
     "Model",
     "ModelList",
     "UsageEstimates",
+    "checked",
     "closest",
     "drift",
     "merged",
@@ -56,10 +57,7 @@ _CATALOGUE_INTERVAL = 3600.0  # seconds
 _CATALOGUE_TIMEOUT = 30.0  # seconds
 _MAX_MODELS = 100  # the API has a handful
 _NAME = re.compile(r"[\x21-\x7e]{1,64}")
-# A text. So many decimals per token are the 12 per million that a price may have.
-_PER_TOKEN = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,18})?")
 _MAX_LIMIT = 2**40
-_PRICES = {"input": "prompt", "output": "completion"}
 _LIMITS = {
     "context_tokens": "max_context_length",
     "completion_tokens": "max_completion_tokens",
@@ -165,15 +163,17 @@ class Model(NamedTuple):
     price: Price | None
     limits: Mapping[str, int]
     deprecated: bool
+    price_refused: bool = False
 
 
 class Drift(NamedTuple):
     """Models in which table and list differ: another price in the list, only in the list, only in
-    the table."""
+    the table, a price in the list that cannot be."""
 
     price: tuple[str, ...]
     only_listed: tuple[str, ...]
     not_listed: tuple[str, ...]
+    price_refused: tuple[str, ...] = ()
 
 
 class Catalogue:
@@ -210,7 +210,7 @@ class Catalogue:
             text = await _fetch(
                 self._upstream, exchange, _CATALOGUE_PATH, _CATALOGUE_MAX_BYTES, with_key=False
             )
-            listed = read_catalogue(text)
+            listed = checked(read_catalogue(text), self.prices)
         self._metrics.count_catalogue_fetch(listed is not None)
         if listed is None:
             self._logs.event("warning", "The API's public list of models could not be fetched")
@@ -223,7 +223,7 @@ class Catalogue:
             {kind: len(names) for kind, names in found._asdict().items()},
         )
         if any(found) and found != self._logged:
-            level = "warning" if found.price else "info"
+            level = "warning" if found.price or found.price_refused else "info"
             message = "The API's list of models differs from the price table"
             shown: dict[str, Any] = {
                 kind: [name[:_NAME_CHARACTERS] for name in names[:_NAMES_PER_LINE]]
@@ -311,14 +311,23 @@ def read_catalogue(text: bytes) -> dict[str, Model]:
     if not isinstance(entries, list) or len(entries) > _MAX_MODELS:
         raise ValueError("is no list of models, or one that is too long")
     return {
-        entry["id"]: Model(
-            _read_price(entry), _read_limits(entry.get("limits")), entry.get("deprecated") is True
-        )
+        entry["id"]: _read_model(entry)
         for entry in entries
         if isinstance(entry, dict)
         and isinstance(entry.get("id"), str)
         and _NAME.fullmatch(entry["id"])
     }
+
+
+def _read_model(entry: dict[str, Any]) -> Model:
+    price, refused = None, False
+    if (pricing := entry.get("pricing")) is not None:
+        try:
+            price = read_price_per_token(entry["id"], pricing)
+        except ValueError:
+            refused = True
+    deprecated = entry.get("deprecated") is True
+    return Model(price, _read_limits(entry.get("limits")), deprecated, refused)
 
 
 def _read_limits(limits: Any) -> dict[str, int]:
@@ -328,19 +337,16 @@ def _read_limits(limits: Any) -> dict[str, int]:
     return {name: limit for name, limit in found if type(limit) is int and 0 < limit <= _MAX_LIMIT}
 
 
-def _read_price(entry: dict[str, Any]) -> Price | None:
-    """From US dollars per token, as text, to those per million, exactly."""
-    try:
-        per_token = {here: entry["pricing"][there] for here, there in _PRICES.items()}
-    except (KeyError, TypeError):
-        return None
-    if not all(isinstance(text, str) and _PER_TOKEN.fullmatch(text) for text in per_token.values()):
-        return None
-    per_million = {name: format(Decimal(text).scaleb(6), "f") for name, text in per_token.items()}
-    try:
-        return read_price(entry["id"], per_million)
-    except ValueError:
-        return None
+def checked(models: Mapping[str, Model], before: PriceTable) -> dict[str, Model]:
+    """The models of a list, with the price before in place of each that cannot have become of
+    it."""
+    found = dict(models)
+    for name, model in models.items():
+        old = before.prices.get(name)
+        if model.price is not None and old is not None:
+            model = model._replace(price_refused=not is_plausible_change(old, model.price))
+        found[name] = model._replace(price=old) if model.price_refused else model
+    return found
 
 
 def merged(table: PriceTable, models: Mapping[str, Model]) -> PriceTable:
@@ -362,6 +368,7 @@ def drift(table: PriceTable, models: Mapping[str, Model]) -> Drift:
         ),
         tuple(name for name in models if name not in prices),
         tuple(name for name in prices if name not in models),
+        tuple(name for name, model in models.items() if model.price_refused),
     )
 
 

@@ -117,7 +117,7 @@ METRICS = (
     _count("catalogue_fetches_total", ("result",), "Fetches of the API's list: ok or failed"),
     _gauge(
         *("catalogue_drift", ("kind",)),
-        "Models with another price in the API's list (price), only there, or not there",
+        "Models with another price in the API's list (price), only there, not there, price refused",
         "mostrecent",
     ),
     _gauge("model_limit", ("model", "kind"), "What the API's list allows", "mostrecent"),

@@ -163,6 +163,18 @@ async def test_an_invalid_list_changes_no_price(public: bytes) -> None:
     assert KEY[:6].encode() not in b"".join(it.lines.raw)
 
 
+async def test_a_price_of_another_unit_is_refused_by_name_and_the_old_one_stays() -> None:
+    public = listing(entry("gpt-oss-120b", "0.35"), entry("brand-new-1b", "1e-6"))
+    async with running_upstream(api(public)) as upstream, running_proxy(upstream.port, **ON) as it:
+        await fetched(it)
+        assert await it.sample('cerebras_proxy_catalogue_drift{kind="price_refused"}') == 2
+        assert await cost(it, "gpt-oss-120b") == Decimal("1.1")
+        assert await cost(it, "brand-new-1b") is None
+    [line] = logged(it.lines)
+    assert line["level"] == "warning"
+    assert line["price_refused"] == ["gpt-oss-120b", "brand-new-1b"]
+
+
 async def test_the_simulator_serves_the_list() -> None:
     async with simulator(api_key=KEY) as simulated, running_proxy(simulated.port, **ON) as it:
         await fetched(it)
@@ -298,8 +310,9 @@ class FakeUpstream:
         config = config_with(CEREBRAS_BASE_URL="http://upstream")
         upstream = UpstreamClient(config, self.connect)
         models, metrics = ModelList(config, upstream), Metrics(config, "trio")
-        catalogue = Catalogue(config, upstream, models, metrics, Logs("debug", self.lines.write))
-        tasks.start_soon(catalogue.refresh_hourly, Exchange(started_at=trio.current_time()))
+        logs = Logs("debug", self.lines.write)
+        self.catalogue = Catalogue(config, upstream, models, metrics, logs)
+        tasks.start_soon(self.catalogue.refresh_hourly, Exchange(started_at=trio.current_time()))
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         self.requested_at.append(trio.current_time())
@@ -343,6 +356,13 @@ def test_a_fetch_is_given_up_after_30_seconds() -> None:
     assert played.requested_at == [0, 3630]
     messages = [line["message"] for line in played.lines.all()]
     assert messages[0] == "The API's public list of models could not be fetched"
+
+
+def test_a_price_refused_keeps_the_one_that_the_list_had_before() -> None:
+    odd = listing(entry("gpt-oss-120b", "0.000005"), entry("brand-new-1b", "1"))
+    played = play([LISTING, odd], 2 * 3600 - 1)
+    assert played.catalogue.prices.prices["brand-new-1b"].input == 1
+    assert played.lines.all()[-1]["price_refused"] == ["brand-new-1b"]
 
 
 def test_a_drift_is_logged_again_only_when_it_changes() -> None:

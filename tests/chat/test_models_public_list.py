@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.chat.models import Drift, Model, closest, drift, merged, read_catalogue
+from ape_cerebras.chat.models import Drift, Model, checked, closest, drift, merged, read_catalogue
 from ape_cerebras.config.prices import Price, PriceTable
 from ape_cerebras.simulator.replies import model_list
 
@@ -70,23 +70,51 @@ def test_invalid_entries_are_skipped(entry: Any) -> None:
 @pytest.mark.parametrize(
     "pricing",
     [
-        *(None, [], "0.1", {}, {"prompt": "0.000001"}, {"completion": "0.000001"}),
+        *([], "0.1", {}, {"prompt": "0.000001"}, {"completion": "0.000001"}),
         *(
             {"prompt": odd, "completion": "0.000001"}
             for odd in (
                 *(0.000001, None, "", "-1", "+1", "1e-6", "nan", "1e999999999", "0,1", " 1", "٥"),
                 *("0." + "0" * 18 + "1", "1" * 7, "2"),
+                *("0.35", "0.0010001", "0.00000000009", "0.000000000000000001"),  # another unit
             )
         ),
     ],
 )
-def test_an_invalid_price_is_none(pricing: Any) -> None:
-    assert listed(pricing=pricing).price is None
+def test_an_invalid_price_is_refused(pricing: Any) -> None:
+    assert listed(pricing=pricing) == Model(None, {}, False, price_refused=True)
+
+
+@pytest.mark.parametrize("fields", [{}, {"pricing": None}])
+def test_a_model_may_have_no_price(fields: dict[str, Any]) -> None:
+    assert listed(**fields) == Model(None, {}, False)
+
+
+def test_a_price_that_cannot_have_become_of_the_one_before_is_refused() -> None:
+    before = PriceTable(
+        {name: price("0.35", "0.75") for name in ("same", "odd", "thousand", "free")}
+    )
+    models = {
+        "same": model("0.35", "0.75"),
+        "odd": Model(None, {}, False, price_refused=True),
+        "thousand": model("350", "750"),
+        "free": model("0", "0"),
+        "new": model("350", "750"),
+        "oddly new": Model(None, {}, False, price_refused=True),
+    }
+    found = checked(models, before)
+    assert [name for name, each in found.items() if each.price_refused] == [
+        *("odd", "thousand", "free", "oddly new")
+    ]
+    assert merged(PriceTable({}), found).prices == {**before.prices, "new": price("350", "750")}
+    assert drift(before, found) == Drift(
+        (), ("new", "oddly new"), (), ("odd", "thousand", "free", "oddly new")
+    )
 
 
 def test_prices_are_exact() -> None:
-    read = listed(pricing={"prompt": "0.000000000000000001", "completion": "0.999999"}).price
-    assert read == price("0.000000000001", "999999")
+    read = listed(pricing={"prompt": "0.000000000100000001", "completion": "0.000999999"}).price
+    assert read == price("0.000100000001", "999.999")
     assert listed(pricing={"prompt": "0", "completion": "0"}).price == price("0", "0")
 
 

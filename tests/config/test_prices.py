@@ -1,5 +1,6 @@
 """Prices read strictly, costs exact."""
 
+import json
 from decimal import Decimal, getcontext
 from fractions import Fraction
 
@@ -7,10 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.config.prices import (
-    Price,
-    PriceTable,
-)
+from ape_cerebras.config.prices import Price, PriceTable, is_plausible_change
 
 
 def test_the_built_in_prices() -> None:
@@ -33,7 +31,7 @@ def test_the_built_in_prices() -> None:
         ('{"m":{"input":0.1,"output":0.3}}', ("0.1", "0.3", "0.1")),
         ('{"m":{"input":1,"output":2,"cached_input":0}}', ("1", "2", "0")),
         ('{"m":{"input":2e-1,"output":"1E1"}}', ("0.2", "10", "0.2")),
-        ('{"m":{"input":1000000,"output":"0.000000000001"}}', ("1000000", "1e-12", "1000000")),
+        ('{"m":{"input":1000,"output":"0.000100000001"}}', ("1000", "0.000100000001", "1000")),
     ],
 )
 def test_prices_are_read_without_rounding(text: str, amounts: tuple[str, str, str]) -> None:
@@ -63,7 +61,13 @@ def test_prices_are_read_without_rounding(text: str, amounts: tuple[str, str, st
         ('{"m":{"input":"1_0","output":1}}', "not a number from 0"),
         ('{"m":{"input":1e999999,"output":1}}', "not a number from 0"),
         ('{"m":{"input":1e99999999999999999999,"output":1}}', "not a number from 0"),
-        ('{"m":{"input":1000001,"output":1}}', "not a number from 0"),
+        ('{"m":{"input":1000.1,"output":1}}', "not a number from 0 to 1000"),
+        ('{"m":{"input":350000,"output":1}}', "not a number from 0 to 1000"),
+        ('{"m":{"input":1,"output":0.00000075}}', "below 0.0001: it is per million"),
+        ('{"m":{"input":1,"output":1,"cached_input":"9E-5"}}', "below 0.0001: it is per million"),
+        ('{"m":{"input":"sNaN","output":1}}', "not a number from 0"),
+        ('{"%s":{"input":-1,"output":1}}' % ("m" * 10**6), r"^model 'm{64}' has"),
+        (json.dumps({n: {"input": 1, "output": 1} for n in range(1001)}), "more than 1000 models"),
         ('{"m":{"input":0.0000000000001,"output":1}}', "12 decimals"),
         ('{"m":{"input":1e-999999,"output":1}}', "12 decimals"),
         ('{"m":{"input":1,"output":1},"m":{"input":2,"output":2}}', "twice"),
@@ -78,6 +82,25 @@ def test_an_invalid_price_is_refused(text: str, problem: str) -> None:
 def test_a_problem_names_its_model() -> None:
     with pytest.raises(ValueError, match="'dear'"):
         PriceTable.from_json('{"fine":{"input":1,"output":1},"dear":{"input":"x","output":1}}')
+
+
+@pytest.mark.parametrize(
+    ("after", "plausible"),
+    [
+        *(((input_, "0.75"), True) for input_ in ("0.35", "17.5", "0.007")),
+        *(((input_, "0.75"), False) for input_ in ("0", "17.51", "0.0069", "35", "350")),
+        (("0.35", "0"), False),
+        (("0", "0"), False),
+    ],
+)
+def test_a_change_of_the_unit_is_not_plausible(after: tuple[str, str], plausible: bool) -> None:
+    old, new = (
+        Price(Decimal(input_), Decimal(output), Decimal(input_))
+        for input_, output in (("0.35", "0.75"), after)
+    )
+    assert is_plausible_change(old, new) is plausible
+    assert is_plausible_change(new, old) is plausible
+    assert is_plausible_change(new, new)
 
 
 # Costs
