@@ -26,7 +26,10 @@ def _chunk(data: bytes) -> bytes:
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\n%s\r\n\r\n"
 _STREAM_HEAD = _HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked")
 _TOKENS, _LAST = _chunk(events(TOKEN) * 3), _chunk(events(FINISH, b"[DONE]"))
-_REPLY = b'{"choices":[{"message":{"content":"a"}}],"usage":{"total_tokens":14}}'
+_REPLY = (
+    b'{"choices":[{"message":{"content":"a"}}],'
+    b'"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14}}'
+)
 _PLAIN_HEAD = _HEAD % (b"application/json", b"Content-Length: %d" % len(_REPLY))
 
 # What is sent, by the stage at which upstream is when that has been.
