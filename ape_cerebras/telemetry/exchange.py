@@ -19,8 +19,8 @@ from ..errors import ProxyError
 from ..http1.messages import Request
 
 __all__ = (
+    "ALERTED",
     "CHAT_ROUTE",
-    "CUT_SHORT",
     "NO_QUOTA",
     "OUTCOMES",
     "SIDES",
@@ -206,8 +206,15 @@ OUTCOMES = {
 counts as a failure of the service; any other 4xx is the fault of the request itself and does
 not."""
 
-CUT_SHORT = ("upstream_truncated", "upstream_stalled")
-"""Outcomes of a response that began and did not reach its end."""
+ALERTED = {
+    "upstream_truncated": 200,
+    "upstream_stalled": 200,
+    "upstream_key_refused": 502,
+    "upstream_payment_required": 402,
+    "budget_exceeded": 429,
+    "overloaded": 503,
+}
+"""Outcomes whose first occurrence an alert must not miss, with the status that the client gets."""
 
 
 _OUTCOME_OF_STATUS = {

@@ -109,6 +109,7 @@ METRICS = (
     _count("client_blocked_seconds_total", (), "Time spent waiting for slow clients"),
     _gauge("requests_in_flight", (), "Exchanges in flight"),
     _gauge("client_connections", (), "Open connections of clients"),
+    _gauge("client_connections_limit", (), "How many there may be: MAX_CONNECTIONS"),
     _gauge("upstream_connections", ("state",), "Open connections to upstream: active or idle"),
     _gauge("queue_length", (), "Chat requests that wait in the queue"),
     _gauge("upstream_ratelimit_limit", _QUOTA, "The account's quota, as last seen", "mostrecent"),

@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from ..config.config import Config
 from ..version import VERSION
-from .exchange import CHAT_ROUTE, CUT_SHORT, OUTCOMES, Exchange
+from .exchange import ALERTED, CHAT_ROUTE, OUTCOMES, Exchange
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
 from .multiprocess import WorkerSlot, collect_workers, private_values
 from .timings import Timings
@@ -97,8 +97,10 @@ class Metrics:
         self._child: Callable[..., Any] = cache(self._look_up)
         self.loop_lag: Histogram = self._metrics["loop_lag_seconds"]
         # 0 from the start: a rate ignores what was counted before a series' first sample.
-        for outcome in CUT_SHORT:
-            self._child("outcomes_total", CHAT_ROUTE, outcome, OUTCOMES[outcome].side, "200")
+        for outcome, status in ALERTED.items():
+            side = OUTCOMES[outcome].side
+            self._child("outcomes_total", CHAT_ROUTE, outcome, side, str(status))
+        self._metrics["client_connections_limit"].set(config.max_connections)
         self.set_degraded(())
         self._child("build_info", VERSION, platform.python_version(), backend).set(1)
 

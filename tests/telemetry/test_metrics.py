@@ -10,7 +10,7 @@ from scraped_metrics import OPENMETRICS, families, new_metrics, observed, sample
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.errors import ClientGone
-from ape_cerebras.telemetry.exchange import CUT_SHORT, Usage
+from ape_cerebras.telemetry.exchange import ALERTED, OUTCOMES, Usage
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.upstream.client import read_quota
 
@@ -61,6 +61,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "queue_length": ("gauge", set()),
     "requests_in_flight": ("gauge", set()),
     "client_connections": ("gauge", set()),
+    "client_connections_limit": ("gauge", set()),
     "upstream_connections": ("gauge", {"state"}),
     "upstream_ratelimit_limit": ("gauge", {"kind", "window"}),
     "upstream_ratelimit_remaining": ("gauge", {"kind", "window"}),
@@ -171,9 +172,9 @@ def test_an_incomplete_request_has_no_overhead() -> None:
     assert value(metrics, "overhead_seconds_count", route="none") is None
 
 
-@pytest.mark.parametrize("outcome", CUT_SHORT)
-def test_streams_cut_short_are_counted_from_0(outcome: str) -> None:
-    labels = {"route": CHAT, "class": "upstream", "status_code": "200"}
+@pytest.mark.parametrize(("outcome", "status"), ALERTED.items())
+def test_outcomes_with_an_alert_are_counted_from_0(outcome: str, status: int) -> None:
+    labels = {"route": CHAT, "class": OUTCOMES[outcome].side, "status_code": str(status)}
     assert value(new_metrics(), "outcomes_total", outcome=outcome, **labels) == 0
 
 
