@@ -130,6 +130,32 @@ async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Pat
     assert (metrics.status, models.status) == (404, 200)
 
 
+async def test_fields_with_underscores_and_large_ones_get_through(
+    kind: str, tmp_path: Path
+) -> None:
+    large = b"X-Trace-ID: trace-1\r\nX-Filler: " + b"a" * 12_000
+    async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
+        client = await fleet.client()
+        response = await client.request(chat(b'{"messages":[]}', KEY, b"queue_threshold: 100"))
+        filled = await client.request(chat(b'{"messages":[]}', KEY, large))
+    assert (response.status, filled.status) == (200, 200)
+    assert b"\r\nqueue_threshold: 100\r\n" in fleet.upstream.requests[0]
+
+
+async def test_whoever_refuses_a_request_says_so_in_json(kind: str, tmp_path: Path) -> None:
+    """HAProxy's own page for a malformed request is HTML, and cannot have a type of content."""
+    async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
+        too_large = await (await fleet.client()).request(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n"
+            b"Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
+        )
+        malformed = await (await fleet.client()).request(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n")
+    assert (too_large.status, too_large.json()["code"]) == (413, "body_too_large")
+    assert malformed.status == 400
+    if kind == "nginx":
+        assert malformed.json()["error"]["code"] == "bad_request"
+
+
 @pytest.mark.parametrize("with_response", [False, True])
 async def test_a_disconnect_ends_the_request(
     kind: str, tmp_path: Path, with_response: bool

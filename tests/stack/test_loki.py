@@ -1,6 +1,5 @@
 """The files of ``contrib/loki``, checked without a Loki: queries are LogQL by Grafana's own
-grammar, they select fields that lines have, and Promtail and Alloy process a line in the same
-way."""
+grammar, they select fields that lines have, and Alloy reads what lines have."""
 
 import os
 import re
@@ -12,7 +11,6 @@ from typing import Any
 
 import orjson
 import pytest
-import yaml
 from dashboards import DASHBOARDS, queries
 from exchanges import plain_exchange, stream_exchange, with_timings
 from prometheus_server import CONTRIB
@@ -87,27 +85,7 @@ def test_a_query_uses_existing_labels_and_keys(query: str) -> None:
     assert set(used) - {"__error__"} <= known, query
 
 
-def promtail_stages() -> list[dict[str, Any]]:
-    reported = yaml.safe_load((FILES / "promtail.yml").read_text("utf-8"))
-    [job] = reported["scrape_configs"]
-    assert {rule["target_label"] for rule in job["relabel_configs"]} == LABELS
-    stages: list[dict[str, Any]] = job["pipeline_stages"]
-    return stages
-
-
-def test_promtail_reads_what_lines_have() -> None:
-    names = [name for stage in promtail_stages() for name in stage]
-    assert names == ["json", "timestamp", "structured_metadata"]
-    json, timestamp, metadata = (stage[name] for stage in promtail_stages() for name in stage)
-    assert set(metadata) == METADATA
-    assert json["expressions"].keys() == METADATA | {timestamp["source"]}
-    for line in LINES:
-        assert json["expressions"].keys() <= line.keys()
-        assert timestamp["format"] == "RFC3339Nano"
-        assert datetime.fromisoformat(line[timestamp["source"]]).utcoffset() is not None
-
-
-def test_alloy_does_the_same() -> None:
+def test_alloy_reads_what_lines_have() -> None:
     text = re.sub(r"^ *//.*$", "", (FILES / "config.alloy").read_text("utf-8"), flags=re.MULTILINE)
     assert text.count("{") == text.count("}")
     assert text.count("(") == text.count(")")
@@ -116,6 +94,9 @@ def test_alloy_does_the_same() -> None:
     read, kept = (set(re.findall(r'(\w+) = ""', part)) for part in re.findall(r"= \{(.*)\}", text))
     assert (read, kept) == (METADATA | {"timestamp"}, METADATA)
     assert re.findall(r'format = "(\w+)"', text) == ["RFC3339Nano"]
+    for line in LINES:
+        assert read <= line.keys()
+        assert datetime.fromisoformat(line["timestamp"]).utcoffset() is not None
 
 
 def test_alloy_hands_on_to_what_there_is() -> None:
