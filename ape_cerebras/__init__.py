@@ -4,6 +4,7 @@ The rooms, and who may import whom: a module imports from its own room and from 
 it; neighbours on one line never import each other. ::
 
                             __main__
+                            commands
                  ┌─────────────┼──────────────┐
                  │           server           │
              simulator       proxy         process
@@ -40,9 +41,29 @@ To embed it: ``proxy = await task_group.start(serve, config)`` on asyncio or tri
 give ``proxy.handle`` any anyio byte stream. ``proxy.drain()`` ends it.
 """
 
-from .config.config import Config, ConfigError
-from .proxy import Proxy
-from .server import serve
 from .version import VERSION
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config.config import Config, ConfigError
+    from .proxy import Proxy
+    from .server import serve
+
 __all__ = ("VERSION", "Config", "ConfigError", "Proxy", "serve")
+
+_MODULES = {
+    "Config": ".config.config",
+    "ConfigError": ".config.config",
+    "Proxy": ".proxy",
+    "serve": ".server",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the public names when they are used, so that the command line, which begins with this
+    package like everybody, can close its process before that."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name], __name__), name)

@@ -1,229 +1,27 @@
-"""The command line: ``serve``, ``check``, ``health``, ``simulate`` and ``selfcheck``.
+"""The command line ``ape-cerebras``, also ``python -m ape_cerebras``: see ``commands``.
 
-The simulator, the self-check and the parent of workers are imported only when they are needed: they
-are an eighth of the modules, and most proxies in production have no use for them.
+Whoever may look into a process sees its environment, and the keys in it, from its first moment
+(/proc/PID/environ). So the process is closed before anything else is done, and only then are the
+commands imported, which takes most of a second.
 """
 
-import argparse
-import http.client
-import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 
-import anyio
-
-from .config.config import Config, ConfigError, read_address
-from .config.settings import SETTINGS
-from .config.values import BACKEND_HELP, Origin
-from .downstream.listener import CannotListen, Ports, open_ports
-from .net.event_loop import run_on
-from .process.hardening import (
-    OutputWriter,
-    forbid_core_dumps,
-    report_crashes,
-    tune_garbage_collector,
-)
-from .process.signals import (
-    at_each_sighup,
-    hold_sighup,
-    report_not_listening,
-    run_until_stopped,
-    unless_stopped,
-)
-from .server import serve
-from .telemetry.logs import Logs
-from .telemetry.multiprocess import WorkerSlot
-from .version import VERSION
+from .process.hardening import end_now, forbid_core_dumps, report_crashes
 
 __all__ = ("main",)
-
-_TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
-_HEALTH_TIMEOUT = 5.0  # seconds
-_OUTPUT_TIMEOUT = 1.0  # seconds
-_FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
-_NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
-_PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
-_SHARED = {setting.variable for setting in SETTINGS if setting.shared}
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of all addresses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _TOP_LEVEL_FLAGS):
-        arguments = ["serve", *arguments]
-    options, unknown = _parser(arguments[0]).parse_known_args(arguments)
-    if unknown:  # the command's own parser names the flags that it knows
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
-
-
-def _parser(wanted: str) -> argparse.ArgumentParser:
-    """The parser of all commands; of the simulator's, the flags of ``wanted`` only."""
-    parser = argparse.ArgumentParser(
-        prog="ape-cerebras",
-        description="A small, exact proxy in front of the Cerebras inference API.",
-        epilog="Without a command it serves. The settings are environment variables: see 'check'.",
-    )
-    parser.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
-    commands = parser.add_subparsers(metavar="command", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=_COMMANDS[name], parser=added)
-        added.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
-        return added
-
-    serving = command("serve", "serve the proxy")
-    demo = "use a simulator in place of the API; needs no key"
-    serving.add_argument("--demo", action="store_true", help=demo)
-    serving.add_argument("--backend", help=BACKEND_HELP)
-    serving.add_argument("--workers", help="processes that serve the port")
-    simulating = command("simulate", "serve the simulator of the Cerebras API alone")
-    command("check", "read and check the settings, and print them")
-    asking = command("health", "ask a running proxy whether it is healthy")
-    checking = command("selfcheck", "check that the recorded times are true")
-    for with_address in (serving, simulating, asking):
-        with_address.add_argument("--host", help="host name or IP address")
-        with_address.add_argument("--port", help="port")
-    with_simulator = {"simulate": simulating, "selfcheck": checking}
-    if wanted in with_simulator:
-        from .simulator.command import add_flags
-
-        add_flags(wanted, with_simulator[wanted])
-    return parser
-
-
-def _environment(options: argparse.Namespace) -> dict[str, str]:
-    """The settings, those given as flags among them."""
-    given = {variable: getattr(options, flag, None) for flag, variable in _FLAGS.items()}
-    return {**os.environ, **{name: value for name, value in given.items() if value is not None}}
-
-
-def _check(options: argparse.Namespace) -> int:
-    forbid_core_dumps()  # before a key is read
+    forbid_core_dumps()
     report_crashes()
-    try:
-        config = Config.from_environment(_environment(options))
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return 2
-    for name, value in config.visible().items():
-        print(f"{name}={value}{_scope_note(name, config)}")
-    return 0
+    from .commands import run_command
 
-
-def _scope_note(variable: str, config: Config) -> str:
-    if variable in _SHARED and config.limits_store is not None:
-        return "  # shared by all proxies with the same LIMITS_STORE"
-    several = config.async_workers > 1 and variable in _PER_WORKER
-    return f"  # in each of {config.async_workers} workers" if several else ""
-
-
-def _health(options: argparse.Namespace) -> int:
-    try:
-        host, port = read_address(_environment(options))
-    except ConfigError as error:
-        options.parser.error(str(error))
-    connection = http.client.HTTPConnection(
-        _LOOPBACK.get(host, host), port, timeout=_HEALTH_TIMEOUT
-    )
-    try:
-        connection.request("GET", "/health")
-        response = connection.getresponse()
-        print(response.read().decode("utf-8", "replace"))
-    except (OSError, http.client.HTTPException):
-        print(f"no response from {host}:{port}", file=sys.stderr)
-        return 1
-    finally:
-        connection.close()
-    return 0 if response.status == 200 else 1
-
-
-def _serve(options: argparse.Namespace) -> int:
-    forbid_core_dumps()  # before a key is read
-    report_crashes()
-    environment = _environment(options)
-    if options.demo:
-        environment |= {"CEREBRAS_API_KEY": "demo", "CEREBRAS_BASE_URL": _NOWHERE}
-        environment.pop("CEREBRAS_API_KEY_FILE", None)
-    try:
-        config = Config.from_environment(environment)
-    except ConfigError as error:
-        logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
-        for problem in error.problems:
-            logs.event("error", "Wrong setting", problem=problem)
-        return 2
-    tune_garbage_collector()
-    address = f"{config.host}:{config.port}"
-    reloads = config.ape_api_keys_file is not None
-    if reloads:
-        hold_sighup()
-    if config.async_workers == 1:
-        work = partial(_serve_proxy, options.demo, config, None, None)
-        return run_until_stopped(work, address, config.backend, sighup_held=reloads)
-    try:
-        ports = open_ports(config.host, config.port, config.scrapers_port)
-    except CannotListen as error:
-        report_not_listening(address, error)
-        return 1
-    from .process.workers import Parent
-
-    return Parent(config, ports, partial(_serve_proxy, options.demo)).serve()
-
-
-async def _serve_proxy(
-    demo: bool,
-    config: Config,
-    slot: WorkerSlot | None,
-    ports: Ports | None,
-    stop: anyio.Event,
-) -> None:
-    async with anyio.create_task_group() as tasks:
-        if demo:
-            from .simulator.server import Simulator
-
-            port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
-            config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
-        async with anyio.create_task_group() as serving:
-            proxy = await serving.start(partial(serve, slot=slot, ports=ports), config)
-            if config.ape_api_keys_file is not None:
-                tasks.start_soon(at_each_sighup, proxy.reread_keys)
-            await stop.wait()
-            proxy.begin_drain()
-        tasks.cancel_scope.cancel()
-
-
-def _simulate(options: argparse.Namespace) -> int:
-    from .simulator.command import SimulatorCommand
-
-    try:
-        simulator = SimulatorCommand.of(options)
-    except ValueError as problem:
-        options.parser.error(f"PORT {problem}")
-    except OSError:  # ssl.SSLError is one
-        options.parser.error("--certificate and --private-key must be files that fit together")
-    return run_until_stopped(simulator.serve, simulator.address, options.backend)
-
-
-def _selfcheck(options: argparse.Namespace) -> int:
-    from .simulator.command import run_selfcheck
-
-    status = run_on(options.backend, unless_stopped, partial(run_selfcheck, options))
-    return 1 if status is None else status
-
-
-_COMMANDS = {
-    "serve": _serve,
-    "check": _check,
-    "health": _health,
-    "simulate": _simulate,
-    "selfcheck": _selfcheck,
-}
+    status = run_command(sys.argv[1:] if arguments is None else list(arguments))
+    end_now(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -46,9 +47,8 @@ async def serve(
     """
     with ExitStack() as stack:
         if ports is None:
-            ports = await anyio.to_thread.run_sync(
-                open_ports, config.host, config.port, config.scrapers_port
-            )
+            opening = partial(open_ports, config.host, config.port, config.scrapers_port)
+            ports = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
         stack.callback(ports.close)
         if write_line is None:
             writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=slot is not None))

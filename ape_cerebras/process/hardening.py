@@ -17,10 +17,9 @@ import threading
 from collections import deque
 from contextlib import suppress
 
-from ..telemetry.logs import Logs, describe_exceptions
-
 __all__ = (
     "OutputWriter",
+    "end_now",
     "forbid_core_dumps",
     "report_crash",
     "report_crashes",
@@ -30,6 +29,7 @@ __all__ = (
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _STANDARD_OUTPUT = 1
 _WAITING_LINES = 1000
+_LAST_WAIT = 0.1  # seconds for a thread to end by itself
 # Objects that make a pass over the youngest; youngest passes that make one over those that survived
 # them; passes over these that make one over everything: never.
 _COLLECT_AFTER = (5_000, 5, 1_000_000)
@@ -47,6 +47,20 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def end_now(status: int) -> None:
+    """Exit where threads would hold the end of the process: in a call that hangs, say a lookup of
+    Redis's name, nothing ends them. Otherwise do nothing."""
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    if all(each.daemon for each in others):
+        return
+    for thread in others:
+        thread.join(_LAST_WAIT)
+    if any(each.is_alive() and not each.daemon for each in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def tune_garbage_collector() -> None:
@@ -91,6 +105,9 @@ class OutputWriter:
 def report_crash(message: str, error: BaseException | None, worker: int | None = None) -> None:
     """Log an exception at once or not at all: the event loop may be waiting. ``message`` is one of
     our own texts."""
+    # Here, because this module is the first that the command line imports, to close the process.
+    from ..telemetry.logs import Logs, describe_exceptions
+
     exceptions = [] if error is None else describe_exceptions(error)
     Logs("error", OutputWriter(), worker).event("error", message, exceptions=exceptions)
 

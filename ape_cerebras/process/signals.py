@@ -6,16 +6,18 @@ where it has been ignored (``nohup``), and where it reloads the keys file.
 
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
 
+from ..config.config import ConfigError
 from ..downstream.listener import CannotListen
 from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import Scoreboard
-from .hardening import OutputWriter
+from .hardening import OutputWriter, report_crash
 
 __all__ = (
     "IGNORED",
@@ -23,12 +25,14 @@ __all__ = (
     "ending_signals",
     "hold_sighup",
     "report_not_listening",
+    "report_wrong_settings",
     "run_until_stopped",
     "unless_stopped",
     "work_until_stopped",
 )
 
 _T = TypeVar("_T")
+_E = TypeVar("_E", bound=BaseException)
 
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that would end a process silently. Python itself ignores SIGPIPE."""
@@ -36,37 +40,48 @@ _OUTPUT_TIMEOUT = 1.0  # seconds
 
 
 def run_until_stopped(
-    work: Callable[[anyio.Event], Awaitable[None]],
-    address: str,
-    backend: str,
-    *,
-    sighup_held: bool = False,
+    work: Callable[[anyio.Event], Awaitable[None]], backend: str, *, sighup_held: bool = False
 ) -> int:
     """Run ``work`` on an event loop until signals end it, and return the exit status.
 
     ``work`` gets an event that the first signal sets; the second cancels it. ``sighup_held``:
-    SIGHUP is no such signal. Where ``work`` cannot listen, that is logged: ``address`` is the one
-    meant, if the exception does not name it.
+    SIGHUP is no such signal. Whatever ends ``work`` before is logged by its own name: 2 where a
+    setting is wrong, else 1.
     """
     status = 0
     try:
         run_on(backend, work_until_stopped, work, ending_signals(sighup_held=sighup_held))
-    except* OSError as errors:
-        report_not_listening(address, errors)
+    except* CannotListen as errors:
+        report_not_listening(_first(errors))
+        status = 1
+    except* ConfigError as errors:
+        report_wrong_settings(_first(errors))
+        status = 2
+    except* Exception as errors:
+        report_crash("Failed", errors)
         status = 1
     return status
 
 
-def report_not_listening(address: str, error: BaseException) -> None:
-    """Log why nothing is served."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, CannotListen):
-        address = error.filename
-    number = getattr(error, "errno", None) or 0
-    reason = os.strerror(number) if number > 0 else "no such address"
+def _first(group: BaseExceptionGroup[_E]) -> _E:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+def report_wrong_settings(error: ConfigError) -> None:
     logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
-    logs.event("error", "Cannot listen", address=address, reason=reason)
+    for problem in error.problems:
+        logs.event("error", "Wrong setting", problem=problem)
+
+
+def report_not_listening(error: CannotListen) -> None:
+    """Log why nothing is served. A lookup's error has a number below 0 (Linux), or none."""
+    number = error.errno or 0
+    reason = os.strerror(number) if number > 0 else "no such address"
+    if number == socket.EAI_AGAIN:
+        reason = "the name's servers do not respond"
+    logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
+    logs.event("error", "Cannot listen", address=error.filename, reason=reason)
 
 
 async def work_until_stopped(

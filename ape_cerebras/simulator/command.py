@@ -82,10 +82,6 @@ class SimulatorCommand:
             context,
         )
 
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
-
     async def serve(self, stop: anyio.Event) -> None:
         """Serve until ``stop`` is set; log to standard output. Raises OSError."""
         with LineWriter(sys.stdout.fileno()) as writer:

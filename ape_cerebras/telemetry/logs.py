@@ -5,6 +5,7 @@ body or a foreign exception's text, so nothing needs redaction. Text from outsid
 model's name) is reduced to ASCII and cut; JSON escapes the rest.
 """
 
+import errno
 import os
 import select
 import sys
@@ -225,8 +226,14 @@ def describe_exceptions(error: BaseException) -> list[str]:
             for frame, line in walk_tb(each.__traceback__)
         ]
         innermost = reversed(locations[-_MOST_DESCRIBED:])
-        described.append(" < ".join((type(each).__name__, *innermost)))
+        described.append(" < ".join((_kind(each), *innermost)))
     return described
+
+
+def _kind(error: BaseException) -> str:
+    """The type, and the name of a system call's error number."""
+    name = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{type(error).__name__} {name}" if name else type(error).__name__
 
 
 class LineWriter:

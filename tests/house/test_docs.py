@@ -15,7 +15,7 @@ from programs import tool
 from prometheus_server import known_names, names_in
 from server_process import Served, serving
 
-from ape_cerebras.__main__ import main
+from ape_cerebras.commands import run_command
 from ape_cerebras.config.settings import SETTINGS
 
 DOCS = ROOT / "contrib" / "docs"
@@ -109,7 +109,7 @@ def test_every_named_command_and_flag_exists(capsys: pytest.CaptureFixture[str])
     for command, flags in used.items():
         if re.fullmatch("[a-z]+", command):
             with pytest.raises(SystemExit, match="0"):
-                main([command, "--help"])
+                run_command([command, "--help"])
             there = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
             assert flags <= there, command
 

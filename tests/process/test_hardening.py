@@ -138,12 +138,13 @@ def test_crashes_are_reported_in_threads_finalizers_and_libraries() -> None:
 
 
 BROKEN = """
-import sys
-import ape_cerebras.__main__ as program
+import os, sys
+import ape_cerebras.commands as commands
+from ape_cerebras.__main__ import main
 async def fail(*_, **__):
-    raise ValueError(program.os.environ["CEREBRAS_API_KEY"])
-program.serve = fail
-raise SystemExit(program.main(["serve"]))
+    raise ValueError(os.environ["CEREBRAS_API_KEY"])
+commands.serve = fail
+raise SystemExit(main(["serve"]))
 """
 
 

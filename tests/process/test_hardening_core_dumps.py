@@ -49,6 +49,35 @@ def test_workers_leave_no_core_file() -> None:
         assert [resource.prlimit(each, resource.RLIMIT_CORE) for each in workers] == [NO_CORE] * 2
 
 
+# Records whether the process is closed when the first of these is imported.
+CLOSED_FIRST = """
+import ctypes, sys
+closed = {}
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("anyio", "http.client", "ape_cerebras.commands", "ape_cerebras.config"):
+            closed.setdefault(name, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0)
+sys.meta_path.insert(0, Watch())
+from ape_cerebras.__main__ import main
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted(closed.items()))
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "health", "simulate", "selfcheck"])
+def test_the_process_is_closed_before_anything_is_imported(command: str) -> None:
+    arguments = (sys.executable, "-c", CLOSED_FIRST, command, "--port", "none")
+    settings = environment(CEREBRAS_API_KEY="csk-0123456789", PORT="none")
+    ended = subprocess.run(
+        arguments, env=settings, capture_output=True, text=True, timeout=60, check=False
+    )
+    names = ("anyio", "ape_cerebras.commands", "ape_cerebras.config", "http.client")
+    assert ended.stdout.splitlines()[-1] == str([(name, True) for name in names])
+
+
 @pytest.mark.anyio
 async def test_a_host_that_embeds_a_proxy_is_not_hardened() -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)

@@ -20,7 +20,7 @@ def parsed(*arguments: str) -> SimulatorCommand:
 def test_without_flags_the_defaults_hold() -> None:
     command = parsed()
     assert (command.simulation, command.limits) == (Simulation(), AccountLimits())
-    assert command.address == "127.0.0.1:8001"
+    assert (command.host, command.port) == ("127.0.0.1", 8001)
     assert command.ssl_context is None
 
 
@@ -34,7 +34,7 @@ def test_simulation_options_and_account_limits_have_flags() -> None:
     assert command.limits == AccountLimits(
         tokens_per_minute=30_000, requests_per_hour=150, queue_length=4, reservations="kept"
     )
-    assert command.address == "::1:7"
+    assert (command.host, command.port) == ("::1", 7)
 
 
 @pytest.mark.parametrize(

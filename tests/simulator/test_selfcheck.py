@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketListener
 
-from ape_cerebras.__main__ import main
+from ape_cerebras.commands import run_command
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.simulator import command, selfcheck_rig
 from ape_cerebras.simulator.selfcheck import (
@@ -88,7 +88,7 @@ def test_the_command_reports_too_few_compared_streams(
         return dict.fromkeys(PHASES, result([0.0], streams))
 
     monkeypatch.setattr(command, "selfcheck", few)
-    assert main(["selfcheck"]) == 1
+    assert run_command(["selfcheck"]) == 1
     assert "0.5 ms: not checked, because too few streams could be" in capsys.readouterr().out
 
 
