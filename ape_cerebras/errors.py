@@ -25,6 +25,7 @@ it a key.
     │   └── LimitStoreUnavailable 503  LIMITS_STORE_OUTAGE is closed, and the store is down
     ├── RateLimited               429  this proxy's own limit of requests per minute
     ├── BudgetSpent               429  the key's US dollars per day
+    │   └── BudgetReserved        429  the request may cost more than is left of them
     ├── Draining                  503  shutting down
     │   └── ShutDown              503  cut short by the shutdown
     ├── UpstreamUnavailable       503  the circuit is open
@@ -53,6 +54,7 @@ from typing import ClassVar
 __all__ = (
     "BadRequest",
     "BodyTooLarge",
+    "BudgetReserved",
     "BudgetSpent",
     "ClientGone",
     "ClientStalled",
@@ -271,13 +273,20 @@ class BudgetSpent(
     code="budget_exceeded",
     outcome="budget_exceeded",
 ):
-    """``seconds``: until midnight UTC, which is too long for an SDK to retry."""
+    """``seconds``: until midnight UTC, which is too long for an SDK to ``retry``."""
 
     message = "This key's budget for the day is spent; the next day begins at midnight UTC."
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, retry: bool = False) -> None:
         super().__init__()
-        self.headers = (_retry_after(seconds), (b"x-should-retry", b"false"))
+        self.headers = (_retry_after(seconds), (b"x-should-retry", b"true" if retry else b"false"))
+
+
+class BudgetReserved(BudgetSpent, code="budget_reserved"):
+    message = (
+        "This request may cost more than is left of this key's budget for the day beside requests "
+        "in flight. A lower max_completion_tokens reserves less."
+    )
 
 
 class Draining(

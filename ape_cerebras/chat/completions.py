@@ -18,7 +18,7 @@ from ..downstream.connection import Downstream
 from ..errors import IdleTimeout, ProxyError, Truncated
 from ..http1.messages import Headers, Request
 from ..limits.admission import Admission
-from ..limits.quota_pacing import estimate_reservation
+from ..limits.quota_pacing import estimate_prompt, estimate_reservation
 from ..net.event_loop import yield_shielded
 from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamRequest, UpstreamResponse
@@ -111,6 +111,10 @@ class Relay:
         exchange.stream = chat.stream
         if chat.model is not None:
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
+        if self._admission.is_limited:
+            prompt = estimate_prompt(len(chat.body))
+            most = self._catalogue.cost_at_most(chat.model, prompt, chat.limit, chat.choices)
+            exchange.reserved_cost = most
         async with downstream.watch_disconnect():
             if self._admission.is_limited:
                 async with self._admission.admitted(exchange):

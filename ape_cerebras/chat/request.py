@@ -56,6 +56,7 @@ _MAX_MODEL = 1_000  # characters
 
 
 _NAMED_TWICE = "The body names 'model', 'stream' or its limit of tokens more than once."
+_NO_WHOLE_LIMIT = "The limit of tokens must be a whole number: this proxy has a cap on it."
 _NAMED_TOO_OFTEN = "The body names 'model', 'stream' or its limit of tokens too often."
 _READ_NAMES = {name: b'"%s"' % name.encode() for name in ("model", "stream", *_LIMIT_NAMES)}
 _ESCAPES = (b"\\u005", b"\\u006", b"\\u007")
@@ -111,7 +112,8 @@ def read_chat_request(
     """Check and read a body; put in the default model or an alias's target, and the limit of tokens
     that ``bounds`` require. With ``convert``, a plain request in JSON is made one for a stream.
 
-    Raises UnsupportedMedia, or BadRequest where plain JSON is nothing the API could take.
+    Raises UnsupportedMedia, or BadRequest where plain JSON is nothing the API could take, or its
+    limit is none that ``bounds`` can be compared with.
     """
     if _is_binary(content_type, content_encoding):
         return ChatRequest(body)
@@ -130,8 +132,7 @@ def read_chat_request(
     if changes:
         body = _edited(body, names, changes)
     limit = _limit_in(request | limits if limits else request)
-    choices = request.get("n")
-    choices = choices if type(choices) is int else 1
+    choices = max(1, _whole_number(request.get("n")) or 1)
     return ChatRequest(body, served, requested, bool(stream), converted, limit, choices)
 
 
@@ -245,8 +246,11 @@ def _outermost(body: bytes, names: Iterable[re.Match[bytes]]) -> dict[str, int]:
 
 
 def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int]:
-    """Return the limits to be put into a request, by name: none where it may stay as it is. Values
-    that are no limit stay too, for the API to reject."""
+    """Return the limits to be put into a request, by name: none where it may stay as it is.
+
+    Raises BadRequest where a cap is set and a value is no limit: the API might read a text, or a
+    number below -1, as one that is higher.
+    """
     if bounds.default is bounds.cap is None:
         return {}
     given = {name: request[name] for name in _LIMIT_NAMES if name in request}
@@ -256,14 +260,28 @@ def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int
     cap = bounds.cap
     if cap is None:
         return {}
-    whole = {name: value for name, value in given.items() if type(value) is int}
-    return {name: cap for name, value in whole.items() if value > cap or value == _NO_LIMIT}
+    lowered = {}
+    for name, value in given.items():
+        number = _whole_number(value)
+        if value is not None and (number is None or number < _NO_LIMIT):
+            raise BadRequest(_NO_WHOLE_LIMIT)
+        if number is not None and (number > cap or number == _NO_LIMIT):
+            lowered[name] = cap
+    return lowered
 
 
 def _limit_in(request: dict[str, Any]) -> int | None:
     """Return the most completion tokens that a request names; None where it names none."""
-    values = [request.get(name) for name in _LIMIT_NAMES]
-    return next((value for value in values if type(value) is int and value >= 0), None)
+    numbers = [_whole_number(request.get(name)) for name in _LIMIT_NAMES]
+    return next((number for number in numbers if number is not None and number >= 0), None)
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return a whole number, however JSON spells it: 1000, 1000.0 or 1e3. None for other values.
+    A number of more than 64 bits is a float here."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def _edited(body: bytes, names: dict[str, int], changes: dict[str, Any]) -> bytes:

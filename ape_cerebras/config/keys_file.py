@@ -7,6 +7,7 @@
     concurrent_requests = 8
     usd_per_day = 5.00
     models = ["gpt-oss-120b"]
+    unpriced = "refuse"            # models without a price; by default "allow"
 
 Error messages have the line, the entry and the setting. They quote nothing of the file but an
 entry's short name: any other text in it may be a key in the wrong place.
@@ -104,6 +105,7 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "concurrent_requests": _count,
     "usd_per_day": _dollars,
     "models": _models,
+    "unpriced": _text("allow|refuse", 'either "allow" or "refuse"'),
 }
 
 

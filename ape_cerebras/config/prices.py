@@ -62,6 +62,12 @@ class PriceTable:
                 + completion * price.output
             ) / _MILLION
 
+    def cost_at_most(self, model: str | None, prompt: int, completion: int) -> Decimal | None:
+        """The cost if nothing is cached; of the dearest model where the model is not known."""
+        names = self.prices if model is None else (model,)
+        costs = [self.cost(name, prompt, completion, 0) for name in names]
+        return max((cost for cost in costs if cost is not None), default=None)
+
     @classmethod
     def built_in(cls) -> "PriceTable":
         """The table of the package: the prices that Cerebras published, as of late 2026.

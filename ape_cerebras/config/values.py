@@ -121,7 +121,7 @@ class UpstreamKey(str):
 
 class ClientKey(NamedTuple):
     """A client key: the SHA-256 of the key, its name if it has one, and its limits; None: no
-    limit."""
+    limit. ``unpriced``: "allow" or "refuse" models without a price."""
 
     digest: bytes
     name: str | None = None
@@ -129,10 +129,14 @@ class ClientKey(NamedTuple):
     concurrent_requests: int | None = None
     usd_per_day: Decimal | None = None
     models: frozenset[str] | None = None
+    unpriced: str = "allow"
 
     @property
     def is_limited(self) -> bool:
-        return any(limit is not None for limit in self[2:])
+        return self[2:] != _NO_LIMITS
+
+
+_NO_LIMITS = ClientKey(b"")[2:]
 
 
 class Origin(NamedTuple):

@@ -1,29 +1,35 @@
 """Admission of chat requests: send now, wait, or reject.
 
-A request is rejected at once if its key may not use the model or has spent its US dollars of the
-day, or if the requests of the minute are used up, of its key or of all: waiting would only take
-what the requests behind it want as well. Then it waits until the account's quota allows it
-(``quota_pacing``, if that is on) and for one of ``MAX_CONCURRENT_REQUESTS`` slots. Slots and
-reservations are held by a context manager and released when it exits, also when the client
-disconnects.
+A request is rejected at once if its key may not use the model, or if what the request may cost does
+not fit into what is left of the key's US dollars of the day, or if the requests of the minute are
+used up, of its key or of all: waiting would only take what the requests behind it want as well.
+Then it waits until the account's quota allows it (``quota_pacing``, if that is on) and for one of
+``MAX_CONCURRENT_REQUESTS`` slots. Slots and reservations are held by a context manager and released
+when it exits, also when the client disconnects.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
 from math import inf
-
-import anyio
 
 from ..config.config import Config
 from ..config.values import ClientKey
-from ..errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
+from ..errors import (
+    BadRequest,
+    BudgetReserved,
+    BudgetSpent,
+    ModelNotFound,
+    NotAdmitted,
+    RateLimited,
+)
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from .api_keys import ApiKeys
 from .fair_queue import FairQueue
 from .quota_pacing import QuotaPacing
-from .token_buckets import Charge, LimitStore, TokenBucket, day_of
+from .token_buckets import Budget, Charge, Hold, LimitStore, TokenBucket, day_of
 
 __all__ = ("Admission",)
 
@@ -71,23 +77,43 @@ class Admission:
     async def admitted(self, exchange: Exchange) -> AsyncIterator[None]:
         """Wait for a slot, hold it for the block, and charge the exchange's cost at its end.
 
-        Raises ModelNotFound, BadRequest, BudgetSpent, RateLimited, NotAdmitted.
+        Raises ModelNotFound, BadRequest, BudgetSpent, BudgetReserved, RateLimited,
+        NotAdmitted.
         """
         key, name = self._api_keys.for_client(exchange.client), str(exchange.client)
         _check_model(key, exchange.model)
-        if key.usd_per_day is not None:
-            day, seconds_left = day_of(self._wall_clock())
-            if await self._limits.dollars_spent(name, day) >= key.usd_per_day:
-                raise BudgetSpent(seconds_left)
-        await self._charge_request(key, name)
-        try:
-            async with AsyncExitStack() as held:
+        _check_price(key, exchange)
+        async with AsyncExitStack() as held:
+            if key.usd_per_day is not None:
+                await held.enter_async_context(self._budgeted(name, key.usd_per_day, exchange))
+            await self._charge_request(key, name)
+            try:
                 await self._acquire(held, key, exchange)
-                yield
+            except NotAdmitted:
+                raise NotAdmitted(self._estimated_wait(exchange)) from None
+            yield
+
+    @asynccontextmanager
+    async def _budgeted(
+        self, name: str, dollars: Decimal, exchange: Exchange
+    ) -> AsyncIterator[None]:
+        """Reserve what the exchange may cost, and settle what it did cost, on the day on which it
+        began. Raises BudgetSpent, BudgetReserved."""
+        day, seconds_left = day_of(self._wall_clock())
+        budget, hold = Budget(name, day, dollars), Hold()
+        amount = exchange.reserved_cost or Decimal(0)
+        watched = self._api_keys.with_budget
+        balance = await self._limits.reserve_dollars(budget, amount, hold, watched)
+        if balance.spent >= dollars:
+            raise BudgetSpent(seconds_left)
+        if not balance.granted:
+            # Requests in flight give back what they do not use.
+            may_fit_soon = balance.spent + amount <= dollars
+            raise BudgetReserved(1.0 if may_fit_soon else seconds_left, retry=may_fit_soon)
+        try:
+            yield
         finally:
-            if key.usd_per_day is not None and exchange.cost is not None:
-                day, _ = day_of(self._wall_clock())
-                await self._limits.record_dollars(name, day, exchange.cost)
+            await self._limits.settle_dollars(budget, hold, exchange.cost or Decimal(0))
 
     async def _charge_request(self, key: ClientKey, name: str) -> None:
         """Count the request of the minute. Raises RateLimited."""
@@ -106,16 +132,17 @@ class Admission:
         """Put a reservation and a slot on the stack as soon as they are free. Raises
         NotAdmitted."""
         max_slots = inf if key.concurrent_requests is None else key.concurrent_requests
-        with anyio.move_on_after(self._timeout) as scope:
-            if self._pacing is not None:
-                await held.enter_async_context(self._pacing.reserved(exchange))
-            slot = self._queue.slot(exchange, self._clock, max_slots)
-            await held.enter_async_context(slot)
-        if scope.cancelled_caught:
-            seconds = self._queue.estimated_wait(exchange.client, self._clock())
-            if self._pacing is not None:
-                seconds = max(seconds, self._pacing.estimated_wait(exchange))
-            raise NotAdmitted(seconds)
+        if self._pacing is not None:
+            await held.enter_async_context(self._pacing.reserved(exchange, self._timeout))
+        slot = self._queue.slot(exchange, self._clock, max_slots, self._timeout)
+        await held.enter_async_context(slot)
+
+    def _estimated_wait(self, exchange: Exchange) -> float:
+        """Seconds that a request like this would wait if it came now."""
+        seconds = self._queue.estimated_wait(exchange.client, self._clock())
+        return (
+            seconds if self._pacing is None else max(seconds, self._pacing.estimated_wait(exchange))
+        )
 
     async def update_quota(self, exchange: Exchange) -> None:
         """Take over the account's quota from the response head of the exchange."""
@@ -131,3 +158,15 @@ def _check_model(key: ClientKey, model: str | None) -> None:
         raise BadRequest("This key may ask for some models only: send plain JSON, which tells one.")
     if model not in key.models:
         raise ModelNotFound
+
+
+def _check_price(key: ClientKey, exchange: Exchange) -> None:
+    """Raises BadRequest if the key may not use the model because it has no price."""
+    if key.unpriced == "allow":
+        return
+    if exchange.model is None:
+        raise BadRequest(
+            "This key may ask for priced models only: send plain JSON, which tells one."
+        )
+    if exchange.reserved_cost is None:
+        raise BadRequest("This model has no price, and this key may ask for priced models only.")

@@ -30,6 +30,8 @@ class ApiKeys:
         """All of them."""
         self.any_limited = False
         """Whether a key has a limit."""
+        self.with_budget: tuple[str, ...] = ()
+        """The names of keys with ``usd_per_day``."""
         self._by_name: dict[str | None, ClientKey] = {}
         self._file = config.ape_api_keys_file
         self._use(() if self._file is None else self._file.keys)
@@ -38,6 +40,7 @@ class ApiKeys:
         self.keys = (*from_file, *self._from_variable)
         self._by_name = {key.name: key for key in from_file}
         self.any_limited = any(key.is_limited for key in from_file)
+        self.with_budget = tuple(str(key.name) for key in from_file if key.usd_per_day is not None)
 
     def for_client(self, name: str | None) -> ClientKey:
         """The key of that name, for its limits."""

@@ -21,7 +21,7 @@ import anyio
 from ..errors import NotAdmitted
 from ..telemetry.exchange import Exchange
 
-__all__ = ("FairQueue", "Stage", "Ticket", "recording_wait")
+__all__ = ("FairQueue", "Stage", "Ticket", "recording_wait", "time_left")
 
 _RELEASES_MEASURED = 32  # the latest ones, of which the release rate is estimated
 
@@ -137,19 +137,26 @@ class FairQueue:
 
     @asynccontextmanager
     async def slot(
-        self, exchange: Exchange, clock: Callable[[], float], max_slots: float = inf
+        self,
+        exchange: Exchange,
+        clock: Callable[[], float],
+        max_slots: float = inf,
+        timeout: float = inf,
     ) -> AsyncIterator[None]:
         """Wait for a slot and hold it for the block. ``max_slots`` is the client's own limit.
 
-        Raises NotAdmitted when the queue is full.
+        Raises NotAdmitted when the queue is full, or once the exchange has waited ``timeout``
+        seconds in all.
         """
         ticket = self.join(exchange.client, clock(), max_slots)
         try:
             if ticket.stage is Stage.WAITING:
                 ticket.decided = anyio.Event()
-                with recording_wait(exchange, clock):
+                left = time_left(exchange, timeout)
+                with recording_wait(exchange, clock), anyio.move_on_after(left):
                     await ticket.decided.wait()
             if ticket.stage is not Stage.ADMITTED:
+                self.leave(ticket, clock())  # before the estimate: it waits no longer
                 raise NotAdmitted(self.estimated_wait(exchange.client, clock()))
             yield
         finally:
@@ -187,3 +194,8 @@ def recording_wait(exchange: Exchange, clock: Callable[[], float]) -> Iterator[N
     finally:
         waited = (exchange.admission_wait_seconds or 0.0) + clock() - began_at
         exchange.admission_wait_seconds = round(waited, 6)
+
+
+def time_left(exchange: Exchange, timeout: float) -> float:
+    """Seconds that an exchange may still wait, of ``timeout`` in all."""
+    return max(0.0, round(timeout - (exchange.admission_wait_seconds or 0.0), 6))

@@ -7,11 +7,16 @@ the request was admitted. The current value is at most that, and at least that m
 that were in flight together with it. Requests that do not fit wait in a fair queue, of which only
 the first may try: so small requests never overtake a large one for ever.
 
+A request that ends without a response, because its client disconnected or the API did not respond,
+counts as its estimated prompt. Whether the API counts it so is not known, so the store keeps its
+buckets as uncertain: one request may go up as a probe once nothing else is in flight.
+
 That the API refunds unused tokens is not documented. So after a 429 in spite of pacing, nothing is
 refunded here for a minute: then only the API's responses say how much is left.
 
 Quotas are per model. Of a model whose quota is unknown, one request is sent alone, and the others
-wait for its response.
+wait for its response. The time that a store takes to decide is not waiting: it does not count
+against the longest wait.
 """
 
 from collections.abc import AsyncIterator
@@ -21,12 +26,13 @@ from math import inf
 
 import anyio
 
+from ..errors import NotAdmitted
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
-from .fair_queue import FairQueue, recording_wait
-from .token_buckets import Charge, LimitStore, TokenBucket
+from .fair_queue import FairQueue, recording_wait, time_left
+from .token_buckets import Charge, Hold, LimitStore, TokenBucket
 
-__all__ = ("QuotaPacing", "estimate_reservation")
+__all__ = ("QuotaPacing", "estimate_prompt", "estimate_reservation")
 
 _NO_REFUNDS_FOR = 60.0  # seconds
 _MAX_MODELS = 100  # of unknown names; clients can send any
@@ -36,6 +42,12 @@ _MAX_COMPLETION = 16_384  # tokens
 _BYTES_PER_TOKEN = 4
 
 Amounts = dict[str, int]  # by kind: requests, tokens
+_NOTHING: Amounts = {"requests": 0, "tokens": 0}
+
+
+def estimate_prompt(request_bytes: int) -> int:
+    """Tokens of the prompt of a request of that size, as the API is thought to estimate them."""
+    return -(-request_bytes // _BYTES_PER_TOKEN)
 
 
 def estimate_reservation(request_bytes: int, limit: int | None) -> int:
@@ -45,15 +57,17 @@ def estimate_reservation(request_bytes: int, limit: int | None) -> int:
     request sets none (reported in 2026). How it estimates the prompt is not documented; here four
     bytes of the request count as a token.
     """
-    prompt = -(-request_bytes // _BYTES_PER_TOKEN)
+    prompt = estimate_prompt(request_bytes)
     return prompt + (_MAX_COMPLETION if limit is None else min(limit, _MAX_COMPLETION))
 
 
 @dataclass(slots=True, eq=False)
-class _InFlight:
-    """A request between its admission here and its response head."""
+class _Flight:
+    """A request from its admission here on. It is in flight until its response head."""
 
-    amounts: Amounts
+    reserved: Amounts
+    charged: Amounts  # what of that is not refunded yet
+    hold: Hold
     began_at: float
     ended_at: float = inf
 
@@ -68,15 +82,19 @@ class _ModelQuota:
     is_known: bool = False
     no_refunds_until: float = -inf
     buckets: dict[tuple[str, str], TokenBucket] = field(default_factory=dict)
-    charged: dict[int, Amounts] = field(default_factory=dict)  # by exchange, until refunded
-    in_flight: dict[int, _InFlight] = field(default_factory=dict)  # by exchange
-    arrived: list[_InFlight] = field(default_factory=list)  # those that others were in flight with
+    admitted: dict[int, _Flight] = field(default_factory=dict)  # by exchange, until it ends
+    in_flight: dict[int, _Flight] = field(default_factory=dict)  # by exchange
+    arrived: list[_Flight] = field(default_factory=list)  # those that others were in flight with
     changed: anyio.Event = field(default_factory=anyio.Event)
 
-    def charges(self, amounts: Amounts) -> list[Charge]:
-        return [Charge(bucket, amounts[kind]) for (kind, _), bucket in self.buckets.items()]
+    def charges(self, amounts: Amounts, minus: Amounts = _NOTHING) -> list[Charge]:
+        """The amounts, or their difference to others, each as far as a bucket can hold it."""
+        return [
+            Charge(bucket, min(amounts[kind], bucket.capacity) - min(minus[kind], bucket.capacity))
+            for (kind, _), bucket in self.buckets.items()
+        ]
 
-    def end_flight(self, exchange: int, now: float) -> _InFlight | None:
+    def end_flight(self, exchange: int, now: float) -> _Flight | None:
         """Note that the response head is there; None if it was before."""
         flight = self.in_flight.pop(exchange, None)
         if flight is not None:
@@ -122,47 +140,72 @@ class QuotaPacing:
         return self._models[name]
 
     @asynccontextmanager
-    async def reserved(self, exchange: Exchange) -> AsyncIterator[None]:
+    async def reserved(self, exchange: Exchange, timeout: float) -> AsyncIterator[None]:
         """Wait until the exchange's tokens fit, hold them for the block, then refund the rest.
 
-        Raises NotAdmitted when the queue is full.
+        Raises NotAdmitted when the queue is full, or after waiting ``timeout`` seconds.
         """
         model = self._model_of(exchange)
-        async with model.queue.slot(exchange, self._clock):
-            await self._reserve(model, exchange)
+        # Nobody is overtaken while nobody waits.
+        if model.queue.in_use or not await self._reserve(model, exchange):
+            if not time_left(exchange, timeout):
+                raise NotAdmitted(self.estimated_wait(exchange))
+            async with model.queue.slot(exchange, self._clock, timeout=timeout):
+                await self._wait_first(model, exchange, timeout)
         try:
             yield
         finally:
-            now = self._clock()
-            model.end_flight(id(exchange), now)
-            if exchange.sent_at is not None and now < model.no_refunds_until:
-                model.charged.pop(id(exchange), None)
-            else:
-                await self._refund(model, exchange, _used_by(exchange))
-            model.notify_waiting()
+            await self._settle(model, exchange)
 
-    async def _reserve(self, model: _ModelQuota, exchange: Exchange) -> None:
+    async def _reserve(self, model: _ModelQuota, exchange: Exchange) -> bool:
+        """Reserve the exchange's tokens if they fit."""
+        model.wait = 0.0
+        if model.in_flight and not model.is_known:
+            return False
         amounts = {"requests": 1, "tokens": _reserved_by(exchange)}
-        while True:
-            changed = model.changed  # taken first: a change during the attempt counts
-            if model.is_known or not model.in_flight:
-                decision = await self._limits.charge(model.charges(amounts), self._clock())
-                model.wait = decision.wait
-                if not decision.wait:
-                    break
-            else:
-                model.wait = 0.0
+        hold = Hold(f"quota:{model.name}")
+        decision = await self._limits.charge(model.charges(amounts), self._clock(), hold)
+        model.wait = decision.wait
+        if decision.wait:
+            return False
+        flight = _Flight(amounts, amounts, hold, self._clock())
+        model.admitted[id(exchange)] = model.in_flight[id(exchange)] = flight
+        return True
+
+    async def _wait_first(self, model: _ModelQuota, exchange: Exchange, timeout: float) -> None:
+        """Wait as the first in the queue. Raises NotAdmitted."""
+        changed = model.changed  # taken first: a change during the attempt counts
+        while not await self._reserve(model, exchange):
+            left = time_left(exchange, timeout)
+            if not left:
+                raise NotAdmitted(self.estimated_wait(exchange))
             self._first_waiting += 1
             try:
                 with (
                     recording_wait(exchange, self._clock),
-                    anyio.move_on_after(min(model.wait or inf, self._limits.recheck_seconds)),
+                    anyio.move_on_after(min(model.wait or inf, self._limits.recheck_seconds, left)),
                 ):
                     await changed.wait()
             finally:
                 self._first_waiting -= 1
-        model.charged[id(exchange)] = amounts
-        model.in_flight[id(exchange)] = _InFlight(amounts, self._clock())
+            changed = model.changed
+
+    async def _settle(self, model: _ModelQuota, exchange: Exchange) -> None:
+        """Refund what the exchange did not use, unless it is doubtful that the API does."""
+        now = self._clock()
+        model.end_flight(id(exchange), now)
+        flight = model.admitted.pop(id(exchange))
+        sent = exchange.sent_at is not None
+        used = flight.charged if sent and now < model.no_refunds_until else _used_by(exchange)
+        if flight.charged is not flight.reserved:  # when the head came
+            used = flight.charged
+        await self._limits.adjust(
+            model.charges(used, flight.charged),
+            now,
+            flight.hold,
+            answered=not sent or exchange.upstream_status is not None,
+        )
+        model.notify_waiting()
 
     async def update_quota(self, exchange: Exchange) -> None:
         """Correct the model's buckets by the quota in the exchange's response head."""
@@ -172,15 +215,16 @@ class QuotaPacing:
             return
         rejected = exchange.upstream_status is None or exchange.upstream_status >= 400
         if rejected:  # the reported quota does not include its tokens
-            used = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
-            await self._refund(model, exchange, used)
+            flight.charged = {"requests": int(exchange.upstream_status != 429), "tokens": 0}
+            refund = model.charges(flight.charged, flight.reserved)
+            await self._limits.adjust(refund, self._clock())
         if exchange.upstream_status == 429:
             model.no_refunds_until = self._clock() + _NO_REFUNDS_FOR
         quota = exchange.quota
         model.is_known = model.is_known or bool(quota.limit) or not rejected
         # The API may have charged these after this request, or will yet.
         others = [
-            each.amounts
+            each.reserved
             for each in (*model.arrived, *model.in_flight.values())
             if each is not flight and each.ended_at > flight.began_at
         ]
@@ -192,14 +236,8 @@ class QuotaPacing:
                     most = least
                 name = f"quota:{model.name}:{kind}:{window}"
                 bucket = model.buckets[kind, window] = TokenBucket(name, limit, _WINDOWS[window])
-                await self._limits.reconcile(bucket, least, most, self._clock())
+                await self._limits.reconcile(bucket, least, most, self._clock(), flight.hold)
         model.notify_waiting()
-
-    async def _refund(self, model: _ModelQuota, exchange: Exchange, used: Amounts) -> None:
-        """Refund what was charged beyond ``used``. A second call does nothing."""
-        charged = model.charged.pop(id(exchange), used)
-        beyond = {kind: used[kind] - charged[kind] for kind in used}
-        await self._limits.adjust(model.charges(beyond), self._clock())
 
 
 def _reserved_by(exchange: Exchange) -> int:
@@ -209,10 +247,11 @@ def _reserved_by(exchange: Exchange) -> int:
 
 
 def _used_by(exchange: Exchange) -> Amounts:
-    """Nothing if nothing was sent; all that was reserved if the response reports no usage."""
+    """Nothing if nothing was sent; the prompt if nothing is known of the response."""
     if exchange.sent_at is None:
-        return {"requests": 0, "tokens": 0}
-    if exchange.usage is None:
-        return {"requests": 1, "tokens": _reserved_by(exchange)}
-    usage = exchange.usage
+        return _NOTHING
+    usage = exchange.counted_usage
+    if usage is None:
+        prompt = min(_reserved_by(exchange), estimate_prompt(len(exchange.body)))
+        return {"requests": 1, "tokens": prompt}
     return {"requests": 1, "tokens": usage.prompt_tokens + usage.completion_tokens}

@@ -175,7 +175,11 @@ OUTCOMES = {
     "rate_limited": Outcome(
         *_LIMITED, "more requests per minute than `RATE_LIMIT_PER_MINUTE`, or than the key allows"
     ),
-    "budget_exceeded": Outcome(*_LIMITED, "the key's budget of US dollars for the day is spent"),
+    "budget_exceeded": Outcome(
+        *_LIMITED,
+        "the key's budget of US dollars for the day is spent, or has no room for what the request "
+        "may cost",
+    ),
     "overloaded": Outcome(*_OVERLOAD, "no slot or upstream connection became free in time"),
     "draining": Outcome(*_DRAINED, "refused because the proxy is shutting down"),
     "shut_down": Outcome(*_DRAINED, "cut short by the end of the shutdown"),
@@ -265,6 +269,7 @@ class Exchange:
     requested_model: str | None = None
     stream: bool | None = None
     reserved_tokens: int | None = None  # what the API reserves for it, as estimated
+    reserved_cost: Decimal | None = None  # US dollars that it may cost; where there is a price
 
     # limits/fair_queue
     admission_wait_seconds: float | None = None  # in the queue, if there was a wait

@@ -52,18 +52,53 @@ def read(body: bytes, default: int | None = None, cap: int | None = None) -> Cha
             *(None, 50),
             b'{"model":"m","metadata":{"max_tokens":60},"max_tokens":50}',
         ),
-        # Invalid limits are left to the API to refuse.
-        (b'{"model":"m","max_tokens":"60"}', 10, 50, b'{"model":"m","max_tokens":"60"}'),
-        (b'{"model":"m","max_tokens":6e1}', 10, 50, b'{"model":"m","max_tokens":6e1}'),
-        (b'{"model":"m","max_tokens":true}', 10, 50, b'{"model":"m","max_tokens":true}'),
-        (b'{"model":"m","max_tokens":-2}', 10, 50, b'{"model":"m","max_tokens":-2}'),
-        (b'{"model":"m","max_tokens":{"a":9}}', 10, 50, b'{"model":"m","max_tokens":{"a":9}}'),
+        # However it is spelled.
+        (b'{"model":"m","max_tokens":50.0}', None, 50, b'{"model":"m","max_tokens":50.0}'),
+        (b'{"model":"m","max_tokens":51.0}', None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":6e1}', 10, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":1E+9 }', None, 50, b'{"model":"m","max_tokens":50 }'),
+        (b'{"model":"m","max_tokens":-1.0}', None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":%d}' % 2**64, None, 50, b'{"model":"m","max_tokens":50}'),
+        (b'{"model":"m","max_tokens":%d}' % 10**40, None, 50, b'{"model":"m","max_tokens":50}'),
+        # Without a cap, invalid limits are left to the API to refuse.
+        (b'{"model":"m","max_tokens":"60"}', 10, None, b'{"model":"m","max_tokens":"60"}'),
+        (b'{"model":"m","max_tokens":true}', 10, None, b'{"model":"m","max_tokens":true}'),
+        (b'{"model":"m","max_tokens":-2}', 10, None, b'{"model":"m","max_tokens":-2}'),
+        (b'{"model":"m","max_tokens":null}', None, 50, b'{"model":"m","max_tokens":null}'),
     ],
 )
 def test_a_token_limit_is_inserted_or_lowered(
     body: bytes, default: int | None, cap: int | None, sent: bytes
 ) -> None:
     assert read(body, default, cap).body == sent
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b'"1000"', b'"10"', b"-2", b"-1000000000000", b"1.5", b"1000.5", b"true", b"[9]", b"{}"],
+)
+def test_a_limit_that_is_no_whole_number_does_not_pass_a_cap(value: bytes) -> None:
+    for name in (NEW, OLD):
+        with pytest.raises(BadRequest, match="whole number"):
+            read(b'{"model":"m","%b":%b}' % (name.encode(), value), cap=50)
+
+
+@pytest.mark.parametrize(
+    ("members", "limit", "choices"),
+    [
+        (b'"max_tokens":1e3', 1000, 1),
+        (b'"max_tokens":1000.0,"n":3', 1000, 3),
+        (b'"max_tokens":-1,"n":2.0', None, 2),
+        (b'"n":0', None, 1),
+        (b'"n":"4"', None, 1),
+        (b'"n":null,"max_tokens":"7"', None, 1),
+    ],
+)
+def test_a_request_says_how_much_it_may_generate(
+    members: bytes, limit: int | None, choices: int
+) -> None:
+    chat = read(b'{"model":"m",%b}' % members)
+    assert (chat.limit, chat.choices) == (limit, choices)
 
 
 def test_a_repeated_token_limit_is_refused() -> None:

@@ -37,6 +37,7 @@ def test_all_settings_of_a_key_are_read(tmp_path: Path) -> None:
             concurrent_requests = 8
             usd_per_day = 0.1
             models = ["a", "b"]
+            unpriced = "refuse"
 
             [[keys]]
             name = "b.o-b_2"
@@ -47,9 +48,10 @@ def test_all_settings_of_a_key_are_read(tmp_path: Path) -> None:
     )
     alice, bob = read.keys
     assert alice == ClientKey(
-        DIGEST.digest(), "alice", 60, 8, Decimal("0.1"), frozenset(("a", "b"))
+        DIGEST.digest(), "alice", 60, 8, Decimal("0.1"), frozenset(("a", "b")), "refuse"
     )
     assert (bob.name, bob.usd_per_day, bob.models) == ("b.o-b_2", Decimal(5), None)
+    assert bob.unpriced == "allow"
     assert alice.is_limited
     assert not ClientKey(b"", "carol").is_limited
     assert str(read) == read.path
@@ -132,6 +134,11 @@ def test_a_key_and_its_sha256_are_equal(tmp_path: Path) -> None:
         (f'{ALICE}models = "a"', "a wrong models: it must"),
         (f'{ALICE}models = ["{SECRET} x"]', "a wrong models: it must"),
         (f"{ALICE}models = [1]", "a wrong models: it must"),
+        (
+            f'{ALICE}unpriced = "{SECRET}"',
+            'a wrong unpriced: it must be either "allow" or "refuse"',
+        ),
+        (f"{ALICE}unpriced = true", "a wrong unpriced: it must"),
         (f"{ALICE}{ALICE}", "the same name twice"),
         (f'{ALICE}[[keys]]\nname = "bob"\nkey = "{SECRET}"', "the same key twice"),
         (f"{ALICE}{SECRET}", "is not valid TOML"),

@@ -13,7 +13,14 @@ from exchanges import chat_exchange
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
-from ape_cerebras.errors import BadRequest, BudgetSpent, ModelNotFound, NotAdmitted, RateLimited
+from ape_cerebras.errors import (
+    BadRequest,
+    BudgetReserved,
+    BudgetSpent,
+    ModelNotFound,
+    NotAdmitted,
+    RateLimited,
+)
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.telemetry.exchange import Exchange
@@ -295,8 +302,11 @@ def test_a_key_is_limited_to_its_models(tmp_path: Path) -> None:
 DAY = 24 * 60 * 60
 
 
-async def spends(limited: Admission, dollars: str | None, client: str = "a") -> None:
-    exchange = chat_exchange(client=client)
+async def spends(
+    limited: Admission, dollars: str | None, client: str = "a", reserves: str | None = None
+) -> None:
+    reserved = None if reserves is None else Decimal(reserves)
+    exchange = chat_exchange(client=client, reserved_cost=reserved)
     async with limited.admitted(exchange):
         exchange.cost = None if dollars is None else Decimal(dollars)
 
@@ -345,3 +355,85 @@ async def test_a_cancelled_exchange_is_charged_its_cost(tmp_path: Path) -> None:
             await anyio.lowlevel.checkpoint()
     with pytest.raises(BudgetSpent):
         await spends(limited, None)
+
+
+NO_RETRY = (b"x-should-retry", b"false")
+
+
+@pytest.mark.anyio
+async def test_a_reservation_has_to_fit_beside_those_in_flight(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=1))
+    WALL.now = DAY - 90.5
+    in_flight = chat_exchange(client="a", reserved_cost=Decimal("0.6"))
+    async with limited.admitted(in_flight):
+        with pytest.raises(BudgetReserved) as caught:
+            await spends(limited, "0", reserves="0.5")
+        assert caught.value.headers == ((b"retry-after", b"1"), (b"x-should-retry", b"true"))
+        with pytest.raises(BudgetReserved) as caught:
+            await spends(limited, "0", reserves="1.01")
+        assert caught.value.headers == ((b"retry-after", b"60"), NO_RETRY)
+        await spends(limited, "0.1", reserves="0.4")
+        await spends(limited, "0", client="b", reserves="5")
+        in_flight.cost = Decimal("0.5")
+    await spends(limited, "0.2", reserves="0.4")
+    with pytest.raises(BudgetReserved) as caught:
+        await spends(limited, "0", reserves="0.3")
+    assert caught.value.headers[1] == NO_RETRY
+    await spends(limited, "0.2", reserves="0.2")
+    with pytest.raises(BudgetSpent) as spent:
+        await spends(limited, "0", reserves="0")
+    assert not isinstance(spent.value, BudgetReserved)
+
+
+@pytest.mark.anyio
+async def test_whatever_refuses_or_cancels_a_request_its_reservation_is_given_back(
+    tmp_path: Path,
+) -> None:
+    WALL.now = 0.0
+    file = limited_keys(tmp_path, usd_per_day=1, requests_per_minute=1, concurrent_requests=1)
+    limited = admission(**file, MAX_QUEUE_SECONDS="100")
+    async with anyio.create_task_group() as tasks:
+        exchange = chat_exchange(client="a", reserved_cost=Decimal("0.9"))
+        async with limited.admitted(exchange):
+            for _ in range(3):
+                with pytest.raises(RateLimited):
+                    await spends(limited, "0", reserves="0.1")
+            tasks.cancel_scope.cancel()
+    limited = admission(**limited_keys(tmp_path, usd_per_day=1, concurrent_requests=1))
+    async with limited.admitted(chat_exchange(client="a", reserved_cost=Decimal("0.5"))):
+        for _ in range(3):
+            with pytest.raises(NotAdmitted):
+                await spends(limited, "0", reserves="0.5")
+    await spends(limited, "1", reserves="1")
+
+
+@pytest.mark.anyio
+async def test_a_reservation_is_settled_on_the_day_on_which_it_was_made(tmp_path: Path) -> None:
+    limited = admission(**limited_keys(tmp_path, usd_per_day=1))
+    WALL.now = DAY - 1.0
+    exchange = chat_exchange(client="a", reserved_cost=Decimal(1), cost=Decimal(1))
+    async with limited.admitted(exchange):
+        WALL.now = DAY + 1.0
+        await spends(limited, "0.5", reserves="1")
+    await spends(limited, "0.5", reserves="0.5")
+    WALL.now = DAY - 1.0
+    with pytest.raises(BudgetSpent):
+        await spends(limited, "0")
+
+
+@pytest.mark.anyio
+async def test_a_key_may_refuse_models_without_a_price(tmp_path: Path) -> None:
+    for rule, model, cost, refusal in (
+        ("refuse", "gpt-oss-120b", "0.1", None),
+        ("refuse", "unheard-of", None, "no price"),
+        ("refuse", None, "0.1", "plain JSON"),
+        ("allow", "unheard-of", None, None),
+        ("allow", None, "0.1", None),
+    ):
+        limited = admission(**limited_keys(tmp_path, unpriced=f'"{rule}"'))
+        assert limited.is_limited == (rule == "refuse")
+        reserved = None if cost is None else Decimal(cost)
+        exchange = chat_exchange(client="a", model=model, reserved_cost=reserved)
+        with pytest.raises(BadRequest, match=refusal) if refusal else nullcontext():
+            async with limited.admitted(exchange):
+                pass

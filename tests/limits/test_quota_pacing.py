@@ -1,7 +1,7 @@
 """Quota pacing: exact times against a simulated account, and over real sockets against the
 simulator with its limits on."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -16,6 +16,7 @@ from ape_cerebras.errors import NotAdmitted
 from ape_cerebras.limits.admission import Admission
 from ape_cerebras.limits.api_keys import ApiKeys
 from ape_cerebras.limits.quota_pacing import estimate_reservation
+from ape_cerebras.limits.token_buckets import Charge, Decision, Hold, LimitStore
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.quota import Account, AccountLimits
 from ape_cerebras.simulator.replies import Rejected
@@ -23,6 +24,8 @@ from ape_cerebras.simulator.request import CompletionRequest
 from ape_cerebras.simulator.server import Simulator
 from ape_cerebras.telemetry.exchange import Usage
 from ape_cerebras.upstream.client import read_quota
+
+DAY = 86_400.0
 
 
 def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
@@ -53,11 +56,16 @@ class Fleet:
         limit: int = 900,
         used: int = 100,
         cancelled: float = 1e9,
+        body: bytes = b"",
     ) -> None:
         """The first letter of a request's name is its client."""
         await anyio.sleep(arrives)
         exchange = chat_exchange(
-            client=name[0], reserved_tokens=100 + limit, upstream_status=None, sent_at=None
+            client=name[0],
+            reserved_tokens=100 + limit,
+            upstream_status=None,
+            sent_at=None,
+            body=body,
         )
         with anyio.move_on_after(cancelled - arrives):
             try:
@@ -90,11 +98,17 @@ class Fleet:
             self.account.release(reserved, 100 + used, anyio.current_time())
 
 
-def fleet(duration: float = 1.0, pacing: str = "on", **limits: int | str) -> Fleet:
-    settings = {"QUOTA_PACING": pacing, "MAX_QUEUE_SECONDS": "600"}
+def fleet(
+    duration: float = 1.0,
+    pacing: str = "on",
+    wait: str = "600",
+    store: LimitStore | None = None,
+    **limits: int | str,
+) -> Fleet:
+    settings = {"QUOTA_PACING": pacing, "MAX_QUEUE_SECONDS": wait}
     config = Config.from_environment({"CEREBRAS_API_KEY": KEY, **settings})
     account = Account(AccountLimits(**limits))  # type: ignore[arg-type]
-    return Fleet(account, Admission(config, ApiKeys(config)), duration)
+    return Fleet(account, Admission(config, ApiKeys(config), store), duration)
 
 
 def test_no_quota_is_exceeded_and_no_wait_is_too_long() -> None:
@@ -195,6 +209,84 @@ def test_a_cancelled_request_reserves_nothing() -> None:
         assert made.sent_at.keys() == {"a1", "b1"}
         assert 60 <= made.sent_at["b1"] + 0.1 <= 60.3
         assert made.admission.waiting == 0
+
+    on_mock_clock(test)
+
+
+def test_a_client_that_leaves_before_the_response_blocks_nobody() -> None:
+    """A day's quota, and an hour's: what is taken of them for nothing does not come back soon."""
+
+    async def test() -> None:
+        made = fleet(tokens_per_hour=30_000, tokens_per_day=30_000)
+        await made.request("a0", limit=900, used=100)
+        for number in range(5):  # of a prompt that is nearly nothing
+            await made.request(f"b{number}", limit=29_000, cancelled=0.02, body=b"x" * 400)
+        for number in range(5):
+            await made.request(f"c{number}", limit=900, used=100)
+        assert len(made.sent_at) == 11
+        assert made.now == pytest.approx(6 * 1.1 + 5 * 0.02)
+
+    on_mock_clock(test)
+
+
+def test_a_probe_finds_that_a_long_prompt_was_not_counted() -> None:
+    """Its estimate is more than the quota holds: pictures in the body, for example."""
+
+    async def test() -> None:
+        made = fleet(tokens_per_hour=30_000, tokens_per_day=30_000)
+        await made.request("a0", limit=900, used=100)
+        await anyio.sleep(DAY)
+        await made.request("b0", limit=2_000_000, cancelled=0.02, body=b"x" * 8_000_000)
+        began_at = made.now
+        async with anyio.create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(made.request, f"c{number}", 0.0, 900, 100)
+        probe, *others = sorted(made.sent_at[f"c{number}"] for number in range(5))
+        assert probe == began_at
+        assert others == [pytest.approx(began_at + 0.1)] * 4  # once it has its response head
+        assert made.rejected == []
+
+    on_mock_clock(test)
+
+
+def test_a_probe_that_has_no_response_either_is_followed_by_another() -> None:
+    async def test() -> None:
+        made = fleet(tokens_per_day=30_000)
+        await made.request("a0", limit=900, used=100)
+        await anyio.sleep(DAY)
+        long = b"x" * 8_000_000
+        for number in range(4):
+            await made.request(f"b{number}", limit=2_000_000, cancelled=0.02, body=long)
+        await made.request("c0", limit=900, used=100)
+        assert len(made.sent_at) == 6
+        assert made.now == pytest.approx(DAY + 2 * 1.1 + 4 * 0.02)
+
+    on_mock_clock(test)
+
+
+class SlowStore(LimitStore):
+    """It takes a while to decide, as one that is elsewhere does."""
+
+    async def charge(
+        self, charges: Sequence[Charge], now: float, hold: Hold | None = None
+    ) -> Decision:
+        if charges:
+            await anyio.sleep(0.2)
+        return await super().charge(charges, now, hold)
+
+
+def test_the_time_that_a_store_takes_to_decide_is_no_waiting() -> None:
+    async def test() -> None:
+        made = fleet(wait="0", store=SlowStore(), tokens_per_minute=6_000)
+        await made.request("a0", limit=900, used=900)
+        began_at = made.now
+        async with anyio.create_task_group() as tasks:
+            for number in range(1, 8):
+                tasks.start_soon(made.request, f"a{number}", 0.0, 900, 900)
+        del made.sent_at["a0"]
+        assert list(made.sent_at.values()) == [pytest.approx(began_at + 0.2)] * 5
+        assert len(made.given_up) == 2
+        assert made.rejected == []
 
     on_mock_clock(test)
 

@@ -2,22 +2,20 @@
 outage. Its clock cannot be set, so buckets here refill too slowly for a test to matter."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, suppress
-from decimal import Decimal
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
 import pytest
 from end_to_end import serve_each
 from redis import Redis
-from redis_server import RedisServer, redis_server
+from redis_server import RedisServer, Store, redis_server, store
 
 from ape_cerebras.errors import LimitStoreUnavailable
 from ape_cerebras.limits.redis_store import RedisLimitStore
-from ape_cerebras.limits.token_buckets import Charge, Decision, LimitStore, TokenBucket
+from ape_cerebras.limits.token_buckets import Charge, Decision, Hold, LimitStore, TokenBucket
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.telemetry.logs import Logs
 
 DAY = 86_400.0
 REQUESTS = TokenBucket("requests", 6, DAY)
@@ -40,33 +38,6 @@ def emptied(server: RedisServer) -> Iterator[Redis]:
     with Redis.from_url(server.url, decode_responses=True) as contents:
         contents.flushall()
         yield contents
-
-
-class Store:
-    """A shared store with its clock, and each logged change: whether Redis responds."""
-
-    def __init__(self, url: str, timeout: float = 5.0, *, closed: bool = True) -> None:
-        self.logged: list[bool] = []
-        self.now = 0.0
-        self.limits = RedisLimitStore(
-            url, timeout, closed=closed, logs=Logs("info", self.log), clock=lambda: self.now
-        )
-
-    def log(self, line: bytes) -> None:
-        self.logged.append(b"responds again" in line)
-
-    async def charge(self, charges: list[Charge], now: float) -> Decision:
-        self.now = now
-        return await self.limits.charge(charges, now)
-
-
-@asynccontextmanager
-async def store(url: str, timeout: float = 5.0, *, closed: bool = True) -> AsyncIterator[Store]:
-    made = Store(url, timeout, closed=closed)
-    try:
-        yield made
-    finally:
-        made.limits.close()
 
 
 async def test_all_stores_share_one_bucket(server: RedisServer, emptied: Redis) -> None:
@@ -98,7 +69,7 @@ async def test_of_several_charges_all_are_taken_or_none(
         assert await limits.charge([Charge(TOKENS, 300)], 0.0) == NOTHING
 
 
-async def test_unused_tokens_are_refunded_and_excess_is_owed(
+async def test_unused_tokens_are_refunded_and_nothing_is_owed_beyond_an_empty_bucket(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -106,9 +77,9 @@ async def test_unused_tokens_are_refunded_and_excess_is_owed(
         await limits.charge([Charge(TOKENS, 1000)], 0.0)
         await limits.adjust([Charge(TOKENS, -600)], 0.0)
         assert await limits.charge([Charge(TOKENS, 600)], 0.0) == NOTHING
-        await limits.adjust([Charge(TOKENS, 100)], 0.0)
+        await limits.adjust([Charge(TOKENS, 100_000)], 0.0)
         owed = await limits.charge([Charge(TOKENS, 100)], 0.0)
-        assert owed.wait == pytest.approx(0.2 * DAY, abs=SLACK)
+        assert owed.wait == pytest.approx(0.1 * DAY, abs=SLACK)
         await limits.adjust([Charge(TOKENS, -5000)], 0.0)
         assert await limits.charge([Charge(TOKENS, 1000)], 0.0) == NOTHING
         assert (await limits.charge([Charge(TOKENS, 100)], 0.0)).lacking is TOKENS
@@ -127,9 +98,10 @@ async def test_decisions_equal_those_of_a_local_store(server: RedisServer, empti
                 await made.limits.adjust(back, 0.0)
                 await local.adjust(back, 0.0)
             shared, own = await made.limits.charge(charges, 0.0), await local.charge(charges, 0.0)
-            assert shared.lacking == own.lacking
+            assert (shared.lacking is None) == (own.lacking is None)
             assert shared.wait == pytest.approx(own.wait, abs=SLACK)
-            assert shared.left == pytest.approx(own.left, abs=1)
+            if shared.lacking == own.lacking:  # else both are empty
+                assert shared.left == pytest.approx(own.left, abs=1)
 
 
 async def test_concurrent_charges_never_exceed_the_bucket(
@@ -163,48 +135,6 @@ async def test_a_bucket_is_one_key_that_expires_when_full(
         assert emptied.keys() == []
         await made.limits.charge([], 0.0)
         assert emptied.keys() == []
-
-
-async def test_dollars_of_a_day_are_added_up_exactly(server: RedisServer, emptied: Redis) -> None:
-    cent = Decimal("0.010000000001")
-    async with store(server.url) as one, store(server.url) as other:
-        assert await one.limits.dollars_spent("anna", 7) == 0
-        async with anyio.create_task_group() as tasks:
-            for each in (one, other) * 30:
-                tasks.start_soon(each.limits.record_dollars, "anna", 7, cent)
-        assert (
-            await one.limits.dollars_spent("anna", 7)
-            == await other.limits.dollars_spent("anna", 7)
-            == 60 * cent
-        )
-        assert (
-            await one.limits.dollars_spent("anna", 8)
-            == await one.limits.dollars_spent("ben", 7)
-            == 0
-        )
-    assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
-    assert DAY < int(emptied.ttl("{ape-cerebras}:spent:anna:7")) <= 8 * DAY
-
-
-async def test_dollars_are_counted_locally_during_an_outage(tmp_path: Path) -> None:
-    dollar = Decimal(1)
-    with redis_server(tmp_path) as server:
-        async with store(server.url, closed=False) as made, store(server.url) as closed:
-            await made.limits.record_dollars("anna", 7, dollar)
-            server.kill()
-            assert await made.limits.dollars_spent("anna", 7) == 0
-            await made.limits.record_dollars("anna", 7, 3 * dollar)
-            assert await made.limits.dollars_spent("anna", 7) == 3 * dollar
-            await closed.limits.record_dollars("anna", 7, dollar)
-            with pytest.raises(LimitStoreUnavailable):
-                await closed.limits.dollars_spent("anna", 7)
-            server.start()
-            made.now = closed.now = 2.0
-            assert (
-                await made.limits.dollars_spent("anna", 7)
-                == await closed.limits.dollars_spent("anna", 7)
-                == 1
-            )
 
 
 async def test_a_clock_set_back_does_not_lock_a_bucket(server: RedisServer, emptied: Redis) -> None:
@@ -283,7 +213,7 @@ async def test_an_unresponsive_server_is_tried_once_a_second() -> None:
     assert made.logged == [False]
 
 
-async def test_adjustments_are_made_despite_cancellation(
+async def test_adjustments_are_made_despite_cancellation_and_charges_are_given_back(
     server: RedisServer, emptied: Redis
 ) -> None:
     async with store(server.url) as made:
@@ -291,17 +221,11 @@ async def test_adjustments_are_made_despite_cancellation(
         with anyio.CancelScope() as scope:
             scope.cancel()
             await made.limits.adjust([Charge(TOKENS, -1000)], 0.0)
-            await made.limits.record_dollars("anna", 7, Decimal(1))
-        assert emptied.keys() == ["{ape-cerebras}:spent:anna:7"]
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await made.limits.charge([Charge(TOKENS, 1000)], 0.0)
-            pytest.fail("a cancelled request waits for nothing")
+        assert emptied.keys() == []
+        for hold in (None, Hold("tokens")):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await made.limits.charge([Charge(TOKENS, 1000)], 0.0, hold)
+                pytest.fail("a cancelled request goes no further")
+            assert emptied.keys() == []
     assert made.logged == []
-
-
-async def test_an_error_of_redis_counts_as_an_outage(server: RedisServer, emptied: Redis) -> None:
-    emptied.lpush("{ape-cerebras}:requests", "nonsense")
-    async with store(server.url, closed=False) as made:
-        assert await made.limits.charge([Charge(REQUESTS, 1)], 0.0) == NOTHING
-    assert made.logged == [False]

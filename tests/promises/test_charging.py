@@ -26,7 +26,7 @@ from end_to_end import (
 )
 from upstream_scripts import closes, resets, responds_with, silent, streams
 
-from ape_cerebras.limits.token_buckets import day_of
+from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 
 pytestmark = pytest.mark.anyio
 
@@ -65,9 +65,12 @@ class Charging(NamedTuple):
         return self.lines()[number - 1]
 
     async def spent(self) -> Decimal:
-        """US dollars that alice has spent, by the account of her budget."""
+        """US dollars that alice has spent, by the account of her budget. Nothing is reserved."""
         day, _ = day_of(time.time())
-        return await self.running.proxy._limits.dollars_spent("alice", day)
+        budget = Budget("alice", day, Decimal(10**6))
+        balance = await self.running.proxy._limits.reserve_dollars(budget, Decimal(0), Hold())
+        assert balance.reserved == 0
+        return balance.spent
 
     async def counted(self, kind: str) -> float:
         series = f'cerebras_proxy_tokens_total{{model="gpt-oss-120b",type="{kind}"}}'
@@ -260,15 +263,16 @@ async def test_an_estimate_is_at_most_what_was_reserved(tmp_path: Path) -> None:
 
 
 async def test_leaving_early_again_and_again_does_not_pass_a_budget(tmp_path: Path) -> None:
+    body = b'{"model":"gpt-oss-120b","messages":[],"stream":true,"max_tokens":20}'
     async with charging(streams(TOKENS, then="stay"), tmp_path, budget="0.0001") as it:
-        for number in range(1, 6):  # (13 * 0.35 + 25 * 0.75) / 10**6 dollars each
+        for number in range(1, 5):  # (17 * 0.35 + 20 * 0.75) / 10**6 dollars each
             client = await it.client()
-            await client.send(request(STREAM))
+            await client.send(request(body))
             await client.until(TOKEN)
             client.stream.close()
             await it.line(number)
-        response = await (await it.client()).request(request(STREAM))
-        assert (response.status, response.json()["code"]) == (429, "budget_exceeded")
+        response = await (await it.client()).request(request(body))
+        assert (response.status, response.json()["code"]) == (429, "budget_reserved")
 
 
 async def test_events_carry_what_those_of_the_same_model_did_lately(tmp_path: Path) -> None:

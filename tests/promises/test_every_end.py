@@ -16,9 +16,10 @@ from crowd import Crowd
 from end_to_end import Conversation, Running, running_proxy, running_upstream
 from failing_upstream import as_requested
 from fault_bench import until
+from redis import Redis
 from redis_server import redis_server
 
-from ape_cerebras.limits.token_buckets import day_of
+from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +82,7 @@ async def test_every_end_is_in_all_accounts(kind: str, mode: str, tmp_path: Path
             assert not [line for line in refused if line in counted]
             await check_counters(running, counted)
             await check_keys(running, counted)
-            check_reservations(running)
+            check_reservations(running, store.get("LIMITS_STORE"))
 
 
 async def let_a_crowd_in(running: Running, seed: str) -> None:
@@ -114,14 +115,20 @@ async def check_keys(running: Running, lines: list[dict[str, Any]]) -> None:
         for kind in ("prompt", "completion"):
             series = f'cerebras_proxy_client_tokens_total{{client="{name}",type="{kind}"}}'
             assert await running.sample(series) == sum(line[f"{kind}_tokens"] for line in own)
-        spent = await running.proxy._limits.dollars_spent(name, day)
-        assert spent == sum(Decimal(str(line["cost_usd"])) for line in own) > 0
+        budget = Budget(name, day, Decimal(1))
+        balance = await running.proxy._limits.reserve_dollars(budget, Decimal(0), Hold())
+        assert balance.spent == sum(Decimal(str(line["cost_usd"])) for line in own) > 0
+        assert balance.reserved == 0
 
 
-def check_reservations(running: Running) -> None:
+def check_reservations(running: Running, url: str | None) -> None:
     admission = running.proxy._admission
     assert admission.waiting == 0
     assert admission._pacing is not None
     for model in admission._pacing._models.values():
-        assert not model.charged
+        assert not model.admitted
         assert not model.in_flight
+    assert not any(running.proxy._limits._holds.values())
+    if url is not None:
+        with Redis.from_url(url, decode_responses=True) as contents:
+            assert contents.keys("*held*") == []

@@ -46,7 +46,7 @@ def spoil(path: str, text: str | None) -> None:
 
 
 def request_of(
-    name: str, body: bytes = b'{"model":"gpt-oss-120b","messages":[],"stream":true}'
+    name: str, body: bytes = b'{"model":"gpt-oss-120b","messages":[],"max_tokens":0,"stream":true}'
 ) -> bytes:
     return chat(body, b"Authorization: Bearer key-of-%s" % name.encode())
 
@@ -55,7 +55,8 @@ def request_of(
 async def test_each_key_has_its_limits_and_its_account(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        'alice models = ["gpt-oss-120b"]\nusd_per_day = 0.00001',
+        # A request reserves 0.00000595 dollars, of its prompt, and a response costs 0.0000065.
+        'alice models = ["gpt-oss-120b"]\nusd_per_day = 0.0000127',
         "bob requests_per_minute = 1",
     )
     settings = {"APE_API_KEYS_FILE": path, "APE_API_KEY": "carol:key-of-carol,key-of-nobody"}

@@ -149,20 +149,50 @@ async def test_a_store_that_is_not_there_from_the_start_stops_nobody(tmp_path: P
             await until_logged(proxies, BACK)
 
 
-async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
+@asynccontextmanager
+async def with_budget(tmp_path: Path, server: RedisServer) -> AsyncIterator[Sequence[Running]]:
+    """Three proxies, and a key with a budget of 0.000021 dollars. A response costs 0.0000065."""
     file = tmp_path / "keys.toml"
-    file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 0.00001\n')
-    request = chat(b'{"model":"gpt-oss-120b","messages":[]}', b"Authorization: Bearer key-of-anna")
+    file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 0.000021\n')
+    async with three_proxies(server, 3000, APE_API_KEYS_FILE=str(file)) as proxies:
+        yield proxies
+
+
+def of_anna(limit: int) -> bytes:
+    """A prompt of 18 tokens at 0.35 dollars per million, and the limit at 0.75."""
+    body = b'{"model":"gpt-oss-120b","messages":[],"max_completion_tokens":%d}' % limit
+    return chat(body, b"Authorization: Bearer key-of-anna")
+
+
+async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
-        settings = {"APE_API_KEYS_FILE": str(file)}
-        async with three_proxies(server, 3000, **settings) as proxies:
-            # A response costs 0.0000065.
-            responses = [await (await running.client()).request(request) for running in proxies]
+        async with with_budget(tmp_path, server) as proxies:
+            clients = [await running.client() for running in proxies]
+            responses = [await client.request(of_anna(1)) for client in clients * 2]
         with Redis.from_url(server.url, decode_responses=True) as contents:
             keys = contents.keys()
-    assert [response.status for response in responses] == [200, 200, 429]
-    assert error_shape(responses[2].json())[1] == "budget_exceeded"
+    assert [response.status for response in responses] == [200, 200, 200, 429, 429, 429]
+    assert error_shape(responses[3].json())[1] == "budget_reserved"
+    assert responses[3].headers["x-should-retry"] == "false"
     assert not [key for key in keys if "key-of-anna" in key]
+
+
+async def test_many_at_once_spend_no_more_than_one_by_one(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        async with with_budget(tmp_path, server) as proxies:
+            responses: list[Response] = []
+
+            async def request(running: Running) -> None:
+                responses.append(await (await running.client()).request(of_anna(18)))
+
+            async with anyio.create_task_group() as tasks:
+                for running in [*proxies] * 4:
+                    tasks.start_soon(request, running)
+    statuses = Counter(response.status for response in responses)
+    # Each reserves 0.0000198.
+    assert statuses == {200: 1, 429: 11}
+    codes = {error_shape(each.json())[1] for each in responses if each.status == 429}
+    assert codes <= {"budget_reserved"}
 
 
 def test_check_marks_whose_a_limit_is() -> None:

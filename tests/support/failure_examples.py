@@ -3,7 +3,14 @@
 import inspect
 
 from ape_cerebras import errors
-from ape_cerebras.errors import BadRequest, BudgetSpent, NotAdmitted, ProxyError, RateLimited
+from ape_cerebras.errors import (
+    BadRequest,
+    BudgetReserved,
+    BudgetSpent,
+    NotAdmitted,
+    ProxyError,
+    RateLimited,
+)
 
 FAILURES: list[type[ProxyError]] = [
     each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, ProxyError)
@@ -11,6 +18,7 @@ FAILURES: list[type[ProxyError]] = [
 
 _MADE: dict[type[ProxyError], ProxyError] = {
     BadRequest: BadRequest("A reason."),
+    BudgetReserved: BudgetReserved(1.0, retry=True),
     BudgetSpent: BudgetSpent(3600.0),
     NotAdmitted: NotAdmitted(2.5),
     RateLimited: RateLimited(80, 0.0, 0.75),
