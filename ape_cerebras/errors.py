@@ -33,7 +33,7 @@ it a key.
     │   ├── ConnectFailed         502  refused, unreachable, name not found
     │   ├── TlsFailed             502  certificate or handshake
     │   ├── InvalidResponse       502  not HTTP, closed without a response, or not as requested
-    │   ├── ResponseWithheld      502  it quotes the account's key
+    │   ├── ResponseWithheld      502  it quotes the account's key, or may and cannot be read
     │   ├── KeyRefused            502  upstream's own 401
     │   ├── Truncated             502  the response ended before its end
     │   ├── ConnectTimeout        504
@@ -346,7 +346,7 @@ class InvalidResponse(UpstreamFailed, code="invalid_response", outcome="upstream
 
 
 class ResponseWithheld(UpstreamFailed, code="answer_withheld", outcome="upstream_invalid"):
-    message = "The upstream API's response holds text that this proxy does not pass on."
+    message = "The upstream API's response holds, or may hold, text that must not be passed on."
 
 
 class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_key_refused"):

@@ -15,7 +15,8 @@ import orjson
 
 from ..config.config import Config
 from ..downstream.connection import Downstream
-from ..errors import IdleTimeout, ProxyError, Truncated
+from ..errors import IdleTimeout, InvalidResponse, ProxyError, Truncated
+from ..http1.body import ContentDecoder
 from ..http1.messages import Headers, Request
 from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_prompt, estimate_reservation
@@ -34,6 +35,7 @@ __all__ = ("Relay", "error_body", "error_event")
 _PATH = "/v1/chat/completions"
 _END_TIMEOUT = 0.05  # seconds to wait for the end of a body whose content has ended
 _JSON = (b"content-type", b"application/json")
+_NOT_REASSEMBLED = frozenset((b"content-type", b"content-encoding"))
 
 # Fields that concern one connection only (RFC 9110 section 7.6.1), or the other one not.
 _HOP_BY_HOP = frozenset(
@@ -155,15 +157,18 @@ class Relay:
         meter = meter_for(exchange, response.status, content_type, self._gap_buckets, choices)
         streams = isinstance(meter, StreamMeter)
         headers = _headers_down(response.headers, stream=streams)
+        decoder = response.decoder
         output: _PassedOn | _Reassembled
         if chat.converted and streams:
-            headers = (_JSON, *(field for field in headers if field[0] != _JSON[0]))
-            output = _Reassembled(exchange, downstream, meter, headers)
+            headers = (_JSON, *(field for field in headers if field[0] not in _NOT_REASSEMBLED))
+            output = _Reassembled(exchange, downstream, meter, headers, decoder)
         else:
             if exchange.stream is None:
                 exchange.stream = streams
-            downstream.send_head(exchange, response.status, headers, meter)
-            output = _PassedOn(exchange, downstream, meter)
+            # Nothing readable fits behind compressed bytes.
+            state = meter if decoder is None else None
+            downstream.send_head(exchange, response.status, headers, state)
+            output = _PassedOn(exchange, downstream, meter, decoder)
         try:
             await _relay(response, output)
         finally:
@@ -190,36 +195,50 @@ class Relay:
 
 
 class _PassedOn:
-    """A body that goes to the client chunk by chunk, as it comes."""
+    """A body that goes to the client chunk by chunk, as it comes. ``decoder``: of a compressed
+    one."""
 
-    def __init__(self, exchange: Exchange, downstream: Downstream, meter: Meter) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        meter: Meter,
+        decoder: ContentDecoder | None,
+    ) -> None:
         self._exchange = exchange
         self.downstream = downstream
         self._meter = meter
+        self._decoder = decoder
+        self._ended_unread = False
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Send a chunk, then look at it, also if the client has gone: its tokens are used. Return
         whether the content has ended."""
         sent_at = None
+        text = chunk if self._decoder is None else self._decoder.latest
         try:
-            await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(chunk))
+            await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(text))
             sent_at = self.downstream.stream.written_at
         finally:
-            if len(chunk) <= PART_BYTES:
-                self._meter.feed(chunk, arrived_at, sent_at)
+            if len(text) <= PART_BYTES:
+                self._meter.feed(text, arrived_at, sent_at)
             else:
-                await _look_into(chunk, self._meter, arrived_at, sent_at)
-        return self._exchange.done_seen
+                await _look_into(text, self._meter, arrived_at, sent_at)
+        # Compressed bytes go on behind the content's end: a checksum, if nothing else.
+        return self._exchange.done_seen and self._decoder is None
 
     @property
     def complete(self) -> bool:
-        return self._meter.complete
+        return self._meter.complete or self._ended_unread
 
     def end_of_body(self, *, framed: bool) -> None:
+        """Note the end of a body whose content has not ended. Of what cannot be read only the
+        framing knows the end."""
         self._meter.end_of_body(self.downstream.stream.written_at, framed=framed)
+        self._ended_unread = framed and self._decoder is not None and self._decoder.blind
 
     async def finish(self) -> None:
-        if not self._meter.complete:
+        if not self.complete:
             raise Truncated
         await self.downstream.send_end()
 
@@ -229,20 +248,31 @@ class _Reassembled:
     that the client gets its status: no byte has gone out."""
 
     def __init__(
-        self, exchange: Exchange, downstream: Downstream, meter: Meter, headers: Headers
+        self,
+        exchange: Exchange,
+        downstream: Downstream,
+        meter: Meter,
+        headers: Headers,
+        decoder: ContentDecoder | None,
     ) -> None:
         self._exchange = exchange
         self.downstream = downstream
         self._meter = meter
         self._headers = headers
+        self._decoder = decoder
         self._assembly = Assembly()
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Look at a chunk and keep it. Return whether the content has ended."""
-        await _look_into(chunk, self._meter, arrived_at, None)
-        for part in parts(chunk):
+        text = chunk
+        if self._decoder is not None:
+            text = self._decoder.latest
+            if self._decoder.blind:
+                raise InvalidResponse
+        await _look_into(text, self._meter, arrived_at, None)
+        for part in parts(text):
             self._assembly.feed(part)
-            if len(part) < len(chunk):
+            if len(part) < len(text):
                 await yield_shielded()
         return self._meter.complete
 

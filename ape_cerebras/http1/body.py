@@ -9,15 +9,28 @@ Both directions read bodies so. A read brings many chunks of a response at once:
 one by one and takes 12 µs for each, and 10 to 17 for a body in a single piece; here they come in
 one piece, at 2 µs a chunk of 200 bytes (CPython 3.11, one core of a server). The errors speak of
 requests; the reader of a response translates them.
+
+A compressed body passes as it is. Whoever has to look into it gets a copy from ``ContentDecoder``.
 """
 
 import re
+import zlib
 from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
 
 from ..errors import BadRequest, BodyTooLarge, HeadersTooLarge
 from .messages import FORBIDDEN, TOKEN, Headers, parse_fields
 
-__all__ = ("BodyReader", "ChunkedReader", "SizedReader", "reader_for")
+__all__ = (
+    "BodyReader",
+    "ChunkedReader",
+    "ContentDecoder",
+    "SizedReader",
+    "decoder_for",
+    "reader_for",
+)
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 # "Bad whitespace" around ";" and "=" is for old senders' sake only, and none of them sends
@@ -35,6 +48,12 @@ _FRAMING_BESIDE_DATA = 16 * 1024
 _MAX_LINE = 16 * 1024
 _MAX_CHUNKS = 1000  # at once: a read can hold ten thousand, which would hold the event loop
 _MALFORMED = "The request's framing is malformed."
+# A decoder becomes blind where a body is much larger decoded. Streams of tokens, each with the same
+# members around it, are 30 to 100 times as large; a bomb is a thousand times (gzip) and more.
+_MOST_EXPANDED = 256
+_EXPANDED_ANYWAY = 1024 * 1024  # bytes
+_MOST_AT_ONCE = 4 * 1024 * 1024  # bytes; they are decoded in 15 ms
+_GZIP, _ZLIB, _RAW = 31, zlib.MAX_WBITS, -zlib.MAX_WBITS  # window bits, as zlib takes them
 _MOSTLY_FRAMING = "The request body is more framing than body."
 
 
@@ -206,3 +225,109 @@ def reader_for(
         if name == b"transfer-encoding":
             return ChunkedReader(max_body, max_trailers, framing_beside_data)
     return None
+
+
+# Content codings (RFC 9110 section 8.4.1)
+
+
+class ContentDecoder:
+    """Decodes a copy of a compressed body, piece by piece, for those who look into it.
+
+    ``latest``: what the latest piece decoded to. ``blind``: whether the rest cannot be decoded,
+    because the coding is not known here, or the bytes are not of it, or expand like a bomb.
+    ``decode`` never raises.
+    """
+
+    def __init__(self, coding: bytes) -> None:
+        self._open = _OPENERS.get(coding)
+        self._decoder: Any = None  # of the member under way; a body may have several
+        self._start = b""
+        self._allowed = _EXPANDED_ANYWAY  # bytes that may still be decoded
+        self.latest = b""
+        self.blind = self._open is None
+
+    def decode(self, piece: bytes) -> bytes:
+        """Return what the next piece of the body decodes to, and nothing once it is blind."""
+        self.latest = b""
+        if self.blind:
+            return b""
+        self._allowed += _MOST_EXPANDED * len(piece)
+        most = min(self._allowed, _MOST_AT_ONCE)
+        try:
+            self.latest = self._decode(piece, most)
+        except Exception:  # of libraries that need not be here, and have no error in common
+            self.blind = True
+        self._allowed -= len(self.latest)
+        self.blind = self.blind or len(self.latest) >= most
+        return self.latest
+
+    def _decode(self, piece: bytes, most: int) -> bytes:
+        decoded = bytearray()
+        while piece and len(decoded) < most:
+            if self._decoder is None:
+                self._start += piece
+                if len(self._start) < 2:  # too few to tell the kinds of deflate apart
+                    break
+                piece, self._start = self._start, b""
+                self._decoder = self._open(piece) if self._open else None
+            decoded += self._decoder.decompress(piece, most - len(decoded))
+            piece = b""
+            if self._decoder.eof:
+                piece, self._decoder = self._decoder.unused_data, None
+        return bytes(decoded)
+
+
+def _open_deflate(start: bytes) -> Any:
+    """Return a decoder of the zlib format, which the coding is by its definition, or of the bare
+    format, which some servers send."""
+    is_zlib = start[0] & 0x0F == 8 and int.from_bytes(start[:2], "big") % 31 == 0
+    return zlib.decompressobj(_ZLIB if is_zlib else _RAW)
+
+
+class _Brotli:
+    """Brotli's decoder with the methods of zlib's; it has but one member. Needs brotli 1.2, whose
+    output can be limited."""
+
+    eof, unused_data = False, b""
+
+    def __init__(self) -> None:
+        self._decoder = _library("brotli").Decompressor()
+
+    def decompress(self, piece: bytes, most: int) -> bytes:
+        decoded: bytes = self._decoder.process(piece, output_buffer_limit=most)
+        return decoded
+
+
+def _open_zstd(_: bytes) -> Any:
+    return _library("compression.zstd", "backports.zstd").ZstdDecompressor()
+
+
+@lru_cache(maxsize=2)
+def _library(*names: str) -> Any:
+    """Return the first of these modules that is installed. Raises ImportError."""
+    for name in names[:-1]:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    return import_module(names[-1])
+
+
+_OPENERS: dict[bytes, Callable[[bytes], Any]] = {
+    b"gzip": lambda _: zlib.decompressobj(_GZIP),
+    b"x-gzip": lambda _: zlib.decompressobj(_GZIP),
+    b"deflate": _open_deflate,
+    b"br": lambda _: _Brotli(),
+    b"zstd": _open_zstd,
+}
+
+
+def decoder_for(headers: Headers) -> ContentDecoder | None:
+    """Return a decoder of the body behind a head; None where it is not compressed. That of several
+    codings, one over the other, is blind."""
+    values = [value for name, value in headers if name == b"content-encoding"]
+    if not values:
+        return None
+    codings = [coding.strip(b" \t").lower() for coding in b",".join(values).split(b",")]
+    applied = [coding for coding in codings if coding not in (b"", b"identity")]
+    return ContentDecoder(b",".join(applied)) if applied else None

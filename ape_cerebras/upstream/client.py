@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..config.config import Config
 from ..errors import InvalidResponse, KeyRefused, ResponseWithheld
+from ..http1.body import ContentDecoder, decoder_for
 from ..http1.messages import Headers
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import NO_QUOTA, Exchange, Quota
@@ -65,7 +66,8 @@ class UpstreamClient:
         default_port = url.port == _DEFAULT_PORTS[url.scheme]
         self._host = (host if default_port else f"{host}:{url.port}").encode()
         self._prefix = url.prefix.encode()
-        # Identity: a body that is relayed byte for byte must be readable on its way.
+        # Identity: a body that is relayed byte for byte is looked into on its way. Not every server
+        # obeys.
         self._without_key: Headers = ((b"accept-encoding", b"identity"),)
         authorization = b"Bearer " + config.cerebras_api_key.encode()
         self._with_key: Headers = ((b"authorization", authorization), *self._without_key)
@@ -99,7 +101,8 @@ class UpstreamClient:
 class UpstreamResponse:
     """A response whose head has arrived: a context manager that holds its connection.
 
-    ``headers`` have lower-case names. ``arrived_at``: when the latest chunk arrived.
+    ``headers`` have lower-case names. ``arrived_at``: when the latest chunk arrived. ``decoder``:
+    has what a compressed body's latest chunk holds; None where chunks can be read as they are.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class UpstreamResponse:
         self._ahead: list[bytes | None] = []
         self.status = 0
         self.headers: Headers = ()
+        self.decoder: ContentDecoder | None = None
         raw = self._raw = connection.stream.raw
         raw.most_at_once = 0
         self._counting = True
@@ -174,13 +178,17 @@ class UpstreamResponse:
             raise ResponseWithheld
         if head.status == 401:
             raise KeyRefused
+        if any([name == b"content-encoding" for name, _ in head.headers]):  # noqa: C419 - quicker
+            self.decoder = decoder_for(head.headers)
         if head.status >= 400:  # the beginning of an error is read before any of it is passed on
             ahead: list[bytes | None] = []
-            size = 0
+            size, text = 0, b""
             while size < _ERROR_AT_MOST and (not ahead or ahead[-1] is not None):
                 ahead.append(chunk := await self.next_chunk())
                 size += len(chunk or b"")
-            exchange.upstream_code = read_error_code(b"".join(filter(None, ahead)))
+                if chunk is not None and len(text) < _ERROR_AT_MOST:
+                    text += self._readable(chunk)
+            exchange.upstream_code = read_error_code(text)
             self._ahead = ahead
 
     def header(self, name: bytes) -> bytes:
@@ -202,16 +210,23 @@ class UpstreamResponse:
             self._awaits_token = False
             self._raw.peek_arrivals(False)
         chunk = await self._connection.next_chunk()
-        if chunk is not None and self._leaks.found_in(chunk):
-            raise ResponseWithheld
+        if chunk is not None:
+            decoder = self.decoder
+            leaks = self._leaks.found_in(chunk if decoder is None else decoder.decode(chunk))
+            if leaks or (decoder is not None and decoder.blind and self._leaks.must_read):
+                raise ResponseWithheld
         return chunk
 
+    def _readable(self, chunk: bytes) -> bytes:
+        """What is to be looked into of the latest chunk."""
+        return chunk if self.decoder is None else self.decoder.latest
+
     async def read_all(self, at_most: int) -> bytes:
-        """The body. Raises InvalidResponse where it has more bytes than ``at_most``, and what
-        ``next_chunk`` raises."""
+        """The body, decoded. Raises InvalidResponse where it has more bytes than ``at_most``, and
+        what ``next_chunk`` raises."""
         body = bytearray()
         while (chunk := await self.next_chunk()) is not None:
-            body += chunk
+            body += self._readable(chunk)
             if len(body) > at_most:
                 raise InvalidResponse
         return bytes(body)
@@ -238,11 +253,15 @@ class KeyLeakDetector:
     It searches for the key's beginning, because APIs quote a key as that and stars: 8 characters,
     which no model writes by chance, or 6 in an error, which no model wrote. A key of fewer than 16
     characters is searched for as a whole; one of fewer than 8 may be a word, and is not.
+
+    ``must_read``: whether what cannot be searched must not pass. Errors quote keys; models have
+    never seen one.
     """
 
     def __init__(self, key: bytes, status: int) -> None:
         part = key[: 6 if status >= 400 else 8] if len(key) >= 16 else key
         self._wanted = part if len(key) >= 8 else b""
+        self.must_read = bool(self._wanted) and status >= 400
         self._tail = b""
 
     def found_in(self, chunk: bytes) -> bool:

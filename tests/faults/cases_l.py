@@ -7,7 +7,9 @@ import orjson
 import pytest
 from cases_e_f import QUICK, endless
 from cases_k import raw
+from codings import compressed
 from end_to_end import (
+    KEY,
     TOKEN,
     Client,
     Conversation,
@@ -134,6 +136,26 @@ FAILURES = (
 )
 
 
+PACKED = (
+    b"HTTP/1.1 %s\r\nContent-Type: text/event-stream\r\nContent-Encoding: %s\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+LEAK = b'{"message":"No quota for %s***"}' % KEY[:6].encode()
+
+
+def packed(name: str, coding: str, data: bytes, status: int = 200, code: str = "") -> Case:
+    """A compressed response: it passes as it is, or is withheld for the reason ``code``."""
+    named, body = compressed(coding, data)
+    wire = PACKED % (b"%d X" % status, named) + chunk(body) + END
+
+    def check(scene: Scene, response: Response) -> bool:
+        [line] = scene.exchanges
+        return bool(code) or (response.body == body and line["outcome"] == "completed")
+
+    status = 502 if code else status
+    return Case(name, OK, status, up=1, code=code, upstream=raw(wire, "hold"), check=check)
+
+
 def reported_failed(body: bytes) -> Callable[[Scene, Response], object]:
     def check(scene: Scene, response: Response) -> bool:
         [line] = scene.exchanges
@@ -212,4 +234,11 @@ CASES: list[Case] = [
         for body in (ONE + failure + sent_as(b"[DONE]"),)
         for wire in (HEAD + chunk(body) + END,)
     ),
+    *(packed(f"L16 {coding}", coding, FULL) for coding in ("gzip", "deflate", "raw deflate")),
+    *(
+        packed(f"L16 {coding} quotes the key", coding, LEAK, 400, "answer_withheld")
+        for coding in ("gzip", "two members", "raw deflate")
+    ),
+    packed("L16 bomb", "gzip", b" " * 10**8 + FULL),
+    packed("L16 bomb quotes the key", "gzip", b" " * 10**8 + LEAK, 400, "answer_withheld"),
 ]
