@@ -9,6 +9,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local damaged = {}
 
+-- Fail where nothing can be written (a replica, maxmemory), whatever there is to decide. Else such a
+-- Redis would seem to respond now and then. This writes nothing.
+local written = redis.pcall('SETRANGE', KEYS[1], 0, '')
+if type(written) == 'table' and written.err and not string.find(written.err, 'WRONGTYPE') then
+  return written
+end
+
 local function exact(number)
   return string.format('%.0f', number)
 end
@@ -198,12 +205,17 @@ local function is_amount(text)
   return text and #text < 20 and string.match(text, '^%d+$')
 end
 
+-- Returns what the process has spent, which may be more than it knew when it asked.
 local function record_own()
   local known = read(KEYS[1], 'HGET', ARGV[4])
-  if ARGV[5] ~= '0' and not (is_amount(known) and tonumber(known) >= tonumber(ARGV[5])) then
+  if is_amount(known) and tonumber(known) >= tonumber(ARGV[5]) then
+    return known
+  end
+  if ARGV[5] ~= '0' then
     redis.call('HSET', KEYS[1], ARGV[4], ARGV[5])
     redis.call('EXPIRE', KEYS[1], ARGV[6])
   end
+  return ARGV[5]
 end
 
 local function spent_by_others(key)
@@ -231,8 +243,7 @@ local function reserve()
       others[#others + 1] = exact(spent_by_others(KEYS[i]))
     end
   end
-  record_own()
-  local spent = ARGV[5] + math.max(others[1], ARGV[7])
+  local spent = record_own() + math.max(others[1], ARGV[7])
   local granted = spent < tonumber(ARGV[9]) and spent + reserved + ARGV[8] <= tonumber(ARGV[9])
   if granted and entry ~= '' then
     add_hold(KEYS[2])

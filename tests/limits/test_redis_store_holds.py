@@ -190,6 +190,18 @@ async def test_as_many_at_once_are_granted_as_fit(server: RedisServer, emptied: 
     assert granted == 100
 
 
+async def test_a_request_that_asked_before_another_was_settled_knows_what_that_cost(
+    server: RedisServer, emptied: Redis
+) -> None:
+    async with redis_relay(server) as relay, store(relay.url) as made:
+        await made.limits.reserve_dollars(BUDGET, HALF, first := Hold())
+        late = made.limits._dollar_command("reserve", BUDGET, ["anna"], "", NO_DOLLARS, HALF, HALF)
+        await made.limits.settle_dollars(BUDGET, first, HALF)
+        reply = await made.limits._call(late, 1)
+        assert reply is not None
+        assert not reply.result
+
+
 async def test_dollars_are_added_up_exactly(server: RedisServer, emptied: Redis) -> None:
     cent, budget = Decimal("0.010000000001"), Budget("anna", 7, Decimal(5))
     async with store(server.url) as one, store(server.url) as other:

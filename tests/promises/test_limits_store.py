@@ -20,6 +20,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
+from fault_bench import until
 from redis import Redis
 from redis_server import PASSWORD, RedisServer, redis_server
 from server_process import run
@@ -158,6 +159,10 @@ async def with_budget(tmp_path: Path, server: RedisServer) -> AsyncIterator[Sequ
         yield proxies
 
 
+def is_idle(running: Running) -> bool:
+    return not running.proxy._in_flight
+
+
 def of_anna(limit: int) -> bytes:
     """A prompt of 18 tokens at 0.35 dollars per million, and the limit at 0.75."""
     body = b'{"model":"gpt-oss-120b","messages":[],"max_completion_tokens":%d}' % limit
@@ -167,8 +172,10 @@ def of_anna(limit: int) -> bytes:
 async def test_what_a_key_may_spend_it_may_spend_once(tmp_path: Path) -> None:
     with redis_server(tmp_path) as server:
         async with with_budget(tmp_path, server) as proxies:
-            clients = [await running.client() for running in proxies]
-            responses = [await client.request(of_anna(1)) for client in clients * 2]
+            responses = []
+            for running in [*proxies] * 2:
+                responses.append(await (await running.client()).request(of_anna(1)))
+                await until(partial(is_idle, running))
         with Redis.from_url(server.url, decode_responses=True) as contents:
             keys = contents.keys()
     assert [response.status for response in responses] == [200, 200, 200, 429, 429, 429]

@@ -46,3 +46,23 @@ async def test_what_one_has_reserved_another_does_not_reserve_again(tmp_path: Pa
             statuses = [truth.status for truth in upstream.simulator.truth]
     assert [response.status for response in responses] == [200] * 4
     assert statuses == [200] * 4
+
+
+async def test_without_a_queue_the_time_to_ask_redis_refuses_nobody(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        settings = {
+            "QUOTA_PACING": "true",
+            "MAX_QUEUE_SECONDS": "0",
+            "LIMITS_STORE": server.url,
+            "LIMITS_STORE_TIMEOUT": "10",
+        }
+        async with (
+            rig(AccountLimits(tokens_per_hour=1_000_000)) as upstream,
+            running_proxy(upstream.port, **settings) as one,
+        ):
+            responses: list[Response] = []
+            await request(one, responses)  # it hears of the quota
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(request, one, responses)
+    assert [response.status for response in responses] == [200] * 21
