@@ -174,7 +174,8 @@ async def _serve_proxy(
             from .simulator.server import Simulator
 
             port = await tasks.start(Simulator().serve, "127.0.0.1", 0)
-            config = replace(config, cerebras_base_url=Origin("http", "127.0.0.1", port))
+            simulator = Origin("http", "127.0.0.1", port)
+            config = replace(config, cerebras_base_url=simulator, upstream_proxy=None)
         async with anyio.create_task_group() as serving:
             with anyio.CancelScope() as starting:
                 tasks.start_soon(_cancel_once, stop, starting)

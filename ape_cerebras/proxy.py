@@ -39,7 +39,7 @@ from .telemetry.timings import Timings
 from .telemetry.trace_context import identify
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
-from .upstream.connect import Connect, connect_tcp
+from .upstream.connect import Connect, connect_for
 from .upstream.retry import RetryingClient
 from .upstream.warmup import Warmup
 
@@ -76,7 +76,7 @@ class Proxy:
         write_line: Callable[[bytes], object],
         *,
         lines_dropped: Callable[[], float] = lambda: 0,
-        connect: Connect = connect_tcp,
+        connect: Connect | None = None,
         ports: Ports | None = None,
         slot: WorkerSlot | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class Proxy:
         self._drained = False
         self._lines_dropped = lines_dropped
         self._metrics = Metrics(config, current_backend(), slot, self._read_state)
-        self._upstream = UpstreamClient(config, connect)
+        self._upstream = UpstreamClient(config, connect or connect_for(config.upstream_proxy))
         self._warmup = Warmup(self._upstream.pool)
         failures = config.circuit_failures
         self._circuit = CircuitBreaker(failures) if failures else None

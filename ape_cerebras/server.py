@@ -21,7 +21,7 @@ from .downstream.listener import Acceptor, Ports, announce, open_ports
 from .proxy import Entrance, Proxy
 from .telemetry.logs import LineWriter
 from .telemetry.multiprocess import Scoreboard, WorkerSlot
-from .upstream.connect import Connect, connect_tcp
+from .upstream.connect import Connect
 
 __all__ = ("serve",)
 
@@ -34,7 +34,7 @@ async def serve(
     config: Config,
     *,
     write_line: Callable[[bytes], object] | None = None,
-    connect: Connect = connect_tcp,
+    connect: Connect | None = None,
     slot: WorkerSlot | None = None,
     ports: Ports | None = None,
     task_status: TaskStatus[Proxy] = anyio.TASK_STATUS_IGNORED,

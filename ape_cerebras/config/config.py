@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .egress_proxy import EgressProxy, find_proxy
 from .keys_file import KeysFile
 from .prices import PriceTable
 from .settings import SETTINGS, Setting
@@ -48,6 +49,7 @@ class Config:
 
     cerebras_api_key: str = field(repr=False)
     cerebras_base_url: Origin = _CEREBRAS
+    upstream_proxy: EgressProxy | None = field(default=None, repr=False)
     ape_api_key: tuple[ClientKey, ...] = field(default=(), repr=False)
     ape_api_keys_file: KeysFile | None = None
     log_level: str = "info"
@@ -118,7 +120,14 @@ class Config:
         """
         wanted = [each for each in SETTINGS if each.variable.lower() not in overrides]
         values = {"keys_are_empty": _has_empty_keys(environment), **overrides}
-        config = cls(**values, **_read_all(environment, wanted))
+        values |= _read_all(environment, wanted)
+        if "upstream_proxy" not in values:
+            try:
+                api = values.get("cerebras_base_url", _CEREBRAS)
+                values["upstream_proxy"] = find_proxy(environment, api)
+            except ValueError as problem:
+                raise ConfigError([str(problem)]) from None
+        config = cls(**values)
         on_some_port = config.metrics_on_main_port or config.scrapers_port is not None
         if config.metrics_enabled and not on_some_port:
             raise ConfigError(["METRICS_ON_MAIN_PORT off needs a METRICS_PORT other than PORT"])

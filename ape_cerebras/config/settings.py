@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .egress_proxy import read_proxy
 from .keys_file import read_keys_file
 from .values import (
     MODEL,
@@ -56,6 +57,12 @@ _SHARED_LIMIT = {"per_worker": True, "shared": True}
 SETTINGS: tuple[Setting, ...] = (
     Setting("CEREBRAS_API_KEY", read_secret, "API key of the account, sent upstream", True, True),
     Setting("CEREBRAS_BASE_URL", read_origin, "URL of the API, with or without a trailing /v1"),
+    Setting(
+        "UPSTREAM_PROXY",
+        read_proxy,
+        "HTTP proxy on the way to the API; unset: HTTPS_PROXY, unless NO_PROXY exempts the API",
+        True,
+    ),
     Setting(
         "APE_API_KEY",
         read_client_keys,

@@ -1,4 +1,4 @@
-"""Connecting to the API: name to address, TCP, TLS.
+"""Connecting to the API: name to address, TCP, a proxy on the way, TLS.
 
 A connection attempt that fails or is cancelled, at whatever moment, closes its socket there and
 then; nothing is awaited for that.
@@ -15,15 +15,26 @@ from functools import partial
 
 import anyio
 import certifi
+import h11
+from anyio import BrokenResourceError, EndOfStream
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from ..config.config import Config, ConfigError
+from ..config.egress_proxy import EgressProxy
 from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
-from ..net.stream import TimestampedStream
+from ..net.stream import READ_BYTES, TimestampedStream
 
-__all__ = ("RECEIVE_BUFFER", "Connect", "connect_tcp", "ssl_context_for", "start_tls")
+__all__ = (
+    "RECEIVE_BUFFER",
+    "Connect",
+    "EgressRefused",
+    "connect_for",
+    "connect_tcp",
+    "ssl_context_for",
+    "start_tls",
+)
 
 Connect = Callable[[str, int], Awaitable[TimestampedStream]]
 """Host and port to a connected stream, whose ``close`` awaits nothing; raises OSError."""
@@ -75,6 +86,46 @@ def _look_up(host: str, port: int, flags: int = 0) -> _Found:
     except UnicodeError:  # a part of the name is empty, or has more than 63 characters
         return socket.gaierror, socket.EAI_NONAME
     return [(family, address) for family, *_, address in found]
+
+
+class EgressRefused(OSError):
+    """The proxy on the way to the API did not connect: ``status`` is its response's, 0 where it
+    gave none that is HTTP."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("the proxy on the way refused")
+        self.status = status
+
+
+def connect_for(proxy: EgressProxy | None) -> Connect:
+    """How to connect where ``proxy`` is on the way to the API, or none."""
+    return connect_tcp if proxy is None else partial(_connect_through, proxy)
+
+
+async def _connect_through(proxy: EgressProxy, host: str, port: int) -> TimestampedStream:
+    """Have a proxy connect (RFC 9110 section 9.3.6). It looks the host's name up. Raises OSError,
+    EgressRefused among them."""
+    raw = await connect_tcp(proxy.host, proxy.port)
+    try:
+        http = h11.Connection(h11.CLIENT)
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        headers = [("host", authority)]
+        if proxy.authorization:
+            headers.append(("proxy-authorization", proxy.authorization.decode()))
+        request = h11.Request(method="CONNECT", target=authority, headers=headers)
+        await raw.send((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+        while not isinstance(response := http.next_event(), h11.Response):
+            if response is h11.NEED_DATA:
+                http.receive_data(await raw.receive(READ_BYTES))
+        if response.status_code >= 300 or http.trailing_data[0]:
+            raise EgressRefused(response.status_code)
+    except (EndOfStream, BrokenResourceError, h11.RemoteProtocolError):
+        raw.close()
+        raise EgressRefused(0) from None
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 async def connect_tcp(host: str, port: int) -> TimestampedStream:

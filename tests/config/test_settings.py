@@ -15,6 +15,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ape_cerebras.config.egress_proxy import EgressProxy
 from ape_cerebras.config.keys_file import read_keys_file
 from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.config.values import (
@@ -111,6 +112,10 @@ GOOD: dict[str, dict[str, Any]] = {
         text: text
         for text in ("redis://localhost", "rediss://me:word@a.b:6380/2", "redis://[::1]:7/", REDIS)
     },
+    "UPSTREAM_PROXY": {
+        "http://squid": EgressProxy("squid", 80),
+        "http://me:word@[::1]:3128/": EgressProxy("::1", 3128, b"Basic bWU6d29yZA=="),
+    },
     "LIMITS_STORE_TIMEOUT": SECONDS,
     "LIMITS_STORE_OUTAGE": {"open": "open", "Closed": "closed"},
     "CONNECTION_POOL_SIZE": COUNT,
@@ -191,6 +196,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "MAX_COMPLETION_TOKENS_CAP": NOT_COUNT,
     "MAX_QUEUE_LENGTH": ("-1", "1000001", "1.5", "many"),
     "RATE_LIMIT_PER_MINUTE": NOT_COUNT,
+    "UPSTREAM_PROXY": ("squid:3128", "https://squid", "socks5://a", "http://a:0", "http://a/b"),
     "LIMITS_STORE": (
         *(
             "localhost",
@@ -289,7 +295,7 @@ def test_every_setting_has_a_meaning(setting: Setting) -> None:
     assert setting.variable == setting.variable.upper()
     assert setting.meaning
     assert setting.meaning[-1] not in ".,;: "
-    holds_a_secret = setting.variable.endswith("API_KEY") or setting.variable == "LIMITS_STORE"
+    holds_a_secret = setting.variable.endswith(("API_KEY", "LIMITS_STORE", "UPSTREAM_PROXY"))
     assert setting.secret == holds_a_secret
 
 

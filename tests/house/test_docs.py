@@ -27,7 +27,8 @@ CHECKED = {("promql", ""), ("logql", "")}
 # Upper-case names with an underscore that are no setting: of the Makefile and of other programs.
 NO_SETTINGS = {
     *("CEREBRAS_API_KEY_FILE", "APE_API_KEY_FILE", "PYTHON_CONFIGURE_OPTS", "X_FILE"),
-    *("TMPDIR", "_CAP", "PROMETHEUS_MULTIPROC_DIR"),
+    *("TMPDIR", "_CAP", "PROMETHEUS_MULTIPROC_DIR", "HTTPS_PROXY", "NO_PROXY"),
+    "UPSTREAM_PROXY_FILE",
 }
 
 

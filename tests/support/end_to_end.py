@@ -336,7 +336,7 @@ class Running:
 
 @asynccontextmanager
 async def running_proxy(
-    upstream_port: int, connect: Connect = connect_tcp, /, **settings: str
+    upstream_port: int, connect: Connect | None = None, /, **settings: str
 ) -> AsyncIterator[Running]:
     environment = {
         "CEREBRAS_API_KEY": KEY,

@@ -9,12 +9,13 @@ from typing import Any
 
 import anyio
 import pytest
-from end_to_end import free_port
+from end_to_end import Conversation, free_port, running_upstream
 
+from ape_cerebras.config.egress_proxy import EgressProxy
 from ape_cerebras.downstream.listener import open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream import connect
-from ape_cerebras.upstream.connect import connect_tcp
+from ape_cerebras.upstream.connect import EgressRefused, connect_for, connect_tcp
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -153,3 +154,68 @@ async def test_no_thread_for_a_lookup_is_an_oserror(monkeypatch: pytest.MonkeyPa
 
 def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
+
+
+@asynccontextmanager
+async def egress(reply: bytes | None) -> AsyncIterator[tuple[EgressProxy, list[bytes]]]:
+    """A proxy that replies so to CONNECT: nothing, and does not close, where it is None."""
+
+    async def script(peer: Conversation) -> None:
+        requests.append(await peer.request())
+        if reply is None:
+            await peer.until_disconnected()
+        else:
+            await peer.send(reply)
+
+    requests: list[bytes] = []
+    async with running_upstream(script) as upstream:
+        yield EgressProxy("127.0.0.1", upstream.port, b"Basic x"), requests
+
+
+async def test_a_proxy_on_the_way_is_asked_for_the_host_by_name() -> None:
+    async with egress(b"HTTP/1.1 200 Connection established\r\n\r\n") as (proxy, requests):
+        for host, authority in (("api.example", b"api.example:443"), ("::1", b"[::1]:443")):
+            stream = await connect_for(proxy)(host, 443)
+            head, *fields = requests.pop().removesuffix(b"\r\n\r\n").split(b"\r\n")
+            assert head == b"CONNECT %b HTTP/1.1" % authority
+            assert {field.lower() for field in fields} == {
+                b"host: " + authority,
+                b"proxy-authorization: basic x",
+            }
+            stream.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", 403),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", 407),
+        (b"HTTP/1.0 502 Bad Gateway\r\n\r\n", 502),
+        (b"HTTP/1.1 301 Moved\r\nLocation: http://elsewhere/\r\n\r\n", 301),
+        (b"HTTP/1.1 200 OK\r\n\r\nEARLY", 200),  # behind which TLS would begin
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 0),
+        (b"HTTP/1.1 200 OK\r\n", 0),
+        (b"", 0),
+    ],
+)
+async def test_what_is_no_connection_through_a_proxy(reply: bytes, status: int) -> None:
+    async with egress(reply) as (proxy, _):
+        with pytest.raises(EgressRefused) as caught:
+            await connect_for(proxy)("api.example", 443)
+    assert caught.value.status == status
+
+
+async def connect_through(proxy: EgressProxy) -> None:
+    (await connect_for(proxy)("api.example", 443)).close()
+
+
+async def test_a_silent_proxy_is_left_when_the_time_is_over() -> None:
+    """Unclosed sockets are warnings, and warnings are errors here."""
+    async with egress(None) as (proxy, requests):
+        with anyio.move_on_after(5) as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(connect_through, proxy)
+                while not requests:
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+        assert scope.cancelled_caught
