@@ -1,7 +1,7 @@
 """Every fault that a hostile network can cause, as a table in the order of the list (A request
 line, B fields, C Host, D framing, E chunks, F deadlines, G connections, H keys, I bodies, J the way
-upstream, K its responses, L streams, M process, N limits), on both event loops and over real
-sockets."""
+upstream, K its responses, L streams, M process, N limits, O the surroundings of the process), on
+both event loops and over real sockets."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,12 +19,13 @@ from cases_k import CASES as K
 from cases_l import CASES as L
 from cases_m import CASES as M
 from cases_n import CASES as N
+from cases_o import CASES as O
 from fault_bench import Bench, Case, benched
 from fault_player import play_case
 
 pytestmark = pytest.mark.faults
 
-CASES = [*A_TO_D, *E_F, *G, *H, *I_J, *K, *L, *M, *N]
+CASES = [*A_TO_D, *E_F, *G, *H, *I_J, *K, *L, *M, *N, *O]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_fault(case: Case, backend: str, play: Callable[[Case], None]) -> None:
 def test_the_table_is_whole_and_in_order() -> None:
     """Every number of the list is there, and no row twice."""
     last = {"A": 28, "B": 17, "C": 5, "D": 18, "E": 13, "F": 8, "G": 19, "H": 18, "I": 12}
-    last |= {"J": 8, "K": 22, "L": 16, "M": 13, "N": 6}
+    last |= {"J": 8, "K": 22, "L": 16, "M": 13, "N": 6, "O": 8}
     numbers = [(case.id[0], int(case.id[1:].split()[0])) for case in CASES]
     assert list(dict.fromkeys(numbers)) == [
         (letter, number) for letter, count in last.items() for number in range(1, count + 1)

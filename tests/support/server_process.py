@@ -140,10 +140,15 @@ class Served:
         self.process.stdout.close()
 
 
+_MAIN = "\nfrom ape_cerebras.__main__ import main; raise SystemExit(main())"
+
+
 @contextmanager
-def serving(*arguments: str, **settings: str) -> Iterator[Served]:
+def serving(*arguments: str, fault: str = "", **settings: str) -> Iterator[Served]:
+    """``fault``: a program that injects one, and runs in the process before ours."""
+    program = ("-c", fault + _MAIN) if fault else ("-m", "ape_cerebras")
     process = subprocess.Popen(
-        (sys.executable, "-m", "ape_cerebras", *arguments, "--port", "0", "--host", "127.0.0.1"),
+        (sys.executable, *program, *arguments, "--port", "0", "--host", "127.0.0.1"),
         env=environment(**settings),
         stdout=subprocess.PIPE,
     )
