@@ -136,8 +136,11 @@ class Routes:
     async def _render_metrics(self, exchange: Exchange, downstream: Downstream) -> None:
         accept = (exchange.request.header(b"accept") if exchange.request else None) or b""
         self._metrics.refresh()
-        text, content_type = await to_thread.run_sync(
-            self._metrics.render, accept, limiter=self._render_threads
-        )
+        try:
+            text, content_type = await to_thread.run_sync(
+                self._metrics.render, accept, limiter=self._render_threads
+            )
+        except RuntimeError:  # no thread can be started: then more than ever it is worth a scrape
+            text, content_type = self._metrics.render(accept)
         headers = ((b"content-type", content_type.encode()),)
         await downstream.respond(exchange, 200, headers, text)

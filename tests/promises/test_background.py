@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 from end_to_end import KEY, Lines, running_proxy
 from memory_stream import memory_pair
 from mock_clock import on_mock_clock
@@ -141,3 +142,16 @@ async def test_requests_are_served_while_everything_fails(monkeypatch: pytest.Mo
             assert (await client.get("/health")).status == 200
         assert (await client.get("/health")).status == 200
     assert SECRET not in str(running.lines.all())
+
+
+@pytest.mark.anyio
+async def test_a_scrape_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with running_proxy(1) as running:
+        client = await running.client()
+        monkeypatch.setattr(to_thread, "run_sync", no_thread)
+        response = await client.get("/metrics")
+    assert response.status == 200
+    assert b"cerebras_proxy_build_info" in response.body

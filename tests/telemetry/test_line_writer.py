@@ -53,6 +53,25 @@ class Pipe:
         return bool(struct.unpack("i", unread)[0] == PIPE_BYTES)
 
 
+def test_the_thread_survives_whatever_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody expects a MemoryError, say; the line is lost, and counted."""
+    path = tmp_path / "log"
+    with path.open("wb") as file, LineWriter(file.fileno()) as writer:
+        monkeypatch.setattr(os, "write", fail)
+        writer(b"lost\n")
+        wait_until(lambda: writer.dropped)
+        monkeypatch.undo()
+        writer(b"written\n")
+    assert path.read_bytes() == b"written\n"
+    assert writer.dropped == 1
+
+
+def fail(*_: object) -> int:
+    raise MemoryError
+
+
 def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         os.sched_yield()
