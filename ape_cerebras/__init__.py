@@ -25,10 +25,10 @@ The way of a request; each room is entered once on the way up and once on the wa
     1   downstream/listener      accept a stream once there is room       net: kernel timestamps on
     2   server                   one task: proxy.handle(stream)
     3   proxy                    loop: wait for a request, begin its Exchange       started_at
-    4   downstream/connection    read the head: http1/request_head checks and parses it
+    4   downstream/connection    read the head: http1/request_head checks it, h11 parses it
     5   telemetry/trace_context  identify: the ids, into the exchange
     6   routes.match             the route; limits/api_keys.check_key
-    7   downstream/connection    read the body                                      received_at
+    7   downstream/connection    read the body: h11                                 received_at
     8   chat/completions         chat/request: read, edit, compress
     9     limits/admission       only where limits are set
     10    upstream/client        retry, pool, connection: request out, head in      sent_at, head_at

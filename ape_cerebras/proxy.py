@@ -204,18 +204,18 @@ class Proxy:
         self, error: ProxyError, exchange: Exchange, downstream: Downstream
     ) -> None:
         """Respond with an error while no byte has gone out; after that, cut the response."""
-        if downstream.response.started:
+        if downstream.started:
             state = downstream.stream_state
             fits = error.status and state is not None and state.can_take_event
             await downstream.abort(error_event(error) if fits else b"")
-        if downstream.response.started or not error.status:
+        if downstream.started or not error.status:
             return
-        if not error.keeps or downstream.response.awaits_100_continue:
+        if not error.keeps or downstream.awaits_100_continue:
             downstream.close_after_response()
         headers = ((b"content-type", b"application/json"), *error.headers)
         with suppress(ProxyError):  # which leaves the connection unfit for more
             await downstream.respond(exchange, error.status, headers, error_body(error))
-            if downstream.response.keeps_alive:
+            if downstream.keeps_alive:
                 await downstream.read_body()  # the rest of it, for the next request's sake
 
     def _account_for(self, exchange: Exchange) -> None:

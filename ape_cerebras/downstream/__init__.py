@@ -7,8 +7,9 @@ holds and writes the response, and ``disconnect`` watches meanwhile whether the 
 The rule: the reader owns the bytes that have arrived, the connection owns those that are to leave,
 and errors of sockets become ClientGone, ClientStalled and RequestTimeout here.
 
-h11 decides how a response is framed, whether the connection goes on, and whether the client waits
-for ``100 Continue``: from the lines of both heads that concern it (``http1/framing``). It gets
-neither the client's own bytes, which the strict guard checks and parses (``http1/request_head``),
-nor bodies, which ``http1/body`` reads. The reasons and figures are in those modules.
+h11 reads the clients' heads and bodies, frames the responses, knows whether a client waits for
+``100 Continue``, and decides whether a connection goes on: one ``h11.Connection`` for each client's
+connection. What it does not do: it does not see bytes that the guards reject (``http1``), nor those
+of a request before the one in front of it has been served; it does not keep connections of HTTP/1.0
+alive; and it sends no errors, which ``proxy`` does.
 """

@@ -1,28 +1,32 @@
-"""A client's connection: requests in, responses out.
+"""A client's connection: requests in, responses out, by one h11 connection for its whole life.
 
-A ``RequestReader`` reads a request's head and body, a ``ResponseWriter`` frames the response by
-h11's rules for that request. Written bytes are held until ``flush``, so that the pieces of a
-response that belong together leave in one segment.
+A ``RequestReader`` gives h11 what the client sends; here h11 frames what is sent to the client,
+and decides whether the connection goes on. Written bytes are held until ``flush``, so that the
+pieces of a response that belong together leave in one segment, and those of a body in one chunk.
 """
 
 from contextlib import suppress
 from typing import Protocol
 
+import h11
 from anyio import BrokenResourceError, ClosedResourceError
 
 from ..config.config import Config
 from ..errors import ClientGone, ClientStalled
-from ..http1.framing import UNREADABLE, request_rules, response_rules
-from ..http1.messages import BODILESS, PHRASES, Headers, Request, http_date, with_fields
+from ..http1.messages import BODILESS, PHRASES, Headers, Request, http_date
 from ..net.socket_stream import SocketStream
 from ..net.stream import PeerStalled, TimestampedStream, WriteBuffer
 from ..telemetry.exchange import Exchange
 from .disconnect import DisconnectWatcher
 from .request_reader import RequestReader
 
-__all__ = ("Downstream", "Misframed", "ResponseWriter", "StreamState")
+__all__ = ("Downstream", "Misframed", "StreamState")
 
 _MAX_HELD = 64 * 1024  # bytes
+_BEFORE_HEAD = (h11.IDLE, h11.SEND_RESPONSE)  # our states before a response's head
+_ENDED = (h11.DONE, h11.MUST_CLOSE)  # and behind a response
+_END = h11.EndOfMessage()
+_CLOSE = (b"connection", b"close")
 
 
 class StreamState(Protocol):
@@ -37,91 +41,31 @@ class Misframed(Exception):
     """A body whose length is not what its head said: the client would misread it."""
 
 
-class ResponseWriter:
-    """Serializes the response to one request, and checks that its body is as long as its head says.
-
-    ``started``: whether a head was written. ``chunked``: whether its body is. ``has_body``: whether
-    it may have one. ``ended``: whether all of it was written. ``keeps_alive``: whether the
-    connection goes on after it. ``awaits_100_continue``: whether the client still holds its body
-    back (RFC 9110 section 10.1.1).
-    """
-
-    def __init__(self) -> None:
-        self.request = UNREADABLE
-        self.started = self.chunked = self.has_body = self.ended = self.keeps_alive = False
-        self.awaits_100_continue = False
-        self._left: int | None = 0  # bytes of the body, where its length is known
-        self._end = b""
-
-    def begin(self, for_h11: bytes, *, has_body: bool) -> None:
-        """Take the rules of the request that has been read. Raises BadRequest."""
-        self.request = request_rules(for_h11)
-        self.awaits_100_continue = has_body and self.request.awaits_100_continue
-
-    def interim(self, status: int) -> bytes:
-        """Return an interim response, which stands before the head."""
-        self.awaits_100_continue = False
-        return b"HTTP/1.1 %d %b\r\n\r\n" % (status, PHRASES[status])
-
-    def head(self, status: int, headers: Headers, *, closing: bool) -> bytes:
-        """Return the head, with Date and what the framing needs. ``closing``: whether it is to be
-        the connection's last."""
-        fields = dict(headers)
-        length = fields.get(b"content-length")
-        rules = response_rules(self.request, status, sized=length is not None, closing=closing)
-        self.has_body = self.request.method != b"HEAD" and status not in BODILESS
-        if self.has_body:
-            self._left = None if length is None else int(length)
-        self._end = rules.end
-        self.chunked = bool(rules.end)
-        self.keeps_alive = rules.keeps_alive
-        self.started, self.awaits_100_continue = True, False
-        if b"date" not in fields:
-            headers = (*headers, (b"date", http_date()))
-        return with_fields(rules.head, headers)
-
-    def frame(self, data: bytes) -> bytes:
-        """Return a piece of the body as it is sent. Raises Misframed where it is too long."""
-        if self.chunked and not self.ended:
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise Misframed
-        return data
-
-    def end(self) -> bytes:
-        """Return the bytes behind the body. Raises Misframed where some of it is missing."""
-        if self._left:
-            raise Misframed
-        self._left, self.ended = 0, True
-        return self._end
-
-    def fail(self) -> None:
-        """Note that the response is cut, or that nothing may follow it."""
-        self.ended = self.keeps_alive = False
-
-
 class Downstream:
     """One client's connection. A read raises ClientGone where the client disconnects in the middle
     of a request; a write raises that and ClientStalled.
 
-    ``stream`` keeps its timestamps and waiting times. Of the current exchange: ``response``;
-    ``stream_state``, if a stream of events was begun; ``completed_at``, when the client's socket
-    had taken the last byte of a complete response, None until then.
+    ``stream`` keeps its timestamps and waiting times. Of the current exchange: ``stream_state``, if
+    a stream of events was begun; ``completed_at``, when the client's socket had taken the last byte
+    of a complete response, None until then.
     """
 
     def __init__(self, stream: TimestampedStream, config: Config) -> None:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
-        self.reader = RequestReader(stream, config)
+        # A head reaches h11 whole; what it may have to keep is a body's trailers.
+        kept = config.max_header_bytes
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=kept)
+        self.reader = RequestReader(stream, config, self._http)
         self._buffer = WriteBuffer(stream)
         self._requests_left = config.max_requests_per_connection
         self._closing = False
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
-        self.response = ResponseWriter()
+        self._held: list[bytes] = []  # of the body, and not framed yet
+        self._held_bytes = 0
+        self._is_head_request = self._chunked = False
         self._held_status: tuple[Exchange, int] | None = None
         self.stream_state: StreamState | None = None
         self._without_timestamp_before = self.stream.reads_without_timestamp
@@ -133,16 +77,18 @@ class Downstream:
         """Wait for the next request. Return when its first byte arrived, or when the connection got
         to it if that was later; None if no more comes."""
         self._begin_exchange()
+        if self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
         return await self.reader.wait_for_request(last=self._closing)
 
     async def read_head(self) -> Request:
         """Read the head of the request whose first byte has arrived.
 
-        Raises what ``parse_head`` raises, RequestTimeout, ClientGone.
+        Raises what ``check_head`` raises, RequestTimeout, ClientGone.
         """
-        request, for_h11 = await self.reader.read_head()
+        request = await self.reader.read_head()
         self._requests_left -= 1
-        self.response.begin(for_h11, has_body=not self.reader.complete)
+        self._is_head_request = request.method == "HEAD"
         return request
 
     async def read_body(self) -> bytes:
@@ -150,10 +96,15 @@ class Downstream:
 
         Raises what ``ChunkedReader`` raises, RequestTimeout, ClientGone.
         """
-        if self.response.awaits_100_continue and not self.response.started:
-            self._buffer.hold(self.response.interim(100))
+        if self.awaits_100_continue:
+            self._buffer.hold(self._interim(100))
             await self.flush()
         return await self.reader.read_body()
+
+    @property
+    def awaits_100_continue(self) -> bool:
+        """Whether the client still holds its body back (RFC 9110 section 10.1.1)."""
+        return self._http.they_are_waiting_for_100_continue
 
     @property
     def request_timestamped(self) -> bool:
@@ -172,16 +123,44 @@ class Downstream:
         """Send the client bytes without meaning, if there is room for them just now: an interim
         response before the head (RFC 9110 section 15.2), a leading zero of the next chunk's size
         after it (RFC 9112 section 7.1). Return False where there never is."""
-        stream, response = self.stream, self.response
-        if not isinstance(stream, SocketStream) or response.request.http_version != b"1.1":
+        stream, held = self.stream, self._held_bytes + self._buffer.size
+        if not isinstance(stream, SocketStream) or self._http.their_http_version != b"1.1":
             return False
-        if not response.started:
-            stream.send_nowait(response.interim(102))
-        elif response.chunked and not response.ended and not self._buffer.busy | self._buffer.size:
+        if not self.started:
+            stream.send_nowait(self._interim(102))
+        elif self._chunked and not self.ended and not self._buffer.busy | held:
             stream.send_nowait(b"0")
         return True
 
     # Responses
+
+    @property
+    def started(self) -> bool:
+        """Whether the head of the response was held or sent."""
+        return self._http.our_state not in _BEFORE_HEAD
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the response was held or sent."""
+        return self._http.our_state in _ENDED
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether the response, which has ended, lets the connection go on."""
+        return self._http.our_state is h11.DONE
+
+    def _interim(self, status: int) -> bytes:
+        """An interim response, which stands before the head."""
+        return self._framed(
+            h11.InformationalResponse(status_code=status, headers=[], reason=PHRASES[status])
+        )
+
+    def _framed(self, event: h11.Event) -> bytes:
+        """The bytes of one event. Raises Misframed."""
+        try:
+            return self._http.send(event) or b""
+        except h11.LocalProtocolError:
+            raise Misframed from None
 
     def send_head(
         self,
@@ -195,26 +174,36 @@ class Downstream:
         self._held_status = exchange, status
         self.stream_state = stream_state
         self._closing = self._closing or self._requests_left <= 0
+        fields = [*headers]
         if exchange.request_id:
-            headers = (
-                *headers,
-                (b"x-request-id", exchange.request_id.encode()),
-                (b"x-trace-id", exchange.trace_id.encode()),
-            )
-        self._buffer.hold(self.response.head(status, headers, closing=self._closing))
+            fields.append((b"x-request-id", exchange.request_id.encode()))
+            fields.append((b"x-trace-id", exchange.trace_id.encode()))
+        names = dict(headers)
+        if b"date" not in names:
+            fields.append((b"date", http_date()))
+        if self._closing:
+            fields.append(_CLOSE)
+        has_length = b"content-length" in names or status in BODILESS
+        self._chunked = not has_length and self._http.their_http_version == b"1.1"
+        reason = PHRASES.get(status, b"")
+        response = h11.Response(status_code=status, headers=fields, reason=reason)
+        self._buffer.hold(self._framed(response))
 
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before enough is held to
-        be worth a write."""
-        self._buffer.hold(self.response.frame(chunk))
-        if not hold or self._buffer.size >= _MAX_HELD:
+        be worth a write. Raises Misframed where the body gets longer than its head said."""
+        if chunk:
+            self._held.append(chunk)
+            self._held_bytes += len(chunk)
+        if not hold or self._held_bytes >= _MAX_HELD:
             await self.flush()
 
     async def send_end(self) -> None:
-        """End the response as complete; once is enough."""
-        if self.response.ended:
+        """End the response as complete; once is enough. Raises Misframed where some is missing."""
+        if self.ended:
             return
-        self._buffer.hold(self.response.end())
+        self._frame_held()
+        self._buffer.hold(self._framed(_END))
         await self.flush()
         self.completed_at = self.stream.written_at
 
@@ -222,12 +211,20 @@ class Downstream:
         """Send a whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""
         length = (b"content-length", str(len(body)).encode())
         self.send_head(exchange, status, (*headers, length))
-        if self.response.has_body:
-            self._buffer.hold(self.response.frame(body))
+        if not (self._is_head_request or status in BODILESS):
+            self._held.append(body)
         await self.send_end()
+
+    def _frame_held(self) -> None:
+        """Frame the pieces of the body that are held: as one chunk, where it is sent in chunks."""
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            data = held[0] if len(held) == 1 else b"".join(held)
+            self._buffer.hold(self._framed(h11.Data(data=data)))
 
     async def flush(self) -> None:
         """Write the bytes that are held."""
+        self._frame_held()
         held_status, self._held_status = self._held_status, None
         try:
             await self._buffer.flush()
@@ -256,30 +253,30 @@ class Downstream:
     def reusable(self) -> bool:
         """Whether the connection goes on: the client took the whole response, and its head did not
         announce an end, whatever was asked for since; its next request may be on its way."""
-        done = self.response.ended and self.response.keeps_alive and self.reader.complete
+        http = self._http
+        done = http.our_state is h11.DONE and http.their_state is h11.DONE
         return done and self.completed_at is not None
 
     async def abort(self, final_event: bytes = b"") -> None:
         """Cut the response short, so that nobody can take the bytes sent for a complete one."""
         with suppress(ClientGone, ClientStalled):
             if not self._buffer.torn:
-                if final_event and not self.response.ended:
-                    self._buffer.hold(self.response.frame(final_event))
+                if final_event and self._http.our_state is h11.SEND_BODY:
+                    self._held.append(final_event)
                 await self.flush()
         await self.close_at_once()
-        self.response.fail()  # even if it was complete, nothing more goes over this connection
+        self._http.send_failed()  # even if it was complete, nothing more goes over this connection
 
     async def aclose(self) -> None:
         """Close so that a complete response reaches the client."""
-        if self.response.ended:
+        if self.ended:
             await self.reader.linger()
         await self.close_at_once()
 
     async def close_at_once(self) -> None:
         """Close, whatever is under way."""
-        response = self.response
         # Where the connection's end is the body's end, only a reset shows that it was cut.
-        ends_with_connection = response.started and not (response.ended or response.chunked)
+        ends_with_connection = self.started and not (self.ended or self._chunked)
         if ends_with_connection and isinstance(self.stream, SocketStream):
             self.stream.reset()
         await self.stream.aclose()

@@ -54,7 +54,7 @@ async def test_a_response_is_framed_as_h11_frames_it(
     expected = b"".join(oracle.send(event) or b"" for event in events)
     got = await client.receive()
     assert _head_and_body(got) == _head_and_body(expected)
-    assert downstream.response.keeps_alive == (oracle.our_state is not h11.MUST_CLOSE)
+    assert downstream.keeps_alive == (oracle.our_state is not h11.MUST_CLOSE)
 
 
 def _head_and_body(raw: bytes) -> tuple[bytes, set[bytes], bytes]:
@@ -75,4 +75,4 @@ async def test_a_body_of_another_length_than_announced_does_not_end_well(body: b
 
     with pytest.raises(Misframed):
         await respond()
-    assert not downstream.response.ended
+    assert not downstream.ended

@@ -3,19 +3,21 @@
 import h11
 import orjson
 
-from ape_cerebras.http1.body import BodyReader, reader_for
-from ape_cerebras.http1.framing import request_rules, response_rules
-from ape_cerebras.http1.messages import HEAD_END, PHRASES, Headers, Request
+from ape_cerebras.downstream.request_reader import request_of
+from ape_cerebras.errors import BadRequest
+from ape_cerebras.http1.body import BodyReader
+from ape_cerebras.http1.messages import HEAD_END, Headers, Request
+from ape_cerebras.http1.request_head import HeadLimits, check_head
 from ape_cerebras.http1.response_head import ResponseHead
 
 __all__ = (
     "BOM",
     "assert_responses_end_alike",
     "assert_h11_reads_the_same",
-    "assert_requests_end_alike",
     "dispatched_by_the_standard",
     "in_lower_case",
     "read_by_h11",
+    "read_head",
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -34,25 +36,18 @@ def in_lower_case(fields: Headers) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def assert_requests_end_alike(raw: bytes, request: Request, for_h11: bytes) -> None:
-    """A body ends where h11 ends it; and the reduced head is enough for h11 to end connections as
-    it does with the whole head."""
-    server = h11.Connection(h11.SERVER, max_incomplete_event_size=10**6)
-    server.receive_data(raw + _BODY)
-    server.next_event()
-    waited = server.they_are_waiting_for_100_continue
-    body = _body_by_h11(server)
-
-    reduced = h11.Connection(h11.SERVER)
-    reduced.receive_data(for_h11)
-    reduced.next_event()
-    assert request_rules(for_h11).awaits_100_continue == waited
-    assert _body_by(reader_for(request.headers, 10**4, 10**4), reduced) == body
-    # Not 200: that would open a tunnel for CONNECT, which is not supported.
-    head = server.send(h11.Response(status_code=405, headers=[], reason=PHRASES[405]))
-    end = server.send(h11.EndOfMessage())
-    rules = response_rules(request_rules(for_h11), 405, sized=False, closing=False)
-    assert rules == (head, end, server.our_state is h11.DONE)
+def read_head(raw: bytes, limits: HeadLimits) -> Request:
+    """A complete head as a client's connection reads it: by the guard, then by h11. Raises what the
+    guard raises, and BadRequest where h11 refuses."""
+    check_head(raw, limits)
+    server = h11.Connection(h11.SERVER)
+    server.receive_data(raw)
+    try:
+        event = server.next_event()
+    except h11.RemoteProtocolError:
+        raise BadRequest("malformed", keeps=False) from None
+    assert isinstance(event, h11.Request)
+    return request_of(event)
 
 
 def assert_responses_end_alike(raw: bytes, head: ResponseHead) -> None:

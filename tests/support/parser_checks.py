@@ -3,24 +3,26 @@ byte of the input decides how the rest is cut into pieces."""
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from oracles import (
     assert_h11_reads_the_same,
-    assert_requests_end_alike,
     assert_responses_end_alike,
     dispatched_by_the_standard,
     in_lower_case,
     read_by_h11,
+    read_head,
 )
+from strict_parser import strictly_parsed
 
 from ape_cerebras.chat.request import read_chat_request
 from ape_cerebras.chat.sse import EventReader
 from ape_cerebras.errors import BadRequest, InvalidResponse, ProxyError
 from ape_cerebras.http1.body import ChunkedReader
-from ape_cerebras.http1.messages import HEAD_END
-from ape_cerebras.http1.request_head import HeadLimits, check_part, parse_head
+from ape_cerebras.http1.messages import HEAD_END, Request
+from ape_cerebras.http1.request_head import HeadLimits, check_part
 from ape_cerebras.http1.response_head import ResponseHead
 
 __all__ = ("CHECKS", "SEEDS")
@@ -36,21 +38,30 @@ def _ends(size: int, step: int) -> Iterator[int]:
 
 
 def check_request_head(step: int, data: bytes) -> None:
-    """An accepted head is read alike by h11, and accepted however it is cut."""
+    """The guard and h11 accept together what a strict parser accepts, read it alike, and however it
+    is cut."""
     whole = data + HEAD_END
     head = whole[: whole.index(HEAD_END) + len(HEAD_END)]
-    try:
-        request, for_h11 = parse_head(head, _LIMITS)
-    except ProxyError:
+    strict = _read_or_refused(strictly_parsed, head)
+    assert _read_or_refused(read_head, head) == strict
+    if strict is None:
         return
     event = assert_h11_reads_the_same(head)
-    assert (request.method.encode(), request.http_version) == (event.method, event.http_version)
-    assert in_lower_case(request.headers) == list(event.headers)
-    assert_requests_end_alike(head, request, for_h11)
+    assert (strict.method.encode(), strict.http_version) == (event.method, event.http_version)
+    assert in_lower_case(strict.headers) == list(event.headers)
     checked = 0
     for end in _ends(len(head), step):
         check_part(head[:end], checked, _LIMITS)
         checked = end
+
+
+def _read_or_refused(read: Callable[[bytes, HeadLimits], Request], head: bytes) -> Request | None:
+    """The request, with codings in lower case as h11 gives them; None for a refusal."""
+    try:
+        request = read(head, _LIMITS)
+    except ProxyError:
+        return None
+    return replace(request, headers=tuple(in_lower_case(request.headers)))
 
 
 def check_chunks(step: int, data: bytes) -> None:
