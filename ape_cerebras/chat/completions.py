@@ -113,12 +113,13 @@ class Relay:
         exchange.stream = chat.stream
         if chat.model is not None:
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
-        if self._admission.is_limited:
+        limited = self._admission.is_limited
+        if limited:
             prompt = estimate_prompt(len(chat.body))
             most = self._catalogue.cost_at_most(chat.model, prompt, chat.limit, chat.choices)
             exchange.reserved_cost = most
         async with downstream.watch_disconnect():
-            if self._admission.is_limited:
+            if limited:
                 async with self._admission.admitted(exchange):
                     await self._send(request, chat, exchange, downstream)
             else:

@@ -221,41 +221,68 @@ end
 local function spent_by_others(key)
   local sum, entries = 0, read(key, 'HGETALL')
   for i = 1, #entries, 2 do
-    if not is_amount(entries[i + 1]) then
+    local process, amount = entries[i], entries[i + 1]
+    if process ~= '-' and not is_amount(amount) then
       damaged[#damaged + 1] = key
-      redis.call('HDEL', key, entries[i])
-    elseif entries[i] ~= ARGV[4] then
-      sum = sum + entries[i + 1]
+      redis.call('HDEL', key, process)
+    elseif process ~= '-' and process ~= ARGV[4] then
+      sum = sum + amount
     end
   end
   return sum
 end
 
+-- Returns the amounts of all holds together, and their number. The hash keeps both under '-', as to
+-- add up a thousand holds takes 2 ms. Where it is not of the same number, they are added up again.
+local function sum_of_holds()
+  local number = redis.call('ZCARD', KEYS[2])
+  local sum, known = string.match(redis.call('HGET', KEYS[1], '-') or '', '^(%d+) (%d+)$')
+  if tonumber(known) ~= number then
+    sum = 0
+    for _, held in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+      sum = sum + (string.match(held, '^%w+ (%d+)$') or 0)
+    end
+  end
+  return tonumber(sum), number
+end
+
+local function keep_sum(sum, number)
+  if number == 0 then
+    redis.call('HDEL', KEYS[1], '-')
+  else
+    redis.call('HSET', KEYS[1], '-', exact(sum) .. ' ' .. number)
+    redis.call('EXPIRE', KEYS[1], ARGV[6])
+  end
+end
+
 -- ARGV[7] is what others are known to have spent, ARGV[8] the amount, ARGV[9] the budget.
 local function reserve()
-  local others, reserved = {}, 0
+  local others = {}
   drop_expired(KEYS[2], function() end)
-  for _, held in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    reserved = reserved + (tonumber(string.match(held, '^%w+ (%d+)$')) or 0)
-  end
   for i = 1, #KEYS do
     if i ~= 2 then
       others[#others + 1] = exact(spent_by_others(KEYS[i]))
     end
   end
   local spent = record_own() + math.max(others[1], ARGV[7])
+  local reserved, number = sum_of_holds()
   local granted = spent < tonumber(ARGV[9]) and spent + reserved + ARGV[8] <= tonumber(ARGV[9])
   if granted and entry ~= '' then
     add_hold(KEYS[2])
+    keep_sum(reserved + ARGV[8], number + 1)
   end
   return { granted and 1 or 0, exact(reserved), others, damaged }
 end
 
 local function settle()
-  if entry ~= '' then
-    release_hold(KEYS[2])
-  end
   record_own()
+  if entry ~= '' then
+    local holds = read(KEYS[2], 'ZCARD')
+    local sum, number = sum_of_holds()
+    if holds > 0 and release_hold(KEYS[2]) then
+      keep_sum(sum - string.match(entry, '%d+$'), number - 1)
+    end
+  end
   return { 0, '0', {}, damaged }
 end
 
