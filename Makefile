@@ -10,6 +10,7 @@
 #                   RUNS=100 SEED=7 for others
 # make soak         good requests, faults, disconnects and upstream's failures at random for two
 #                   minutes, and what is left afterwards; SECONDS=3600 SEED=7 for others
+# make httpcore2    the tests of the API's side on httpcore2, the successor of httpcore
 # make fuzz         bytes that a parser reads wrongly, found by atheris, a minute for each of five
 #                   parsers; SECONDS=600 for longer
 # make selfcheck    whether the recorded times are true on this machine, in about 8 minutes
@@ -45,7 +46,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist worksteal
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test docs faults chaos soak fuzz lint types selfcheck bench bench-warm bench-gzip \
+.PHONY: help run test docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm bench-gzip \
   bench-growth bench-quota bench-peers image image-test clean
 
 run: $(VENV)/installed
@@ -72,6 +73,10 @@ chaos: $(VENV)/installed-test
 soak: $(VENV)/installed-test
 	PYTHONPATH=tests/support $(BIN)/python tests/faults/soak.py \
 	  --seconds $(or $(SECONDS),120) --seed $(or $(SEED),1)
+
+httpcore2: $(VENV)/installed-test
+	$(PIP) httpcore2
+	PYTHONPATH=tests/support $(PYTEST) -p on_httpcore2 tests/upstream tests/house/test_libraries.py
 
 fuzz: $(FUZZ)/.venv/installed
 	$(FUZZ)/.venv/bin/python $(FUZZ)/fuzz.py --seconds $(or $(SECONDS),60)

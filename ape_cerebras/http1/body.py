@@ -5,14 +5,15 @@ a size, malformed extensions, a bare CR or NUL in them; and it sets no limit on 
 can outweigh the data a thousand times. Here each of these is rejected as soon as it shows.
 Extensions and trailers are checked and dropped.
 
-Both directions read bodies so. A read brings many chunks of a response at once: h11 returns them
-one by one and takes 12 µs for each, and 10 to 17 for a body in a single piece; here they come in
-one piece, at 2 µs a chunk of 200 bytes (CPython 3.11, one core of a server). The errors speak of
-requests; the reader of a response translates them.
+A response's body is read so. A read brings many chunks at once: h11 returns them one by one and
+takes 12 µs for each, and 10 to 17 for a body in a single piece; here they come in one piece, at
+2 µs a chunk of 200 bytes (CPython 3.11, one core of a server). A request's body passes here before
+h11 reads it, and the errors speak of requests; the reader of a response translates them.
 
 A compressed body passes as it is. Whoever has to look into it gets a copy from ``ContentDecoder``.
 """
 
+import math
 import re
 import zlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import BadRequest, BodyTooLarge, HeadersTooLarge
-from .messages import FORBIDDEN, TOKEN, Headers, parse_fields
+from .messages import BODILESS, FORBIDDEN, TOKEN, Headers, parse_fields
 
 __all__ = (
     "BodyReader",
@@ -29,7 +30,8 @@ __all__ = (
     "ContentDecoder",
     "SizedReader",
     "decoder_for",
-    "reader_for",
+    "keeps_alive",
+    "response_reader",
 )
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
@@ -47,6 +49,8 @@ _PLAIN_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _FRAMING_BESIDE_DATA = 16 * 1024
 _MAX_LINE = 16 * 1024
 _MAX_CHUNKS = 1000  # at once: a read can hold ten thousand, which would hold the event loop
+_MAX_RESPONSE_TRAILERS = 16 * 1024
+_CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _MALFORMED = "The request's framing is malformed."
 # A decoder becomes blind where a body is much larger decoded. Streams of tokens, each with the same
 # members around it, are 30 to 100 times as large; a bomb is a thousand times (gzip) and more.
@@ -211,20 +215,30 @@ class ChunkedReader:
 BodyReader = SizedReader | ChunkedReader
 
 
-def reader_for(
-    headers: Headers,
-    max_body: float,
-    max_trailers: int,
-    framing_beside_data: float = _FRAMING_BESIDE_DATA,
-) -> BodyReader | None:
-    """Return the reader of the body behind a checked head, which names one length or one coding at
-    most (RFC 9112 section 6.3); None where it names neither. For limits see ``ChunkedReader``."""
+def response_reader(status: int, headers: Headers) -> BodyReader | None:
+    """The reader of the body behind a checked head, which names one length or one coding at most
+    (RFC 9112 section 6.3); None where the connection's end is the body's. Names are in lower
+    case."""
+    if status in BODILESS:
+        return SizedReader(0)
     for name, value in headers:
         if name == b"content-length":
             return SizedReader(int(value))
         if name == b"transfer-encoding":
-            return ChunkedReader(max_body, max_trailers, framing_beside_data)
+            return ChunkedReader(math.inf, _MAX_RESPONSE_TRAILERS, math.inf)
     return None
+
+
+def keeps_alive(http_version: bytes, headers: Headers) -> bool:
+    """Whether the connection goes on behind a response whose body has an end of its own (RFC 9112
+    section 9.3), by h11's rule: not in HTTP/1.0. Names are in lower case.
+
+    httpcore knows that only where it has read the body, too, and cannot be asked.
+    """
+    for name, value in headers:
+        if name == b"connection" and _CLOSE.search(value):
+            return False
+    return http_version == b"HTTP/1.1"
 
 
 # Content codings (RFC 9110 section 8.4.1)

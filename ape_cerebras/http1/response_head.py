@@ -1,106 +1,100 @@
 """The strict guard on upstream's response heads: checks on their raw bytes, sans I/O.
 
-It is as strict as ``request_head``, for the same reason: h11 accepts folded lines, bare LF, control
-bytes, any number of lines, chunks in an HTTP/1.0 response, Content-Length beside Transfer-Encoding.
-An API behind a good edge sends none of these. Whatever sends one is something else, or quotes what
-somebody else wrote; and where a response seems to end, the next one seems to begin.
+h11, inside httpcore, parses the head. The guard sees its raw bytes first and only rejects: folded
+lines, bare CR and LF, control bytes, any number of lines, other versions of HTTP, chunks in an
+HTTP/1.0 response, Content-Length beside Transfer-Encoding. h11 accepts all of these. An API behind
+a good edge sends none of them. Whatever sends one is something else, or quotes what somebody else
+wrote; and where a response seems to end, the next one seems to begin.
+
+Field names, and whatever else h11 checks as strictly, are left to it.
 """
 
-import math
 import re
 
 from ..errors import InvalidResponse
-from .body import BodyReader, SizedReader, reader_for
-from .messages import BODILESS, FORBIDDEN, HEAD_END, Headers, parse_fields
+from .messages import FORBIDDEN, HEAD_END
 
-__all__ = ("ResponseHead",)
+__all__ = ("ResponseGuard",)
 
 _BEGINNING = b"HTTP/1."
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r]*)?\r")
+_PRINTABLE = bytes((*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)))
+# A folded line; a field that says where the body ends, and its value.
+_NOTABLE = re.compile(
+    rb"\r\n(?:([ \t])|(content-length|transfer-encoding):([^\r]*))", re.IGNORECASE
+)
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 # The API and its edge send about 30 lines and 2 KiB. Envoy accepts 100 lines and 60 KiB.
 _MAX_BYTES = 64 * 1024
 _MAX_LINES = 200
 _MAX_INTERIM = 20
-_MAX_TRAILER_BYTES = 16 * 1024
-_FOR_H11 = frozenset((b"connection", b"content-length", b"transfer-encoding"))
-_NO_BODY = b"content-length: 0"
 
 
-class ResponseHead:
-    """The bytes that arrive in response to one request, up to the end of the response's head.
+class ResponseGuard:
+    """Checks what arrives in response to one request, up to the end of the response's head.
 
-    ``status`` is 0 until the head is ``complete``; ``headers`` have lower-case names. ``for_h11``
-    is a reduced head, of a response that ends its connection where this one does, and that has a
-    body only where nothing else than the connection's end ends it: ``http1/body`` reads the others,
-    for h11 takes 12 µs for each chunk and it 2 (CPython 3.11, one core of a server).
+    ``status``: of the latest head that has arrived whole; 0 before the first.
     """
 
     def __init__(self) -> None:
-        self._part = bytearray()
-        self._checked = 0  # bytes of it
-        self._interim = 0  # interim responses skipped
-        self.complete = False
         self.status = 0
-        self.headers: Headers = ()
-        self.for_h11 = b""
+        self._begin = self._checked = 0  # of the current head; how far it has been searched
+        self._interim = 0  # interim responses so far
 
-    def body_reader(self) -> BodyReader | None:
-        """The reader of the body behind the head; None where the connection's end is the body's."""
-        if self.status in BODILESS:
-            return SizedReader(0)
-        return reader_for(self.headers, math.inf, _MAX_TRAILER_BYTES, math.inf)
-
-    def feed(self, data: bytes) -> int:
-        """Take in what arrived; return how many bytes at the end of ``data`` are behind the head.
+    def end_of_head(self, arrived: bytearray) -> int:
+        """The position behind the head in all that has ``arrived``, interim responses included; 0
+        while some of it is missing.
 
         Raises InvalidResponse as soon as no further bytes could mend the head.
         """
-        part = self._part
-        part += data
-        while (end := part.find(HEAD_END, max(0, self._checked - 3))) >= 0:
-            head = bytes(part[:end])
-            del part[: end + len(HEAD_END)]
-            self._checked = 0
-            self._parse(head)
-            if self.complete:
-                return len(part)
+        while (end := arrived.find(HEAD_END, max(self._begin, self._checked - 3))) >= 0:
+            self._check(bytes(arrived[self._begin : end + 2]))
+            self._begin = self._checked = end + len(HEAD_END)
+            if self.status >= 200:
+                return self._begin
             self._interim += 1
             if self._interim > _MAX_INTERIM:
                 raise InvalidResponse
-        if len(part) > _MAX_BYTES or FORBIDDEN.search(part, max(0, self._checked - 1)):
-            raise InvalidResponse
-        if not _BEGINNING.startswith(part[: len(_BEGINNING)]):
-            raise InvalidResponse
-        self._checked = len(part)
+        self._check_part(arrived)
         return 0
 
-    def _parse(self, head: bytes) -> None:
-        """Check a whole head, without the empty line, and keep it unless it is an interim one."""
-        first, *lines = head.split(b"\r\n")
-        match = _STATUS_LINE.fullmatch(first)
-        headers = parse_fields(lines) if len(lines) <= _MAX_LINES else None
-        if match is None or headers is None or len(head) + len(HEAD_END) > _MAX_BYTES:
+    def _check_part(self, arrived: bytearray) -> None:
+        """Reject the beginning of a head if no further bytes could mend it."""
+        begin = arrived[self._begin : self._begin + len(_BEGINNING)]
+        if not _BEGINNING.startswith(begin) or len(arrived) - self._begin > _MAX_BYTES:
             raise InvalidResponse
-        status = int(match[2])
-        if status == 101:  # nobody asked for another protocol
+        if FORBIDDEN.search(arrived, max(self._begin, self._checked - 1)):
             raise InvalidResponse
-        _check_framing(headers, is_http_11=match[1] == b"1")
-        if status >= 200:
-            kept = [
-                line if name == b"connection" else _NO_BODY
-                for line, (name, _) in zip(lines, headers, strict=True)
-                if name in _FOR_H11
-            ]
-            self.for_h11 = b"\r\n".join((first, *kept, b"", b""))
-            self.headers, self.status, self.complete = headers, status, True
+        self._checked = len(arrived)
+
+    def _check(self, lines: bytes) -> None:
+        """Check the lines of a head, each with its CRLF."""
+        match = _STATUS_LINE.match(lines)
+        count = lines.count(b"\r\n")
+        if (
+            match is None
+            or len(lines) + 2 > _MAX_BYTES
+            or count > _MAX_LINES + 1  # the status line
+            or count != lines.count(b"\r")
+            or count != lines.count(b"\n")
+            or lines.translate(None, _PRINTABLE)  # control bytes are left
+            or not _is_clear(_NOTABLE.findall(lines), is_http_11=match[1] == b"1")
+        ):
+            raise InvalidResponse
+        self.status = int(match[2])
+        if self.status == 101:  # nobody asked for another protocol
+            raise InvalidResponse
 
 
-def _check_framing(headers: Headers, *, is_http_11: bool) -> None:
-    """Make sure that the body's end is beyond doubt (RFC 9112 sections 6.1 to 6.3)."""
-    lengths = [value for name, value in headers if name == b"content-length"]
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if len(lengths) + len(codings) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
-        raise InvalidResponse
-    if codings and (codings[0].lower() != b"chunked" or not is_http_11):
-        raise InvalidResponse
+def _is_clear(notable: list[tuple[bytes, bytes, bytes]], *, is_http_11: bool) -> bool:
+    """Whether no line is folded, and the body's end is beyond doubt (RFC 9112 sections 5.2, 6.1 to
+    6.3)."""
+    if not notable:
+        return True
+    folded, name, value = notable[0]
+    if folded or len(notable) > 1:
+        return False
+    value = value.strip(b" \t")
+    if name[0] in b"cC":
+        return _LENGTH.fullmatch(value) is not None
+    return is_http_11 and value.lower() == b"chunked"

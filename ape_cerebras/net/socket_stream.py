@@ -88,7 +88,7 @@ class SocketStream(TimestampedStream):
 
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
-        self._reading.set_deadline(self._deadline)
+        self._reading.set_deadline(self.deadline)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._peeker is not None:
@@ -164,7 +164,7 @@ class SocketStream(TimestampedStream):
         self._until_yield = _YIELD_EVERY
         self._wait_began_at = now = self.now()
         try:
-            if not await self._reading.wait(min(now + self.read_timeout, self._deadline)):
+            if not await self._reading.wait(min(now + self.read_timeout, self.deadline)):
                 raise PeerStalled
         finally:
             self._wait_ended_at = self.now()
@@ -186,7 +186,7 @@ class SocketStream(TimestampedStream):
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
                 self._until_yield = _YIELD_EVERY
-                until = min(began_at + self.write_timeout, self._deadline)
+                until = min(began_at + self.write_timeout, self.deadline)
                 try:
                     if not await self._readiness.writing.wait(until):
                         raise PeerStalled from None

@@ -54,6 +54,7 @@ class TimestampedStream(ByteStream):
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, timeouts
     included; counters. The event loop's own delay in noticing an arrival is not part of it.
     ``most_at_once``: the most bytes read in a row without a wait, since somebody set it to 0.
+    ``deadline``: when every wait ends at the latest that begins from now on; infinity for never.
     ``read_timeout``, ``write_timeout``: the longest wait in seconds. With a ``read_timeout`` of 0
     a read neither waits nor calls ``before_wait``: PeerStalled at once.
     """
@@ -68,7 +69,7 @@ class TimestampedStream(ByteStream):
         self.read_wait_seconds = self.write_wait_seconds = 0.0
         self.read_timeout = self.write_timeout = math.inf
         self.before_wait: Callable[[], Awaitable[None]] | None = None
-        self._deadline = math.inf  # of all waits
+        self.deadline = math.inf
         self._broken = False
 
     def receive_nowait(self) -> bytes:
@@ -85,9 +86,9 @@ class TimestampedStream(ByteStream):
         return False
 
     def set_deadline(self, seconds: float | None) -> None:
-        """End every wait so many seconds from now at the latest, also a read that waits already.
-        None removes the deadline."""
-        self._deadline = math.inf if seconds is None else self.now() + seconds
+        """Set ``deadline`` to so many seconds from now, for a read that waits already, too. None
+        removes it."""
+        self.deadline = math.inf if seconds is None else self.now() + seconds
 
     def peek_arrivals(self, on: bool) -> None:
         """Whether to distinguish, where possible, arrivals that are coalesced before they are read.
@@ -157,7 +158,7 @@ class WrappedStream(TimestampedStream):
 
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
-        self._reading.deadline = self._deadline
+        self._reading.deadline = self.deadline
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self.read_timeout == 0:
@@ -166,7 +167,7 @@ class WrappedStream(TimestampedStream):
             await self.before_wait()
         began_at = self.now()
         try:
-            end = min(began_at + self.read_timeout, self._deadline)
+            end = min(began_at + self.read_timeout, self.deadline)
             with anyio.CancelScope(deadline=end) as self._reading:
                 data = await self._stream.receive(max_bytes)
         except OSError:  # of TLS, among others
@@ -182,7 +183,7 @@ class WrappedStream(TimestampedStream):
     async def send(self, item: bytes) -> None:
         began_at = self.left_at = self.now()
         try:
-            end = min(began_at + self.write_timeout, self._deadline)
+            end = min(began_at + self.write_timeout, self.deadline)
             with anyio.CancelScope(deadline=end) as scope:
                 await self._stream.send(item)
         # anyio's TLS stream raises EndOfStream for a cut that it takes for an end.

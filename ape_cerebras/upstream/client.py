@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import httpcore
+
 from ..config.config import Config
 from ..errors import InvalidResponse, KeyRefused, ResponseWithheld
 from ..http1.body import ContentDecoder, decoder_for
@@ -64,8 +66,7 @@ class UpstreamClient:
         url = config.cerebras_base_url
         host = f"[{url.host}]" if ":" in url.host else url.host
         default_port = url.port == _DEFAULT_PORTS[url.scheme]
-        self._host = (host if default_port else f"{host}:{url.port}").encode()
-        self._prefix = url.prefix.encode()
+        self._host = (b"host", (host if default_port else f"{host}:{url.port}").encode())
         # Identity: a body that is relayed byte for byte is looked into on its way. Not every server
         # obeys.
         self._without_key: Headers = ((b"accept-encoding", b"identity"),)
@@ -87,15 +88,21 @@ class UpstreamClient:
         response = UpstreamResponse(
             exchange, self.pool, lease.connection, self._config, request.awaits_token
         )
-        target = self._prefix + request.path.encode()
-        own = self._with_key if request.with_key else self._without_key
-        headers = (*own, *request.headers)
         try:
-            await response.begin(request.method, target, self._host, headers, request.body)
+            scheme, host, port, prefix = self._config.cerebras_base_url
+            url = httpcore.URL(scheme=scheme, host=host, port=port, target=prefix + request.path)
+            await response.begin(request.method, url, self._headers_of(request), request.body)
         except BaseException:
             response.close()
             raise
         return response
+
+    def _headers_of(self, request: UpstreamRequest) -> Headers:
+        own = self._with_key if request.with_key else self._without_key
+        if request.method != "POST":
+            return (self._host, *own, *request.headers)
+        length = (b"content-length", b"%d" % len(request.body))
+        return (self._host, length, *own, *request.headers)
 
 
 class UpstreamResponse:
@@ -155,32 +162,30 @@ class UpstreamResponse:
             exchange.response_timestamped = raw.reads_without_timestamp == self._untimed_before
             exchange.response_backlogged = raw.most_at_once >= RECEIVE_BUFFER
 
-    async def begin(
-        self, method: str, target: bytes, host: bytes, headers: Headers, body: bytes
-    ) -> None:
+    async def begin(self, method: str, url: httpcore.URL, headers: Headers, body: bytes) -> None:
         """Send the request and read the head; for ``UpstreamClient`` only."""
         exchange, config, connection = self._exchange, self._config, self._connection
-        self._raw.set_deadline(config.upstream_first_byte_timeout)
+        self._raw.deadline = self._raw.now() + config.upstream_first_byte_timeout
         try:
-            head = await connection.request(method, target, host, headers, body)
+            status, headers = await connection.request(method, url, headers, body)
         finally:
-            exchange.sent_at = connection.sent_at
-            self._raw.set_deadline(None)
-        self.status = exchange.upstream_status = head.status
-        if head.status in _REDIRECTS:
+            exchange.sent_at = connection.stream.sent_at
+            self._raw.deadline = math.inf
+        self.status = exchange.upstream_status = status
+        if status in _REDIRECTS:
             raise InvalidResponse
         self._raw.read_timeout = config.upstream_idle_timeout
-        self.headers = head.headers
+        self.headers = headers
         exchange.head_at = connection.arrived_at
-        exchange.quota = read_quota(head.headers)
-        self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), head.status)
-        if self._leaks.found_in(b"\n".join([value for _, value in head.headers]) + b"\n"):
+        exchange.quota = read_quota(headers)
+        self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), status)
+        if self._leaks.found_in(b"\n".join([value for _, value in headers]) + b"\n"):
             raise ResponseWithheld
-        if head.status == 401:
+        if status == 401:
             raise KeyRefused
-        if any([name == b"content-encoding" for name, _ in head.headers]):  # noqa: C419 - quicker
-            self.decoder = decoder_for(head.headers)
-        if head.status >= 400:  # the beginning of an error is read before any of it is passed on
+        if any([name == b"content-encoding" for name, _ in headers]):  # noqa: C419 - quicker
+            self.decoder = decoder_for(headers)
+        if status >= 400:  # the beginning of an error is read before any of it is passed on
             ahead: list[bytes | None] = []
             size, text = 0, b""
             while size < _ERROR_AT_MOST and (not ahead or ahead[-1] is not None):

@@ -1,28 +1,37 @@
 """HTTP/1.1 over one stream: a request at a time, and its response, head first, piece by piece.
 
-Writes are held until the response is read, so that head and body of a request leave in one piece.
+httpcore sends each request and parses each head: one ``AsyncHTTP11Connection`` for each exchange,
+over the stream that the pool keeps. The stream does what httpcore leaves to streams: it holds
+writes until the response is read, so that head, body and end of a request leave in one piece; keeps
+deadlines; notes arrivals. And it gives httpcore the head of the response, checked by
+``ResponseGuard``, and nothing behind it, because httpcore 1.0.9 (and 2.16.2) takes what comes
+behind a response for the next one.
+
+The body is then piped from that same stream, the response's ``network_stream``, by the strict
+readers of ``http1/body``. Whoever does that has to decide himself whether the connection goes on
+(``keeps_alive``), and httpcore's connection ends with the exchange: it would read the body first.
+
 Closing awaits nothing, so that a cancelled request closes its connection there and then.
 """
 
 import math
 import ssl
-from functools import lru_cache
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
 
 import anyio
-import h11
 import httpcore
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
 from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, RequestRefused, Truncated
-from ..http1.body import BodyReader
-from ..http1.messages import Headers, with_fields
-from ..http1.response_head import ResponseHead
+from ..http1.body import BodyReader, keeps_alive, response_reader
+from ..http1.messages import Headers
+from ..http1.response_head import ResponseGuard
 from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
 
-__all__ = ("Connection", "UpstreamStream")
+__all__ = ("Connection", "ResponseHead", "UpstreamStream")
 
-_END = h11.EndOfMessage()
 _AT_ONCE = 64 * 1024
 """Bytes of a request that are sent before anything is read. The kernel takes as many."""
 
@@ -30,16 +39,49 @@ _AT_ONCE = 64 * 1024
 class UpstreamStream(httpcore.AsyncNetworkStream):
     """httpcore's network stream over one of ours.
 
-    ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it.
+    Writes are held. The first read behind them sends them and gives the head of the response; those
+    that follow give what is behind the head, whatever it is.
+
+    ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it. Timeouts in
+    seconds are those of ``raw`` where httpcore names none. ``sent_at``: when the latest request had
+    been written, None before.
     """
 
     def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
         self.raw = raw
+        self.sent_at: float | None = None
         self._stream = stream
-        self.buffer = WriteBuffer(stream)
+        self._writes = WriteBuffer(stream)
+        self._awaits_head = False
+        self._arrived = bytearray()  # and not read yet
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """The next bytes; empty at the end. Raises httpcore's ReadError and ReadTimeout."""
+    @property
+    def is_clean(self) -> bool:
+        """Whether no write was cut short, and everything that has been received has been read."""
+        return not (self._writes.torn or self._arrived)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if timeout is not None:
+            self.raw.write_timeout = timeout
+        if buffer:  # the end of a request has no bytes
+            self._writes.hold(buffer)
+        self._awaits_head = True
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        """The next bytes; empty at the end. Raises httpcore's ReadError, ReadTimeout and
+        WriteTimeout, and InvalidResponse where a head is refused."""
+        if timeout is not None:
+            self.raw.read_timeout = timeout
+        if self._awaits_head:
+            return self._send_and_read_head()
+        return self._read_arrived() if self._arrived else self._receive(max_bytes)
+
+    async def _read_arrived(self) -> bytes:
+        data = bytes(self._arrived)
+        self._arrived.clear()
+        return data
+
+    async def _receive(self, max_bytes: int) -> bytes:
         try:
             return await self._stream.receive(max_bytes)
         except EndOfStream:
@@ -48,6 +90,76 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadTimeout from None
         except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
             raise httpcore.ReadError from None
+
+    async def _send_and_read_head(self) -> bytes:
+        guard = ResponseGuard()
+        head = None
+        if self._writes.size <= _AT_ONCE:
+            await self._flush()
+        else:
+            head = await self._flush_listening(guard)
+        if head is None:
+            head = await self._read_head(guard)
+        self._awaits_head = False
+        return head
+
+    async def _read_head(self, guard: ResponseGuard) -> bytes:
+        """The head of the response, and those of interim ones before it; empty where the connection
+        ends first."""
+        arrived, end = self._arrived, 0
+        while not end:
+            data = await self._receive(READ_BYTES)
+            if not data:
+                return b""
+            arrived += data
+            end = guard.end_of_head(arrived)
+        head = bytes(arrived[:end])
+        del arrived[:end]
+        return head
+
+    async def _flush(self) -> None:
+        try:
+            await self._writes.flush()
+        except BrokenResourceError:
+            # A server may reject a body while it is on its way, respond, and close. Its response
+            # can still be read, so the read reports what the write found.
+            pass
+        except PeerStalled:
+            raise httpcore.WriteTimeout from None
+        self.sent_at = self.raw.left_at
+
+    async def _flush_listening(self, guard: ResponseGuard) -> bytes | None:
+        """Write a large request and read at the same time: a server may reject it early and stop
+        reading without closing. A rejection, or the end, ends the writing (RFC 9112 section 9.5).
+        Return the head if it has come."""
+        raw = self.raw
+        waited = raw.read_wait_seconds
+        failures: list[Exception] = []
+        head: bytes | None = None
+
+        async def listen() -> None:
+            nonlocal head
+            try:
+                head = await self._read_head(guard)
+            except InvalidResponse as error:
+                failures.append(error)
+            except (httpcore.ReadError, httpcore.ReadTimeout):  # the write reports them
+                return
+            if not 200 <= guard.status < 300:
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            try:
+                await self._flush()
+            except httpcore.WriteTimeout as error:
+                failures.append(error)
+            tasks.cancel_scope.cancel()
+        self.sent_at = raw.left_at
+        raw.read_wait_seconds = waited  # both waited for the same
+        if failures:
+            raise failures[0]
+        return head
 
     async def receive_now(self) -> bytes | None:
         """What has arrived, read through TLS too: b"" at the end, None where nothing has arrived.
@@ -70,157 +182,102 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.raw.close()
 
 
-@lru_cache(maxsize=16)
-def _request(method: str, target: bytes, host: bytes) -> h11.Request:
-    """A request's head as far as h11 needs it; nearly always the same."""
-    return h11.Request(method=method, target=target, headers=[(b"host", host)])
+class _Body:
+    """A request's body in one piece, as httpcore takes it. ``bytes`` would become an async
+    generator, of which every event loop keeps account."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = data
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._left = self._left, b""
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+
+class ResponseHead(NamedTuple):
+    """Of a final response. ``headers`` have lower-case names."""
+
+    status: int
+    headers: Headers
 
 
 class Connection:
     """A connection to the API, for one exchange at a time.
 
-    h11 writes request heads, and decides from both heads whether the connection goes on;
-    ``http1/body`` reads the bodies.
-    ``sent_at``: when the latest request had been written, None before. ``arrived_at``: when the
-    latest bytes arrived; those that arrive while the request is still being written count as
-    arrived with the request's end, because no duration is negative. Both on the loop's clock.
+    ``arrived_at``: when the latest bytes arrived; those that arrive while the request is still
+    being written count as arrived with the request's end, because no duration is negative. On the
+    loop's clock, as the ``sent_at`` of its stream is. ``reusable``: whether the latest request was
+    sent whole, and its response ended cleanly, with nothing read beyond its end.
     """
 
     def __init__(self, stream: UpstreamStream) -> None:
         self.stream = stream
-        self._h11 = h11.Connection(h11.CLIENT)
-        self.sent_at: float | None = None
         self.arrived_at = -math.inf
-        self._head = ResponseHead()
         self._reader: BodyReader | None = None  # None where the body ends with the connection
+        self._keeps_alive = False
         self._arrived = bytearray()  # of the body, and not read yet
-        self._has_news = False  # whether some of that has arrived since the reader looked
-        self._ended_cleanly = False
+        self.reusable = False
 
     async def request(
-        self, method: str, target: bytes, host: bytes, headers: Headers = (), body: bytes = b""
+        self, method: str, url: httpcore.URL, headers: Headers, body: bytes = b""
     ) -> ResponseHead:
         """Send a request; return the head of its response. Interim responses are skipped.
 
-        ``headers`` are those beside Host and Content-Length, and have been checked. Raises
-        FirstByteTimeout and InvalidResponse.
+        ``headers`` are all there are, and have been checked. Raises FirstByteTimeout and
+        InvalidResponse.
         """
-        self._ended_cleanly = False
-        self.sent_at = None
-        head = self._head = ResponseHead()
-        encode, buffer = self._h11.send, self.stream.buffer
-        length = [(b"content-length", str(len(body)).encode())] if method == "POST" else []
-        lines = encode(_request(method, target, host)) or b""
-        buffer.hold(with_fields(lines, (*length, *headers)))
-        buffer.hold(body)
-        encode(_END)
+        stream = self.stream
+        self.reusable = False
+        stream.sent_at = None
+        request = httpcore.Request(method, url, headers=headers, content=_Body(body))
         try:
-            await (self._flush() if buffer.size <= _AT_ONCE else self._flush_listening())
-            if not head.complete:
-                await self._read_head()
+            http = httpcore.AsyncHTTP11Connection(url.origin, stream)
+            response = await http.handle_async_request(request)
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
             raise FirstByteTimeout from None
-        except httpcore.ReadError:
+        except (httpcore.ReadError, httpcore.RemoteProtocolError):
             raise InvalidResponse from None
-        if not head.complete:  # the connection ended before it
-            raise InvalidResponse
-        self.arrived_at = max(self.stream.raw.arrived_at, self.sent_at or -math.inf)
-        self._reader = head.body_reader()
-        return head
-
-    async def _read_head(self) -> None:
-        while data := await self.stream.read(READ_BYTES):
-            behind = self._head.feed(data)
-            if self._head.complete:
-                self._arrived += data[len(data) - behind :]
-                self._has_news = behind > 0
-                return
-
-    async def _flush(self) -> None:
-        try:
-            await self.stream.buffer.flush()
-        except BrokenResourceError:
-            # A server may reject a body while it is on its way, respond, and close. Its response
-            # can still be read, so the read reports what the write found.
-            pass
-        except PeerStalled:
-            raise httpcore.WriteTimeout from None
-        self.sent_at = self.stream.raw.left_at
-
-    async def _flush_listening(self) -> None:
-        """Write a large request and read at the same time: a server may reject it early and stop
-        reading without closing. A rejection, or the end, ends the writing (RFC 9112 section
-        9.5)."""
-        raw = self.stream.raw
-        waited = raw.read_wait_seconds
-        failures: list[Exception] = []
-
-        async def listen() -> None:
-            try:
-                await self._read_head()
-            except InvalidResponse as error:
-                failures.append(error)
-            except (httpcore.ReadError, httpcore.ReadTimeout):  # the write reports them
-                return
-            if not 200 <= self._head.status < 300:
-                tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listen)
-            try:
-                await self._flush()
-            except httpcore.WriteTimeout as error:
-                failures.append(error)
-            tasks.cancel_scope.cancel()
-        self.sent_at = raw.left_at
-        raw.read_wait_seconds = waited  # both waited for the same
-        if failures:
-            raise failures[0]
+        fields = tuple([(name.lower(), value) for name, value in response.headers])
+        self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
+        self._keeps_alive = keeps_alive(response.extensions["http_version"], fields)
+        self._reader = response_reader(response.status, fields)
+        self._body: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
+        return ResponseHead(response.status, fields)
 
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body, without its framing; None at its end.
 
         Raises IdleTimeout, Truncated, and what ``before_wait`` raises.
         """
-        reader, raw = self._reader, self.stream.raw
-        sent_at = self.sent_at or -math.inf
+        reader, stream = self._reader, self.stream
+        sent_at = stream.sent_at or -math.inf
         try:
             if reader is None:
-                data = bytes(self._arrived) or await self.stream.read(READ_BYTES)
-                self.arrived_at = max(raw.arrived_at, sent_at)
-                self._arrived.clear()
+                data = await self._body.read(READ_BYTES)
+                self.arrived_at = max(stream.raw.arrived_at, sent_at)
                 return data or None
             if reader.paused:
                 await anyio.lowlevel.checkpoint()
             while not reader.ended:
-                if not (self._has_news or reader.paused):
-                    arrived = await self.stream.read(READ_BYTES)
+                if not reader.paused:
+                    arrived = await self._body.read(READ_BYTES)
                     if not arrived:
                         raise Truncated
-                    self.arrived_at = max(raw.arrived_at, sent_at)
+                    self.arrived_at = max(stream.raw.arrived_at, sent_at)
                     self._arrived += arrived
-                self._has_news = False
                 if data := reader.take(self._arrived):
                     return data
         except httpcore.ReadTimeout:
             raise IdleTimeout from None
         except (httpcore.ReadError, RequestRefused):  # the latter: malformed framing
             raise Truncated from None
-        # Only now, so that no first token waits for it.
-        state = self._h11
-        state.receive_data(self._head.for_h11)
-        state.next_event()
-        state.next_event()
-        if state.our_state is h11.DONE and state.their_state is h11.DONE:
-            state.start_next_cycle()
-            self._ended_cleanly = not self._arrived
+        self.reusable = self._keeps_alive and not self._arrived and stream.is_clean
         return None
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the latest request was sent whole, and its response ended cleanly, with nothing
-        read beyond its end."""
-        return self._ended_cleanly and not self.stream.buffer.torn
 
     def close(self) -> None:
         self.stream.raw.close()

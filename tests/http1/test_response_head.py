@@ -1,14 +1,14 @@
-"""Upstream's response heads: which are rejected, how soon, and which pass."""
-
-from contextlib import suppress
+"""Upstream's response heads: which the guard and h11 behind it reject, how soon, and which pass."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_responses_end_alike
+from oracles import assert_responses_end_alike, response_of_h11
+from parser_checks import check_response_head
 
 from ape_cerebras.errors import InvalidResponse
-from ape_cerebras.http1.response_head import ResponseHead
+from ape_cerebras.http1.body import keeps_alive
+from ape_cerebras.http1.response_head import ResponseGuard
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -81,12 +81,16 @@ ACCEPTED = {
 
 
 def feed(raw: bytes, step: int) -> bool:
-    """Whether the head is complete with the last piece of it, and not before."""
-    head = ResponseHead()
+    """Pass a head through the guard and then to h11, as they stand in front of and in httpcore.
+    Return whether it is complete with its last piece, and not before."""
+    guard, arrived, end = ResponseGuard(), bytearray(), 0
     for begin in range(0, len(raw), step):
-        assert not head.complete
-        head.feed(raw[begin : begin + step])
-    return head.complete
+        assert not end
+        arrived += raw[begin : begin + step]
+        end = guard.end_of_head(arrived)
+    if end and response_of_h11(raw) is None:
+        raise InvalidResponse
+    return end == len(raw)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -107,12 +111,32 @@ def test_refused_while_it_is_still_arriving(case: str, step: int) -> None:
 @pytest.mark.parametrize("step", [1, 1000, 10**6])
 def test_accepted_however_it_arrives(case: str, step: int) -> None:
     assert feed(ACCEPTED[case], step)
+    assert_responses_end_alike(ACCEPTED[case])
 
 
 def test_bytes_behind_the_head_are_not_checked() -> None:
-    head = ResponseHead()
-    head.feed(with_fields(b"Content-Length: 9") + b"\0\n\r\r\n\r\n..")
-    assert head.complete
+    head = with_fields(b"Content-Length: 9")
+    assert ResponseGuard().end_of_head(bytearray(head + b"\0\n\r\r\n\r\n..")) == len(head)
+
+
+@pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 200 OK\r\nX: y\r\n\r", b"HTTP/1.1 103 E\r\n\r\n"])
+def test_a_head_that_is_not_complete_has_no_end(raw: bytes) -> None:
+    assert ResponseGuard().end_of_head(bytearray(raw)) == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "goes_on"),
+    [
+        (b"HTTP/1.1", b"", True),
+        (b"HTTP/1.1", b"keep-alive", True),
+        (b"HTTP/1.1", b"x, Close ", False),
+        (b"HTTP/1.1", b"closed", True),
+        (b"HTTP/1.0", b"", False),
+        (b"HTTP/1.0", b"keep-alive", False),
+    ],
+)
+def test_whether_a_connection_goes_on(version: bytes, connection: bytes, goes_on: bool) -> None:
+    assert keeps_alive(version, ((b"connection", connection),)) == goes_on
 
 
 line = st.sampled_from(
@@ -131,10 +155,4 @@ heads = st.lists(
 def test_whatever_passes_is_what_h11_reads_and_ends_where_h11_ends_it(
     raw: bytes, step: int
 ) -> None:
-    head, end = ResponseHead(), 0
-    with suppress(InvalidResponse):
-        while end < len(raw) and not head.complete:
-            behind = head.feed(raw[end : end + step])
-            end = min(end + step, len(raw)) - behind
-    if head.complete:
-        assert_responses_end_alike(raw[:end], head)
+    check_response_head(step, raw)

@@ -89,7 +89,7 @@ class MemoryStream(TimestampedStream):
     async def _wait(self, change: Callable[[], Awaitable[None]], timeout: float) -> float:
         """Wait for the other end; the seconds that took."""
         began_at = anyio.current_time()
-        with anyio.CancelScope(deadline=min(began_at + timeout, self._deadline)) as self._waiting:
+        with anyio.CancelScope(deadline=min(began_at + timeout, self.deadline)) as self._waiting:
             await change()
         if self._waiting.cancelled_caught:
             raise PeerStalled
@@ -97,7 +97,7 @@ class MemoryStream(TimestampedStream):
 
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
-        self._waiting.deadline = self._deadline
+        self._waiting.deadline = self.deadline
 
     async def send_eof(self) -> None:
         self._outgoing.ended = True

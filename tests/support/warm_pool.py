@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import httpcore
 import trio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from end_to_end import KEY
@@ -19,6 +20,7 @@ from ape_cerebras.upstream.warmup import Warmup
 
 __all__ = ("Rig", "Upstream", "kept_warm", "leased", "on_mock_clock", "use")
 
+REQUEST = "GET", httpcore.URL("http://upstream/"), ((b"host", b"upstream"),)
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -122,7 +124,7 @@ def on_mock_clock(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def use(connection: Connection) -> None:
-    await connection.request("GET", b"/", b"upstream")
+    await connection.request(*REQUEST)
     while await connection.next_chunk() is not None:
         pass
 

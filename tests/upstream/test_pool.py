@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import httpcore
 import pytest
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
@@ -17,6 +18,7 @@ from ape_cerebras.upstream.warmup import Warmup
 
 pytestmark = pytest.mark.anyio
 
+REQUEST = "GET", httpcore.URL("http://upstream/"), ((b"host", b"upstream"),)
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -63,7 +65,7 @@ async def pool_of(**settings: str) -> AsyncIterator[tuple[Pool, Peers]]:
 
 
 async def use(connection: PooledConnection) -> bytes:
-    await connection.request("GET", b"/", b"upstream")
+    await connection.request(*REQUEST)
     body = b""
     while (chunk := await connection.next_chunk()) is not None:
         body += chunk
@@ -93,7 +95,7 @@ async def test_the_one_used_last_is_used_next() -> None:
 async def test_a_response_left_early_closes_its_connection() -> None:
     async with pool_of() as (pool, peers):
         async with leased(pool) as connection:
-            await connection.request("GET", b"/", b"upstream")
+            await connection.request(*REQUEST)
         assert (pool.active, pool.idle, peers.open) == (0, 0, 0)
 
 
