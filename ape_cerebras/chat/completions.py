@@ -115,9 +115,8 @@ class Relay:
             exchange.reserved_tokens = estimate_reservation(len(chat.body), chat.limit)
         limited = self._admission.is_limited
         if limited:
-            prompt = estimate_prompt(len(chat.body))
-            most = self._catalogue.cost_at_most(chat.model, prompt, chat.limit, chat.choices)
-            exchange.reserved_cost = most
+            prices = self._catalogue.prices
+            exchange.reserved_cost = prices.cost_at_most(chat.model, *self._tokens_at_most(chat))
         async with downstream.watch_disconnect():
             if limited:
                 async with self._admission.admitted(exchange):
@@ -175,15 +174,19 @@ class Relay:
         finally:
             meter.end()
 
+    def _tokens_at_most(self, chat: ChatRequest) -> tuple[int, int]:
+        """Tokens of the prompt, as estimated, and those that the completion may have."""
+        most = self._catalogue.completion_at_most(chat.model, chat.limit, chat.choices)
+        return estimate_prompt(len(chat.body)), most
+
     def _account(self, exchange: Exchange, chat: ChatRequest) -> None:
-        """Find the tokens and the cost of an exchange, however it has ended. An estimate has the
-        prompt that was reserved, and no more completion than was."""
+        """Find the tokens and the cost of an exchange, however it has ended. An estimate is at most
+        what was reserved of the key's budget."""
         exchange.model = exchange.model or exchange.response_model
         usage = exchange.usage
         if usage is None or exchange.usage_events < exchange.token_events:
-            size = len(chat.body)
-            prompt, reserved = estimate_reservation(size, 0), estimate_reservation(size, chat.limit)
-            exchange.estimated_usage = self._estimates.usage_of(exchange, prompt, reserved - prompt)
+            prompt, most = self._tokens_at_most(chat)
+            exchange.estimated_usage = self._estimates.usage_of(exchange, prompt, most)
             usage = exchange.counted_usage
         elif exchange.streamed:
             self._estimates.learn_from(exchange)

@@ -15,7 +15,6 @@ wrong price is worse than none. A response that is no list is refused whole.
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from decimal import Decimal
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -237,16 +236,13 @@ class Catalogue:
             self._logs.event(level, message, **shown)
         self._logged = found
 
-    def cost_at_most(
-        self, model: str | None, prompt: int, limit: int | None, choices: int
-    ) -> Decimal | None:
-        """The US dollars that a request with a prompt of so many tokens may cost, with ``limit``
-        tokens for each of its ``choices``; None if the model has no price."""
+    def completion_at_most(self, model: str | None, limit: int | None, choices: int) -> int:
+        """The completion tokens that a request may have, with ``limit`` for each of its
+        ``choices``."""
         listed = self._listed.get(model or "")
         most = None if listed is None else listed.limits.get("completion_tokens")
         known = [number for number in (limit, most) if number is not None]
-        completion = choices * min(known, default=_MAX_COMPLETION)
-        return self.prices.cost_at_most(model, prompt, completion)
+        return choices * min(known, default=_MAX_COMPLETION)
 
     def note_missing(self, model: str | None, trace_id: str) -> None:
         """Log once that the API does not have a model, with the name of the closest one that it
