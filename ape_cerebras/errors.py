@@ -8,18 +8,11 @@ it a key.
 
     ProxyError
     ├── RequestRefused            the client's fault; nothing was sent upstream
-    │   ├── BadRequest            400  malformed head, framing or body
-    │   ├── Unauthorized          401  no key, or a wrong one
+    │   ├── BadRequest 400, Unauthorized 401, MethodNotAllowed 405, UnsupportedMedia 415
     │   ├── NotFound              404  ├── DoubledPrefix  └── ModelNotFound
-    │   ├── MethodNotAllowed      405
     │   ├── RequestTimeout        408  head or body did not arrive in time
-    │   ├── BodyTooLarge          413
-    │   ├── TargetTooLong         414
-    │   ├── UnsupportedMedia      415
-    │   ├── HeadersTooLarge       431
-    │   ├── MethodUnknown         501
-    │   ├── CodingUnknown         501
-    │   └── VersionUnsupported    505
+    │   ├── BodyTooLarge 413, TargetTooLong 414, HeadersTooLarge 431
+    │   └── MethodUnknown 501, CodingUnknown 501, VersionUnsupported 505
     ├── Overloaded                503  no upstream connection came free in time
     │   ├── NotAdmitted           503  too many in flight; the queue was full, or the wait too long
     │   └── LimitStoreUnavailable 503  LIMITS_STORE_OUTAGE is closed, and the store is down
@@ -30,18 +23,14 @@ it a key.
     │   └── ShutDown              503  cut short by the shutdown
     ├── UpstreamUnavailable       503  the circuit is open
     ├── UpstreamFailed            the fault of the API, or of the network between
-    │   ├── ConnectFailed         502  refused, unreachable, name not found
-    │   ├── TlsFailed             502  certificate or handshake
+    │   ├── ConnectFailed 502, TlsFailed 502, ConnectTimeout 504
     │   ├── InvalidResponse       502  not HTTP, closed without a response, or not as requested
     │   ├── ResponseWithheld      502  it quotes the account's key, or may and cannot be read
     │   ├── KeyRefused            502  upstream's own 401
     │   ├── Truncated             502  the response ended before its end
-    │   ├── ConnectTimeout        504
-    │   ├── FirstByteTimeout      504
-    │   └── IdleTimeout           504  stalled inside the response
+    │   └── FirstByteTimeout 504, IdleTimeout 504
     ├── ExchangeTimeout           504  the whole exchange took longer than allowed
-    ├── ClientGone                no response possible: the client has disconnected
-    ├── ClientStalled             no response possible: the client does not read
+    ├── ClientGone, ClientStalled no response possible: disconnected, or does not read
     └── InternalError             500  a defect of this proxy
 
 A failure's status is sent while no byte of the response has gone out. After that the proxy cuts
@@ -107,6 +96,7 @@ class ProxyError(Exception):
     ``status``: the response's status; 0 where no response is possible.
     ``type`` and ``code``: as in the OpenAI error object; ``code`` is also the log's ``error``.
     ``outcome``: a key of ``OUTCOMES``, the table of outcomes.
+    ``cause``: of a failure on the way upstream, a key of ``CAUSES``; ``address``: the one tried.
     ``keeps``: whether the client's connection may serve another request.
     """
 
@@ -115,6 +105,8 @@ class ProxyError(Exception):
     code: ClassVar[str] = "internal_error"
     outcome: ClassVar[str] = "internal_error"
     keeps: bool = True
+    cause: str | None = None
+    address: str | None = None
     message: str = ""
     headers: _Headers = ()
 
@@ -181,14 +173,12 @@ class ModelNotFound(NotFound, type="not_found_error", code="model_not_found"):
 
 
 class MethodNotAllowed(RequestRefused, status=405, code="method_not_allowed"):
-    """With the ``Allow`` header that RFC 9110 section 15.5.6 asks for."""
-
     message = "This path does not support this method."
 
     def __init__(self, *allowed: str, keeps: bool = True) -> None:
         super().__init__()
         self.keeps = keeps
-        self.headers = ((b"allow", ", ".join(allowed).encode()),)
+        self.headers = ((b"allow", ", ".join(allowed).encode()),)  # RFC 9110 section 15.5.6
 
 
 class RequestTimeout(RequestRefused, status=408, code="request_timeout", keeps=False):
@@ -330,6 +320,10 @@ class UpstreamFailed(ProxyError, status=502, type="upstream_error", outcome="ups
 
     headers: _Headers = ((b"x-should-retry", b"false"),)
 
+    def __init__(self, cause: str | None = None, address: str | None = None) -> None:
+        super().__init__()
+        self.cause, self.address = cause or self.cause, address
+
 
 class ConnectFailed(UpstreamFailed, code="connect_error", outcome="upstream_connect_failed"):
     message = "Could not connect to the upstream API."
@@ -343,19 +337,23 @@ class TlsFailed(UpstreamFailed, code="tls_error", outcome="upstream_tls_failed")
 
 class InvalidResponse(UpstreamFailed, code="invalid_response", outcome="upstream_invalid"):
     message = "The upstream API gave no valid response."
+    cause = "unusable"
 
 
 class ResponseWithheld(UpstreamFailed, code="answer_withheld", outcome="upstream_invalid"):
     message = "The upstream API's response holds, or may hold, text that must not be passed on."
+    cause = "key_quoted"
 
 
 class KeyRefused(UpstreamFailed, code="upstream_key_refused", outcome="upstream_key_refused"):
     # Passed on, the 401 would blame the client, and its text often quotes the key in part.
     message = "The upstream API did not accept this proxy's own API key."
+    cause = "key_refused"
 
 
 class Truncated(UpstreamFailed, code="stream_truncated", outcome="upstream_truncated"):
     message = "The upstream API's response ended before it was complete."
+    cause = "closed"
 
 
 class ConnectTimeout(
@@ -369,10 +367,12 @@ class FirstByteTimeout(
     UpstreamFailed, status=504, code="first_byte_timeout", outcome="upstream_timeout"
 ):
     message = "The upstream API did not respond in time."
+    cause = "silent"
 
 
 class IdleTimeout(UpstreamFailed, status=504, code="stream_timeout", outcome="upstream_stalled"):
     message = "The upstream API stopped in the middle of its response."
+    cause = "silent"
 
 
 class ExchangeTimeout(

@@ -54,7 +54,7 @@ class ResponseGuard:
                 return self._begin
             self._interim += 1
             if self._interim > _MAX_INTERIM:
-                raise InvalidResponse
+                raise InvalidResponse("malformed_head")
         self._check_part(arrived)
         return 0
 
@@ -62,9 +62,9 @@ class ResponseGuard:
         """Reject the beginning of a head if no further bytes could mend it."""
         begin = arrived[self._begin : self._begin + len(_BEGINNING)]
         if not _BEGINNING.startswith(begin) or len(arrived) - self._begin > _MAX_BYTES:
-            raise InvalidResponse
+            raise InvalidResponse("malformed_head")
         if FORBIDDEN.search(arrived, max(self._begin, self._checked - 1)):
-            raise InvalidResponse
+            raise InvalidResponse("malformed_head")
         self._checked = len(arrived)
 
     def _check(self, lines: bytes) -> None:
@@ -80,10 +80,10 @@ class ResponseGuard:
             or lines.translate(None, _PRINTABLE)  # control bytes are left
             or not _is_clear(_NOTABLE.findall(lines), is_http_11=match[1] == b"1")
         ):
-            raise InvalidResponse
+            raise InvalidResponse("malformed_head")
         self.status = int(match[2])
         if self.status == 101:  # nobody asked for another protocol
-            raise InvalidResponse
+            raise InvalidResponse("malformed_head")
 
 
 def _is_clear(notable: list[tuple[bytes, bytes, bytes]], *, is_http_11: bool) -> bool:

@@ -57,6 +57,7 @@ class TimestampedStream(ByteStream):
     ``deadline``: when every wait ends at the latest that begins from now on; infinity for never.
     ``read_timeout``, ``write_timeout``: the longest wait in seconds. With a ``read_timeout`` of 0
     a read neither waits nor calls ``before_wait``: PeerStalled at once.
+    ``peer``: the address of the other side, where whoever made the stream knows it.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,7 @@ class TimestampedStream(ByteStream):
         self.read_timeout = self.write_timeout = math.inf
         self.before_wait: Callable[[], Awaitable[None]] | None = None
         self.deadline = math.inf
+        self.peer: str | None = None
         self._broken = False
 
     def receive_nowait(self) -> bytes:

@@ -20,6 +20,7 @@ from ..http1.messages import Request
 
 __all__ = (
     "ALERTED",
+    "CAUSES",
     "CHAT_ROUTE",
     "NO_QUOTA",
     "OUTCOMES",
@@ -221,6 +222,56 @@ ALERTED = {
 """Outcomes whose first occurrence an alert must not miss, with the status that the client gets."""
 
 
+CAUSES = {
+    # Names, as getaddrinfo's errors are called.
+    "EAI_NONAME": "the resolver does not know the name",
+    "EAI_AGAIN": "no resolver responded",
+    "EAI_FAIL": "the resolver failed",
+    "EAI_OTHER": "another failure of the look-up",
+    "lookup_timeout": "the look-up of the name took too long",
+    # TCP, as the system's errors are called.
+    "ECONNREFUSED": "nothing listens at the address",
+    "ECONNRESET": "the peer reset the connection",
+    "ENETUNREACH": "no route to the network",
+    "EHOSTUNREACH": "no route to the host",
+    "ETIMEDOUT": "the host did not respond",
+    "EPERM": "the system, or a firewall on it, forbids the connection",
+    "EADDRNOTAVAIL": "no local address or port is left",
+    "EMFILE": "out of file descriptors, memory or threads",
+    "E_OTHER": "another error of the system",
+    "tcp_timeout": "connecting took too long",
+    # The proxy on the way, UPSTREAM_PROXY.
+    "proxy_refused": "the proxy on the way does not connect there",
+    "proxy_auth": "the proxy on the way wants another user or password (407)",
+    "proxy_unreachable": "the proxy on the way cannot reach the API",
+    "proxy_invalid": "what is at the address of the proxy on the way is none",
+    # TLS, as OpenSSL calls reasons, and what verifying found.
+    "hostname_mismatch": "the certificate is another name's",
+    "expired": "the certificate has expired",
+    "not_yet_valid": "the certificate is not yet valid, or this machine's clock is wrong",
+    "self_signed": "the certificate, or one above it, is signed by nobody who is trusted",
+    "unknown_issuer": "the certificate's issuer is not among the trusted ones",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate is invalid in another way",
+    "WRONG_VERSION_NUMBER": "no TLS is spoken at that port",
+    "tls_alert": "the peer ended the handshake with an alert",
+    "tls_closed": "the peer closed the connection in the handshake",
+    "tls_timeout": "the handshake took too long",
+    "tls_other": "another failure of the handshake",
+    # The response.
+    "closed": "the connection was closed",
+    "malformed_head": "the head of the response breaks a rule of HTTP, or is too large",
+    "malformed_body": "the framing of the body breaks a rule of HTTP",
+    "redirect": "a redirect, which is not followed",
+    "too_large": "the response is larger than it may be",
+    "unusable": "the response is HTTP, and not what was requested",
+    "key_quoted": "the response quotes the account's key",
+    "unreadable": "an error's body is compressed so that nobody can look for the key in it",
+    "key_refused": "the API refuses the account's key",
+    "silent": "nothing came in time",
+}
+"""Why a request failed on its way to the API: the words of ``cause``, each with its meaning. They
+are ours, of a closed list; no text of a foreign exception is among them."""
+
 _OUTCOME_OF_STATUS = {
     401: "upstream_key_refused",
     402: "upstream_payment_required",
@@ -283,6 +334,7 @@ class Exchange:
     head_at: float | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None  # the code in the body of an error
+    upstream_address: str | None = None  # of the connection
     quota: Quota = NO_QUOTA  # the account's, as the response reports it
     response_timestamped: bool | None = None  # the kernel timestamped all of its bytes
     response_backlogged: bool = False  # more of it was unread than the kernel holds

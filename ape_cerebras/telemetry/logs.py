@@ -106,6 +106,8 @@ LOG_FIELDS = (
     LogField("cost_usd", "US dollars, exact; where the model has a price", "cost"),
     LogField("usage_source", "`upstream`; `estimated` where the API did not report all of it"),
     LogField("error", "our own code for what failed", "error_code"),
+    LogField("cause", "why the request failed on its way upstream: one of the causes"),
+    LogField("upstream_address", "connected to, or tried last, of such a failure", "failed_at"),
     LogField("upstream_status", "the API's status, of a failure"),
     LogField("upstream_code", "the code in the body of the API's error"),
 )

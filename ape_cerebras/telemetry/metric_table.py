@@ -61,6 +61,7 @@ METRICS = (
     _count("requests_total", _MODEL, "Chat exchanges that ended"),
     _count("errors_total", _MODEL, "Chat exchanges that failed"),
     _count("outcomes_total", _BY_END, "Exchanges by how they ended, and who has to act"),
+    _count("upstream_failures_total", ("outcome", "cause"), "Failures on the way upstream, by why"),
     _count("tokens_total", _KIND, "Tokens; cached are part of prompt, reasoning of completion"),
     _count("reserved_tokens_total", _MODEL, "Tokens that the API reserves, as estimated"),
     _count("cost_usd_total", _MODEL, "US dollars, where the model has a price"),

@@ -160,6 +160,8 @@ class Metrics:
         side = timings.traits.side
         self._child("outcomes_total", exchange.route, timings.outcome, side, status).inc()
         self._observe_times(exchange, timings, _BY_ROUTE, exchange.route)
+        if timings.cause is not None:
+            self._child("upstream_failures_total", timings.outcome, timings.cause).inc()
         if exchange.client_blocked_seconds:
             self._metrics["client_blocked_seconds_total"].inc(exchange.client_blocked_seconds)
         if exchange.connection is not None:

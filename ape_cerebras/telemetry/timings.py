@@ -17,6 +17,8 @@ class Timings(NamedTuple):
     outcome: str
     traits: Outcome
     error_code: str | None
+    cause: str | None  # of a failure on the way upstream
+    failed_at: str | None  # the address of that
     usage: Usage | None  # the tokens that count: as estimated, else as reported
     usage_source: str | None  # of these: "upstream" or "estimated"
     timestamp_source: str | None  # "kernel" only where that is so of every arrival on both sides
@@ -45,6 +47,7 @@ class Timings(NamedTuple):
     def of(cls, exchange: Exchange) -> "Timings":
         """Derive all values of an exchange that has ended."""
         outcome, error_code = _ending_of(exchange)
+        cause, failed_at = _cause_of(exchange)
         usage_source, timestamp_source = _sources_of(exchange)
         ttft_source, ttft, upstream_ttft = _ttft_of(exchange)
         proxy_ttft = _span(upstream_ttft, ttft)
@@ -58,6 +61,8 @@ class Timings(NamedTuple):
             outcome=outcome,
             traits=OUTCOMES[outcome],
             error_code=error_code,
+            cause=cause,
+            failed_at=failed_at,
             usage=exchange.estimated_usage or exchange.usage,
             usage_source=usage_source,
             timestamp_source=timestamp_source,
@@ -103,6 +108,14 @@ def _ending_of(exchange: Exchange) -> tuple[str, str | None]:
     elif exchange.is_chat and exchange.upstream_status is not None:
         outcome = outcome_of_status(exchange.upstream_status)
     return outcome, outcome if OUTCOMES[outcome].failed else None
+
+
+def _cause_of(exchange: Exchange) -> tuple[str | None, str | None]:
+    """Why the request failed on its way upstream, and the address."""
+    error = exchange.error
+    if error is None or error.cause is None or exchange.stream_failed:
+        return None, None
+    return error.cause, error.address or exchange.upstream_address
 
 
 def _sources_of(exchange: Exchange) -> tuple[str | None, str | None]:

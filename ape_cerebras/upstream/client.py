@@ -83,6 +83,7 @@ class UpstreamClient:
         with waiting_for_upstream(exchange, self._clock):
             lease = await self.pool.lease()
         exchange.connection = lease.use
+        exchange.upstream_address = lease.connection.stream.raw.peer
         exchange.pool_wait_seconds = lease.waited
         exchange.connect_seconds, exchange.tls_seconds = lease.connect, lease.tls
         response = UpstreamResponse(
@@ -173,7 +174,7 @@ class UpstreamResponse:
             self._raw.deadline = math.inf
         self.status = exchange.upstream_status = status
         if status in _REDIRECTS:
-            raise InvalidResponse
+            raise InvalidResponse("redirect")
         self._raw.read_timeout = config.upstream_idle_timeout
         self.headers = headers
         exchange.head_at = connection.arrived_at
@@ -218,8 +219,10 @@ class UpstreamResponse:
         if chunk is not None:
             decoder = self.decoder
             leaks = self._leaks.found_in(chunk if decoder is None else decoder.decode(chunk))
-            if leaks or (decoder is not None and decoder.blind and self._leaks.must_read):
+            if leaks:
                 raise ResponseWithheld
+            if decoder is not None and decoder.blind and self._leaks.must_read:
+                raise ResponseWithheld("unreadable")
         return chunk
 
     def _readable(self, chunk: bytes) -> bytes:
@@ -233,7 +236,7 @@ class UpstreamResponse:
         while (chunk := await self.next_chunk()) is not None:
             body += self._readable(chunk)
             if len(body) > at_most:
-                raise InvalidResponse
+                raise InvalidResponse("too_large")
         return bytes(body)
 
     @property
@@ -322,6 +325,6 @@ def forget_attempt(exchange: Exchange) -> None:
     exchange.connection = exchange.pool_wait_seconds = None
     exchange.connect_seconds = exchange.tls_seconds = None
     exchange.sent_at = exchange.head_at = None
-    exchange.upstream_status = exchange.upstream_code = None
+    exchange.upstream_status = exchange.upstream_code = exchange.upstream_address = None
     exchange.quota = NO_QUOTA
     exchange.response_timestamped, exchange.response_backlogged = None, False

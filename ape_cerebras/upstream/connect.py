@@ -8,6 +8,7 @@ deadline ends a ``getaddrinfo`` that hangs. Attempts that need the same name sha
 a crowd of requests in front of a resolver that hangs is not a crowd of threads.
 """
 
+import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -25,13 +26,17 @@ from ..config.egress_proxy import EgressProxy
 from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
 from ..net.stream import READ_BYTES, TimestampedStream
+from ..telemetry.exchange import CAUSES
 
 __all__ = (
     "RECEIVE_BUFFER",
+    "AttemptFailed",
     "Connect",
     "EgressRefused",
+    "cause_of",
     "connect_for",
     "connect_tcp",
+    "lookup_is_under_way",
     "ssl_context_for",
     "start_tls",
 )
@@ -60,6 +65,10 @@ class _Lookups:
         self._clock = loop_clock()
         self._running: list[tuple[str, int, ThreadCall[_Found]]] = []
 
+    @property
+    def is_running(self) -> bool:
+        return any(not call.ended for _, _, call in self._running)
+
     async def find(self, host: str, port: int) -> list[_Address]:
         """The addresses of a host, in the resolver's order. Raises OSError."""
         found = await self._join(host, port).result()
@@ -78,6 +87,11 @@ class _Lookups:
         return same[-1]
 
 
+def lookup_is_under_way() -> bool:
+    """Whether somebody waits for the look-up of a name, which is why he is not connected yet."""
+    return of_this_loop(_Lookups).is_running
+
+
 def _look_up(host: str, port: int, flags: int = 0) -> _Found:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
@@ -88,13 +102,76 @@ def _look_up(host: str, port: int, flags: int = 0) -> _Found:
     return [(family, address) for family, *_, address in found]
 
 
+class AttemptFailed(OSError):
+    """No address accepts: the error of the last one tried, and that address."""
+
+    def __init__(self, number: int | None, address: tuple[object, ...]) -> None:
+        super().__init__(number, "connect")
+        self.address = _as_text(*address[:2])
+
+
 class EgressRefused(OSError):
     """The proxy on the way to the API did not connect: ``status`` is its response's, 0 where it
     gave none that is HTTP."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, address: str) -> None:
         super().__init__("the proxy on the way refused")
         self.status = status
+        self.address = address
+
+
+def _as_text(host: object, port: object) -> str:
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+_EGRESS_CAUSES = {0: "proxy_invalid", 407: "proxy_auth", 502: "proxy_unreachable"}
+_EGRESS_CAUSES |= dict.fromkeys((500, 503, 504), "proxy_unreachable")
+_SAME_CAUSE = {
+    "EACCES": "EPERM",
+    "EAGAIN": "EMFILE",  # no thread for the look-up
+    "ENFILE": "EMFILE",
+    "ENOBUFS": "EMFILE",
+    "ENOMEM": "EMFILE",
+    "EADDRINUSE": "EADDRNOTAVAIL",
+    "EPIPE": "ECONNRESET",
+}
+_LOOKUP_CAUSES = {
+    socket.EAI_NONAME: "EAI_NONAME",
+    socket.EAI_NODATA: "EAI_NONAME",
+    socket.EAI_AGAIN: "EAI_AGAIN",
+    socket.EAI_FAIL: "EAI_FAIL",
+}
+# OpenSSL's X509_V_ERR_… (openssl/x509_vfy.h), as ssl.SSLCertVerificationError has them.
+_VERIFY_CAUSES = {
+    9: "not_yet_valid",
+    10: "expired",
+    18: "self_signed",
+    19: "self_signed",
+    20: "unknown_issuer",
+    21: "unknown_issuer",
+    62: "hostname_mismatch",
+    64: "hostname_mismatch",  # an IP address
+}
+
+
+def cause_of(error: BaseException) -> str:
+    """The word of ``CAUSES`` for a failure to connect, its kind and numbers alone: nothing of its
+    text, which is foreign."""
+    if isinstance(error, EgressRefused):
+        return _EGRESS_CAUSES.get(error.status, "proxy_refused")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY_CAUSES.get(error.verify_code, "CERTIFICATE_VERIFY_FAILED")
+    if isinstance(error, ssl.SSLError):
+        if error.reason == "WRONG_VERSION_NUMBER":
+            return "WRONG_VERSION_NUMBER"
+        return "tls_alert" if "ALERT" in (error.reason or "") else "tls_other"
+    if isinstance(error, BrokenResourceError | EndOfStream):
+        return "tls_closed"
+    if isinstance(error, socket.gaierror):
+        return _LOOKUP_CAUSES.get(error.errno or 0, "EAI_OTHER")
+    name = errno.errorcode.get(getattr(error, "errno", None) or 0, "")
+    name = _SAME_CAUSE.get(name, name)
+    return name if name in CAUSES else "E_OTHER"
 
 
 def connect_for(proxy: EgressProxy | None) -> Connect:
@@ -108,7 +185,7 @@ async def _connect_through(proxy: EgressProxy, host: str, port: int) -> Timestam
     raw = await connect_tcp(proxy.host, proxy.port)
     try:
         http = h11.Connection(h11.CLIENT)
-        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        authority = _as_text(host, port)
         headers = [("host", authority)]
         if proxy.authorization:
             headers.append(("proxy-authorization", proxy.authorization.decode()))
@@ -118,10 +195,10 @@ async def _connect_through(proxy: EgressProxy, host: str, port: int) -> Timestam
             if response is h11.NEED_DATA:
                 http.receive_data(await raw.receive(READ_BYTES))
         if response.status_code >= 300 or http.trailing_data[0]:
-            raise EgressRefused(response.status_code)
+            raise EgressRefused(response.status_code, _as_text(proxy.host, proxy.port))
     except (EndOfStream, BrokenResourceError, h11.RemoteProtocolError):
         raw.close()
-        raise EgressRefused(0) from None
+        raise EgressRefused(0, _as_text(proxy.host, proxy.port)) from None
     except BaseException:
         raw.close()
         raise
@@ -143,7 +220,7 @@ async def connect_tcp(host: str, port: int) -> TimestampedStream:
         try:
             sock = await _connect_socket(family, address)
         except OSError as error:
-            failures.append(error)
+            failures.append(AttemptFailed(error.errno, address))
             failed.set()
         else:
             # Two may win in one iteration of the event loop; only the first is kept.
@@ -163,7 +240,9 @@ async def connect_tcp(host: str, port: int) -> TimestampedStream:
         raise
     if not winner:
         raise failures[-1] if failures else OSError("no address")
-    return SocketStream(winner[0])
+    stream = SocketStream(winner[0])
+    stream.peer = _as_text(*winner[0].getpeername()[:2])
+    return stream
 
 
 async def _connect_socket(family: int, address: tuple[object, ...]) -> socket.socket:

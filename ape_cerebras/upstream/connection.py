@@ -44,12 +44,14 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it. Timeouts in
     seconds are those of ``raw`` where httpcore names none. ``sent_at``: when the latest request had
-    been written, None before.
+    been written, None before. ``cause``: why nothing more can be read, of ``CAUSES``; None while
+    that is not so.
     """
 
     def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
         self.raw = raw
         self.sent_at: float | None = None
+        self.cause: str | None = None
         self._stream = stream
         self._writes = WriteBuffer(stream)
         self._awaits_head = False
@@ -85,10 +87,12 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         try:
             return await self._stream.receive(max_bytes)
         except EndOfStream:
+            self.cause = "closed"
             return b""
         except PeerStalled:
             raise httpcore.ReadTimeout from None
-        except (BrokenResourceError, ClosedResourceError, ssl.SSLError):
+        except (BrokenResourceError, ClosedResourceError, ssl.SSLError) as error:
+            self.cause = "tls_closed" if isinstance(error, ssl.SSLError) else "ECONNRESET"
             raise httpcore.ReadError from None
 
     async def _send_and_read_head(self) -> bytes:
@@ -233,7 +237,7 @@ class Connection:
         """
         stream = self.stream
         self.reusable = False
-        stream.sent_at = None
+        stream.sent_at = stream.cause = None
         request = httpcore.Request(method, url, headers=headers, content=_Body(body))
         try:
             http = httpcore.AsyncHTTP11Connection(url.origin, stream)
@@ -241,7 +245,7 @@ class Connection:
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
             raise FirstByteTimeout from None
         except (httpcore.ReadError, httpcore.RemoteProtocolError):
-            raise InvalidResponse from None
+            raise InvalidResponse(stream.cause or "malformed_head") from None
         fields = tuple([(name.lower(), value) for name, value in response.headers])
         self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
         self._keeps_alive = keeps_alive(response.extensions["http_version"], fields)
@@ -267,7 +271,7 @@ class Connection:
                 if not reader.paused:
                     arrived = await self._body.read(READ_BYTES)
                     if not arrived:
-                        raise Truncated
+                        raise Truncated(stream.cause)
                     self.arrived_at = max(stream.raw.arrived_at, sent_at)
                     self._arrived += arrived
                 if data := reader.take(self._arrived):
@@ -275,7 +279,7 @@ class Connection:
         except httpcore.ReadTimeout:
             raise IdleTimeout from None
         except (httpcore.ReadError, RequestRefused):  # the latter: malformed framing
-            raise Truncated from None
+            raise Truncated(stream.cause or "malformed_body") from None
         self.reusable = self._keeps_alive and not self._arrived and stream.is_clean
         return None
 

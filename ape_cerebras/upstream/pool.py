@@ -26,7 +26,8 @@ from anyio import BrokenResourceError, EndOfStream
 from ..config.config import Config
 from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
 from ..net.event_loop import loop_clock
-from .connect import Connect, start_tls
+from ..net.stream import TimestampedStream
+from .connect import Connect, cause_of, lookup_is_under_way, start_tls
 from .connection import Connection, UpstreamStream
 
 __all__ = ("Lease", "Pool", "PooledConnection")
@@ -158,6 +159,7 @@ class Pool:
         """A new connection. The time for TCP includes the look-up of the name."""
         host, port = self._config.cerebras_base_url[1:3]
         began_at = self._clock()
+        raw: TimestampedStream | None = None
         try:
             with anyio.fail_after(self.connect_timeout):
                 raw = await self._connect_raw(host, port)
@@ -165,11 +167,15 @@ class Pool:
                 raw.kernel_timestamps = self._config.kernel_stamps
                 stream = await start_tls(raw, self._ssl_context, host)
         except TimeoutError:
-            raise ConnectTimeout from None
-        except (ssl.SSLError, BrokenResourceError, EndOfStream):
-            raise TlsFailed from None
-        except OSError:
-            raise ConnectFailed from None
+            if raw is not None:
+                raise ConnectTimeout("tls_timeout", raw.peer) from None
+            raise ConnectTimeout(
+                "lookup_timeout" if lookup_is_under_way() else "tcp_timeout"
+            ) from None
+        except (ssl.SSLError, BrokenResourceError, EndOfStream) as error:
+            raise TlsFailed(cause_of(error), None if raw is None else raw.peer) from None
+        except OSError as error:
+            raise ConnectFailed(cause_of(error), getattr(error, "address", None)) from None
         tls = None if stream is raw else round(self._clock() - connected_at, 6)
         connection = PooledConnection(UpstreamStream(raw, stream))
         spread = random.uniform(1 - _SPREAD, 1)  # noqa: S311 - nobody gains by guessing it

@@ -22,7 +22,7 @@ from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
 from ape_cerebras.simulator.quota import LIMIT_FLAGS, AccountLimits
-from ape_cerebras.telemetry.exchange import OUTCOMES
+from ape_cerebras.telemetry.exchange import CAUSES, OUTCOMES
 from ape_cerebras.telemetry.logs import DEBUG_FIELDS, FIRST_FIELDS, LOG_FIELDS
 from ape_cerebras.telemetry.metric_table import METRICS, WORKER_METRICS, MetricRow
 
@@ -146,6 +146,10 @@ def outcomes() -> str:
     return table(head, rows)
 
 
+def causes() -> str:
+    return table(("cause", "meaning"), [(code(name), meaning) for name, meaning in CAUSES.items()])
+
+
 def yes(flag: bool) -> str:
     return "yes" if flag else NONE
 
@@ -222,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "worker metrics": worker_metrics,
     "log fields": log_fields,
     "outcomes": outcomes,
+    "causes": causes,
     "errors": errors,
     "faults": faults,
     "simulator flags": lambda: flags(Simulation, SIMULATION_FLAGS),

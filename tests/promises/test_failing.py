@@ -1,5 +1,6 @@
 """Failures of an exchange: the client's response, the outcome, and the connections."""
 
+import errno
 from collections.abc import Callable
 
 import anyio
@@ -16,20 +17,61 @@ from end_to_end import (
 )
 from upstream_scripts import closes, one_token_and_no_more, resets, responds_once, silent, streams
 
+from ape_cerebras.net.stream import TimestampedStream
+from ape_cerebras.upstream.connect import AttemptFailed, EgressRefused
+
 pytestmark = pytest.mark.anyio
 
 
 async def test_nobody_listens() -> None:
-    async with running_proxy(free_port()) as running:
+    port = free_port()
+    async with running_proxy(port) as running:
         client = await running.client()
         response = await client.request(chat())
         line = await running.lines.exchange()
         again = await client.request(chat())
+        labels = 'cause="ECONNREFUSED",outcome="upstream_connect_failed"'
+        failures = await running.sample(f"cerebras_proxy_upstream_failures_total{{{labels}}}")
     assert response.status == again.status == 502
     assert error_shape(response.json()) == ("upstream_error", "connect_error")
     assert "x-should-retry" not in response.headers
     assert (line["outcome"], line["error"]) == ("upstream_connect_failed", "connect_error")
-    assert line["level"] == "error"
+    assert (line["cause"], line["upstream_address"]) == ("ECONNREFUSED", f"127.0.0.1:{port}")
+    assert (line["level"], failures) == ("error", 2)
+
+
+async def test_a_name_that_nobody_knows() -> None:
+    async with running_proxy(0, CEREBRAS_BASE_URL="http://no-such-host.invalid") as running:
+        await (await running.client()).request(chat())
+        line = await running.lines.exchange()
+    assert line["outcome"] == "upstream_connect_failed"
+    assert line["cause"] in ("EAI_NONAME", "EAI_AGAIN")  # as the machine's resolver is
+    assert "upstream_address" not in line
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (AttemptFailed(errno.ENETUNREACH, ("192.0.2.1", 443)), "ENETUNREACH"),
+        (AttemptFailed(errno.EHOSTUNREACH, ("192.0.2.1", 443)), "EHOSTUNREACH"),
+        (AttemptFailed(errno.ETIMEDOUT, ("192.0.2.1", 443)), "ETIMEDOUT"),
+        (AttemptFailed(errno.EACCES, ("192.0.2.1", 443)), "EPERM"),
+        (AttemptFailed(errno.ENOBUFS, ("192.0.2.1", 443)), "EMFILE"),
+        (AttemptFailed(errno.EPROTO, ("192.0.2.1", 443)), "E_OTHER"),
+        (EgressRefused(0, "192.0.2.1:443"), "proxy_invalid"),
+        (EgressRefused(403, "192.0.2.1:443"), "proxy_refused"),
+        (EgressRefused(407, "192.0.2.1:443"), "proxy_auth"),
+        (EgressRefused(503, "192.0.2.1:443"), "proxy_unreachable"),
+    ],
+)
+async def test_why_no_connection_was_made(error: OSError, cause: str) -> None:
+    async def connect(host: str, port: int) -> TimestampedStream:
+        raise error
+
+    async with running_proxy(1, connect) as running:
+        await (await running.client()).request(chat())
+        line = await running.lines.exchange()
+    assert (line["cause"], line["upstream_address"]) == (cause, "192.0.2.1:443")
 
 
 async def speaks_another_protocol(peer: Conversation) -> None:
@@ -45,11 +87,16 @@ async def switches_protocols(peer: Conversation) -> None:
 
 
 @pytest.mark.parametrize(
-    "script",
-    [closes, resets, speaks_another_protocol, switches_protocols],
-    ids=lambda f: f.__name__,
+    ("script", "cause"),
+    [
+        (closes, "closed"),
+        (resets, "ECONNRESET"),
+        (speaks_another_protocol, "malformed_head"),
+        (switches_protocols, "malformed_head"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_no_valid_response(script: Callable[..., object]) -> None:
+async def test_no_valid_response(script: Callable[..., object], cause: str) -> None:
     async with running_upstream(script) as upstream, running_proxy(upstream.port) as running:  # type: ignore[arg-type]
         client = await running.client()
         response = await client.request(chat())
@@ -58,7 +105,8 @@ async def test_no_valid_response(script: Callable[..., object]) -> None:
     assert response.status == 502
     assert error_shape(response.json()) == ("upstream_error", "invalid_response")
     assert response.headers["x-should-retry"] == "false"
-    assert line["outcome"] == "upstream_invalid"
+    assert (line["outcome"], line["cause"]) == ("upstream_invalid", cause)
+    assert line["upstream_address"] == f"127.0.0.1:{upstream.port}"
     assert len(upstream.requests) == 1
 
 

@@ -57,6 +57,14 @@ BAD: dict[str, Callable[[trustme.CA, datetime], trustme.LeafCert]] = {
 }
 
 
+CAUSES = {
+    "wrong name": "hostname_mismatch",
+    "expired": "expired",
+    "not yet valid": "not_yet_valid",
+    "untrusted": "unknown_issuer",
+}
+
+
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, bundle: str) -> None:
     leaf = BAD[kind](authority, datetime.now(UTC))
@@ -67,7 +75,8 @@ async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, b
         line = await running.lines.exchange()
     assert response.status == again.status == 502
     assert response.json()["code"] == "tls_error"
-    assert line["outcome"] == "upstream_tls_failed"
+    assert (line["outcome"], line["cause"]) == ("upstream_tls_failed", CAUSES[kind])
+    assert line["upstream_address"].endswith(f":{upstream.port}")
     assert upstream.requests == []
 
 
@@ -82,7 +91,9 @@ async def test_plain_http_on_the_tls_port(bundle: str) -> None:
         ) as running,
     ):
         response = await (await running.client()).request(chat())
+        line = await running.lines.exchange()
     assert (response.status, response.json()["code"]) == (502, "tls_error")
+    assert line["cause"] == "WRONG_VERSION_NUMBER"
 
 
 async def test_a_handshake_without_a_reply(bundle: str) -> None:
@@ -99,8 +110,10 @@ async def test_a_handshake_without_a_reply(bundle: str) -> None:
         ) as running,
     ):
         response = await (await running.client()).request(chat())
+        line = await running.lines.exchange()
         await upstream.disconnected.wait()  # and its socket is not kept
     assert (response.status, response.json()["code"]) == (504, "connect_timeout")
+    assert line["cause"] == "tls_timeout"
 
 
 async def test_a_body_that_ends_with_the_connection_must_end_with_close_notify(

@@ -1,11 +1,19 @@
 """The closed list of outcomes: each can happen, and no other can."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from failure_examples import FAILURES
 
-from ape_cerebras.telemetry.exchange import OUTCOMES, SIDES, outcome_of_status
+import ape_cerebras
+from ape_cerebras.errors import UpstreamFailed
+from ape_cerebras.telemetry.exchange import CAUSES, OUTCOMES, SIDES, outcome_of_status
+from ape_cerebras.upstream import connect
 
 LEVELS = ("info", "warning", "error")
+PACKAGE = Path(ape_cerebras.__file__).parent
+UPSTREAM = {each for each in FAILURES if issubclass(each, UpstreamFailed)}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +68,22 @@ def test_a_side_says_whether_the_service_is_degraded_and_who_has_to_act() -> Non
             assert outcome.degrades, name
         if outcome.side in ("client", "limit"):
             assert not outcome.degrades, name
+
+
+def test_every_cause_is_of_the_list_and_every_failure_upstream_has_one() -> None:
+    """The words stand where failures are raised, and in the tables of ``connect``."""
+    names = {each.__name__ for each in UPSTREAM}
+    used: set[object] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in names and node.args:
+                words = ast.walk(node.args[0])
+                used |= {each.value for each in words if isinstance(each, ast.Constant)}
+    assert used >= {"redirect", "malformed_head", "tls_timeout"}
+    defaults = {each.cause for each in UPSTREAM}
+    from_tables = {*connect._EGRESS_CAUSES.values(), *connect._LOOKUP_CAUSES.values()}
+    from_tables |= {*connect._VERIFY_CAUSES.values(), *connect._SAME_CAUSE.values()}
+    assert used | (defaults - {None}) | from_tables <= CAUSES.keys()
 
 
 def test_only_failures_of_the_service_degrade_it() -> None:
