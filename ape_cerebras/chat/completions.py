@@ -67,7 +67,6 @@ _UP = frozenset(
         b"content-type",
         b"idempotency-key",
         b"queue_threshold",
-        b"tracestate",
         b"user-agent",
         b"x-amz-cf-id",
         b"x-delay-time",
@@ -130,6 +129,7 @@ class Relay:
         headers: Headers = (
             *_headers_up(request.headers),
             (b"traceparent", exchange.traceparent),
+            *(((b"tracestate", exchange.tracestate),) if exchange.tracestate else ()),
             (b"x-trace-id", exchange.trace_id.encode()),
         )
         body = chat.body

@@ -300,6 +300,7 @@ class Exchange:
     request_id: str = ""
     trace_id: str = ""
     traceparent: bytes = b""
+    tracestate: bytes = b""
     intended_start_lag_seconds: float | None = None  # it began later than the client planned
 
     # proxy

@@ -2,7 +2,9 @@
 
 A trace id comes from ``X-Trace-ID`` where that is well formed, else from a valid ``traceparent``
 (W3C Trace Context level 1, section 3.2), else it is new. Upstream gets a ``traceparent`` with our
-own span id, so that its spans are children of ours and not of the caller's.
+own span id, so that its spans are children of ours and not of the caller's. The client's
+``tracestate`` goes with it only where its ``traceparent`` is continued (section 3.3.1.1): beside
+another trace it would say of that one what is not so.
 """
 
 import re
@@ -31,10 +33,15 @@ _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 def identify(exchange: Exchange, request: Request | None, now: float) -> None:
     """Give the exchange its ids and the lag of its start; new ids where the headers carry none or
     there is no valid head. ``now`` is a reading of the clock that ``started_at`` is from."""
-    header = (request or _NO_REQUEST).header
-    exchange.trace_id, exchange.traceparent = trace_context(
-        header(b"x-trace-id"), header(b"traceparent")
-    )
+    request = request or _NO_REQUEST
+    header = request.header
+    parent = header(b"traceparent")
+    if parent and len(_values(request, b"traceparent")) > 1:  # which of them is no longer known
+        parent = None
+    context = trace_context(header(b"x-trace-id"), parent)
+    exchange.trace_id, exchange.traceparent, continued = context
+    if continued and header(b"tracestate"):
+        exchange.tracestate = b",".join(_values(request, b"tracestate"))
     exchange.request_id = request_id(header(b"x-request-id"))
     started = time.time() - (now - exchange.started_at)
     exchange.intended_start_lag_seconds = intended_start_lag(
@@ -42,11 +49,17 @@ def identify(exchange: Exchange, request: Request | None, now: float) -> None:
     )
 
 
+def _values(request: Request, name: bytes) -> list[bytes]:
+    return [value for each, value in request.headers if each == name]
+
+
 class TraceContext(NamedTuple):
-    """``trace_id`` for log lines and the response; ``traceparent`` for the request upstream."""
+    """``trace_id`` for log lines and the response; ``traceparent`` for the request upstream.
+    ``continued``: whether that continues the client's own."""
 
     trace_id: str
     traceparent: bytes
+    continued: bool
 
 
 def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceContext:
@@ -61,7 +74,8 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
     else:
         # Unsampled: a proxy must not switch on tracing in the client's system.
         w3c_id, flags = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else token_hex(16), "00"
-    return TraceContext(trace_id, f"00-{w3c_id}-{token_hex(8)}-{flags}".encode())
+    own = f"00-{w3c_id}-{token_hex(8)}-{flags}".encode()
+    return TraceContext(trace_id, own, incoming is not None)
 
 
 def _parse_traceparent(value: bytes) -> tuple[str, str] | None:

@@ -280,3 +280,35 @@ async def test_sums_of_lines_and_counters_agree() -> None:
     assert tokens == sum(line["total_tokens"] for line in lines) == 70
     assert cost == pytest.approx(sum(line["cost_usd"] for line in lines))
     assert ttft == pytest.approx(sum(line["ttft_seconds"] for line in lines))
+
+
+CONTINUED = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+STATES = (b"tracestate: rojo=1,congo=2", b"Tracestate: a@b=3")
+
+
+@pytest.mark.parametrize(
+    ("lines", "sent"),
+    [
+        ((b"traceparent: " + CONTINUED, *STATES), b"rojo=1,congo=2,a@b=3"),
+        ((b"x-trace-id: mine", b"traceparent: " + CONTINUED, STATES[0]), b"rojo=1,congo=2"),
+        (STATES, None),
+        ((b"x-trace-id: " + CONTINUED[3:35], *STATES), None),
+        ((b"traceparent: " + CONTINUED.replace(b"00-4", b"ff-4"), *STATES), None),
+        ((b"traceparent: " + CONTINUED[:-1], *STATES), None),
+        ((b"traceparent:", *STATES), None),
+        ((b"traceparent: " + CONTINUED, b"traceparent: " + CONTINUED, *STATES), None),
+    ],
+)
+async def test_tracestate_goes_up_only_with_the_traceparent_that_it_belongs_to(
+    lines: tuple[bytes, ...], sent: bytes | None
+) -> None:
+    async with (
+        running_upstream(respond_plainly) as upstream,
+        running_proxy(upstream.port) as running,
+    ):
+        assert (await (await running.client()).request(chat(b"{}", *lines))).status == 200
+    head = upstream.requests[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    fields = [line.partition(b": ")[::2] for line in head[1:]]
+    assert [value for name, value in fields if name.lower() == b"tracestate"] == (
+        [] if sent is None else [sent]
+    )

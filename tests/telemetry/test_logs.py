@@ -278,6 +278,7 @@ def test_no_header_body_or_query_is_logged() -> None:
         ),
         body=secret.encode(),
         traceparent=secret.encode(),
+        tracestate=secret.encode(),
     )
     assert secret not in text_of(exchange)
 
