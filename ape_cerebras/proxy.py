@@ -195,7 +195,10 @@ class Proxy:
             exchange.client = check_key(request, self._api_keys.keys)
         if refusal is not None:
             raise refusal
-        exchange.body = await downstream.read_body()
+        if route.takes_body:
+            exchange.body = await downstream.read_body()
+        else:
+            await downstream.discard_body()
         exchange.received_at = max(exchange.started_at, downstream.stream.arrived_at)
         exchange.request_timestamped = downstream.request_timestamped
         await route.handler(exchange, downstream)
@@ -210,13 +213,13 @@ class Proxy:
             await downstream.abort(error_event(error) if fits else b"")
         if downstream.started or not error.status:
             return
-        if not error.keeps or downstream.awaits_100_continue:
+        if not (error.keeps and downstream.can_discard_body):
             downstream.close_after_response()
         headers = ((b"content-type", b"application/json"), *error.headers)
         with suppress(ProxyError):  # which leaves the connection unfit for more
             await downstream.respond(exchange, error.status, headers, error_body(error))
             if downstream.keeps_alive:
-                await downstream.read_body()  # the rest of it, for the next request's sake
+                await downstream.discard_body()  # for the next request's sake
 
     def _account_for(self, exchange: Exchange) -> None:
         """Count and log an exchange that has ended. An observer that fails is reported, and the

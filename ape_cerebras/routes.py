@@ -35,12 +35,14 @@ async def _no_handler(exchange: Exchange, downstream: Downstream) -> None:
 
 
 class Route(NamedTuple):
-    """``template`` names the path in log and metrics."""
+    """``template`` names the path in log and metrics. ``takes_body``: whether the handler uses the
+    request's body; else it is thrown away."""
 
     template: str
     methods: tuple[str, ...]
     handler: Handler
     needs_key: bool = False
+    takes_body: bool = False
 
 
 Table = dict[bytes, Route]
@@ -91,7 +93,9 @@ class Routes:
         # threads that all share); one, because several would take the interpreter in turns.
         self._render_threads = CapacityLimiter(1)
         self.main: Table = {
-            b"/v1/chat/completions": Route("/v1/chat/completions", ("POST",), chat, needs_key=True),
+            b"/v1/chat/completions": Route(
+                "/v1/chat/completions", ("POST",), chat, needs_key=True, takes_body=True
+            ),
             b"/v1/models": Route("/v1/models", _GET, self._list_models, needs_key=True),
             _MODEL: Route("/v1/models/{id}", _GET, self._get_model, needs_key=True),
             b"/v1/tcp_warming": Route("/v1/tcp_warming", _GET, self._warm_up),

@@ -102,6 +102,20 @@ class Downstream:
         return await self.reader.read_body()
 
     @property
+    def can_discard_body(self) -> bool:
+        """Whether the rest of the request's body comes unasked, and is not known to be large."""
+        return self.reader.is_rest_small and not self.awaits_100_continue
+
+    async def discard_body(self) -> None:
+        """Read the rest of the request's body and throw it away, if it is small. If not, this
+        connection serves no further request.
+
+        Raises what ``read_body`` raises.
+        """
+        if not (self.can_discard_body and await self.reader.discard_body()):
+            self.close_after_response()
+
+    @property
     def awaits_100_continue(self) -> bool:
         """Whether the client still holds its body back (RFC 9110 section 10.1.1)."""
         return self._http.they_are_waiting_for_100_continue

@@ -3,7 +3,7 @@ guards have seen them, and knows when no more will arrive.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -172,15 +172,34 @@ class RequestReader:
         body = self._take()
         if not self.complete:
             whole = bytearray(body)
-            with _deadline(self._config.client_body_timeout):
-                while not self.complete:
-                    if self._has_more or (self._chunks is not None and self._chunks.paused):
-                        await anyio.lowlevel.checkpoint()
-                    else:
-                        await self._read()
-                    whole += self._take()
+            await self._read_rest(whole.extend)
             body = bytes(whole)
         return body
+
+    @property
+    def is_rest_small(self) -> bool:
+        """Whether the rest of the body, as far as its size is known, is one that may be thrown
+        away."""
+        return self._left <= _LINGER_BYTES
+
+    async def discard_body(self) -> bool:
+        """Throw the rest of the body away as it comes, at most as much as ``linger`` does. Return
+        whether that was all of it. Raises what ``read_body`` raises."""
+        if not self.complete:
+            await self._read_rest(lambda _: None, _LINGER_BYTES - len(self._take()))
+        return self.complete
+
+    async def _read_rest(self, use: Callable[[bytes], object], most: float = math.inf) -> None:
+        """Read on to the body's end, or until ``most`` bytes of it have come."""
+        with _deadline(self._config.client_body_timeout):
+            while not self.complete and most > 0:
+                if self._has_more or (self._chunks is not None and self._chunks.paused):
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    await self._read()
+                piece = self._take()
+                most -= len(piece)
+                use(piece)
 
     def _take(self) -> bytes:
         """Give h11 the bytes of the body that have arrived, and return the data in them; of very

@@ -1,5 +1,6 @@
 """The client's connection by itself, over memory: requests in any pieces, responses in one."""
 
+import tracemalloc
 from itertools import pairwise
 
 import anyio
@@ -252,3 +253,98 @@ async def test_a_connection_whose_end_was_not_announced_has_a_last_chance() -> N
         first, second = await client.receive(), await client.receive()
         assert b"connection: close" not in first.lower()
         assert b"connection: close" in second.lower()
+
+
+BEGUN = b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+MIB = 2**20
+
+
+async def test_a_body_that_nobody_wants_is_thrown_away_in_pieces() -> None:
+    in_chunks = BEGUN + b"%x\r\n%b\r\n" % (32_000, b"x" * 32_000) * 30 + b"0\r\n\r\n"
+    for body in (chat(b"x" * MIB), in_chunks):
+        client, downstream = connection()
+
+        sent = body + GET
+        for begin in range(0, len(sent), 16_000):
+            await client.send(sent[begin : begin + 16_000])
+        await downstream.wait_for_request()
+        await downstream.read_head()
+        tracemalloc.start()
+        try:
+            await downstream.discard_body()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        await respond(downstream)
+        assert downstream.reusable
+        assert (await read_request(downstream))[0].path == b"/health"
+        assert peak < MIB // 2
+
+
+async def test_of_a_body_without_an_end_only_so_much_is_read_before_the_connection_ends() -> None:
+    client, downstream = connection()
+    sent = 0
+
+    async def send_on() -> None:
+        nonlocal sent
+        await client.send(BEGUN)
+        while True:
+            await client.send(b"8000\r\n%b\r\n" % (b"x" * 0x8000))
+            sent += 0x8000
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send_on)
+        await downstream.wait_for_request()
+        await downstream.read_head()
+        assert downstream.can_discard_body
+        await downstream.discard_body()
+        await respond(downstream)
+        tasks.cancel_scope.cancel()
+    assert MIB <= sent <= 1.5 * MIB
+    assert not downstream.reusable
+
+
+async def test_a_body_that_is_known_to_be_large_is_not_read_for_nothing() -> None:
+    client, downstream = connection()
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (MIB + 1)
+    await client.send(head)
+    await downstream.wait_for_request()
+    await downstream.read_head()
+    assert not downstream.can_discard_body
+    await downstream.discard_body()
+    await respond(downstream)
+    assert b"connection: close" in (await client.receive()).lower()
+
+
+@given(cuts=st.sets(st.integers(1, len(chat() + GET)), max_size=5), pieces=st.booleans())
+def test_an_empty_line_behind_a_body_is_ignored_however_it_is_cut(
+    cuts: set[int], pieces: bool
+) -> None:
+    sent = (CHUNKED if pieces else chat()) + b"\r\n" + GET + b"\r\n" + GET
+    around = {len(sent) - len(GET) * 2 - at for at in (1, 2, 3)}  # where the empty line is
+    edges = [0, *sorted(cuts | around), len(sent)]
+    paths: list[bytes] = []
+
+    async def run() -> None:
+        client, downstream = connection()
+        for begin, end in pairwise(edges):
+            await client.send(sent[begin:end])
+        for _ in range(3):
+            paths.append((await read_request(downstream))[0].path)
+            await respond(downstream)
+            assert downstream.reusable
+        await client.send_eof()
+        assert await downstream.wait_for_request() is None
+
+    anyio.run(run)
+    assert paths[1:] == [b"/health"] * 2
+
+
+async def test_an_end_inside_an_empty_line_is_the_end_of_the_connection() -> None:
+    for rest in (b"", b"\r", b"\r\n"):
+        client, downstream = connection()
+        await client.send(GET + rest)
+        await read_request(downstream)
+        await respond(downstream)
+        await client.send_eof()
+        assert await downstream.wait_for_request() is None

@@ -37,6 +37,39 @@ async def ten_thousand(scene: Scene) -> None:
     assert data.count(b"connection: close") == 1
 
 
+async def empty_lines_behind_bodies(scene: Scene) -> None:
+    sent = OK + b"\r\n" + HEALTH
+    client = await scene.client()
+    for cut in range(3):  # behind the body, inside the line, behind it
+        await client.send(sent[: len(OK) + cut])
+        assert (await client.response()).status == 200
+        await client.send(sent[len(OK) + cut :])
+        assert (await client.response()).status == 200
+    await client.send(sent)
+    assert [(await client.response()).status for _ in range(2)] == [200, 200]
+
+
+UNWANTED = {
+    b"POST /v1/chat/completions HTTP/1.1": 401,
+    b"POST /v1/nope HTTP/1.1": 401,
+    b"POST /nope HTTP/1.1": 404,
+    b"POST /health HTTP/1.1": 405,
+    b"GET /health HTTP/1.1": 200,
+}
+
+
+async def sends_what_nobody_wants(scene: Scene) -> None:
+    for line, status in UNWANTED.items():
+        client = await scene.client()
+        await client.send(post(b"x" * 1_000_000, key=b"X: none", line=line))
+        assert (await client.response()).status == status
+        assert (await client.get("/health")).status == 200
+        large = post(b"x", key=b"X: none", line=line, length=b"Content-Length: 10000000")
+        response = await client.request(large)
+        assert (response.status, response.headers["connection"]) == (status, "close")
+        assert await client.until_closed() == b""
+
+
 def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
     async def play(scene: Scene) -> None:
         half = anyio.Event()
@@ -139,6 +172,8 @@ def old(*extra: bytes) -> bytes:
 CASES: list[Case] = [
     Case("G1", play=three_in_one_packet, lines=4),
     Case("G2", play=ten_thousand, lines=10_000),
+    Case("G1 empty lines", play=empty_lines_behind_bodies, up=4, lines=8),
+    Case("G8 unwanted", play=sends_what_nobody_wants, lines=3 * len(UNWANTED)),
     Case("G3", get(b"GET /health HTTP/1.1", b"Connection: close") + HEALTH, then="close"),
     Case("G4", play=half_closed(stream=False), up=1),
     Case("G5", play=half_closed(stream=True), up=1),
