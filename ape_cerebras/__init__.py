@@ -5,15 +5,15 @@ it; neighbours on one line never import each other. ::
 
                             __main__
                             commands
-                 ┌─────────────┼──────────────┐
-                 │           server           │
-             simulator       proxy         process
-                 │           routes           │
-                 │            chat            │
-                 │      ┌──────┼──────┐       │
-                 └► downstream upstream limits◄┘
-                        └──────┼──────┘
-                           telemetry
+                 ┌─────────────┼──────────────┬──────────┐
+                 │           server           │          │
+             simulator       proxy         process     report
+                 │           routes           │          │
+                 │            chat            │          │
+                 │      ┌──────┼──────┐       │          │
+                 └► downstream upstream limits◄┘         │
+                        └──────┼──────┘                  │
+                           telemetry ◄───────────────────┘
                     ┌──────────┼──────────┐
                   http1      config      net
                     └──────────┼──────────┘

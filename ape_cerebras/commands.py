@@ -1,7 +1,7 @@
-"""The commands: ``serve``, ``check``, ``health``, ``simulate`` and ``selfcheck``.
+"""The commands: ``serve``, ``check``, ``health``, ``simulate``, ``selfcheck`` and ``report``.
 
-The simulator, the self-check and the parent of workers are imported only when they are needed: they
-are an eighth of the modules, and most proxies in production have no use for them.
+The simulator, the self-check, the report and the parent of workers are imported only when they are
+needed: they are a fifth of the modules, and most proxies in production have no use for them.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import anyio
 
@@ -37,6 +38,7 @@ __all__ = ("run_command",)
 _TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
+_OF_REPORT = ("numpy", "boost_histogram", "matplotlib")  # the extra's libraries
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _SHARED = {setting.variable for setting in SETTINGS if setting.shared}
@@ -82,12 +84,24 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     for with_address in (serving, simulating, asking):
         with_address.add_argument("--host", help="host name or IP address")
         with_address.add_argument("--port", help="port")
+    reporting = command("report", "make a report of a run from its log lines")
+    if wanted == "report":
+        _add_report_flags(reporting)
     with_simulator = {"simulate": simulating, "selfcheck": checking}
     if wanted in with_simulator:
         from .simulator.command import add_flags
 
         add_flags(wanted, with_simulator[wanted])
     return parser
+
+
+def _add_report_flags(reporting: argparse.ArgumentParser) -> None:
+    missing = [name for name in _OF_REPORT if find_spec(name) is None]
+    if missing:
+        reporting.error(f"needs {', '.join(missing)}: pip install 'ape-cerebras[report]'")
+    from .report.command import add_flags
+
+    add_flags(reporting)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
@@ -213,10 +227,17 @@ def _selfcheck(options: argparse.Namespace) -> int:
     return 1 if status is None else status
 
 
+def _report(options: argparse.Namespace) -> int:
+    from .report.command import run_report
+
+    return run_report(options)
+
+
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
     "health": _health,
     "simulate": _simulate,
     "selfcheck": _selfcheck,
+    "report": _report,
 }

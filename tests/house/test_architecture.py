@@ -119,7 +119,7 @@ def test_the_package_stays_small() -> None:
         for node in ast.walk(ast.parse(text))
     )
     assert len(ROOMS) <= 11
-    assert len(modules) <= 70
+    assert len(modules) <= 71
     assert len([name for name in modules if lines[name] < 70]) <= 8
     assert 100 * functions / sum(lines.values()) < 6.5
 
