@@ -4,7 +4,7 @@ Nothing is derived anywhere else, so a log line and a metric cannot disagree. Du
 rounded to the microsecond; a value that does not apply is None.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .exchange import OUTCOMES, Exchange, Outcome, Usage, outcome_of_status
 
@@ -46,8 +46,6 @@ class Timings(NamedTuple):
     @classmethod
     def of(cls, exchange: Exchange) -> "Timings":
         """Derive all values of an exchange that has ended."""
-        outcome, error_code = _ending_of(exchange)
-        cause, failed_at = _cause_of(exchange)
         usage_source, timestamp_source = _sources_of(exchange)
         ttft_source, ttft, upstream_ttft = _ttft_of(exchange)
         proxy_ttft = _span(upstream_ttft, ttft)
@@ -58,11 +56,7 @@ class Timings(NamedTuple):
         blocked = exchange.client_blocked_seconds if exchange.stream else None
         queue, prompt, completion = map(_rounded, exchange.time_info or (None, None, None))
         return cls(
-            outcome=outcome,
-            traits=OUTCOMES[outcome],
-            error_code=error_code,
-            cause=cause,
-            failed_at=failed_at,
+            **_ending_of(exchange),
             usage=exchange.estimated_usage or exchange.usage,
             usage_source=usage_source,
             timestamp_source=timestamp_source,
@@ -97,25 +91,27 @@ def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _ending_of(exchange: Exchange) -> tuple[str, str | None]:
-    """Outcome and error code. An error event ends a response, whatever comes after it: the SDKs
-    disconnect on reading one."""
-    if exchange.error is not None and not exchange.stream_failed:
-        return exchange.error.outcome, exchange.error.code
-    outcome = "completed"
+def _ending_of(exchange: Exchange) -> dict[str, Any]:
+    """Outcome, error code, and the cause of a failure on the way upstream. An error event ends a
+    response, whatever comes after it: the SDKs disconnect on reading one."""
+    outcome, error = "completed", exchange.error
     if exchange.stream_failed:
-        outcome = "upstream_stream_error"
+        outcome, error = "upstream_stream_error", None
+    elif error is not None:
+        outcome = error.outcome
     elif exchange.is_chat and exchange.upstream_status is not None:
         outcome = outcome_of_status(exchange.upstream_status)
-    return outcome, outcome if OUTCOMES[outcome].failed else None
-
-
-def _cause_of(exchange: Exchange) -> tuple[str | None, str | None]:
-    """Why the request failed on its way upstream, and the address."""
-    error = exchange.error
-    if error is None or error.cause is None or exchange.stream_failed:
-        return None, None
-    return error.cause, error.address or exchange.upstream_address
+    traits = OUTCOMES[outcome]
+    own_code = outcome if traits.failed else None
+    cause = None if error is None else error.cause
+    address = (error and error.address) or exchange.upstream_address
+    return {
+        "outcome": outcome,
+        "traits": traits,
+        "error_code": own_code if error is None else error.code,
+        "cause": cause,
+        "failed_at": address if cause else None,
+    }
 
 
 def _sources_of(exchange: Exchange) -> tuple[str | None, str | None]:

@@ -29,12 +29,12 @@ KEYS = [
     *("intended_start_lag_seconds", "client_blocked_seconds", "ttft_source", "stamp"),
     *("connection", "total_tokens", "prompt_tokens"),
     *("completion_tokens", "cached_tokens", "reasoning_tokens", "tokens_per_second", "cost_usd"),
-    *("usage_source", "error", "upstream_status"),
+    *("usage_source", "error", "cause", "upstream_status"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 ]
 PLAIN_ONLY_MISSES = {
     *("client", "requested_model", "ttfo_seconds", "generation_seconds", "tpot_seconds"),
-    *("client_blocked_seconds", "tokens_per_second", "error", "upstream_status"),
+    *("client_blocked_seconds", "tokens_per_second", "error", "cause", "upstream_status"),
     *("intended_start_lag_seconds", "wait_seconds", "connect_seconds", "tls_seconds"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 }
@@ -114,6 +114,7 @@ def test_all_keys_are_in_their_order() -> None:
         "cost_usd": 0.00000725,
         "usage_source": "upstream",
         "error": "stream_truncated",
+        "cause": "closed",
         "upstream_status": 200,
         "token_events": 4,
         "token_reads": 2,

@@ -9,7 +9,7 @@ from scraped_metrics import OPENMETRICS, families, new_metrics, observed, sample
 
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
-from ape_cerebras.errors import ClientGone
+from ape_cerebras.errors import ClientGone, ConnectFailed
 from ape_cerebras.telemetry.exchange import ALERTED, OUTCOMES, Usage
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.upstream.client import read_quota
@@ -19,6 +19,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "requests_total": ("counter", {"model"}),
     "errors_total": ("counter", {"model"}),
     "outcomes_total": ("counter", {"route", "outcome", "class", "status_code"}),
+    "upstream_failures_total": ("counter", {"outcome", "cause"}),
     "ttft_seconds": ("histogram", {"model", "source"}),
     "upstream_ttft_seconds": ("histogram", {"model"}),
     "proxy_ttft_seconds": ("histogram", {"model"}),
@@ -87,7 +88,8 @@ def test_the_table(accept: bytes) -> None:
     metrics = observed(
         stream_exchange(
             quota=read_quota(GRID), client="alice", reserved_tokens=100, **RETRIED, **new
-        )
+        ),
+        stream_exchange(error=ConnectFailed("ECONNREFUSED")),
     )
     metrics.count_catalogue_fetch(succeeded=True)
     metrics.count_background_failure("warmup")
