@@ -4,6 +4,7 @@ the store is gone is what was chosen, and nothing else."""
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 from end_to_end import (
     FINISH,
     KEY,
+    TOKEN,
     Conversation,
     Response,
     Running,
     chat,
     error_shape,
+    events,
     running_proxy,
     running_upstream,
 )
@@ -218,3 +221,30 @@ def test_without_the_package_a_store_is_refused_by_name(monkeypatch: pytest.Monk
     monkeypatch.setattr("ape_cerebras.config.values.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a package: pip install 'ape-cerebras\[redis\]'"):
         read_store("redis://localhost")
+
+
+async def test_what_a_shutdown_cuts_is_spent_and_holds_nothing(tmp_path: Path) -> None:
+    async def stall(conversation: Conversation) -> None:
+        await conversation.request()
+        await conversation.stream_head()
+        await conversation.chunk(events(TOKEN))
+        await conversation.until_disconnected()
+
+    with redis_server(tmp_path) as server:
+        file = tmp_path / "keys.toml"
+        file.write_text('[[keys]]\nname = "anna"\nkey = "key-of-anna"\nusd_per_day = 1\n')
+        settings = {"APE_API_KEYS_FILE": str(file), "LIMITS_STORE": server.url}
+        async with (
+            running_upstream(stall) as upstream,
+            running_proxy(upstream.port, GRACEFUL_SHUTDOWN_TIMEOUT="0.1", **settings) as running,
+        ):
+            client = await running.client()
+            await client.send(of_anna(18))
+            await client.until(TOKEN)
+            await running.proxy.drain()
+        [line] = running.lines.exchanges()
+        with Redis.from_url(server.url, decode_responses=True) as contents:
+            [spent] = contents.keys()
+            [cost] = contents.hvals(spent)
+    assert line["outcome"] == "shut_down"
+    assert int(cost) == Decimal(str(line["cost_usd"])).scaleb(12) > 0
