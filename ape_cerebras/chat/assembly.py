@@ -3,7 +3,9 @@
 One rule joins the deltas of a message, for fields that are known and for those that are not: text
 is concatenated, lists follow one another, objects are merged field by field, of anything else the
 last value counts, and null takes nothing away. Only names, roles and the like come once and are not
-added up. Tool calls are distinguished by their index, which no plain reply has. The same holds
+added up. Tool calls are distinguished by their index, which no plain reply has; without one, by
+their id, and a piece that has neither belongs to the call before it. So do the accumulators of
+OpenAI's SDKs where they read a stream at all: without an index they raise an error. The same holds
 around the delta of a choice, where logprobs are, but there a string is no piece of a text; around
 the choices the last value counts.
 
@@ -31,8 +33,11 @@ _MAX_REPLY_BYTES = 32 * 1024 * 1024  # about
 _MAX_VALUES = 20_000  # in one event; they are parsed in 2 ms
 _MAX_ITEMS = 1_000  # choices, or calls of tools, in one event
 
+_MAX_NAME = 1_000  # characters of the name of a tool
+_MAX_LOOKED_AT = 64 * 1024  # characters of arguments
+
 # Strings in a delta that are no text to be added to.
-_SENT_ONCE = frozenset(("id", "name", "role", "type"))
+_SENT_ONCE = frozenset(("id", "role", "type"))
 
 _STATUS_NAMES = ("status_code", "status", "code")
 
@@ -139,6 +144,7 @@ class _Choice:
         self._fields: _Fields = {}
         self._message: _Fields = {}
         self._calls: dict[int, _Fields] = {}
+        self._latest: int | None = None  # index of the call that was added to last
 
     def add(self, part: _Fields) -> None:
         for name, value in part.items():
@@ -154,12 +160,30 @@ class _Choice:
                     self._add_call(_object(call))
 
     def _add_call(self, part: _Fields) -> None:
-        """Add to a tool call. A part without an index is a whole call."""
-        index = _index_of(part, max(self._calls, default=-1) + 1)
-        call = self._calls.setdefault(index, {})
+        self._latest = self._index_of_call(part)
+        call = self._calls.setdefault(self._latest, {})
         for name, value in part.items():
             if name != "index":
                 _put(call, name, value, joins=True)
+
+    def _index_of_call(self, part: _Fields) -> int:
+        """Return the index of the call that a piece belongs to. Without one of its own a piece
+        begins another call if it has another id, or none but a name while the last call is whole:
+        some servers send whole calls, and number them not at all."""
+        named = part.get("index")
+        if isinstance(named, str) and named.isdecimal() and len(named) < 5:
+            named = int(named)
+        if type(named) is int:
+            return named
+        following = max(self._calls, default=-1) + 1
+        if call_id := part.get("id"):
+            same = (index for index, call in self._calls.items() if call.get("id") == call_id)
+            return next(same, following)
+        latest = self._latest
+        if latest is None:
+            return following
+        is_named = bool(_object(part.get("function")).get("name"))
+        return following if is_named and _is_whole(self._calls[latest]) else latest
 
     def whole(self) -> _Fields:
         calls = [_joined(call) for _, call in sorted(self._calls.items())]
@@ -181,12 +205,24 @@ def _status_of(failure: _Fields) -> int:
     return next(valid, UpstreamFailed.status)
 
 
+def _is_whole(call: _Fields) -> bool:
+    """Whether the arguments of a call are a JSON text by now."""
+    function = call.get("function")
+    pieces = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(pieces, _Text) or not pieces[-1].rstrip().endswith("}"):
+        return False
+    arguments = "".join(pieces)
+    return len(arguments) <= _MAX_LOOKED_AT and read_json(arguments.encode()) is not None
+
+
 def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
     """Add a value to a field. ``joins``: whether strings are pieces of a text."""
     if value is None:
         fields.setdefault(name, None)
     elif isinstance(value, str) and name in _SENT_ONCE:
         fields[name] = fields.get(name) or value
+    elif isinstance(value, str) and name == "name" and joins:
+        fields[name] = _longer_name(fields.get(name), value)
     elif isinstance(value, str) and joins:
         _field_of(_Text, fields, name).append(value)
     elif isinstance(value, list):
@@ -197,6 +233,15 @@ def _put(fields: _Fields, name: str, value: Any, *, joins: bool) -> None:
             _put(inner, each, part, joins=joins)
     else:
         fields[name] = value
+
+
+def _longer_name(begun: Any, piece: str) -> str:
+    """Return a name with its next piece; some servers send it whole each time."""
+    if not isinstance(begun, str) or begun == piece:
+        return piece
+    if len(begun) + len(piece) > _MAX_NAME:
+        raise InvalidResponse
+    return begun + piece
 
 
 def _field_of(kind: type[Any], fields: _Fields, name: str) -> Any:

@@ -368,12 +368,19 @@ def _headers_down(headers: Headers, *, stream: bool) -> Headers:
 
 def error_body(error: ProxyError) -> bytes:
     """An error as the OpenAI and the Cerebras SDKs both read it: wrapped, and flat."""
-    # No null among them: older clients that check the flat shape want four strings.
-    shape = {"message": error.message, "type": error.type, "param": "", "code": error.code}
+    shape = _error_shape(error)
     return orjson.dumps({"error": shape, **shape})
 
 
 def error_event(error: ProxyError) -> bytes:
-    """The same inside a stream. The Cerebras SDK reports ``status_code``; without that, the status
-    of the stream's head: 200."""
-    return b'data: {"status_code":%d,%b\n\n' % (error.status, error_body(error)[1:])
+    """The same inside a stream, in the one shape that all SDKs raise on which can be told an error
+    there. The Cerebras SDK of Python reports ``status_code``; without that, the status of the
+    stream's head: 200. Without ``choices`` the AI SDK's provider for Cerebras finds no chunk in it,
+    and with the flat members another one, and reports a TypeError of its own."""
+    event = {"status_code": error.status, "error": _error_shape(error), "choices": []}
+    return b"data: %b\n\n" % orjson.dumps(event)
+
+
+def _error_shape(error: ProxyError) -> dict[str, str]:
+    # No null among them: older clients that check the flat shape want four strings.
+    return {"message": error.message, "type": error.type, "param": "", "code": error.code}

@@ -5,8 +5,9 @@ nothing may be serialised again, reordered or put in front of the messages. Only
 change, each in its place: a model that is missing or an alias, ``stream`` where a plain request is
 converted to a stream, and the limit of completion tokens where settings bound it.
 
-A conversion adds no ``stream_options``: Cerebras sends usage and timings with the last choice's
-end by default (recorded in 2026). A client's own options stay as they are, and count.
+A conversion asks for usage in the stream, which a plain reply always has: Cerebras sends it anyway
+(recorded in 2026), other servers only when asked. A client's own ``stream_options`` stay as they
+are, and count.
 
 Bodies that are not plain JSON (gzip, MessagePack) are binary: legal upstream, forwarded untouched,
 and their model is known from the response only.
@@ -127,6 +128,8 @@ def read_chat_request(
     changes: dict[str, Any] = {} if served == model else {"model": served}
     if converted:
         changes["stream"] = True
+        if "stream_options" not in request:
+            changes["stream_options"] = {"include_usage": True}
     limits = _bounded(request, bounds)
     changes |= limits
     if changes:
@@ -285,8 +288,9 @@ def _whole_number(value: Any) -> int | None:
 
 
 def _edited(body: bytes, names: dict[str, int], changes: dict[str, Any]) -> bytes:
-    """Return the body with other values for the members in ``changes``, each a string or a literal.
-    Missing members become the first ones, so that every other byte still follows the same bytes."""
+    """Return the body with other values for the members in ``changes``; those in ``names`` are
+    strings or literals. Missing members become the first ones, so that every other byte still
+    follows the same bytes."""
     parts: list[bytes] = []
     at = 0
     missing = {name: value for name, value in changes.items() if name not in names}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ape_cerebras.chat.request import ChatRequest
 from ape_cerebras.errors import BadRequest
 
+ASKED = b'"stream_options":{"include_usage":true}'
+
 
 @pytest.mark.parametrize(
     ("body", "sent"),
@@ -49,29 +51,32 @@ def test_aliases_and_the_default_model_are_applied(body: bytes, sent: bytes) -> 
 @pytest.mark.parametrize(
     ("body", "sent"),
     [
-        (b"{}", b'{"model":"the-default","stream":true}'),
-        (b'{"model":"m"}', b'{"stream":true,"model":"m"}'),
-        (b' {\n "model" : "m" } ', b' {"stream":true,\n "model" : "m" } '),
-        (b'{"model":"m","stream":false}', b'{"model":"m","stream":true}'),
-        (b'{"stream"\t:\r\nnull , "model":"m"}', b'{"stream"\t:\r\ntrue , "model":"m"}'),
-        (b'{"str\\u0065am":false,"model":"m"}', b'{"str\\u0065am":true,"model":"m"}'),
-        (b'{"stream":false}', b'{"model":"the-default","stream":true}'),
-        (b'{"model":"old","stream":false}', b'{"model":"new","stream":true}'),
-        (b'{"stream":null,"model":"old"}', b'{"stream":true,"model":"new"}'),
-        (b'{"n":1.0,"model":"old"}', b'{"stream":true,"n":1.0,"model":"new"}'),
+        (b"{}", b'{"model":"the-default","stream":true,%s}'),
+        (b'{"model":"m"}', b'{"stream":true,%s,"model":"m"}'),
+        (b' {\n "model" : "m" } ', b' {"stream":true,%s,\n "model" : "m" } '),
+        (b'{"model":"m","stream":false}', b'{%s,"model":"m","stream":true}'),
+        (b'{"stream"\t:\r\nnull , "model":"m"}', b'{%s,"stream"\t:\r\ntrue , "model":"m"}'),
+        (b'{"str\\u0065am":false,"model":"m"}', b'{%s,"str\\u0065am":true,"model":"m"}'),
+        (b'{"stream":false}', b'{"model":"the-default",%s,"stream":true}'),
+        (b'{"model":"old","stream":false}', b'{%s,"model":"new","stream":true}'),
+        (b'{"stream":null,"model":"old"}', b'{%s,"stream":true,"model":"new"}'),
+        (b'{"n":1.0,"model":"old"}', b'{"stream":true,%s,"n":1.0,"model":"new"}'),
         (
             b'{"x":{"stream":false},"stream":false,"y":"\\"stream\\":false","model":"m"}',
-            b'{"x":{"stream":false},"stream":true,"y":"\\"stream\\":false","model":"m"}',
+            b'{%s,"x":{"stream":false},"stream":true,"y":"\\"stream\\":false","model":"m"}',
         ),
-        (
-            b'{"model":"m","stream_options":{"include_usage":false},"stream":false}',
-            b'{"model":"m","stream_options":{"include_usage":false},"stream":true}',
+        *(
+            (
+                b'{"model":"m","stream_options":%s,"stream":false}' % options,
+                b'{"model":"m","stream_options":%s,"stream":true}' % options,
+            )
+            for options in (b'{"include_usage":false}', b"{}", b"null")
         ),
     ],
 )
 def test_a_plain_request_is_converted_to_a_stream(body: bytes, sent: bytes) -> None:
     request = read(body, convert=True)
-    assert request.body == sent
+    assert request.body == (sent % ASKED if b"%s" in sent else sent)
     assert (request.stream, request.converted) == (False, True)
     assert (request.model, request.requested_model) == read(body)[1:3]
 
@@ -175,12 +180,14 @@ def test_only_model_and_stream_change(
     expected = whole([lead + values.get(name, value) for name, lead, value in members])
     added = b"" if "model" in names else b'"model":"the-default",'
     added += b'"stream":true,' if converted and "stream" not in names else b""
+    added += ASKED + b"," if converted else b""
     expected = expected.replace(b"{", b"{" + (added if members else added[:-1]), 1)
     request = read(body, convert=convert)
     assert request == ChatRequest(expected, served, requested, streamed, converted)
     # A parser of the sent body finds the values that were checked; all others are unchanged.
     then, now = (dict(orjson.loads(text)) for text in (body, request.body))
     assert now.pop("model") == served
+    assert now.pop("stream_options", None) == ({"include_usage": True} if converted else None)
     assert now.pop("stream", None) is (True if converted else then.get("stream"))
     assert {name: then[name] for name in now} == now
     assert then.keys() - now.keys() <= {"model", "stream"}

@@ -24,7 +24,9 @@ from upstream_scripts import pieces_of, streams
 pytestmark = pytest.mark.anyio
 
 EXACT = {"TTFT_MODE": "exact"}
-CONVERTED = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
+CONVERTED = (
+    b'{"stream":true,"stream_options":{"include_usage":true},"model":"gpt-oss-120b","messages":[]}'
+)
 STREAM = events(TOKEN, FINISH, b"[DONE]")
 
 
@@ -71,7 +73,8 @@ async def test_the_response_is_that_of_the_other_mode(kind: str) -> None:
         plain, converted = api.simulator.truth
         assert await exact.metric("cerebras_proxy_ttft_seconds_count") == 1
     assert without_what_differs(response.body) == without_what_differs(expected.body)
-    assert orjson.loads(converted.body) == {**orjson.loads(plain.body), "stream": True}
+    asked = {"stream": True, "stream_options": {"include_usage": True}}
+    assert orjson.loads(converted.body) == {**orjson.loads(plain.body), **asked}
     assert (response.status, response.complete) == (200, True)
     assert response.headers["content-type"] == "application/json"
     assert response.headers["content-length"] == str(len(response.body))

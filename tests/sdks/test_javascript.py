@@ -1,17 +1,14 @@
 """The official JavaScript SDKs through the proxy. One Node process sends every request
 (tests/sdks/js); the tests look at what it printed."""
 
-import os
-import shutil
 import subprocess
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import pytest
+from sdks import JAVASCRIPT, node
 from server_process import Served, environment
 
-HERE = Path(__file__).parent / "js"
 TIMEOUT = 30.0  # seconds; a cold Node reads thousands of small files first
 SDKS = ("openai", "cerebras")
 
@@ -34,22 +31,10 @@ class Outcomes(NamedTuple):
 Outputs = dict[tuple[str, str], Outcomes]
 
 
-def node() -> str:
-    """Where Node is; the tests are skipped where there is none, save in CI."""
-    path = shutil.which("node")
-    missing = "" if path else "there is no Node"
-    if not (HERE / "node_modules").is_dir():
-        missing = missing or "the SDKs are not installed: run 'npm ci' in tests/sdks/js"
-    if missing:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    assert path is not None
-    return path
-
-
 def request(served: Served, *scenarios: str) -> Outputs:
     url = f"http://127.0.0.1:{served.port}"
     done = subprocess.run(
-        (node(), str(HERE / "clients.mjs"), url, "any-key", *scenarios),
+        (node(), str(JAVASCRIPT / "clients.mjs"), url, "any-key", *scenarios),
         env=environment(),
         capture_output=True,
         timeout=TIMEOUT,
@@ -175,6 +160,22 @@ def test_a_stream_that_breaks_is_an_error(reported: Outputs, sdk: str, scenario:
     assert line.response is None
     assert line.error["message"]
     assert 0 < line.events <= 4
+
+
+def test_the_ai_sdk_reports_a_stream_that_breaks(demo: Served) -> None:
+    """The error event's message comes first; the cut behind it is another error."""
+    command = (node(), str(JAVASCRIPT / "ai_sdk.mjs"), f"http://127.0.0.1:{demo.port}")
+    done = subprocess.run(
+        (*command, "fault=cut, at=4"),
+        env=environment(),
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    reported = orjson.loads(done.stdout)
+    assert set(reported) == {"cerebras", "compatible"}
+    for messages in reported.values():
+        assert messages[0] == "The upstream API's response ended before it was complete."
 
 
 def test_the_warm_up_of_the_cerebras_client(guarded: Served) -> None:

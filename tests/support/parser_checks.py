@@ -150,6 +150,8 @@ def _edited(members: _Members, *, convert: bool) -> _Members:
     (values if "model" in dict(members) else missing)["model"] = _ALIASES.get(model, model)
     if convert and not dict(members).get("stream"):
         (values if "stream" in dict(members) else missing)["stream"] = True
+        if "stream_options" not in dict(members):
+            missing["stream_options"] = _Members([("include_usage", True)])
     kept = [(name, values.get(name, value)) for name, value in members]
     return _Members([*missing.items(), *kept])
 

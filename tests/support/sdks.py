@@ -1,9 +1,12 @@
 """The official Python SDKs behind one interface: synchronous or asynchronous, for a plain response
 or a stream. Every request has a trace id of its own, by which its log lines are found."""
 
+import os
+import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from ape_cerebras.net.event_loop import run_on
 
 __all__ = (
     "CEREBRAS",
+    "JAVASCRIPT",
     "LEAVES_GENERATORS",
     "MESSAGE_PACK",
     "NO_CERTIFICATES",
@@ -23,6 +27,7 @@ __all__ = (
     "TOOL",
     "SdkClient",
     "Sdk",
+    "node",
     "text_of",
 )
 
@@ -54,6 +59,9 @@ MESSAGE_PACK = (
 # By default each client reads a hundred certificates, which takes longer than its request, and
 # which nothing here needs.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+JAVASCRIPT = Path(__file__).parents[1] / "sdks" / "js"
+"""The JavaScript SDKs, and scripts for Node that use them."""
 
 
 class Sdk(NamedTuple):
@@ -146,3 +154,15 @@ class SdkClient:
         http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=NO_CERTIFICATES)
         async with self.sdk.async_client(http_client=http_client, **options) as client:
             return await request(client)
+
+
+def node() -> str:
+    """Where Node is; the tests are skipped where there is none, save in CI."""
+    path = shutil.which("node")
+    missing = "" if path else "there is no Node"
+    if not (JAVASCRIPT / "node_modules").is_dir():
+        missing = missing or "the SDKs are not installed: run 'npm ci' in tests/sdks/js"
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    assert path is not None
+    return path
