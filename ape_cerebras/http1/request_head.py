@@ -38,14 +38,8 @@ _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:[/?][^#]*)?)", re.IGNORECAS
 
 _TEXT = bytes((9, *range(0x20, 0x7F), *range(0x80, 0x100)))  # all that may stand in a line
 # More than once, each of these lets one reader act on the first value and another on the last.
-_ONCE = (
-    b"\r\nauthorization:",
-    b"\r\ncontent-encoding:",
-    b"\r\ncontent-length:",
-    b"\r\ncontent-type:",
-    b"\r\nexpect:",
-    b"\r\nhost:",
-    b"\r\ntransfer-encoding:",
+_ONCE = re.compile(
+    rb"\r\n(authorization|content-(?:encoding|length|type)|expect|host|transfer-encoding):([^\r]*)"
 )
 _BAD_BYTE = "The request head holds a control byte or a bare line end."
 _MAX_LENGTH_DIGITS = 19
@@ -97,19 +91,14 @@ def check_head(head: bytes, limits: HeadLimits) -> None:
         raise HeadersTooLarge
     if b"\r\n " in head or b"\r\n\t" in head:
         raise BadRequest("A header line is folded.", keeps=False)
-    lines = head.lower()
-    for name in _ONCE:
-        if lines.count(name) > 1:
-            raise BadRequest("A header that may stand once stands twice.", keeps=False)
-    coding = _value(lines, b"\r\ntransfer-encoding:")
-    length = _value(lines, b"\r\ncontent-length:")
-    if coding is not None:
-        _check_coding(coding, alone=length is None and is_http_11)
-    if length is not None:
-        _check_length(length, limits)
-    host = _value(lines, b"\r\nhost:")
+    found = _ONCE.findall(head.lower())
+    once = dict(found)
+    if len(once) < len(found):
+        raise BadRequest("A header that may stand once stands twice.", keeps=False)
+    _check_framing(once, is_http_11, limits)
+    host = once.get(b"host")
     if host is not None:
-        _check_host(host)
+        _check_host(host.strip(b" \t"))
     elif is_http_11:
         raise BadRequest("Host is missing.", keeps=False)
 
@@ -127,22 +116,23 @@ def _check_request_line(line: bytes, limits: HeadLimits) -> bool:
     return match[2] == b"1"
 
 
-def _value(lines: bytes, name: bytes) -> bytes | None:
-    """The value of a field in a head in lower case; None where the head does not have it."""
-    at = lines.find(name)
-    if at < 0:
-        return None
-    begin = at + len(name)
-    return lines[begin : lines.index(b"\r\n", begin)].strip(b" \t")
+def _check_framing(once: dict[bytes, bytes], is_http_11: bool, limits: HeadLimits) -> None:
+    """Make sure that the body's end is beyond doubt (RFC 9112 sections 6.1 to 6.3)."""
+    length = once.get(b"content-length")
+    coding = once.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None or not is_http_11:
+            raise BadRequest("Transfer-Encoding does not go with this request.", keeps=False)
+        _check_coding(coding.strip(b" \t"))
+    if length is not None:
+        length = length.strip(b" \t")
+        if not length.isdigit():
+            raise BadRequest("Content-Length is not a number.", keeps=False)
+        if len(length) > _MAX_LENGTH_DIGITS or int(length) > limits.body_bytes:
+            raise BodyTooLarge
 
 
-# The body's end must be beyond doubt (RFC 9112 sections 6.1 to 6.3).
-
-
-def _check_coding(coding: bytes, *, alone: bool) -> None:
-    """``alone``: whether nothing else in the head speaks of the body's end."""
-    if not alone:
-        raise BadRequest("Transfer-Encoding does not go with this request.", keeps=False)
+def _check_coding(coding: bytes) -> None:
     if coding != b"chunked":
         # 501 for one coding too many; 400 for a list that does not end in chunked, or has it
         # twice. h11 knows only the former.
@@ -150,13 +140,6 @@ def _check_coding(coding: bytes, *, alone: bool) -> None:
         if _CODINGS.fullmatch(coding) and b"chunked" not in names[:-1]:
             raise CodingUnknown
         raise BadRequest("Transfer-Encoding is malformed.", keeps=False)
-
-
-def _check_length(length: bytes, limits: HeadLimits) -> None:
-    if not length.isdigit():
-        raise BadRequest("Content-Length is not a number.", keeps=False)
-    if len(length) > _MAX_LENGTH_DIGITS or int(length) > limits.body_bytes:
-        raise BodyTooLarge
 
 
 def _check_host(host: bytes) -> None:
