@@ -264,6 +264,16 @@ class Downstream:
         self.reader.end_wait_soon()
 
     @property
+    def idle_since(self) -> float | None:
+        """The loop's time since when the connection waits for a request; None where it does not."""
+        return self.reader.idle_since
+
+    def make_room(self) -> None:
+        """Close, unless a request has arrived: another connection needs the room."""
+        self._closing = True
+        self.reader.end_wait_now()
+
+    @property
     def reusable(self) -> bool:
         """Whether the connection goes on: the client took the whole response, and its head did not
         announce an end, whatever was asked for since; its next request may be on its way."""

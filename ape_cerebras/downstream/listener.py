@@ -42,6 +42,9 @@ _UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
 _CANNOT_ACCEPT = "Cannot accept connections: out of file descriptors or memory"
 _LOG_EVERY = 1.0  # seconds
+# Seconds after which an idle connection may make room for another: the first request of one that
+# has just been opened may be on its way.
+_IDLE_ENOUGH = 1.0
 _YIELD_TO_OTHERS = 0.001  # seconds in which a worker with fewer connections accepts the next one
 
 # Out of a resource for now (accept(2)): wait, and go on with those there are.
@@ -154,6 +157,7 @@ class Connections:
 
     def __init__(self, limit: int, slot: WorkerSlot | None) -> None:
         self._limit = limit
+        self._clock = loop_clock()
         self._slot = slot
         self._open: dict[TimestampedStream, Downstream | None] = {}
         self._closed_one = anyio.Event()
@@ -179,10 +183,29 @@ class Connections:
 
     async def wait_for_room(self) -> None:
         """Wait until another connection may be accepted. A worker that has more of them than
-        another lets that one go first."""
-        await self.wait_for_fewer_than(self._limit)
+        another lets that one go first.
+
+        Where there is no room, the connection closes that has been idle longest, as nginx does it
+        (``ngx_drain_connections``): clients that keep connections and say nothing shut nobody out.
+        """
+        while len(self._open) >= self._limit:
+            with anyio.move_on_after(self._make_room()):
+                await self.wait_for_fewer_than(self._limit)
         if self._slot is not None and self._slot.scoreboard.has_more_connections(self._slot.number):
             await anyio.sleep(_YIELD_TO_OTHERS)
+
+    def _make_room(self) -> float:
+        """Have the longest idle connection close. Return the seconds until that is worth another
+        look."""
+        idle = [(each.idle_since, each) for each in self if each.idle_since is not None]
+        if not idle:
+            return _IDLE_ENOUGH
+        since, oldest = min(idle, key=lambda pair: pair[0])
+        missing = since + _IDLE_ENOUGH - self._clock()
+        if missing > 0:
+            return missing
+        oldest.make_room()
+        return _IDLE_ENOUGH
 
     async def wait_for_fewer_than(self, count: int) -> None:
         while len(self._open) >= count:

@@ -52,7 +52,8 @@ class RequestReader:
 
     h11 gets the bytes of one request at a time: those of the next one have to pass the guard first,
     and h11 keeps what it got. ``ended``: whether the client has said, or shown, that it sends no
-    more.
+    more. ``idle_since``: the loop's time since when a request is waited for; None where none is, or
+    no longer.
     """
 
     def __init__(self, stream: TimestampedStream, config: Config, http: h11.Connection) -> None:
@@ -70,9 +71,10 @@ class RequestReader:
         self._left = 0  # bytes of a body of known length that h11 has not got
         self._chunks: ChunkedReader | None = None  # the guard on a body in chunks
         self._has_more = False  # whether h11 holds data of the body that it has not given
-        self._waiting = self._ends_soon = False  # for a request
+        self._ends_soon = self._has_asked = False
         self._may_skip_line = True  # before a request
         self.ended = False
+        self.idle_since: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -89,8 +91,13 @@ class RequestReader:
         if self._has_begun():
             await anyio.lowlevel.checkpoint()  # else a client that pipelines is served alone
             return self._clock()
-        self._stream.read_timeout = self._config.keep_alive_timeout
-        self._waiting = True
+        config = self._config
+        # A connection that has had no request is none that is kept alive.
+        asked = self._has_asked
+        self._stream.read_timeout = (
+            config.keep_alive_timeout if asked else config.client_head_timeout
+        )
+        self.idle_since = self._clock()
         try:
             if last:
                 self.end_wait_soon()
@@ -99,7 +106,7 @@ class RequestReader:
         except (ClientGone, PeerStalled):
             return None
         finally:
-            self._waiting = False
+            self.idle_since = None
             self._stream.read_timeout = math.inf
             if self._ends_soon:
                 self._ends_soon = False
@@ -124,15 +131,23 @@ class RequestReader:
 
     def end_wait_soon(self) -> None:
         """Have a wait for a request end soon, if there is one."""
-        if self._waiting:
-            self._ends_soon = True
-            self._stream.set_deadline(_LAST_CHANCE)
+        self._end_wait(_LAST_CHANCE)
+
+    def end_wait_now(self) -> None:
+        """Have a wait for a request end at once, if there is one."""
+        self._end_wait(0)
+
+    def _end_wait(self, seconds: float) -> None:
+        if self.idle_since is not None:
+            self.idle_since, self._ends_soon = None, True
+            self._stream.set_deadline(seconds)
 
     async def read_head(self) -> Request:
         """Read the head of the request whose first byte has arrived.
 
         Raises what ``check_head`` raises, RequestTimeout, ClientGone.
         """
+        self._has_asked = True
         arrived = self._arrived
         end = arrived.find(HEAD_END)
         if end < 0:

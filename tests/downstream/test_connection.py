@@ -348,3 +348,17 @@ async def test_an_end_inside_an_empty_line_is_the_end_of_the_connection() -> Non
         await respond(downstream)
         await client.send_eof()
         assert await downstream.wait_for_request() is None
+
+
+async def test_a_connection_that_has_never_asked_has_the_time_of_a_head() -> None:
+    times = {"CLIENT_HEAD_TIMEOUT": "0.02", "KEEP_ALIVE_TIMEOUT": "60"}
+    client, downstream = connection(**times)
+    with anyio.fail_after(5):
+        assert await downstream.wait_for_request() is None
+    client, downstream = connection(**times)
+    await client.send(GET)
+    await read_request(downstream)
+    await respond(downstream)
+    with anyio.move_on_after(0.1) as waited:
+        await downstream.wait_for_request()
+    assert waited.cancelled_caught

@@ -12,7 +12,11 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from end_to_end import KEY
+from memory_stream import MemoryStream, memory_pair
 
+from ape_cerebras.config.config import Config
+from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.downstream.listener import Acceptor, Connections, open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.telemetry.logs import Logs
@@ -270,3 +274,54 @@ async def test_the_backlog_can_be_accepted_before_the_end() -> None:
         assert len(arrivals.streams) == 3
         arrivals.streams += arrivals.acceptor.accept_waiting()
         assert len(arrivals.streams) == 3
+
+
+# Room
+
+
+async def test_the_connection_that_has_been_idle_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ape_cerebras.downstream.listener._IDLE_ENOUGH", 0.02)
+    connections = Connections(3, None)
+    ended: list[int] = []
+
+    async def serve(number: int, stream: MemoryStream) -> None:
+        downstream = Downstream(stream, Config.from_environment({"CEREBRAS_API_KEY": KEY}))
+        connections.add(stream, downstream)
+        if await downstream.wait_for_request() is not None:  # it is served until the test ends
+            await anyio.sleep_forever()
+        ended.append(number)
+        connections.discard(stream)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(3):
+            client, server = memory_pair()
+            if number == 1:
+                await client.send(b"G")
+            tasks.start_soon(serve, number, server)
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(TIMEOUT):
+            await connections.wait_for_room()
+            assert ended == [0]
+            client, server = memory_pair()
+            tasks.start_soon(serve, 3, server)
+            await anyio.wait_all_tasks_blocked()
+            await connections.wait_for_room()
+            assert ended == [0, 2]
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_connection_that_has_just_been_opened_makes_no_room() -> None:
+    connections = Connections(1, None)
+    _, server = memory_pair()
+    downstream = Downstream(server, Config.from_environment({"CEREBRAS_API_KEY": KEY}))
+    connections.add(server, downstream)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(downstream.wait_for_request)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.move_on_after(0.05) as waited:
+            await connections.wait_for_room()
+        assert waited.cancelled_caught
+        assert downstream.idle_since is not None
+        tasks.cancel_scope.cancel()

@@ -6,6 +6,7 @@ from contextlib import suppress
 import anyio
 from end_to_end import TOKEN, Conversation, Response, events
 from fault_bench import BODY, HEALTH, Case, Scene, post
+from upstream_scripts import silent
 
 __all__ = (
     "CASES",
@@ -174,6 +175,17 @@ async def one_too_many(scene: Scene) -> None:
     assert (await outside.response()).status == 200
 
 
+async def silent_crowd(scene: Scene) -> None:
+    silent = [await scene.client() for _ in range(3)]
+    asked, idle = silent[0], silent[1:]
+    await asked.send(post())  # and its response does not come yet
+    outside = await scene.client()
+    assert (await outside.get("/health")).status == 200  # one of the silent ones made room
+    assert await idle[0].until_closed() == b""
+    assert not idle[1].stream.peer_is_gone()
+    assert not asked.stream.peer_is_gone()
+
+
 F = [
     Case("F1", play=says_nothing, lines=0, settings=QUICK),
     Case("F2", play=slowly(b"GET /health HTTP/1.1\r\nX: ", b"x"), settings=QUICK),
@@ -182,6 +194,9 @@ F = [
     Case("F5", play=idle, settings=QUICK),
     Case("F6", play=just_in_time_or_not, lines=None, settings={"KEEP_ALIVE_TIMEOUT": "0.05"}),
     Case("F7", play=so_many_on_one, lines=3, settings={"MAX_REQUESTS_PER_CONNECTION": "3"}),
+    Case(
+        "F9", play=silent_crowd, upstream=silent, up=1, lines=2, settings={"MAX_CONNECTIONS": "3"}
+    ),
     Case("F8", play=one_too_many, lines=4, settings={"MAX_CONNECTIONS": "3"}),
 ]
 
