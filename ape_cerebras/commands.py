@@ -1,4 +1,5 @@
-"""The commands: ``serve``, ``check``, ``health``, ``simulate``, ``selfcheck`` and ``report``.
+"""The commands: ``serve``, ``check``, ``settings``, ``health``, ``simulate``, ``selfcheck`` and
+``report``.
 
 The simulator, the self-check, the report and the parent of workers are imported only when they are
 needed: they are a fifth of the modules, and most proxies in production have no use for them.
@@ -7,20 +8,30 @@ needed: they are a fifth of the modules, and most proxies in production have no 
 import argparse
 import http.client
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
 import anyio
+import orjson
 
-from .config.config import Config, ConfigError, read_address
+from .config.config import (
+    Config,
+    ConfigError,
+    contradictions,
+    grace_advice,
+    near_misses,
+    read_address,
+    without_meaning,
+)
 from .config.settings import SETTINGS
-from .config.values import BACKEND_HELP, Origin
+from .config.values import Origin, UpstreamKey
 from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
-from .process.hardening import tune_garbage_collector
+from .process.hardening import OutputWriter, tune_garbage_collector
 from .process.signals import (
     at_each_sighup,
     hold_sighup,
@@ -30,6 +41,7 @@ from .process.signals import (
     unless_stopped,
 )
 from .server import serve
+from .telemetry.logs import Logs
 from .telemetry.multiprocess import WorkerSlot
 from .version import VERSION
 
@@ -37,11 +49,15 @@ __all__ = ("run_command",)
 
 _TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
+_OUTPUT_TIMEOUT = 1.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
 _OF_REPORT = ("numpy", "boost_histogram", "matplotlib")  # the extra's libraries
+_NO_KEY = {"cerebras_api_key": UpstreamKey("")}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _SHARED = {setting.variable for setting in SETTINGS if setting.shared}
+_DEFAULTS = Config(cerebras_api_key="")
+_SHOWN_VALUE = 40  # characters, in the plain table of settings
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of all addresses
 
 
@@ -75,15 +91,18 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     serving = command("serve", "serve the proxy")
     demo = "use a simulator in place of the API; needs no key"
     serving.add_argument("--demo", action="store_true", help=demo)
-    serving.add_argument("--backend", help=BACKEND_HELP)
-    serving.add_argument("--workers", help="processes that serve the port")
+    for flag, variable in _FLAGS.items():
+        serving.add_argument(f"--{flag}", help=_flag_help(variable))
     simulating = command("simulate", "serve the simulator of the Cerebras API alone")
     command("check", "read and check the settings, and print them")
+    listing = command("settings", "print all settings: default, value, where from, meaning")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="as a table of Markdown")
+    form.add_argument("--json", action="store_true", help="as JSON")
     asking = command("health", "ask a running proxy whether it is healthy")
     checking = command("selfcheck", "check that the recorded times are true")
-    for with_address in (serving, simulating, asking):
-        with_address.add_argument("--host", help="host name or IP address")
-        with_address.add_argument("--port", help="port")
+    for flag in ("host", "port"):
+        asking.add_argument(f"--{flag}", help=_flag_help(_FLAGS[flag]))
     reporting = command("report", "make a report of a run from its log lines")
     if wanted == "report":
         _add_report_flags(reporting)
@@ -104,6 +123,11 @@ def _add_report_flags(reporting: argparse.ArgumentParser) -> None:
     add_flags(reporting)
 
 
+def _flag_help(variable: str) -> str:
+    meaning = next(each.meaning for each in SETTINGS if each.variable == variable)
+    return f"{meaning} (default: {variable}, else {_DEFAULTS.visible()[variable]})"
+
+
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     """The settings, those given as flags among them."""
     given = {variable: getattr(options, flag, None) for flag, variable in _FLAGS.items()}
@@ -119,7 +143,65 @@ def _check(options: argparse.Namespace) -> int:
         return 2
     for name, value in config.visible().items():
         print(f"{name}={value}{_scope_note(name, config)}")
+    for level, message, problem in _doubts(config, os.environ):
+        print(f"{level}: {message}: {problem}", file=sys.stderr)
     return 0
+
+
+def _settings(options: argparse.Namespace) -> int:
+    environment = _environment(options)
+    try:  # the key is required for other commands
+        config = Config.from_environment(environment, **_NO_KEY)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 2
+    rows = list(_rows(config, environment))
+    if options.json:
+        print(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        return 0
+    texts = [[name.upper() for name in rows[0]], *([*row.values()] for row in rows)]
+    if options.markdown:
+        texts.insert(1, ["---"] * len(rows[0]))
+        for cells in texts:
+            print("|", " | ".join(cell.replace("|", "\\|") for cell in cells), "|")
+        return 0
+    cut = [[_cut(cell) for cell in cells[:-1]] for cells in texts]
+    widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
+    for cells, (*_, meaning) in zip(cut, texts, strict=True):
+        print(*map(str.ljust, cells, widths), meaning, sep="  ")
+    return 0
+
+
+def _rows(config: Config, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The table of all settings: name, default, value, where the value is from, and meaning."""
+    defaults, values = _DEFAULTS.visible(), config.visible()
+    for variable, _, meaning, is_secret, is_required, *_ in SETTINGS:
+        names = (variable, f"{variable}_FILE") if is_secret else (variable,)
+        source = next((name for name in names if environment.get(name, "").strip()), "default")
+        yield {
+            "name": variable,
+            "default": "(required)" if is_required else defaults[variable],
+            "value": "(set)" if is_secret and source != "default" else values[variable],
+            "from": source,
+            "meaning": meaning,
+        }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_VALUE else f"{text[: _SHOWN_VALUE - 3]}..."
+
+
+def _doubts(config: Config, environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """What deserves a look in settings that are not wrong: level, message, and the problem."""
+    found = [("warning", "Contradiction", text) for text in contradictions(config)]
+    found += [("warning", "No setting", text) for text in near_misses(environment)]
+    if grace := grace_advice(config, environment):
+        found.append(("info", "Grace period", grace))
+    if former := without_meaning(environment):
+        text = f"{', '.join(former)}: of the older proxy, without a meaning here"
+        found.append(("debug", "No setting", text))
+    return found
 
 
 def _scope_note(variable: str, config: Config) -> str:
@@ -134,19 +216,28 @@ def _health(options: argparse.Namespace) -> int:
         host, port = read_address(_environment(options))
     except ConfigError as error:
         options.parser.error(str(error))
-    connection = http.client.HTTPConnection(
-        _LOOPBACK.get(host, host), port, timeout=_HEALTH_TIMEOUT
-    )
+    host = _LOOPBACK.get(host, host)
+    connection = http.client.HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT)
     try:
         connection.request("GET", "/health")
         response = connection.getresponse()
         print(response.read().decode("utf-8", "replace"))
-    except (OSError, http.client.HTTPException):
-        print(f"no response from {host}:{port}", file=sys.stderr)
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no response from {host}:{port}: {_why(error)}", file=sys.stderr)
         return 1
     finally:
         connection.close()
     return 0 if response.status == 200 else 1
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"none within {_HEALTH_TIMEOUT:g} seconds"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "there is no such host"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return "what responds there does not speak HTTP"
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -159,6 +250,9 @@ def _serve(options: argparse.Namespace) -> int:
     except ConfigError as error:
         report_wrong_settings(error)
         return 2
+    logs = Logs(config.log_level, OutputWriter(_OUTPUT_TIMEOUT))
+    for level, message, problem in _doubts(config, os.environ):
+        logs.event(level, message, problem=problem)
     tune_garbage_collector()
     reloads = config.ape_api_keys_file is not None
     if reloads:
@@ -236,6 +330,7 @@ def _report(options: argparse.Namespace) -> int:
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
+    "settings": _settings,
     "health": _health,
     "simulate": _simulate,
     "selfcheck": _selfcheck,

@@ -1,19 +1,22 @@
 """The command line, as a user runs it: real processes, real signals."""
 
 import http.client
+import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import orjson
 import pytest
 import trustme
 from end_to_end import KEY, free_port
-from server_process import run, serving
+from server_process import TIMEOUT, run, serving
 
+from ape_cerebras.config.settings import SETTINGS
 from ape_cerebras.config.values import BACKENDS
 
 CHAT = b'{"model":"llama3.1-8b","messages":[{"role":"user","content":"hi"}],"stream":true}'
@@ -192,9 +195,116 @@ def test_a_wrong_port_is_reported(command: str) -> None:
 
 
 def test_health_where_nothing_listens() -> None:
-    health = run("health", HOST="0.0.0.0", PORT=str(free_port()))
+    port = str(free_port())
+    health = run("health", HOST="0.0.0.0", PORT=port)
     assert health.returncode == 1
-    assert "Traceback" not in health.stderr
+    assert health.stderr == f"no response from 127.0.0.1:{port}: Connection refused\n"
+
+
+def test_health_where_something_else_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def respond() -> None:
+            with listener.accept()[0] as peer:
+                peer.recv(100)
+                peer.sendall(b"SSH-2.0\r\n")
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        health = run("health", HOST="127.0.0.1", PORT=str(listener.getsockname()[1]))
+        thread.join()
+    assert health.returncode == 1
+    assert health.stderr.endswith("what responds there does not speak HTTP\n")
+
+
+def test_health_at_no_such_host() -> None:
+    health = run("health", HOST="nowhere.invalid", PORT="1")
+    assert health.returncode == 1
+    assert health.stderr == "no response from nowhere.invalid:1: there is no such host\n"
+
+
+def test_every_flag_shows_its_default() -> None:
+    serving, simulating = run("serve", "--help").stdout, run("simulate", "--help").stdout
+    for text in ("HOST, else 0.0.0.0)", "PORT, else 8000)", "BACKEND, else asyncio)"):
+        assert f"(default: {text}" in " ".join(serving.split())
+    flags = set(re.findall(r"^  --([a-z-]+)", simulating, re.MULTILINE))
+    assert len(flags) > 15
+    shown = " ".join(simulating.split())
+    without = {"version", "certificate", "private-key"}
+    assert shown.count("(default: ") == len(flags - without)
+    assert "(default: 0.05)" in shown
+
+
+SETTINGS_OF = {"CEREBRAS_API_KEY": KEY, "PORT": "99", "MODEL_ALIASES": "a=b|c", "LOG_LEVEL": "warn"}
+
+
+def test_settings_prints_the_table_in_three_forms() -> None:
+    plain = run("settings", timeout=TIMEOUT, **SETTINGS_OF)
+    assert plain.returncode == 0
+    [port] = [line.split() for line in plain.stdout.splitlines() if line.startswith("PORT ")]
+    assert port[:4] == ["PORT", "8000", "99", "PORT"]
+    rows = {
+        row["name"]: row
+        for row in orjson.loads(run("settings", "--json", timeout=TIMEOUT, **SETTINGS_OF).stdout)
+    }
+    assert list(rows) == [setting.variable for setting in SETTINGS]
+    assert rows["LOG_LEVEL"] == {
+        "name": "LOG_LEVEL",
+        "default": "info",
+        "value": "warning",
+        "from": "LOG_LEVEL",
+        "meaning": "lowest level logged",
+    }
+    assert (rows["HOST"]["value"], rows["HOST"]["from"]) == ("0.0.0.0", "default")
+    assert (rows["CEREBRAS_API_KEY"]["value"], rows["CEREBRAS_API_KEY"]["default"]) == (
+        *("(set)", "(required)"),
+    )
+    markdown = run("settings", "--markdown", timeout=TIMEOUT, **SETTINGS_OF).stdout.splitlines()
+    assert markdown[:2] == [
+        "| NAME | DEFAULT | VALUE | FROM | MEANING |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    assert len(markdown) == 2 + len(SETTINGS)
+    assert [line for line in markdown if "a=b\\|c" in line]
+    for form in ((), ("--json",), ("--markdown",)):
+        assert KEY not in run("settings", *form, timeout=TIMEOUT, **SETTINGS_OF).stdout
+
+
+def test_settings_needs_no_key_but_right_settings() -> None:
+    assert run("settings").returncode == 0
+    wrong = run("settings", PORT="many")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "PORT must be a whole number from 0 to 65535 (it is 'many')\n"
+
+
+DOUBTFUL = {
+    "CONNECTION_POOL_SIZE": "50",
+    "MAX_CONCURRENT_REQUESTS": "100",
+    "APE_APIKEY": "hush",
+    "BATCH_SIZE": "8",
+    "LOG_LEVEL": "debug",
+}
+
+
+def test_doubtful_settings_are_said_by_check_and_at_the_start() -> None:
+    checked = run("check", CEREBRAS_API_KEY=KEY, timeout=TIMEOUT, **DOUBTFUL)
+    assert checked.returncode == 0
+    with serving("serve", "--demo", **DOUBTFUL) as served:
+        said = [f"{x['level']}: {x['message']}: {x.get('problem')}" for x in served.lines]
+    lines = checked.stderr.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        "warning: Contradiction: CONNECTION_POOL_SIZE",
+        "warning: No setting: APE_APIKEY is no setting and has no effect; is APE_API_KEY meant?",
+        "debug: No setting: BATCH_SIZE: of the older proxy, without a meaning here",
+    ]
+    assert said[: len(lines)] == lines
+    assert "hush" not in checked.stdout + checked.stderr
+
+
+def test_check_prints_prices() -> None:
+    prices = '{"m":{"input":0.5,"output":"1.25"}}'
+    checked = run("check", CEREBRAS_API_KEY=KEY, MODEL_PRICES=prices)
+    assert "\nMODEL_PRICES=m=0.5/1.25/0.5\n" in checked.stdout
 
 
 def test_a_proxy_loads_no_simulator() -> None:

@@ -47,6 +47,7 @@ __all__ = (
     "read_file",
     "read_host",
     "read_key",
+    "read_level",
     "read_origin",
     "read_prices",
     "read_secret",
@@ -319,6 +320,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def read_level(text: str) -> str:
+    """The name of a log level, in any case; Python's ``warn`` is ``warning``."""
+    text = "warning" if text.lower() == "warn" else text
+    return one_of("debug", "info", "warning", "error")(text)
+
+
 def read_backend(text: str) -> str:
     """The name of an installed event loop, in any case."""
     name = text.lower()
@@ -356,9 +363,8 @@ def matching(pattern: str, what: str) -> Callable[[str], str]:
 
 def read_host(text: str) -> str:
     """A host name or an IP address. Raises ValueError, also where no name can be like that."""
-    if not re.fullmatch(HOST, text) or not all(len(part) < 64 for part in text.split(".")):
-        raise ValueError("must be a host name or an IP address")
-    if ".." in text or text.startswith("."):
+    can_be = all(len(part) < 64 for part in text.split(".")) and ".." not in f".{text}"
+    if not can_be or not re.fullmatch(HOST, text):
         raise ValueError("must be a host name or an IP address")
     return text
 

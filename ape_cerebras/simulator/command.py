@@ -20,27 +20,35 @@ from .server import Simulator
 
 __all__ = ("SimulatorCommand", "add_flags", "run_selfcheck")
 
+_HOST, _PORT = "127.0.0.1", "8001"
 _Flags = tuple[tuple[str, Callable[[str], Any], str], ...]
 
 
 def add_flags(command: str, parser: argparse.ArgumentParser) -> None:
     """Add the flags of one of the two commands."""
-    parser.add_argument("--backend", type=_backend, default="asyncio", help=BACKEND_HELP)
+    help_of_backend = f"{BACKEND_HELP} (default: asyncio)"
+    parser.add_argument("--backend", type=_backend, default="asyncio", help=help_of_backend)
     if command == "simulate":
-        for name, kind, text in (*SIMULATION_FLAGS, *LIMIT_FLAGS):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+        parser.add_argument("--host", help=f"address to listen on (default: {_HOST})")
+        parser.add_argument("--port", help=f"TCP port to listen on (default: {_PORT})")
+        for flags, defaults in ((SIMULATION_FLAGS, Simulation()), (LIMIT_FLAGS, AccountLimits())):
+            for name, kind, text in flags:
+                shown = f"{text} (default: {getattr(defaults, name) or 'none'})"
+                parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=shown)
         parser.add_argument("--certificate", help="a certificate chain file: serve HTTPS")
         parser.add_argument("--private-key", help="a file with the certificate's key")
     else:
         parser.add_argument("--tls", action="store_true", help="let the simulator serve HTTPS")
-        parser.add_argument("--streams", type=positive_count, default=200, help="streams per phase")
+        parser.add_argument(
+            "--streams", type=positive_count, default=200, help="streams per phase (default: 200)"
+        )
         parser.add_argument(
             "--limit",
             type=float,
             default=0.5,
             metavar="MS",
-            help="milliseconds; exit status 1 if the 99th percentile of the error of "
-            "upstream_ttft, with kernel timestamps, is above it",
+            help="milliseconds (default: 0.5); exit status 1 if the 99th percentile of the error "
+            "of upstream_ttft, with kernel timestamps, is above it",
         )
 
 
@@ -77,8 +85,8 @@ class SimulatorCommand:
         return cls(
             Simulation(**_given(options, SIMULATION_FLAGS)),
             AccountLimits(**_given(options, LIMIT_FLAGS)),
-            options.host or "127.0.0.1",
-            whole(0, 65535)(options.port or "8001"),
+            options.host or _HOST,
+            whole(0, 65535)(options.port or _PORT),
             context,
         )
 

@@ -12,8 +12,6 @@ from ape_cerebras.simulator.quota import AccountLimits
 def parsed(*arguments: str) -> SimulatorCommand:
     parser = argparse.ArgumentParser()
     add_flags("simulate", parser)
-    parser.add_argument("--host")
-    parser.add_argument("--port")
     return SimulatorCommand.of(parser.parse_args(arguments))
 
 
