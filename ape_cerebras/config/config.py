@@ -293,7 +293,7 @@ def _read_secret(path: str) -> str:
     return content.decode("latin-1").strip()
 
 
-# What deserves a look in settings that are not wrong: ``check`` and the start say it. The texts have
+# What deserves a look in settings that are not wrong: ``check`` and the start say it. Texts have
 # names of variables and numbers, and no other value.
 
 _Rule = tuple[str, Callable[[Config], float | None], str, Callable[[Config], float | None], str]
