@@ -228,8 +228,9 @@ def _write_html(name: str, log: _Log, summary: dict[str, Any], *, live: bool = F
     first = [_table_html(table) for table in tables if table.title in _BEFORE_PLOTS]
     others = [_table_html(table) for table in tables if table.title not in _BEFORE_PLOTS]
     template = Template(files(__package__).joinpath("page.html").read_text("utf-8"))
+    begin = summary["begin"][:16].replace("T", " ")
     text = template.substitute(
-        title=f"{summary['requests']:,} chat requests from {summary['begin'][:16]} UTC",
+        title=f"{summary['requests']:,} chat requests from {begin} UTC",
         reload=f'<meta http-equiv="refresh" content="{_LIVE_SECONDS:.0f}">' if live else "",
         first="".join(first),
         plots="".join(map(_plot_html, plots_of(log.run, summary))),
@@ -313,7 +314,7 @@ def _summary(log: _Log, other: _Log | None) -> dict[str, Any]:
     generation = sums["generation_seconds"]
     objectives = [(each.text, each.unit, *run.met(each)) for each in run.objectives]
     failures = [(*which, count) for which, count in run.errors.most_common()]
-    named = ("outcome", "upstream_status", "upstream_code", "count")
+    named = ("outcome", "upstream_status", "upstream_code", "cause", "count")
     return {
         **_of_inputs(log),
         "requests": int(sums["requests"]),

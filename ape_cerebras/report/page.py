@@ -160,15 +160,15 @@ def _parts(summary: dict[str, Any]) -> Table:
 
 def _outcomes(summary: dict[str, Any]) -> Table:
     rows = [
-        (outcome, "", "", f"{count:,}", value_text(count / summary["requests"], "%"))
+        (outcome, "", "", "", f"{count:,}", value_text(count / summary["requests"], "%"))
         for outcome, count in summary["outcomes"].items()
         if outcome not in {each["outcome"] for each in summary["failures"]}
     ]
+    names = ("outcome", "upstream_status", "upstream_code", "cause")
     for each in summary["failures"]:
-        told = (each["outcome"], each["upstream_status"], each["upstream_code"])
-        share = each["count"] / summary["requests"]
-        rows.append((*told, f"{each['count']:,}", value_text(share, "%")))
-    head = ("outcome", "upstream's status", "upstream's code", "requests", "share")
+        share = value_text(each["count"] / summary["requests"], "%")
+        rows.append((*(each[name] for name in names), f"{each['count']:,}", share))
+    head = ("outcome", "upstream's status", "upstream's code", "cause", "requests", "share")
     sums = summary["sums"]
     note = f"{sums['retried']:,.0f} requests were retried, {sums['attempts']:,.0f} attempts in all."
     if summary["connections"]:

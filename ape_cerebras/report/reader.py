@@ -54,7 +54,7 @@ NUMBERS = (
 
 LABELS = (
     *("outcome", "model", "client", "session_id", "agent_id", "ttft_source", "finish_reason"),
-    *("upstream_status", "upstream_code", "usage_source", "connection"),
+    *("upstream_status", "upstream_code", "cause", "usage_source", "connection"),
 )
 """The keys that are read as text; empty where a line has none."""
 

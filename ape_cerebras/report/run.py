@@ -208,8 +208,8 @@ class Run:
         self.begin, self.end = math.inf, -math.inf
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED}
-        self.errors: Counter[tuple[str, str, str]] = Counter()
-        """By outcome, upstream's status and upstream's code."""
+        self.errors: Counter[tuple[str, ...]] = Counter()
+        """By outcome, upstream's status and code, and the cause."""
         self.sketches = {name: Sketch() for name in METRICS}
         self.groups: dict[str, dict[str, _Group]] = {kind: {} for kind in kinds}
         self.windows: dict[int, _Window] = {}
@@ -237,7 +237,7 @@ class Run:
         for name, counter in self.counts.items():
             counter.update(filter(None, batch.labels[name]))
         failed = columns["failed"] > 0
-        names = ("outcome", "upstream_status", "upstream_code")
+        names = ("outcome", "upstream_status", "upstream_code", "cause")
         self.errors.update(zip(*(batch.labels[name][failed] for name in names), strict=True))
         for name, sketch in self.sketches.items():
             sketch.add(columns[name])

@@ -194,7 +194,14 @@ def test_plots_and_markdown(log: Path, tmp_path: Path, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert "Coordinated omission cannot be excluded" in text
     assert re.search(r"\| TTFT \| 1,9\d\d \|.*\| needs 3,688 \|", text)
-    assert "| upstream_rate_limited | 429 | queue_exceeded |" in text
+    assert "| upstream_rate_limited | 429 | queue_exceeded |  |" in text
+
+
+def test_a_failure_has_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(line_of(outcome="upstream_connect_failed", cause="ECONNREFUSED"))
+    assert report(log) == 0
+    assert "| upstream_connect_failed |  |  | ECONNREFUSED | 1 |" in capsys.readouterr().out
 
 
 def test_live_rewrites_the_page_as_the_log_grows(

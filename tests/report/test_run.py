@@ -142,7 +142,7 @@ def test_sums_are_those_of_the_raw_lines() -> None:
         assert run.sums[name] == pytest.approx(values_of(LINES, name).sum())
     failed = [line for line in LINES if b"upstream_rate_limited" in line]
     assert run.sums["failed"] == len(failed) > 0
-    assert run.errors == {("upstream_rate_limited", "429", "queue_exceeded"): len(failed)}
+    assert run.errors == {("upstream_rate_limited", "429", "queue_exceeded", ""): len(failed)}
     assert run.counts["outcome"]["completed"] == 5000 - len(failed)
 
 
