@@ -60,12 +60,14 @@ class Downstream:
         self._buffer = WriteBuffer(stream)
         self._requests_left = config.max_requests_per_connection
         self._closing = False
+        self._zero_sent_after: float | None = None  # the write before a probe, whichever exchange's
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
         self._held: list[bytes] = []  # of the body, and not framed yet
         self._held_bytes = 0
         self._is_head_request = self._chunked = False
+        self._head_bytes_sent = 0  # by a probe
         self._held_status: tuple[Exchange, int] | None = None
         self.stream_state: StreamState | None = None
         self._without_timestamp_before = self.stream.reads_without_timestamp
@@ -134,16 +136,23 @@ class Downstream:
         return DisconnectWatcher(self)
 
     def send_probe(self) -> bool:
-        """Send the client bytes without meaning, if there is room for them just now: an interim
-        response before the head (RFC 9110 section 15.2), a leading zero of the next chunk's size
-        after it (RFC 9112 section 7.1). Return False where there never is."""
+        """Send the client a byte without meaning, if there is room for it just now: before the head
+        its first one, which is always the same; after it a leading zero of the next chunk's size
+        (RFC 9112 section 7.1). Return False where there never is.
+
+        No interim response: http.client takes a 102 for the response, and undici breaks off at a
+        100. Until more is sent, the zero must not be followed by a FIN: some clients take that for
+        the last chunk. So the kernel gets to know that this connection can only be reset.
+        """
         stream, held = self.stream, self._held_bytes + self._buffer.size
         if not isinstance(stream, SocketStream) or self._http.their_http_version != b"1.1":
             return False
         if not self.started:
-            stream.send_nowait(self._interim(102))
+            self._head_bytes_sent = stream.send_nowait(b"H")
         elif self._chunked and not self.ended and not self._buffer.busy | held:
+            stream.reset_on_close(True)
             stream.send_nowait(b"0")
+            self._zero_sent_after = stream.written_at
         return True
 
     # Responses
@@ -201,7 +210,7 @@ class Downstream:
         self._chunked = not has_length and self._http.their_http_version == b"1.1"
         reason = PHRASES.get(status, b"")
         response = h11.Response(status_code=status, headers=fields, reason=reason)
-        self._buffer.hold(self._framed(response))
+        self._buffer.hold(self._framed(response)[self._head_bytes_sent :])
 
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before enough is held to
@@ -299,8 +308,13 @@ class Downstream:
 
     async def close_at_once(self) -> None:
         """Close, whatever is under way."""
-        # Where the connection's end is the body's end, only a reset shows that it was cut.
+        # Where the connection's end is the body's end, only a reset shows that it was cut. So it is
+        # behind a probe's zero.
+        stream = self.stream
         ends_with_connection = self.started and not (self.ended or self._chunked)
-        if ends_with_connection and isinstance(self.stream, SocketStream):
-            self.stream.reset()
-        await self.stream.aclose()
+        if isinstance(stream, SocketStream):
+            if ends_with_connection or self._zero_sent_after == stream.written_at:
+                stream.reset()
+            elif self._zero_sent_after is not None:
+                stream.reset_on_close(False)
+        await stream.aclose()

@@ -5,7 +5,7 @@ and kept for later. Where the stream reports arrivals, a hook does this as they 
 waits for them takes a tenth of the time of a whole exchange, and is started only where it must be.
 
 A FIN does not prove that the client has gone: it may only have closed its sending side. A closed
-socket answers further data with a reset, so a harmless probe is sent and the reset watched for.
+socket answers further data with a reset, so a harmless byte is sent and the reset watched for.
 Where no probe can be sent, a FIN counts as a disconnect.
 """
 

@@ -197,10 +197,12 @@ class SocketStream(TimestampedStream):
                 raise (ClosedResourceError if is_closed else BrokenResourceError) from None
         self.written_at = self.now()
 
-    def send_nowait(self, item: bytes) -> None:
-        """Send what the socket takes of ``item`` at once, which may be nothing."""
-        with suppress(OSError):
-            self._socket.send(item)
+    def send_nowait(self, item: bytes) -> int:
+        """Send what the socket takes of ``item`` at once; return how many bytes, perhaps 0."""
+        try:
+            return self._socket.send(item)
+        except OSError:
+            return 0
 
     async def send_eof(self) -> None:
         with suppress(OSError):
@@ -214,10 +216,14 @@ class SocketStream(TimestampedStream):
 
     def reset(self) -> None:
         """Close with a TCP reset, so that the peer cannot take what it got for complete."""
-        with suppress(OSError):
-            linger_on_for_0_seconds = b"\x01\0\0\0\0\0\0\0"
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_on_for_0_seconds)
+        self.reset_on_close(True)
         self.close()
+
+    def reset_on_close(self, on: bool) -> None:
+        """Whether the kernel resets the connection when it is closed, also by the process's end."""
+        linger_for_0_seconds = bytes((on, 0, 0, 0, 0, 0, 0, 0))
+        with suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_0_seconds)
 
     def peer_is_gone(self) -> bool:
         """True after a reset, or once both directions are shut; a half-closed peer is there."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
+import pytest
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
 from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
@@ -98,6 +99,27 @@ def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
         assert await client.until_closed() == b""
 
     return play
+
+
+async def cut_behind_a_probe(scene: Scene) -> None:
+    """The zero of a probe, and a FIN, would be the last chunk to some clients."""
+    half = anyio.Event()
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        await peer.chunk(events(TOKEN) + b"data: {")
+        await half.wait()
+
+    scene.upstream.script = script
+    client = await scene.client()
+    await client.send(OK)
+    await client.until(b"data: {\r\n")
+    await client.stream.send_eof()
+    assert await client.until(b"0") == b"0"
+    half.set()
+    with pytest.raises(anyio.BrokenResourceError):
+        await client.stream.receive()
 
 
 def disconnects(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]:
@@ -218,4 +240,5 @@ CASES: list[Case] = [
     Case("G18", old(b"Connection: keep-alive"), then="close", up=1),
     no_body("G19", b"204 No Content"),
     no_body("G19", b"304 Not Modified"),
+    Case("G20", play=cut_behind_a_probe, up=1),
 ]

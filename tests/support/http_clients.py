@@ -1,0 +1,111 @@
+"""The usual HTTP clients, each as a function that reads a response whole, and raises an error where
+the client reports one."""
+
+import asyncio
+import http.client
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from sdks import NO_CERTIFICATES
+
+__all__ = ("CLIENTS",)
+
+_TIMEOUT = 60.0  # seconds; Java compiles its client first
+_BODY = b'{"model":"gpt-oss-120b","messages":[]}'
+_HEADERS = {"Content-Type": "application/json"}
+
+
+def _http_client(url: str) -> bytes:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT)
+    try:
+        connection.request("POST", parts.path, _BODY, _HEADERS)
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read()
+    finally:
+        connection.close()
+
+
+def _urllib3(url: str) -> bytes:
+    library: Any = import_module("urllib3")
+    with library.PoolManager(retries=False, timeout=_TIMEOUT) as pool:
+        response = pool.request("POST", url, body=_BODY, headers=_HEADERS)
+        assert response.status == 200
+        return bytes(response.data)
+
+
+def _requests(url: str) -> bytes:
+    library: Any = import_module("requests")
+    with library.post(url, _BODY, headers=_HEADERS, timeout=_TIMEOUT) as response:
+        assert response.status_code == 200
+        return bytes(response.content)
+
+
+def _httpx(url: str) -> bytes:
+    with httpx.Client(verify=NO_CERTIFICATES, timeout=_TIMEOUT) as client:
+        return client.post(url, content=_BODY, headers=_HEADERS).raise_for_status().content
+
+
+def _aiohttp(url: str) -> bytes:
+    library: Any = pytest.importorskip("aiohttp")
+
+    async def post() -> bytes:
+        session = library.ClientSession()
+        async with session, session.post(url, data=_BODY, headers=_HEADERS) as response:
+            assert response.status == 200
+            return bytes(await response.read())
+
+    return asyncio.run(asyncio.wait_for(post(), _TIMEOUT))
+
+
+def _program(*command: str) -> bytes:
+    """Run another language's client; the test is skipped where it is not installed."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]}")
+    done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.decode())
+    return done.stdout
+
+
+def _curl(url: str) -> bytes:
+    fields = [f"-H{name}: {value}" for name, value in _HEADERS.items()]
+    return _program("curl", "-sSf", *fields, "-d", _BODY.decode(), url)
+
+
+_FETCH = """
+const [url, body] = process.argv.slice(1);
+const headers = { "Content-Type": "application/json" };
+const response = await fetch(url, { method: "POST", body, headers });
+if (response.status !== 200) throw new Error(`status ${response.status}`);
+process.stdout.write(await response.text());
+"""
+
+
+def _fetch(url: str) -> bytes:
+    return _program("node", "--input-type=module", "-e", _FETCH, url, _BODY.decode())
+
+
+def _java(url: str) -> bytes:
+    source = Path(__file__).parent / "HttpClients.java"
+    return _program("java", str(source), url, _BODY.decode())
+
+
+CLIENTS: dict[str, Callable[[str], bytes]] = {
+    "http.client": _http_client,
+    "urllib3": _urllib3,
+    "requests": _requests,
+    "httpx": _httpx,
+    "aiohttp": _aiohttp,
+    "curl": _curl,
+    "fetch": _fetch,
+    "Java": _java,
+}
