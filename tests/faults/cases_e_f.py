@@ -194,10 +194,10 @@ F = [
     Case("F5", play=idle, settings=QUICK),
     Case("F6", play=just_in_time_or_not, lines=None, settings={"KEEP_ALIVE_TIMEOUT": "0.05"}),
     Case("F7", play=so_many_on_one, lines=3, settings={"MAX_REQUESTS_PER_CONNECTION": "3"}),
+    Case("F8", play=one_too_many, lines=4, settings={"MAX_CONNECTIONS": "3"}),
     Case(
         "F9", play=silent_crowd, upstream=silent, up=1, lines=2, settings={"MAX_CONNECTIONS": "3"}
     ),
-    Case("F8", play=one_too_many, lines=4, settings={"MAX_CONNECTIONS": "3"}),
 ]
 
 

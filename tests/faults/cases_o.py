@@ -23,7 +23,7 @@ RESOLVER_HANGS = """
 import socket, time
 look_up = socket.getaddrinfo
 def hang(host, *more, **options):
-    if host == "hangs.test" and not options.get("flags", 0) & socket.AI_NUMERICHOST:
+    if host in ("hangs.test", b"hangs.test") and not options.get("flags", 0) & socket.AI_NUMERICHOST:
         time.sleep(60)
     return look_up(host, *more, **options)
 socket.getaddrinfo = hang

@@ -57,7 +57,7 @@ def test_fault(case: Case, backend: str, play: Callable[[Case], None]) -> None:
 
 def test_the_table_is_whole_and_in_order() -> None:
     """Every number of the list is there, and no row twice."""
-    last = {"A": 28, "B": 17, "C": 5, "D": 18, "E": 13, "F": 8, "G": 20, "H": 18, "I": 12}
+    last = {"A": 28, "B": 17, "C": 5, "D": 18, "E": 13, "F": 9, "G": 20, "H": 18, "I": 12}
     last |= {"J": 8, "K": 22, "L": 16, "M": 13, "N": 6, "O": 8}
     numbers = [(case.id[0], int(case.id[1:].split()[0])) for case in CASES]
     assert list(dict.fromkeys(numbers)) == [
