@@ -220,6 +220,7 @@ SCHEMAS: dict[str, Any] = {
         },
     },
     "one of": {"oneOf": [False, {"type": "array", "maxItems": 0}, {"type": "string"}]},
+    "a property that cannot be": {"type": "object", "properties": {"a": False, "b": True}},
     "types": {"type": ["null", "string"]},
     "a tuple": {"prefixItems": [{"type": "integer"}, {"type": "boolean"}], "type": "array"},
     "required, not described": {"type": "object", "required": ["free"]},
