@@ -1,10 +1,11 @@
 """Retries of a chat request that the API did not accept: whether, when, and how they are sent.
 
-A request may be retried where it never reached the API (no connection), or where the API itself
-reports that it failed (500, 502, 503, 504, and the 429 of a full queue, which clears within about a
-second). The 429s of the account's own quota are for the client. A refused certificate will be
-refused again, so a failure of TLS is final. So is a response that did not come or broke off: the
-API may have carried out the request.
+A request may be retried where it never reached the API (no connection; or the API's edge reports
+that it found none, 521 to 523 and 530), or where the API itself reports that it failed (500, 502,
+503, 504, and the 429 of a full queue, which clears within about a second). The 429s of the
+account's own quota are for the client. A refused certificate will be refused again, so a failure of
+TLS is final. So is a response that did not come or broke off: the API may have carried out the
+request.
 
 The pause is drawn at random from all that is allowed ("full jitter"), and the allowance doubles
 from one retry to the next, so that requests that failed together do not come back together. The
@@ -18,6 +19,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 import anyio
@@ -45,15 +47,26 @@ __all__ = (
     "reason_to_retry",
 )
 
-_TRY_AGAIN = frozenset((500, 502, 503, 504))
+_TRY_AGAIN = frozenset(
+    # From 520 on Cloudflare's: origin down, not reached in time, not routed to, not resolved. 520
+    # and 524 are not among them: the origin may have carried out the request.
+    (500, 502, 503, 504, 521, 522, 523, 530)
+)
 _QUEUE_FULL = "queue_exceeded"
 
 _LONGEST_PAUSE = 8.0  # seconds
 _LONGEST_RETRY_AFTER = 60.0  # seconds; a client gets a longer one to decide for itself
 _SPREAD = 0.25  # of Retry-After, so that those who got the same do not come back together
 
-_SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
-_DATE = re.compile(rb"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT")
+_SECONDS = re.compile(rb"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+# IMF-fixdate, RFC 850, asctime (RFC 9110 section 5.6.7).
+_DATE = re.compile(
+    rb"(?:[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4}"
+    rb"|[A-Z][a-z]{5,8}, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2}) [0-9:]{8} GMT"
+    rb"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} [0-9]{4}"
+)
+_LONGEST_READ = 1e9  # seconds: so that no number of digits makes infinity
+_UNREADABLE = 1.0  # seconds, in place of a wait that nobody can read: a wait all the same
 
 _SHARE = 5  # requests for each retry
 _IN_ANY_CASE = 10  # retries in a minute: so few overload nobody
@@ -70,14 +83,15 @@ def reason_to_retry(error: ProxyError | None, status: int | None, code: str | No
 
 
 def read_retry_after(value: bytes, now: float) -> float:
-    """The seconds of a ``Retry-After``, which may also be a date (RFC 9110 section 10.2.3).
-    ``now``: since the epoch. Raises ValueError where it is malformed."""
+    """The seconds of a ``Retry-After``, which may also be a date (RFC 9110 section 10.2.3), and
+    which some servers send with decimals. ``now``: since the epoch. Raises ValueError where it is
+    malformed."""
     if _SECONDS.fullmatch(value):
-        return float(value)
+        return min(float(value), _LONGEST_READ)
     if not _DATE.fullmatch(value):
         raise ValueError
-    moment: float = parsedate_to_datetime(value.decode()).timestamp()
-    return max(0.0, moment - now)
+    moment = parsedate_to_datetime(value.decode())
+    return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)
 
 
 def pause_before(retry: int, backoff: float, retry_after: float, chance: float) -> float:
@@ -214,6 +228,7 @@ class RetryingClient:
                 retry_after = read_retry_after(value, time.time())
             except ValueError:
                 exchange.malformed_retry_after += 1
+                retry_after = _UNREADABLE
         pause = pause_before(retry, self._backoff, retry_after, self._chance())
         now = self._clock()
         exchange.retry_suppressed = objection(

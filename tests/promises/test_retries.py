@@ -237,7 +237,7 @@ async def test_a_response_whose_retry_after_is_too_long_is_passed_on_at_once(
     assert len(upstream.requests) == 1
 
 
-async def test_a_malformed_retry_after_is_ignored_and_counted() -> None:
+async def test_a_malformed_retry_after_is_a_wait_and_is_counted() -> None:
     script = one_after_another(error("queue", b"Retry-After: soon\r\n"), responds_with(200, PLAIN))
     async with (
         running_upstream(script) as upstream,
