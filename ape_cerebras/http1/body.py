@@ -30,6 +30,7 @@ __all__ = (
     "ContentDecoder",
     "SizedReader",
     "decoder_for",
+    "idle_timeout_in",
     "keeps_alive",
     "response_reader",
 )
@@ -50,6 +51,9 @@ _FRAMING_BESIDE_DATA = 16 * 1024
 _MAX_LINE = 16 * 1024
 _MAX_CHUNKS = 1000  # at once: a read can hold ten thousand, which would hold the event loop
 _MAX_RESPONSE_TRAILERS = 16 * 1024
+_ANNOUNCED_TIMEOUT = re.compile(
+    rb"(?:^|[,;])[ \t]*timeout[ \t]*=[ \t]*\"?([0-9]{1,9})", re.IGNORECASE
+)
 _CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _MALFORMED = "The request's framing is malformed."
 # A decoder becomes blind where a body is much larger decoded. Streams of tokens, each with the same
@@ -239,6 +243,15 @@ def keeps_alive(http_version: bytes, headers: Headers) -> bool:
         if name == b"connection" and _CLOSE.search(value):
             return False
     return http_version == b"HTTP/1.1"
+
+
+def idle_timeout_in(headers: Headers) -> float:
+    """The seconds for which the server keeps an idle connection, where it announces them in
+    ``Keep-Alive: timeout=N`` (RFC 2068 section 19.7.1.1; Node's servers send it); else infinity."""
+    for name, value in headers:
+        if name == b"keep-alive" and (found := _ANNOUNCED_TIMEOUT.search(value)):
+            return float(found[1])
+    return math.inf
 
 
 # Content codings (RFC 9110 section 8.4.1)

@@ -25,7 +25,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
 from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, RequestRefused, Truncated
-from ..http1.body import BodyReader, keeps_alive, response_reader
+from ..http1.body import BodyReader, idle_timeout_in, keeps_alive, response_reader
 from ..http1.messages import Headers
 from ..http1.response_head import ResponseGuard
 from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
@@ -215,13 +215,16 @@ class Connection:
 
     ``arrived_at``: when the latest bytes arrived; those that arrive while the request is still
     being written count as arrived with the request's end, because no duration is negative. On the
-    loop's clock, as the ``sent_at`` of its stream is. ``reusable``: whether the latest request was
-    sent whole, and its response ended cleanly, with nothing read beyond its end.
+    loop's clock, as the ``sent_at`` of its stream is. ``idle_timeout``: the seconds for which
+    upstream says that it keeps the connection idle; infinity if it does not say. ``reusable``:
+    whether the latest request was sent whole, and its response ended cleanly, with nothing read
+    beyond its end.
     """
 
     def __init__(self, stream: UpstreamStream) -> None:
         self.stream = stream
         self.arrived_at = -math.inf
+        self.idle_timeout = math.inf
         self._reader: BodyReader | None = None  # None where the body ends with the connection
         self._keeps_alive = False
         self._arrived = bytearray()  # of the body, and not read yet
@@ -248,6 +251,7 @@ class Connection:
             raise InvalidResponse(stream.cause or "malformed_head") from None
         fields = tuple([(name.lower(), value) for name, value in response.headers])
         self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
+        self.idle_timeout = idle_timeout_in(fields)
         self._keeps_alive = keeps_alive(response.extensions["http_version"], fields)
         self._reader = response_reader(response.status, fields)
         self._body: httpcore.AsyncNetworkStream = response.extensions["network_stream"]

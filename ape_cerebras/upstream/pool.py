@@ -7,7 +7,9 @@ for each request, and loses slots for ever when requests are cancelled under con
 
 A connection goes back only if its response ended where HTTP says and nothing came after it: what
 came would be taken for the next response. Nor does one go back that is too old, because the API's
-name may mean another address by now; connections made together end a little apart.
+name may mean another address by now; connections made together end a little apart. Where upstream
+announces how long it keeps an idle connection, none is used again in the last second of that: it
+would be closed while the request is on its way.
 
 Nothing is awaited when a connection is given back or closed, so no cancellation can lose a slot.
 """
@@ -34,6 +36,7 @@ __all__ = ("Lease", "Pool", "PooledConnection")
 
 _IDLE_SINCE = attrgetter("idle_since")
 _SPREAD = 0.1  # of the age at which connections end
+_MARGIN = 1.0  # seconds before the end of an announced timeout; undici's, too
 
 
 class PooledConnection(Connection):
@@ -136,7 +139,8 @@ class Pool:
         try:
             now = self._clock()
             idle_for = now - connection.idle_since
-            if idle_for < self.keep_alive_timeout and now < connection.end_at:
+            limit = min(self.keep_alive_timeout, connection.idle_timeout - _MARGIN)
+            if idle_for < limit and now < connection.end_at:
                 fit = await connection.stream.receive_now() is None
         finally:
             if not fit:
@@ -149,6 +153,7 @@ class Pool:
         self._slots.release()
         now = self._clock()
         fit = connection.reusable and not connection.closed_by_upstream
+        fit = fit and connection.idle_timeout > _MARGIN
         if fit and now < connection.end_at and len(self._idle) < self._idle_at_most:
             connection.idle_since = now
             self._idle.append(connection)

@@ -19,7 +19,7 @@ from ape_cerebras.upstream.warmup import Warmup
 pytestmark = pytest.mark.anyio
 
 REQUEST = "GET", httpcore.URL("http://upstream/"), ((b"host", b"upstream"),)
-RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+RESPONSE = b"HTTP/1.1 200 OK\r\n%bContent-Length: 2\r\n\r\nok"
 
 
 class Peers:
@@ -28,6 +28,7 @@ class Peers:
     def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
         self._tasks = tasks
         self.peers: list[MemoryStream] = []
+        self.headers = b""
 
     async def connect(self, host: str, port: int) -> TimestampedStream:
         ours, theirs = memory_pair()
@@ -40,7 +41,7 @@ class Peers:
             while True:
                 await peer.receive()
                 await anyio.lowlevel.checkpoint()
-                await peer.send(RESPONSE)
+                await peer.send(RESPONSE % self.headers)
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass
 
@@ -129,6 +130,33 @@ def _leave_idle(peer: MemoryStream, connection: PooledConnection) -> None:
 
 def _age(peer: MemoryStream, connection: PooledConnection) -> None:
     connection.end_at -= 600
+
+
+@pytest.mark.parametrize(
+    ("announced", "idle", "used_again"),
+    [
+        (b"timeout=5", 3.9, True),
+        (b"timeout=5", 4.1, False),
+        (b"max=100, Timeout = 5", 4.1, False),
+        (b"timeout=5, max=100", 3.9, True),
+        (b"timeout=1", 0.0, False),
+        (b"timeout=0", 0.0, False),
+        (b"max=100", 59.0, True),
+        (b"x-timeout=5", 59.0, True),
+        (b"timeout=100", 61.0, False),  # beyond our own
+    ],
+)
+async def test_the_time_that_upstream_announces_is_kept_less_a_second(
+    announced: bytes, idle: float, used_again: bool
+) -> None:
+    async with pool_of(UPSTREAM_KEEP_ALIVE_TIMEOUT="60") as (pool, peers):
+        peers.headers = b"Keep-Alive: %b\r\n" % announced
+        async with leased(pool) as first:
+            await use(first)
+        first.idle_since -= idle
+        async with leased(pool) as second:
+            assert (second is first) == used_again
+            assert await use(second) == b"ok"
 
 
 async def test_one_too_old_is_not_kept_when_it_is_given_back() -> None:
