@@ -259,6 +259,7 @@ CAUSES = {
     "tls_other": "another failure of the handshake",
     # The response.
     "closed": "the connection was closed",
+    "head_cut": "the connection ended in the head of the response",
     "malformed_head": "the head of the response breaks a rule of HTTP, or is too large",
     "malformed_body": "the framing of the body breaks a rule of HTTP",
     "redirect": "a redirect, which is not followed",

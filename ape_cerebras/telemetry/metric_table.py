@@ -98,7 +98,9 @@ METRICS = (
     ),
     _times("overhead_seconds", _ROUTE, "overhead", "Time not waiting for upstream, client, queue"),
     _count("upstream_connection_uses_total", ("connection",), "Exchanges by it: warm, reused, new"),
-    _count("retries_total", ("reason",), "Retries: connect, queue_exceeded or the API's status"),
+    _count(
+        "retries_total", ("reason",), "Retries: connect, connection_lost, queue_exceeded, a status"
+    ),
     _count(
         *("retries_forgone_total", ("why",)),
         "Suppressed retries: attempts, budget, circuit, deadline, retry_after (> 60 s) or refused",

@@ -74,14 +74,17 @@ class UpstreamClient:
         self._with_key: Headers = ((b"authorization", authorization), *self._without_key)
         self.pool = Pool(config, connect, ssl_context_for(config))
 
-    async def send(self, exchange: Exchange, request: UpstreamRequest) -> "UpstreamResponse":
-        """Send a request; return its response when the head has arrived.
+    async def send(
+        self, exchange: Exchange, request: UpstreamRequest, *, on_new: bool = False
+    ) -> "UpstreamResponse":
+        """Send a request, ``on_new`` over a new connection; return its response when the head has
+        arrived.
 
         Raises what ``Pool.lease`` and ``Connection.request`` raise, InvalidResponse, KeyRefused,
         and for an error's body what ``UpstreamResponse.next_chunk`` raises.
         """
         with waiting_for_upstream(exchange, self._clock):
-            lease = await self.pool.lease()
+            lease = await self.pool.lease(new=on_new)
         exchange.connection = lease.use
         exchange.upstream_address = lease.connection.stream.raw.peer
         exchange.pool_wait_seconds = lease.waited

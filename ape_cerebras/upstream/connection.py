@@ -45,13 +45,15 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it. Timeouts in
     seconds are those of ``raw`` where httpcore names none. ``sent_at``: when the latest request had
     been written, None before. ``cause``: why nothing more can be read, of ``CAUSES``; None while
-    that is not so.
+    that is not so. ``has_heard``: whether any byte of a response has arrived. A user of the stream
+    clears these before each request.
     """
 
     def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
         self.raw = raw
         self.sent_at: float | None = None
         self.cause: str | None = None
+        self.has_heard = False
         self._stream = stream
         self._writes = WriteBuffer(stream)
         self._awaits_head = False
@@ -115,6 +117,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             data = await self._receive(READ_BYTES)
             if not data:
                 return b""
+            self.has_heard = True
             arrived += data
             end = guard.end_of_head(arrived)
         head = bytes(arrived[:end])
@@ -241,6 +244,7 @@ class Connection:
         stream = self.stream
         self.reusable = False
         stream.sent_at = stream.cause = None
+        stream.has_heard = False
         request = httpcore.Request(method, url, headers=headers, content=_Body(body))
         try:
             http = httpcore.AsyncHTTP11Connection(url.origin, stream)
@@ -248,7 +252,8 @@ class Connection:
         except (httpcore.ReadTimeout, httpcore.WriteTimeout):
             raise FirstByteTimeout from None
         except (httpcore.ReadError, httpcore.RemoteProtocolError):
-            raise InvalidResponse(stream.cause or "malformed_head") from None
+            cut = "head_cut" if stream.has_heard else stream.cause
+            raise InvalidResponse(cut if stream.cause else "malformed_head") from None
         fields = tuple([(name.lower(), value) for name, value in response.headers])
         self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
         self.idle_timeout = idle_timeout_in(fields)

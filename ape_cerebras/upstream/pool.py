@@ -93,8 +93,8 @@ class Pool:
     def idle(self) -> int:
         return len(self._idle)
 
-    async def lease(self) -> Lease:
-        """A connection for one exchange.
+    async def lease(self, *, new: bool = False) -> Lease:
+        """A connection for one exchange; with ``new`` none of the idle ones.
 
         Raises Overloaded, ConnectFailed, ConnectTimeout, TlsFailed.
         """
@@ -102,7 +102,7 @@ class Pool:
         self.active += 1
         lease = None
         try:
-            while self._idle and lease is None:
+            while self._idle and lease is None and not new:
                 connection = self._idle.pop()
                 if await self._is_fit(connection):
                     lease = Lease(connection, "reused" if connection.used else "warm", waited)

@@ -5,7 +5,17 @@ that it found none, 521 to 523 and 530), or where the API itself reports that it
 503, 504, and the 429 of a full queue, which clears within about a second). The 429s of the
 account's own quota are for the client. A refused certificate will be refused again, so a failure of
 TLS is final. So is a response that did not come or broke off: the API may have carried out the
-request.
+request. With one exception:
+
+A request is sent once more, over a new connection, where one that had been idle ended or was reset
+before any byte of a response: upstream closed it as idle while the request was on its way. RFC 9112
+section 9.3.1 forbids to repeat a POST automatically, unless its semantics are known to be
+idempotent regardless of the method. Of completions, all that is sent from here, that is known: they
+are to change nothing at the API (RFC 9110 section 9.2.2). What may happen twice is the work and its
+charge, if upstream closed after doing it; and the SDKs of OpenAI and Cerebras repeat a request that
+got a 502, or lost its connection, by themselves. nginx and Envoy do not repeat a POST that has been
+sent, unless told to (``proxy_next_upstream non_idempotent``, ``retry_on: reset``): they do not know
+what they carry. It takes no RETRY_ATTEMPTS and no pause, and happens once for each attempt.
 
 The pause is drawn at random from all that is allowed ("full jitter"), and the allowance doubles
 from one retry to the next, so that requests that failed together do not come back together. The
@@ -24,7 +34,7 @@ from email.utils import parsedate_to_datetime
 
 import anyio
 
-from ..errors import ConnectFailed, ConnectTimeout, ProxyError
+from ..errors import ConnectFailed, ConnectTimeout, InvalidResponse, ProxyError
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import Exchange
 from ..telemetry.health import SlidingMinute
@@ -53,6 +63,7 @@ _TRY_AGAIN = frozenset(
     (500, 502, 503, 504, 521, 522, 523, 530)
 )
 _QUEUE_FULL = "queue_exceeded"
+_LOST = frozenset(("closed", "tls_closed", "ECONNRESET"))  # before any byte of a response
 
 _LONGEST_PAUSE = 8.0  # seconds
 _LONGEST_RETRY_AFTER = 60.0  # seconds; a client gets a longer one to decide for itself
@@ -180,7 +191,7 @@ class RetryingClient:
                 if pause is None:
                     return response
                 response.close()
-            exchange.attempts = retry
+            exchange.attempts = exchange.attempts or 1
             try:
                 with waiting_for_upstream(exchange, self._clock):
                     await anyio.sleep(pause)
@@ -188,16 +199,16 @@ class RetryingClient:
                 exchange.retry_seconds = round(self._clock() - began_at, 6)
             forget_attempt(exchange)
             retry += 1
-            exchange.attempts = retry
+            exchange.attempts += 1
 
     async def _attempt(self, exchange: Exchange, request: UpstreamRequest) -> UpstreamResponse:
         circuit = self._circuit
         if circuit is None:
-            return await self._client.send(exchange, request)
+            return await self._send(exchange, request)
         era = circuit.enter(self._clock())
         failed: bool | None = None
         try:
-            response = await self._client.send(exchange, request)
+            response = await self._send(exchange, request)
             failed = response.status >= 500
         except ProxyError as error:
             failed = is_outage(error)
@@ -210,6 +221,21 @@ class RetryingClient:
             elif before != "closed" == circuit.state:
                 self._logs.event("info", "Circuit closed")
         return response
+
+    async def _send(self, exchange: Exchange, request: UpstreamRequest) -> UpstreamResponse:
+        """Send a request; once more where its connection, one that had been idle, was lost."""
+        began_at = self._clock()
+        try:
+            return await self._client.send(exchange, request)
+        except InvalidResponse as error:
+            if exchange.connection == "new" or error.cause not in _LOST:
+                raise
+        exchange.attempts = (exchange.attempts or 1) + 1
+        exchange.retry_reasons = (*exchange.retry_reasons, "connection_lost")
+        lost = self._clock() - began_at
+        exchange.retry_seconds = round((exchange.retry_seconds or 0.0) + lost, 6)
+        forget_attempt(exchange)
+        return await self._client.send(exchange, request, on_new=True)
 
     def _pause_before(
         self,

@@ -50,10 +50,33 @@ async def one_byte_at_a_time(peer: Conversation) -> None:
         await anyio.sleep(PACE)
 
 
-async def responds_once_and_closes_at_the_next(peer: Conversation) -> None:
+def once_then(end: Callable[[Conversation], None], *, others: bool) -> Script:
+    """Responds once on its first connection, and ends that at the next request; so do ``others``
+    at their first."""
+
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        if peer.upstream.connections == 1 or others:
+            await peer.respond(b"{}")
+            await peer.request()
+        end(peer)
+
+    return script
+
+
+def close(peer: Conversation) -> None:
+    peer.stream.close()
+
+
+def reset(peer: Conversation) -> None:
+    peer.stream.reset()
+
+
+async def begins_a_second_response(peer: Conversation) -> None:
     await peer.request()
     await peer.respond(b"{}")
     await peer.request()
+    await peer.send(b"H")
 
 
 def requested_twice(second: int) -> Callable[[Scene], Awaitable[None]]:
@@ -175,13 +198,17 @@ CASES: list[Case] = [
     Case("K1", OK, 502, up=1, code="invalid_response", upstream=closes),
     Case("K2", OK, 502, up=1, code="invalid_response", upstream=resets),
     Case("K3", play=requested_twice(200), up=2, lines=2, upstream=responds_once),
+    # Sent once more, never twice; and not where a response had begun.
     Case(
-        "K4",
-        play=requested_twice(502),
-        up=2,
-        lines=2,
-        upstream=responds_once_and_closes_at_the_next,
+        "K4 FIN", play=requested_twice(200), up=3, lines=2, upstream=once_then(close, others=True)
     ),
+    Case(
+        "K4 RST", play=requested_twice(200), up=3, lines=2, upstream=once_then(reset, others=True)
+    ),
+    Case(
+        "K4 ever", play=requested_twice(502), up=3, lines=2, upstream=once_then(close, others=False)
+    ),
+    Case("K4 begun", play=requested_twice(502), up=2, lines=2, upstream=begins_a_second_response),
     Case("K5", OK, 504, up=1, code="first_byte_timeout", upstream=silent, settings=QUICK),
     Case(
         "K6", OK, 504, up=1, code="first_byte_timeout", upstream=one_byte_at_a_time, settings=QUICK

@@ -237,6 +237,31 @@ async def test_a_response_whose_retry_after_is_too_long_is_passed_on_at_once(
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.parametrize("settings", [{}, TWICE])
+async def test_a_request_whose_idle_connection_ends_is_sent_once_more_over_a_new_one(
+    settings: dict[str, str],
+) -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.respond(PLAIN)
+        await peer.request()
+
+    async with (
+        running_upstream(script) as upstream,
+        running_proxy(upstream.port, **settings) as running,
+    ):
+        client = await running.client()
+        for status in (200, 200):
+            assert (await client.request(chat())).status == status
+        line = await running.lines.exchange(2)
+        series = 'cerebras_proxy_retries_total{reason="connection_lost"}'
+        assert await running.sample(series) == 1
+    assert (len(upstream.requests), upstream.connections) == (3, 2)
+    assert upstream.requests[1] == upstream.requests[2]
+    assert (line["tries"], line["connection"], line["outcome"]) == (2, "new", "completed")
+    assert 0 <= line["retry_seconds"] < line["total_time_seconds"]
+
+
 async def test_a_malformed_retry_after_is_a_wait_and_is_counted() -> None:
     script = one_after_another(error("queue", b"Retry-After: soon\r\n"), responds_with(200, PLAIN))
     async with (
