@@ -44,9 +44,12 @@ class Waiter:
     """Waits for one direction of a socket, by anyio. At most one task waits at a time.
 
     ``ready``: False if it is certain that there is nothing to read or write yet.
+    ``reads_stop_short``: whether a read may return less than has arrived, because the peer has sent
+    urgent data: a read stops where that begins (tcp(7)).
     """
 
     ready = True
+    reads_stop_short = False
 
     def __init__(self, sock: socket.socket, *, to_write: bool) -> None:
         self._socket = sock
@@ -175,10 +178,12 @@ class EdgeReadiness(Readiness):
         self.reading, self.writing = EdgeWaiter(), EdgeWaiter()
         self._hook = self._end_hook = None
         self._poller = of_this_loop(EdgePoller)
-        self._poller.watch(sock, self, select.EPOLLIN | select.EPOLLOUT)
+        self._poller.watch(sock, self, select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI)
 
     def notify(self, bits: int) -> None:
         future = self.reading.future
+        if bits & select.EPOLLPRI:
+            self.reading.reads_stop_short = True
         if bits & _READABLE:
             if future is None or future.done() or self._hook is not None:
                 self.reading.ready = True

@@ -62,7 +62,8 @@ class SocketStream(TimestampedStream):
         self._arrivals: Arrivals = deque()  # those that were peeked at, and wait to be read
         self._peeking = False
         # Whether the latest read has left nothing, so that to read again would be in vain until
-        # more has come (epoll(7), question 9).
+        # more has come (epoll(7), question 9). Where urgent data is about, a short read leaves
+        # something, and only a read that would block shows that nothing is left.
         self._drained = False
         self._wait_began_at = self._wait_ended_at = 0.0
         self._read_since_wait = 0
@@ -116,6 +117,7 @@ class SocketStream(TimestampedStream):
         try:
             data, ancillary, _, _ = self._socket.recvmsg(at_most, TIMESTAMP_SPACE)
         except BlockingIOError:
+            self._drained = True
             self._silent_until = began_at
             raise WouldBlock from None
         except OSError:
@@ -132,7 +134,7 @@ class SocketStream(TimestampedStream):
             if size < peeked:
                 self._arrivals.appendleft((peeked - size, timestamp))
         self._note_arrival(timestamp)
-        self._drained = size < at_most
+        self._drained = size < at_most and not self._reading.reads_stop_short
         if self._drained:
             self._silent_until = began_at
         self._until_yield -= size // _BYTES_OF_ONE

@@ -2,9 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from socket import MSG_OOB
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
 from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
@@ -69,6 +71,17 @@ async def sends_what_nobody_wants(scene: Scene) -> None:
         response = await client.request(large)
         assert (response.status, response.headers["connection"]) == (status, "close")
         assert await client.until_closed() == b""
+
+
+async def urgent_in_the_middle(scene: Scene) -> None:
+    """A request with TCP's urgent data in the middle of its head, and of its body."""
+    client = await scene.client()
+    raw = client.stream.extra(SocketAttribute.raw_socket)
+    for begin in (20, len(OK) - 5):
+        await anyio.wait_all_tasks_blocked()  # the proxy waits for all of it at once
+        for data, flag in ((OK[:begin], 0), (b"!", MSG_OOB), (OK[begin:], 0)):
+            raw.send(data, flag)
+        assert (await client.response()).status == 200
 
 
 def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
@@ -195,6 +208,7 @@ CASES: list[Case] = [
     Case("G1", play=three_in_one_packet, lines=4),
     Case("G1 empty lines", play=empty_lines_behind_bodies, up=4, lines=8),
     Case("G2", play=ten_thousand, lines=10_000),
+    Case("G2 urgent", play=urgent_in_the_middle, up=2, lines=2),
     Case("G3", get(b"GET /health HTTP/1.1", b"Connection: close") + HEALTH, then="close"),
     Case("G4", play=half_closed(stream=False), up=1),
     Case("G5", play=half_closed(stream=True), up=1),

@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio.abc import SocketAttribute
 from end_to_end import hold_the_loop
 from sockets import sockets
 
@@ -197,6 +198,28 @@ async def test_a_read_timeout_of_0_reads_but_never_waits() -> None:
             await theirs.receive()
         assert calls == []
         assert theirs.read_wait_seconds == 0
+
+
+@pytest.mark.parametrize("before", [b"", b"ab"])
+async def test_a_read_that_stops_at_urgent_data_is_followed_by_another(before: bytes) -> None:
+    received = bytearray()
+
+    async def read() -> None:
+        while True:
+            received.extend(await theirs.receive())
+
+    async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
+        raw = ours.extra(SocketAttribute.raw_socket)
+        tasks.start_soon(read)
+        with anyio.fail_after(5):
+            for number in range(1, 4):
+                # The reader waits, and one edge reports all that arrives now.
+                await anyio.wait_all_tasks_blocked()
+                for data, flag in ((before, 0), (b"!", socket.MSG_OOB), (b"cd", 0)):
+                    raw.send(data, flag)
+                while received != (before + b"cd") * number:
+                    await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_cancelled_receive_loses_nothing() -> None:
