@@ -135,7 +135,7 @@ REQUESTS = {
     **{f"{name}, 10 MB": body(make, LARGEST) for name, make in BODIES.items()},
     "compressed": compressed(LARGEST),
     "small chunks": Case(
-        lambda: chat_in_chunks(many(NAMED + b'"x":"', b"x", b'"}', MIB), 16), at_once=MIB
+        lambda: chat_in_chunks(many(NAMED + b'"x":"', b"x", b'"}', MIB // 4), 16), at_once=MIB
     ),
     "500 at once": Case(
         lambda: b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 500, statuses=(200,) * 500
