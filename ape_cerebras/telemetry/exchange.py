@@ -9,7 +9,6 @@ writes them. ``…_at`` are readings of the event loop's monotonic clock in seco
 Durations are bare nouns in seconds, sizes are bytes.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -36,6 +35,7 @@ __all__ = (
 CHAT_ROUTE = "/v1/chat/completions"
 
 _MAX_TOKENS = 2**40  # no model's context; more is nonsense, and no float or log holds it
+_MAX_SECONDS = 1e9  # likewise, of a phase
 _COUNT = re.compile(r"[0-9]{1,12}(?:\.0{1,6})?")  # written as text
 
 
@@ -48,16 +48,17 @@ class Usage(NamedTuple):
     total_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int | None = None  # of these three none is 0
+    rejected_prediction_tokens: int | None = None
+    image_tokens: int | None = None
 
     @classmethod
     def read(cls, usage: Any) -> Self | None:
-        """Read the ``usage`` object of a response. Return None where it does not tell how many
-        tokens prompt and completion had, or tells of none at all: that is no usage, and not a usage
-        of 0 tokens.
+        """Read the ``usage`` object of a response; None where it does not tell the tokens of prompt
+        and completion, or tells of none at all. One of the two may follow from the total.
 
-        One of the two may follow from the total. ``input_tokens`` and ``output_tokens`` are their
-        names in OpenAI's Responses API and in Anthropic's. Details differ by model: they may be
-        null or missing, and an odd one is 0.
+        ``input_tokens`` and ``output_tokens`` are their names in OpenAI's Responses API and in
+        Anthropic's. Details differ by model: they may be null or missing; an odd one is 0.
         """
         if not isinstance(usage, dict):
             return None
@@ -78,12 +79,14 @@ class Usage(NamedTuple):
             total or prompt + completion,
             _count(of_prompt, "cached_tokens") or 0,
             _count(made, "reasoning_tokens") or 0,
+            _count(made, "accepted_prediction_tokens") or None,
+            _count(made, "rejected_prediction_tokens") or None,
+            _count(of_prompt, "image_tokens") or None,
         )
 
 
 def _count(parent: Any, *names: str) -> int | None:
-    """Return the largest count that one of the names has: a whole number, also as a float or as
-    text. None where none has one."""
+    """The largest whole number among these members, also as a float or as text; else None."""
     largest = None
     for name in names if isinstance(parent, dict) else ():
         value = parent.get(name)
@@ -115,11 +118,7 @@ def _seconds(value: Any) -> float | None:
     """None for a value that is no duration: an infinite one would spoil their sum for good."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        seconds = float(value)
-    except OverflowError:
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return float(value) if 0 <= value <= _MAX_SECONDS else None
 
 
 class Quota(NamedTuple):
@@ -368,6 +367,8 @@ class Exchange:
     response_bytes: int = 0  # of a plain body
     time_info: TimeInfo | None = None
     response_model: str | None = None  # the model named in the response
+    finish_reason: str | None = None  # of the last choice to end
+    service_tier: str | None = None  # as the response names it
 
     # chat/completions
     estimated_usage: Usage | None = None  # where the API did the work and did not report all of it

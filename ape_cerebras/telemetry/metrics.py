@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from ..config.config import Config
 from ..version import VERSION
-from .exchange import ALERTED, CHAT_ROUTE, OUTCOMES, Exchange
+from .exchange import ALERTED, CHAT_ROUTE, OUTCOMES, Exchange, Usage
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
 from .multiprocess import WorkerSlot, collect_workers, private_values
 from .timings import Timings
@@ -30,6 +30,10 @@ __all__ = ("LiveState", "Metrics")
 
 _MAX_LISTED = 100  # models of the API's list that get a label of their own
 _PAUSE = 0.00002  # seconds
+_TOKEN_TYPES = (
+    *("prompt", "completion", "cached", "reasoning"),
+    *("accepted_prediction", "rejected_prediction", "image"),
+)
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 _ACCEPTS_OPENMETRICS = re.compile(
@@ -202,6 +206,8 @@ class Metrics:
             self._gaps.add(model, exchange.gap_counts, timings.generation_seconds)
         self._observe_usage(exchange, timings, model)
         self._observe_retries(exchange, model)
+        if exchange.finish_reason is not None:
+            self._child("finish_reasons_total", model, exchange.finish_reason).inc()
 
     def _observe_usage(self, exchange: Exchange, timings: Timings, model: str) -> None:
         usage, client = timings.usage, exchange.client
@@ -214,10 +220,7 @@ class Metrics:
             self._metrics["usage_missing_total"].inc(timings.outcome == "completed")
         if exchange.reserved_tokens is not None:
             self._child("reserved_tokens_total", model).inc(exchange.reserved_tokens)
-        for kind in ("prompt", "completion", "cached", "reasoning"):
-            tokens = self._child("tokens_total", model, kind)
-            if count := getattr(usage, f"{kind}_tokens"):
-                tokens.inc(count)
+        self._count_tokens(usage, model)
         if client is not None:
             self._child("client_tokens_total", client, "prompt").inc(usage.prompt_tokens)
             self._child("client_tokens_total", client, "completion").inc(usage.completion_tokens)
@@ -227,6 +230,12 @@ class Metrics:
         self._child("cost_usd_total", model).inc(float(exchange.cost))
         if client is not None:
             self._child("client_cost_usd_total", client).inc(float(exchange.cost))
+
+    def _count_tokens(self, usage: Usage, model: str) -> None:
+        for kind in _TOKEN_TYPES:
+            count = getattr(usage, f"{kind}_tokens")
+            if count is not None:  # 0 makes the series of those that every model has
+                self._child("tokens_total", model, kind).inc(count)
 
     def _observe_retries(self, exchange: Exchange, model: str) -> None:
         count = exchange.request.header(b"x-stainless-retry-count") if exchange.request else None

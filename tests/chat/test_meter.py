@@ -255,6 +255,22 @@ def test_usage_is_not_erased_by_a_later_one_that_cannot_be_read(odd: bytes) -> N
     assert (exchange.usage, exchange.usage_events) == (Usage(3, 2, 5), 1)
 
 
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (b'"stop"', "stop"),
+        (b'"length"', "length"),
+        (b'"eos_token"', "other"),
+        *((none, None) for none in (b"null", b'""', b"1", b"[]")),
+    ],
+)
+def test_the_finish_reason(written: bytes, found: str | None) -> None:
+    end = b'{"choices":[{"delta":{},"message":{},"finish_reason":%s}],"service_tier":"flex"}'
+    token, last = event(b'"content":"a"'), b"data: %s\n\n" % (end % written)
+    for exchange in (read_stream(token * 20, last), read_plain(end % written)):
+        assert (exchange.finish_reason, exchange.service_tier) == (found, "flex")
+
+
 def test_usage_in_every_event_counts_as_the_last_one_says() -> None:
     usage = b'"usage":{"prompt_tokens":3,"completion_tokens":%d}'
     each = b'data: {"choices":[{"delta":{"content":"a"}}],' + usage + b"}\n\n"

@@ -113,7 +113,8 @@ def with_timings(exchange: Exchange) -> tuple[Exchange, Timings]:
 _counts = st.integers(0, 200_000)
 _steps = st.floats(0, 100, allow_nan=False)
 _models = st.sampled_from(("gpt-oss-120b", "zai-glm-4.7", "unpriced", "own\u2028model", None))
-_usages = st.builds(Usage, _counts, _counts, _counts, _counts, _counts)
+_parts = st.none() | st.integers(1, 200_000)
+_usages = st.builds(Usage, *[_counts] * 5, *[_parts] * 3)
 _phases = st.none() | _steps
 _time_infos = st.builds(TimeInfo, _phases, _phases, _phases)
 

@@ -126,5 +126,7 @@ def test_no_value_raises_or_gives_a_negative_number(value: Any) -> None:
     usage, times = Usage.read(value), TimeInfo.read(value)
     assert (times is None) == (not isinstance(value, dict) or not value)
     assert usage is None or usage.prompt_tokens + usage.completion_tokens > 0
-    assert all(type(count) is int and count >= 0 for count in usage or ())
+    counts, parts = (usage or ())[:5], (usage or ())[5:]
+    assert all(type(count) is int and count >= 0 for count in counts)
+    assert all(count is None or (type(count) is int and count > 0) for count in parts)
     assert all(each is None or 0 <= each < float("inf") for each in times or ())

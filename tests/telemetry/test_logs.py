@@ -19,6 +19,7 @@ from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.logs import Logs
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
+PARTS = ("accepted_prediction_tokens", "rejected_prediction_tokens", "image_tokens")
 KEYS = [
     *FIRST,
     *("request_id", "route", "method", "status_code", "outcome", "client", "model"),
@@ -28,8 +29,9 @@ KEYS = [
     *("connect_seconds", "tls_seconds", "proxy_own_seconds", "overhead_seconds"),
     *("intended_start_lag_seconds", "client_blocked_seconds", "ttft_source", "stamp"),
     *("connection", "total_tokens", "prompt_tokens"),
-    *("completion_tokens", "cached_tokens", "reasoning_tokens", "tokens_per_second", "cost_usd"),
-    *("usage_source", "error", "cause", "upstream_status"),
+    *("completion_tokens", "cached_tokens", "reasoning_tokens", *PARTS),
+    *("tokens_per_second", "cost_usd", "usage_source", "finish_reason", "service_tier"),
+    *("error", "cause", "upstream_status"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 ]
 PLAIN_ONLY_MISSES = {
@@ -37,6 +39,7 @@ PLAIN_ONLY_MISSES = {
     *("client_blocked_seconds", "tokens_per_second", "error", "cause", "upstream_status"),
     *("intended_start_lag_seconds", "wait_seconds", "connect_seconds", "tls_seconds"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
+    *(*PARTS, "finish_reason", "service_tier"),
 }
 
 
@@ -66,11 +69,17 @@ def test_all_keys_are_in_their_order() -> None:
             connection="new",
             request_timestamped=True,
             response_timestamped=True,
+            usage=Usage(10, 5, 15, 4, 1, 3, 2, 8),
+            finish_reason="stop",
+            service_tier="flex",
         )
     )
     assert list(line) == KEYS
     del line["timestamp"]
     assert line == {
+        **dict(zip(PARTS, (3, 2, 8), strict=True)),
+        "finish_reason": "stop",
+        "service_tier": "flex",
         "level": "error",
         "message": "Exchange failed",
         "trace_id": "trace-1",

@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "unpriced_requests_total": ("counter", set()),
     "usage_missing_total": ("counter", set()),
     "usage_estimated_total": ("counter", set()),
+    "finish_reasons_total": ("counter", {"model", "finish_reason"}),
     "ttft_target_missed_total": ("counter", set()),
     "degraded": ("gauge", {"reason"}),
     "client_blocked_seconds_total": ("counter", set()),
@@ -87,7 +88,12 @@ def test_the_table(accept: bytes) -> None:
     new = {"pool_wait_seconds": 0.001, "connect_seconds": 0.001, "tls_seconds": 0.001}
     metrics = observed(
         stream_exchange(
-            quota=read_quota(GRID), client="alice", reserved_tokens=100, **RETRIED, **new
+            quota=read_quota(GRID),
+            client="alice",
+            reserved_tokens=100,
+            finish_reason="stop",
+            **RETRIED,
+            **new,
         ),
         stream_exchange(error=ConnectFailed("ECONNREFUSED")),
     )
@@ -185,6 +191,20 @@ def test_other_routes_do_not_count_as_chat_requests() -> None:
     health = {"route": "/health", "outcome": "completed", "class": "ok", "status_code": "200"}
     assert value(metrics, "outcomes_total", **health) == 1
     assert not [sample for sample in samples(metrics) if "model" in sample.labels]
+
+
+def test_finish_reasons_and_tokens_that_only_some_models_have() -> None:
+    usage = Usage(10, 5, 15, 0, 0, 3, None, 8)
+    metrics = observed(
+        stream_exchange(finish_reason="length", usage=usage),
+        stream_exchange(finish_reason="length"),
+        stream_exchange(),
+    )
+    model = {"model": "gpt-oss-120b"}
+    assert value(metrics, "finish_reasons_total", finish_reason="length", **model) == 2
+    for kind, count in (("accepted_prediction", 3), ("rejected_prediction", None), ("image", 8)):
+        assert value(metrics, "tokens_total", type=kind, **model) == count
+    assert value(observed(stream_exchange()), "tokens_total", type="image", **model) is None
 
 
 def test_responses_without_a_price_or_usage() -> None:
