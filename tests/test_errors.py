@@ -31,15 +31,17 @@ def drawn_tree() -> Iterator[tuple[str, str, str | None]]:
     """Class, parent and status text of every entry in the module's docstring."""
     path: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
-        entry = re.match(r"^( *(?:[│├└][── │├└]*)?)([A-Z]\w+)(?: +(\d{3}))?(?: .*)?$", line)
+        entry = re.match(r"^( *(?:[│├└][── │├└]*)?)([A-Z]\w+)(?: +(\d{3}))?(?:[ ,].*)?$", line)
         if entry is None or not (path or entry[2] == "ProxyError"):
             continue
         depth = len(entry[1])
         path = [(at, name) for at, name in path if at < depth]
         yield entry[2], path[-1][1] if path else "Exception", entry[3]
         path.append((depth, entry[2]))
-        for sibling in re.findall(r"[├└]── (\w+)", line[entry.end(2) :]):
-            yield sibling, entry[2], entry[3]
+        for child in re.findall(r"[├└]── (\w+)", line[entry.end(2) :]):
+            yield child, entry[2], entry[3]
+        for sibling, status in re.findall(r", ([A-Z]\w+)(?: (\d{3}))?", line):
+            yield sibling, path[-2][1], status or None
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:

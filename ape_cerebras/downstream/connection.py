@@ -22,7 +22,7 @@ from .request_reader import RequestReader
 
 __all__ = ("Downstream", "Misframed", "StreamState")
 
-_MAX_HELD = 64 * 1024  # bytes
+_MAX_HELD = 60 * 1024  # bytes: what a full read of chunks gives without their framing
 _BEFORE_HEAD = (h11.IDLE, h11.SEND_RESPONSE)  # our states before a response's head
 _ENDED = (h11.DONE, h11.MUST_CLOSE)  # and behind a response
 _END = h11.EndOfMessage()

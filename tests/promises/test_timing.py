@@ -180,7 +180,8 @@ def test_a_client_that_reads_slowly_is_the_only_one_to_look_slow() -> None:
 @pytest.mark.parametrize(
     ("settings", "sent", "seconds", "response"),
     [
-        ({"KEEP_ALIVE_TIMEOUT": "75"}, b"", 75, b""),
+        ({"CLIENT_HEAD_TIMEOUT": "10"}, b"", 10, b""),
+        ({"KEEP_ALIVE_TIMEOUT": "75"}, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 75, b""),
         ({"CLIENT_HEAD_TIMEOUT": "10"}, b"GET /health HTTP/1.1\r\n", 10, b"HTTP/1.1 408 "),
         ({"CLIENT_BODY_TIMEOUT": "30"}, chat()[:-5], 30, b"HTTP/1.1 408 "),
         ({"UPSTREAM_FIRST_BYTE_TIMEOUT": "60"}, chat(), 60, b"HTTP/1.1 504 "),
@@ -200,6 +201,8 @@ def test_deadlines_are_exact(
             if response:
                 assert (await running.client.receive()).startswith(response)
             else:
+                if sent:
+                    assert (await running.client.receive()).startswith(b"HTTP/1.1 200 ")
                 with pytest.raises(anyio.EndOfStream):
                     await running.client.receive()
             assert anyio.current_time() - began_at == pytest.approx(seconds)
