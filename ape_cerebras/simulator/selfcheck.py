@@ -107,7 +107,7 @@ async def selfcheck(backend: str, streams: int, *, tls: bool) -> dict[Phase, Pha
         ) as simulator:
             for phase in PHASES:
                 settings = {
-                    "CEREBRAS_API_KEY": "none",
+                    "CEREBRAS_API_KEY": "csk-of-no-account",
                     "CEREBRAS_BASE_URL": simulator.address,
                     "HOST": "127.0.0.1",
                     "PORT": "0",

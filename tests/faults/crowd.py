@@ -40,7 +40,9 @@ class SentRequest:
         if self.response.status != 200:
             return str(self.response.json().get("code", ""))
         event = self.response.body.rpartition(b'data: {"status_code"')
-        return str(orjson.loads(b'{"status_code"' + event[2])["code"]) if event[1] else ""
+        if not event[1]:
+            return ""
+        return str(orjson.loads(b'{"status_code"' + event[2])["error"]["code"])
 
     def may_have_ended(self, line: dict[str, Any]) -> bool:
         """Whether the log line fits what the client received."""

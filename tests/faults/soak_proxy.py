@@ -35,6 +35,8 @@ async def soaked(ways: Ways) -> None:
         while not commands.endswith(b"end\n"):
             await anyio.wait_readable(0)
             commands = os.read(0, 100)
+            if not commands:  # whoever began this has ended
+                break
             if commands == b"report\n":
                 await report(proxy, ways)
         proxy.begin_drain()

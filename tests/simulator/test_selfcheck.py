@@ -217,6 +217,7 @@ def test_outside_linux_the_command_line_works_without_the_check() -> None:
 import os, select, sys
 del os.sched_getaffinity, os.sched_setaffinity, select.epoll
 from ape_cerebras.__main__ import main
+import ape_cerebras.commands  # libraries of this system's own, before it calls itself another
 sys.platform = "darwin"
 sys.exit(main(["selfcheck"]))
 """
