@@ -36,9 +36,10 @@ deltas = st.none() | st.fixed_dictionaries(
         "tool_calls": st.lists(calls, max_size=2),
     },
 )
+reasons = st.sampled_from(("stop", "length", "odd"))
 choices = st.fixed_dictionaries(
     {"index": st.integers(0, 2)},
-    optional={"delta": deltas, "finish_reason": st.just("stop"), "text": texts},
+    optional={"delta": deltas, "finish_reason": st.none() | reasons, "text": texts},
 )
 usages = st.fixed_dictionaries(
     {"prompt_tokens": st.integers(0, 9), "completion_tokens": st.just(2)}
@@ -110,6 +111,9 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
             break
         found.time_info = TimeInfo.read(event.get("time_info")) or found.time_info
         found.stream_failed = found.stream_failed or bool(event.get("error"))
+        for choice in event["choices"] or ():
+            if reason := choice.get("finish_reason"):
+                found.finish_reason = "other" if reason == "odd" else reason
         output = has_token(event, "content", "tool_calls")
         reasons = has_token(event, "reasoning", "reasoning_content")
         if output or reasons:
