@@ -103,7 +103,8 @@ async def test_upstream_gets_the_same_body_compressed(mode: str) -> None:
     lines, body = split(upstream.requests[0])
     expected = LONG_REQUEST.replace(b'"old"', b'"gpt-oss-120b"')
     if mode == "exact":
-        expected = expected.replace(b"{", b'{"stream":true,', 1)
+        added = b'{"stream":true,"stream_options":{"include_usage":true},'
+        expected = expected.replace(b"{", added, 1)
     assert gzip.decompress(body) == expected
     assert len(body) < len(expected) / 10
     assert [text for text in lines if text.startswith(b"content-")] == [

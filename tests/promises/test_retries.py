@@ -366,7 +366,10 @@ async def test_a_converted_request_is_retried_as_a_stream() -> None:
         line = await running.lines.exchange()
     assert response.status == 200
     assert response.json()["choices"][0]["message"]["content"] == "a"
-    converted = b'{"stream":true,"model":"gpt-oss-120b","messages":[]}'
+    converted = (
+        b'{"stream":true,"stream_options":{"include_usage":true},'
+        b'"model":"gpt-oss-120b","messages":[]}'
+    )
     assert [body_of(request) for request in upstream.requests] == [converted] * 2
     assert (line["tries"], line["ttft_source"]) == (2, "measured")
 
