@@ -184,7 +184,8 @@ async def test_binary_bodies_pass_untouched(
 ) -> None:
     async def script(peer: Conversation) -> None:
         await peer.request()
-        await peer.respond(b'{"model":"gpt-oss-120b","usage":{"prompt_tokens":1000000}}')
+        usage = b'{"prompt_tokens":1000000,"completion_tokens":0}'
+        await peer.respond(b'{"model":"gpt-oss-120b","usage":%s}' % usage)
 
     request = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: %s\r\n"
