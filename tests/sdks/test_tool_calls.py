@@ -2,6 +2,7 @@
 is put together all the same."""
 
 import subprocess
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import orjson
@@ -113,10 +114,11 @@ CASES = {
 
 
 def chunks_of(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A piece to a chunk, as the API sends them, and the last one's finish."""
+    """A piece to a chunk, as the API sends them, and the last one's finish. They are copies: the
+    accumulator of Python adds to the pieces that it is given."""
     common = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
-    deltas += [{"tool_calls": [each]} for each in pieces]
+    deltas += [{"tool_calls": [each]} for each in deepcopy(pieces)]
     chunks = [{**common, "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     end = {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
     return [*chunks, {**common, "choices": [end]}]
