@@ -25,7 +25,7 @@ from ape_cerebras import Config, Proxy, serve
 
 PACKAGE = str(Path(ape_cerebras.__file__).parent) + "/"
 WARM_UP = 3
-IN_BACKGROUND = {"Proxy._watch_loop", "Proxy.run_in_background"}
+IN_BACKGROUND = {"Proxy._go_on", "Proxy.run_in_background"}
 BODY = b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"hi"}]}'
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
