@@ -76,7 +76,7 @@ async def test_the_first_arrival_keeps_its_time_however_it_is_read(
         ours.send(b"second")
         times: dict[int, float] = {}
         while len(times) < len(b"firstsecond"):
-            for _ in stream.receive_nowait(max_bytes):
+            for _ in await stream.receive(max_bytes):
                 times[len(times)] = stream.arrived_at
         assert all((time_ < first_until + TOLERANCE) is (at < 5) for at, time_ in times.items())
 
@@ -92,7 +92,7 @@ async def test_each_of_several_arrivals_that_wait_has_its_time(in_vain: bool) ->
             of_this_loop(ArrivalPeeker).poll()
             pause()
         for number, part in enumerate((b"role", b"token", b"more")):
-            assert stream.receive_nowait(1000) == part
+            assert await stream.receive(1000) == part
             assert sent_at[number] - TOLERANCE <= stream.arrived_at
             assert [*sent_at, loop_clock()()][number + 1] > stream.arrived_at
 
