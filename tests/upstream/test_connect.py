@@ -64,20 +64,24 @@ async def connect_tcp_and_close(port: int, host: str = "127.0.0.1") -> None:
 
 
 class Resolver:
-    """In place of ``getaddrinfo``: a lookup of ``slow.test`` hangs until ``answer`` is set."""
+    """In place of ``getaddrinfo``: a lookup of ``slow.test`` hangs until ``answer`` is set. With
+    ``fails``, no name of ``test`` is found. Other threads of the tests look their own names up."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._look_up: Callable[..., Any] = socket.getaddrinfo
         self.asked: list[str] = []
+        self.fails = False
         self.answer = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", self)
 
-    def __call__(self, host: str, port: int, **options: Any) -> Any:
+    def __call__(self, host: str, port: int, *more: Any, **options: Any) -> Any:
         if options.get("flags", 0) & socket.AI_NUMERICHOST or not host.endswith(".test"):
-            return self._look_up(host, port, **options)
+            return self._look_up(host, port, *more, **options)
         self.asked.append(host)
         if host == "slow.test":
             self.answer.wait(10)
+        if self.fails:
+            raise socket.gaierror(socket.EAI_AGAIN, "no resolver")
         return self._look_up("127.0.0.1", port, **options)
 
 
@@ -104,7 +108,7 @@ async def test_a_crowd_shares_a_lookup(resolver: Resolver) -> None:
 
 
 async def test_those_who_share_a_failing_lookup_get_an_error_each(resolver: Resolver) -> None:
-    resolver._look_up = gone
+    resolver.fails = True
     caught: list[OSError] = []
 
     async def fails() -> None:
@@ -120,10 +124,6 @@ async def test_those_who_share_a_failing_lookup_get_an_error_each(resolver: Reso
     assert resolver.asked == ["slow.test"]
     assert caught[0] is not caught[1]
     assert {error.errno for error in caught} == {socket.EAI_AGAIN}
-
-
-def gone(*_: object, **__: object) -> object:
-    raise socket.gaierror(socket.EAI_AGAIN, "no resolver")
 
 
 async def test_a_lookup_that_hangs_holds_neither_a_deadline_nor_the_next(
