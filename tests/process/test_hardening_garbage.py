@@ -53,6 +53,14 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def objects_of_earlier_tests() -> Iterator[None]:
+    """They are left out: the traceback of one that failed can hold its event loop until now."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @contextmanager
 def garbage_kept() -> Iterator[list[str]]:
     """The names of our own types in the cyclic garbage of the block."""
