@@ -300,13 +300,21 @@ def test_a_port_in_use_is_one_line() -> None:
     assert line["address"].endswith(port)
 
 
+# As where a bundle is replaced by an unreadable one once the parent has judged it.
+BUNDLE_GONE = """
+import os, ssl
+create, parent = ssl.create_default_context, os.getpid()
+def create_in_parent(*arguments, **options):
+    if os.getpid() != parent:
+        raise FileNotFoundError
+    return create(*arguments, **options)
+ssl.create_default_context = create_in_parent
+from ape_cerebras.__main__ import main; raise SystemExit(main(["serve"]))
+"""
+
+
 def test_workers_that_cannot_begin_are_not_tried_for_ever(tmp_path: Path) -> None:
-    ended = run(
-        *("serve", "--workers", "2", "--host", "127.0.0.1", "--port", "0"),
-        CEREBRAS_API_KEY=KEY,
-        SSL_CERT_FILE=__file__,
-        TMPDIR=str(tmp_path),
-    )
+    ended = run_script(BUNDLE_GONE, CEREBRAS_API_KEY=KEY, TMPDIR=str(tmp_path))
     messages = [orjson.loads(text)["message"] for text in ended.stdout.splitlines()]
     assert ended.returncode == 1
     # The other one may still be failing when the first has been found out.
