@@ -135,17 +135,19 @@ class Crowd:
     async def visit(self, dice: random.Random, requests: int) -> None:
         """One client's stay: so many requests, over as few connections as it takes."""
         client = None
-        for _ in range(requests):
-            client = client or await self.enter()
-            self._requests += 1
-            request = SentRequest(f"{self.trace}-{self._requests}", Plan.of_dice(dice))
-            stays = await self._request(client, request, dice)
-            self.accounts.ended(request)
-            if not stays:
+        try:
+            for _ in range(requests):
+                client = client or await self.enter()
+                self._requests += 1
+                request = SentRequest(f"{self.trace}-{self._requests}", Plan.of_dice(dice))
+                stays = await self._request(client, request, dice)
+                self.accounts.ended(request)
+                if not stays:
+                    client.stream.close()
+                    client = None
+        finally:  # a failure is reported once, not by the sockets it left in a later test too
+            if client is not None:
                 client.stream.close()
-                client = None
-        if client is not None:
-            client.stream.close()
 
     async def _request(self, client: Client, request: SentRequest, dice: random.Random) -> bool:
         """Whether the connection is good for another request."""

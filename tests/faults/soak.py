@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,10 @@ class Soak:
 
     async def _play(self, case: Case) -> None:
         client = await self.enter()
-        with suppress(anyio.BrokenResourceError):  # refused before all of it was sent
-            await client.send(case.sends)
-        status = (await client.response(case.method, timeout=TIMEOUT)).status
-        client.stream.close()
+        with closing(client.stream):
+            with suppress(anyio.BrokenResourceError):  # refused before all of it was sent
+                await client.send(case.sends)
+            status = (await client.response(case.method, timeout=TIMEOUT)).status
         self.faults[status] += 1
         expected = (case.status,) if isinstance(case.status, int) else case.status
         if status not in (*expected, *((502, 503, 504) if case.up else ())):
