@@ -78,7 +78,9 @@ async def test_every_end_is_in_all_accounts(kind: str, mode: str, tmp_path: Path
             counted = [line for line in lines if "total_tokens" in line]
             refused = [line for line in lines if line.get("upstream_status", 0) >= 400]
             assert {line["usage_source"] for line in counted} == {"upstream", "estimated"}
-            assert received.total() <= len(counted) + len(refused)
+            # A request that a closed idle connection lost is sent once more, and charged once.
+            sent = sum(line.get("tries", 1) for line in (*counted, *refused))
+            assert received.total() <= sent
             assert not [line for line in refused if line in counted]
             await check_counters(running, counted)
             await check_keys(running, counted)
