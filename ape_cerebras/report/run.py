@@ -25,7 +25,7 @@ _CONFIDENCE = 0.95
 _LOW, _HIGH = 1e-6, 1e4  # seconds, or tokens per second
 _BINS, _GROUP_BINS = 8192, 2048
 _MAX_GROUPS = 100  # of each kind; later ones are added up as one
-_MAX_WINDOWS = 400  # more are put together by twos
+_MAX_WINDOWS = 400  # more are merged by twos
 _MAX_SPAN = 10_000  # windows of one request
 _SLOWEST = 20
 _SAMPLE = 2000  # points of a plot
@@ -93,7 +93,7 @@ class Sketch:
         return places, self.at_ranks(np.maximum(1, np.ceil(places * self.count)))
 
     def summary(self) -> dict[str, Any]:
-        """What is told of it: every quantile with its interval, or how many values that needs."""
+        """Its figures: every quantile with its interval, or how many values that needs."""
         if not self.count:
             return {"count": 0}
         quantiles: dict[str, Any] = {}

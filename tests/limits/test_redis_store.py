@@ -2,7 +2,6 @@
 outage. Its clock cannot be set, so buckets here refill too slowly for a test to matter."""
 
 import random
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,20 +23,6 @@ NOTHING = Decision()
 SLACK = 60  # seconds; of a test on a loaded machine
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as running:
-        yield running
-
-
-@pytest.fixture
-def emptied(server: RedisServer) -> Iterator[Redis]:
-    """Its contents, empty at first."""
-    with Redis.from_url(server.url, decode_responses=True) as contents:
-        contents.flushall()
-        yield contents
 
 
 async def test_all_stores_share_one_bucket(server: RedisServer, emptied: Redis) -> None:

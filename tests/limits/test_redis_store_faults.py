@@ -1,7 +1,6 @@
 """What Redis says is not taken on faith: damaged entries, other replies, replicas, no memory, and
 connections that are gone, drip, or come and go."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -24,19 +23,6 @@ HALF = Decimal("0.5")
 PREFIX = "{ape-cerebras}:"
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as running:
-        yield running
-
-
-@pytest.fixture
-def emptied(server: RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url, decode_responses=True) as contents:
-        contents.flushall()
-        yield contents
 
 
 # Damaged entries

@@ -1,13 +1,12 @@
 """What exchanges hold in Redis: given back whoever ends, corrected by the request that was alone,
 and known to all processes."""
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import anyio
 import pytest
 from redis import Redis
-from redis_server import RedisServer, Store, redis_relay, redis_server, store
+from redis_server import RedisServer, Store, redis_relay, store
 
 from ape_cerebras.errors import LimitStoreUnavailable
 from ape_cerebras.limits.token_buckets import Balance, Budget, Charge, Decision, Hold, TokenBucket
@@ -23,19 +22,6 @@ HELD, HELD_DOLLARS = "{ape-cerebras}:held:quota:m", "{ape-cerebras}:held:anna:7"
 SPENT = "{ape-cerebras}:spent:anna:7"
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as running:
-        yield running
-
-
-@pytest.fixture
-def emptied(server: RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url, decode_responses=True) as contents:
-        contents.flushall()
-        yield contents
 
 
 def held() -> Hold:
