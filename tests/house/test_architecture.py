@@ -109,8 +109,9 @@ def test_files_and_functions_stay_short(module: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    """A file is as long as its subject, and there are few of them."""
-    modules = [name for name in MODULES if name not in ROOMS]
+    """A file is as long as its subject, and there are few of them. The room ``report`` reads logs and
+    metrics of a proxy, and no request passes it: its modules are not counted."""
+    modules = [name for name in MODULES if name not in ROOMS and not name.startswith("report.")]
     texts = {name: path.read_text("utf-8") for name, path in MODULES.items()}
     lines = {name: len(text.splitlines()) for name, text in texts.items()}
     functions = sum(
@@ -119,7 +120,7 @@ def test_the_package_stays_small() -> None:
         for node in ast.walk(ast.parse(text))
     )
     assert len(ROOMS) <= 11
-    assert len(modules) <= 71
+    assert len(modules) <= 70
     assert len([name for name in modules if lines[name] < 70]) <= 8
     assert 100 * functions / sum(lines.values()) < 6.5
 
