@@ -21,7 +21,7 @@ from ape_cerebras.errors import (
     TlsFailed,
     UpstreamFailed,
 )
-from ape_cerebras.telemetry.exchange import OUTCOMES
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 
 WITH_STATUS = [each for each in FAILURES if each.status]
 WITHOUT_STATUS = {"ProxyError", "RequestRefused", "ClientGone", "ClientStalled"}

@@ -24,7 +24,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ..telemetry.exchange import CHAT_ROUTE, OUTCOMES
+from ..telemetry.exchange import CHAT_ROUTE
+from ..telemetry.outcomes import OUTCOMES
 
 __all__ = (
     "LABELS",

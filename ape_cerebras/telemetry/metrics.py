@@ -21,9 +21,10 @@ from prometheus_client.utils import floatToGoString
 
 from ..config.config import Config
 from ..version import VERSION
-from .exchange import ALERTED, CHAT_ROUTE, OUTCOMES, Exchange, Usage
+from .exchange import CHAT_ROUTE, Exchange, Usage
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
 from .multiprocess import WorkerSlot, collect_workers, private_values
+from .outcomes import ALERTED, OUTCOMES
 from .timings import Timings
 
 __all__ = ("LiveState", "Metrics")

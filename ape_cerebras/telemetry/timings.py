@@ -6,9 +6,10 @@ rounded to the microsecond; a value that does not apply is None.
 
 from typing import Any, NamedTuple
 
-from .exchange import OUTCOMES, Exchange, Outcome, Usage, outcome_of_status
+from .exchange import Exchange, Usage
+from .outcomes import OUTCOME_OF_STATUS, OUTCOMES, Outcome
 
-__all__ = ("Timings",)
+__all__ = ("Timings", "outcome_of_status")
 
 
 class Timings(NamedTuple):
@@ -112,6 +113,14 @@ def _ending_of(exchange: Exchange) -> dict[str, Any]:
         "cause": cause,
         "failed_at": address if cause else None,
     }
+
+
+def outcome_of_status(status: int) -> str:
+    """The outcome of an exchange that relayed a response of the API completely."""
+    if status < 400:
+        return "completed"
+    outcome = "upstream_rejected" if status < 500 else "upstream_failed"
+    return OUTCOME_OF_STATUS.get(status, outcome)
 
 
 def _sources_of(exchange: Exchange) -> tuple[str | None, str | None]:

@@ -26,7 +26,7 @@ from ..config.egress_proxy import EgressProxy
 from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
 from ..net.stream import READ_BYTES, TimestampedStream
-from ..telemetry.exchange import CAUSES
+from ..telemetry.outcomes import CAUSES
 
 __all__ = (
     "RECEIVE_BUFFER",

@@ -22,9 +22,9 @@ from ape_cerebras.config.settings import SETTINGS, Setting
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.simulator.options import FAULTS, SIMULATION_FLAGS, Simulation
 from ape_cerebras.simulator.quota import LIMIT_FLAGS, AccountLimits
-from ape_cerebras.telemetry.exchange import CAUSES, OUTCOMES
 from ape_cerebras.telemetry.logs import DEBUG_FIELDS, FIRST_FIELDS, LOG_FIELDS
 from ape_cerebras.telemetry.metric_table import METRICS, WORKER_METRICS, MetricRow
+from ape_cerebras.telemetry.outcomes import CAUSES, OUTCOMES
 
 __all__ = ("TABLES", "current")
 

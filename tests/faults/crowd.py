@@ -13,7 +13,8 @@ import orjson
 from end_to_end import Client, Response, chat
 from failing_upstream import Plan
 
-from ape_cerebras.telemetry.exchange import OUTCOMES, outcome_of_status
+from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.timings import outcome_of_status
 
 __all__ = ("TIMEOUT", "Accounts", "Crowd", "SentRequest", "outcomes_in")
 

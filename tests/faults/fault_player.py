@@ -15,7 +15,7 @@ from fault_bench import CLIENT_KEY, Bench, Case, Scene, until
 
 from ape_cerebras.net.event_loop import of_this_loop
 from ape_cerebras.net.readiness import EdgePoller
-from ape_cerebras.telemetry.exchange import OUTCOMES
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 
 __all__ = ("files_open", "play_case", "tasks_alive", "until_nothing_is_left")
 

@@ -17,7 +17,7 @@ from server_process import Served, serving
 
 from ape_cerebras.commands import run_command
 from ape_cerebras.config.settings import SETTINGS
-from ape_cerebras.telemetry.exchange import CAUSES
+from ape_cerebras.telemetry.outcomes import CAUSES
 
 DOCS = ROOT / "contrib" / "docs"
 TEXTS = {page: page.read_text("utf-8") for page in PAGES}

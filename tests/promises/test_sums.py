@@ -13,9 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from scraped_metrics import rendered
 
 from ape_cerebras import Config
-from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange
+from ape_cerebras.telemetry.exchange import Exchange
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 
 HISTOGRAMS = {
     "ttft_seconds": "ttft_seconds",

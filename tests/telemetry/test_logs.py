@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from ape_cerebras.errors import BadRequest, ClientGone, ProxyError, Truncated
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange, TimeInfo, Usage
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.logs import Logs
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
 PARTS = ("accepted_prediction_tokens", "rejected_prediction_tokens", "image_tokens")

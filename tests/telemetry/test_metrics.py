@@ -10,8 +10,9 @@ from scraped_metrics import OPENMETRICS, families, new_metrics, observed, sample
 from ape_cerebras import VERSION
 from ape_cerebras.config.values import BUCKETS
 from ape_cerebras.errors import ClientGone, ConnectFailed
-from ape_cerebras.telemetry.exchange import ALERTED, OUTCOMES, Usage
+from ape_cerebras.telemetry.exchange import Usage
 from ape_cerebras.telemetry.metrics import Metrics
+from ape_cerebras.telemetry.outcomes import ALERTED, OUTCOMES
 from ape_cerebras.upstream.client import read_quota
 
 # Name (without the stem) → type, labels.

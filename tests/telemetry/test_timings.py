@@ -17,7 +17,8 @@ from ape_cerebras.errors import (
     Unauthorized,
 )
 from ape_cerebras.http1.messages import Request
-from ape_cerebras.telemetry.exchange import OUTCOMES, Exchange, TimeInfo, Usage
+from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
+from ape_cerebras.telemetry.outcomes import OUTCOMES
 from ape_cerebras.telemetry.timings import Timings
 
 DURATIONS = (

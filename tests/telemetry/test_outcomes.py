@@ -8,7 +8,8 @@ from failure_examples import FAILURES
 
 import ape_cerebras
 from ape_cerebras.errors import UpstreamFailed
-from ape_cerebras.telemetry.exchange import CAUSES, OUTCOMES, SIDES, outcome_of_status
+from ape_cerebras.telemetry.outcomes import CAUSES, OUTCOMES, SIDES
+from ape_cerebras.telemetry.timings import outcome_of_status
 from ape_cerebras.upstream import connect
 
 LEVELS = ("info", "warning", "error")
