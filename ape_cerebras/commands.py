@@ -22,13 +22,12 @@ from .config.config import (
     Config,
     ConfigError,
     contradictions,
-    grace_advice,
-    near_misses,
     read_address,
-    without_meaning,
 )
+from .config.environment import grace_advice, near_misses, without_meaning
+from .config.keys import UpstreamKey
 from .config.settings import SETTINGS
-from .config.values import Origin, UpstreamKey
+from .config.values import Origin
 from .downstream.listener import CannotListen, Ports, open_ports
 from .net.event_loop import run_on
 from .process.hardening import OutputWriter, tune_garbage_collector
@@ -196,7 +195,7 @@ def _doubts(config: Config, environment: Mapping[str, str]) -> list[tuple[str, s
     """What deserves a look in settings that are not wrong: level, message, and the problem."""
     found = [("warning", "Contradiction", text) for text in contradictions(config)]
     found += [("warning", "No setting", text) for text in near_misses(environment)]
-    if grace := grace_advice(config, environment):
+    if grace := grace_advice(config.graceful_shutdown_timeout, environment):
         found.append(("info", "Grace period", grace))
     if former := without_meaning(environment):
         text = f"{', '.join(former)}: of the older proxy, without a meaning here"

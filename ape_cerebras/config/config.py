@@ -7,49 +7,28 @@ nginx, HAProxy and uvicorn where these agree.
 
 import re
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .egress_proxy import EgressProxy, find_proxy
-from .keys_file import KeysFile
+from .environment import find_proxy
+from .keys import ClientKey, KeysFile
 from .prices import PriceTable
-from .settings import SETTINGS, Setting
+from .settings import BUCKETS, SETTINGS, Setting
 from .values import (
-    BUCKETS,
-    ClientKey,
     CompletionBounds,
+    EgressProxy,
     Origin,
     read_file,
     reject_unfinished,
 )
 
-__all__ = (
-    "Config",
-    "ConfigError",
-    "contradictions",
-    "grace_advice",
-    "near_misses",
-    "read_address",
-    "without_meaning",
-)
+__all__ = ("Config", "ConfigError", "contradictions", "read_address")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
 _MAY_BE_A_KEY = re.compile(r"sk-|@|[A-Za-z0-9_-]{24}")
 _SHOWN = 64  # characters of a refused value
-_FORMER = frozenset(
-    ("MEMORY_LIMIT_MB", "CACHE_SIZE_MB", "BATCH_SIZE", "INFERENCE_TIMEOUT", "PERFORMANCE_TRACKING")
-)
 _SERVERS_KEEP_ALIVE = 75.0  # seconds; nginx's default, and the shortest that is common
-_SHORTEST_NAME = 6  # letters; below that, everything is near
-_SHOWN_NAME = re.compile("[A-Za-z0-9_]{1,64}")
-
-# What a container's runtime waits between SIGTERM and SIGKILL by default, in seconds, and how it is
-# told to wait longer.
-_KUBERNETES = (30, "Kubernetes", "terminationGracePeriodSeconds")
-_DOCKER = (10, "Docker", "stop_grace_period, or 'docker stop --time'")
-_DOCKER_MARKS = ("/.dockerenv", "/run/.containerenv")
 
 _CEREBRAS = Origin("https", "api.cerebras.ai", 443)
 
@@ -296,37 +275,23 @@ def _read_secret(path: str) -> str:
 # What deserves a look in settings that are not wrong: ``check`` and the start say it. Texts have
 # names of variables and numbers, and no other value.
 
-_Rule = tuple[str, Callable[[Config], float | None], str, Callable[[Config], float | None], str]
-
-_RULES: tuple[_Rule, ...] = (
+_RULES = (
     (
-        *("CONNECTION_POOL_SIZE", lambda config: config.connection_pool_size),
-        *("MAX_CONCURRENT_REQUESTS", lambda config: config.max_concurrent_requests),
+        *("CONNECTION_POOL_SIZE", "MAX_CONCURRENT_REQUESTS"),
         "requests beyond it wait for a connection for UPSTREAM_CONNECT_TIMEOUT and then get 503",
     ),
+    ("MAX_CONNECTIONS", "MAX_CONCURRENT_REQUESTS", "so many requests cannot arrive"),
+    ("CONNECTION_POOL_SIZE", "WARM_CONNECTIONS", "so many connections cannot be kept ready"),
     (
-        *("MAX_CONNECTIONS", lambda config: config.max_connections),
-        *("MAX_CONCURRENT_REQUESTS", lambda config: config.max_concurrent_requests),
-        "so many requests cannot arrive",
-    ),
-    (
-        *("CONNECTION_POOL_SIZE", lambda config: config.connection_pool_size),
-        *("WARM_CONNECTIONS", lambda config: config.warm_connections),
-        "so many connections cannot be kept ready",
-    ),
-    (
-        *("REQUEST_TIMEOUT", lambda config: config.request_timeout),
-        *("UPSTREAM_CONNECT_TIMEOUT", lambda config: config.upstream_connect_timeout),
+        *("REQUEST_TIMEOUT", "UPSTREAM_CONNECT_TIMEOUT"),
         "the exchange ends before the connection may",
     ),
     (
-        *("REQUEST_TIMEOUT", lambda config: config.request_timeout),
-        *("MAX_QUEUE_SECONDS", lambda config: config.queue_timeout),
+        *("REQUEST_TIMEOUT", "MAX_QUEUE_SECONDS"),
         "the exchange ends before its wait in the queue may",
     ),
     (
-        *("UPSTREAM_MAX_CONNECTION_AGE", lambda config: config.upstream_max_connection_age),
-        *("UPSTREAM_KEEP_ALIVE_TIMEOUT", lambda config: config.upstream_keep_alive_timeout),
+        *("UPSTREAM_MAX_CONNECTION_AGE", "UPSTREAM_KEEP_ALIVE_TIMEOUT"),
         "no connection is idle for so long",
     ),
 )
@@ -335,11 +300,12 @@ _RULES: tuple[_Rule, ...] = (
 
 def contradictions(config: Config) -> list[str]:
     """A text for each pair of settings that do not fit."""
+    in_effect = {"MAX_QUEUE_SECONDS": config.queue_timeout}
     found = []
-    for low_name, read_low, high_name, read_high, effect in _RULES:
-        low, high = read_low(config), read_high(config)
+    for *names, effect in _RULES:
+        low, high = (in_effect.get(name, getattr(config, name.lower())) for name in names)
         if low is not None and high is not None and low < high:
-            found.append(f"{low_name} ({low:g}) is below {high_name} ({high:g}): {effect}")
+            found.append(f"{names[0]} ({low:g}) is below {names[1]} ({high:g}): {effect}")
     keep_alive = config.upstream_keep_alive_timeout
     if keep_alive > _SERVERS_KEEP_ALIVE:
         found.append(
@@ -347,50 +313,3 @@ def contradictions(config: Config) -> list[str]:
             "which most servers close an idle connection: requests may meet one that is closing"
         )
     return found
-
-
-def grace_advice(config: Config, environment: Mapping[str, str]) -> str:
-    """That the container may be killed before the graceful shutdown is over; empty where that is
-    not to be expected. How long its runtime waits cannot be seen from within."""
-    if "KUBERNETES_SERVICE_HOST" in environment:
-        waits, runtime, told_by = _KUBERNETES
-    elif any(Path(mark).exists() for mark in _DOCKER_MARKS):
-        waits, runtime, told_by = _DOCKER
-    else:
-        return ""
-    grace = config.graceful_shutdown_timeout
-    if grace <= waits:
-        return ""
-    return (
-        f"GRACEFUL_SHUTDOWN_TIMEOUT ({grace:g}) is above the {waits} s that {runtime} waits unless "
-        f"it is told otherwise: by {told_by}"
-    )
-
-
-def near_misses(environment: Mapping[str, str]) -> list[str]:
-    """A text for each variable that has no meaning, and whose name is a setting's but for
-    underscores, case, and one letter."""
-    names = {setting.variable for setting in SETTINGS}
-    names |= {f"{setting.variable}_FILE" for setting in SETTINGS if setting.secret}
-    near = {spelling: name for name in names for spelling in _spellings(name)}
-    found = []
-    for variable in environment:
-        if variable in names or not _SHOWN_NAME.fullmatch(variable):
-            continue
-        meant = next((near[each] for each in _spellings(variable) if each in near), None)
-        if meant is not None:
-            found.append(f"{variable} is no setting and has no effect; is {meant} meant?")
-    return found
-
-
-def _spellings(name: str) -> list[str]:
-    """A name without underscores and case, and that less each one of its letters."""
-    letters = name.replace("_", "").upper()
-    if len(letters) < _SHORTEST_NAME:
-        return []
-    return [letters, *(letters[:at] + letters[at + 1 :] for at in range(len(letters)))]
-
-
-def without_meaning(environment: Mapping[str, str]) -> list[str]:
-    """The variables of the older proxy that are set, and that nothing here reads."""
-    return sorted(_FORMER.intersection(environment))

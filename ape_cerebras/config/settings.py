@@ -1,12 +1,15 @@
-"""The table of environment variables: the parser of each and its meaning."""
+"""The table of environment variables: the parser of each and its meaning; and the histograms'
+buckets."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .egress_proxy import read_proxy
-from .keys_file import read_keys_file
+import orjson
+
+from .keys import read_client_keys, read_keys_file, read_secret
 from .values import (
     MODEL,
+    inline_or_file,
     matching,
     not_negative,
     on_or_off,
@@ -14,21 +17,45 @@ from .values import (
     positive,
     read_aliases,
     read_backend,
-    read_buckets,
     read_ca_bundle,
     read_ca_directory,
-    read_client_keys,
     read_host,
     read_level,
     read_origin,
     read_prices,
-    read_secret,
+    read_proxy,
     read_store,
     read_workers,
     whole,
 )
 
-__all__ = ("SETTINGS", "Setting")
+__all__ = ("BUCKETS", "SETTINGS", "Setting")
+
+_MAX_BUCKETS = 100  # a series each, for every model
+
+# Fine from 1 ms to 500 ms for TTFT and down to 0.1 ms for a token, the usual times of the API.
+# All bounds of OpenTelemetry's semantic conventions are among them, so that their queries work.
+BUCKETS: dict[str, tuple[float, ...]] = {
+    "ttft": (
+        *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
+        *(0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80),
+    ),
+    "tpot": (
+        *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005),
+        *(0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
+    ),
+    "duration": tuple(0.01 * 2**power for power in range(16)),
+    "overhead": (
+        *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+    ),
+    "gap": (
+        *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56),
+        *(5.12, 10.24),
+    ),
+    "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+    "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
+}
+"""Upper bounds of histogram buckets by metric family, in seconds; `speed` in tokens per second."""
 
 
 class Setting(NamedTuple):
@@ -45,6 +72,25 @@ class Setting(NamedTuple):
     """Whether that holds only without a LIMITS_STORE."""
     guards: bool = False
     """Whether every client is served without it, so that it must not be lost by accident."""
+
+
+def read_buckets(text: str) -> dict[str, tuple[float, ...]]:
+    try:
+        table = orjson.loads(inline_or_file(text))
+    except orjson.JSONDecodeError:
+        raise ValueError("is not valid JSON") from None
+    if not isinstance(table, dict) or not set(table) <= set(BUCKETS):
+        raise ValueError(f"must be an object with some of {', '.join(BUCKETS)}")
+    return {family: _read_bounds(family, bounds) for family, bounds in table.items()}
+
+
+def _read_bounds(family: str, bounds: Any) -> tuple[float, ...]:
+    numbers = [b for b in bounds if type(b) in (int, float)] if isinstance(bounds, list) else []
+    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers or numbers[0] < 0:
+        raise ValueError(f"needs rising numbers from 0 up for {family}")
+    if len(numbers) > _MAX_BUCKETS:
+        raise ValueError(f"has more than {_MAX_BUCKETS} numbers for {family}")
+    return tuple(float(number) for number in numbers)
 
 
 _seconds = positive

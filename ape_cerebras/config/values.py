@@ -5,34 +5,28 @@ returns the value that ``Config`` holds. It raises ValueError with our own text,
 variable's name and quotes nothing of a secret.
 """
 
-import hashlib
 import os
 import re
 import signal
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
-from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-
-import orjson
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from .prices import PriceTable
 
 __all__ = (
     "BACKENDS",
     "BACKEND_HELP",
-    "BUCKETS",
     "HOST",
-    "KEY",
-    "KEY_NAME",
     "MODEL",
-    "ClientKey",
     "CompletionBounds",
+    "EgressProxy",
     "Origin",
-    "UpstreamKey",
+    "inline_or_file",
     "matching",
     "not_negative",
     "on_or_off",
@@ -40,104 +34,30 @@ __all__ = (
     "positive",
     "read_aliases",
     "read_backend",
-    "read_buckets",
     "read_ca_bundle",
     "read_ca_directory",
-    "read_client_keys",
     "read_file",
     "read_host",
-    "read_key",
     "read_level",
     "read_origin",
     "read_prices",
-    "read_secret",
+    "read_proxy",
     "read_store",
     "read_workers",
     "reject_unfinished",
     "whole",
 )
 
-_SECRET = re.compile(r"[\x21-\x7e]+")
-KEY_NAME = r"[A-Za-z0-9._-]{1,64}"
-KEY = r"[\x21-\x7e]{1,4096}"
-# A name without a key is rejected: "name:${KEY}" with an unset KEY must not let everybody in.
-_NAMED_KEY = re.compile(
-    rf"(?![A-Za-z0-9._-]+:$)(?:(?P<name>{KEY_NAME}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
-)
-# Names that a shell, compose or a template should have replaced, and examples of documentation.
+# What a shell, compose or a template should have replaced.
 _REFERENCE = re.compile(r"\$\{\w+[^}]*\}|\$\(\w+\)|\{\{[^}]*\}\}")
-_PLACEHOLDER = re.compile(
-    r"(?:\w+[-_])?(?:your|insert|enter|paste|replace|put)[-_][a-z_-]*|(?:change|replace)[-_]?me"
-    r"|(?:\w+[-_])?(?:x{3,}|\.{3,}|\*{3,})|\$[a-z_]\w*|%\w+%|<.*>"
-    r"|(?:\w+[-_])?(?:api|secret)[-_]?key(?:[-_]here)?|placeholder|none|null|undefined|todo",
-    re.IGNORECASE,
-)
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
 MODEL = r"[\x21-\x7e]{1,256}"
 HOST = r"[A-Za-z0-9._:%-]{1,255}"
 _HASHED_NAME = re.compile("[0-9a-f]{8}[.][0-9]+")  # of a certificate, by 'openssl rehash'
 _MAX_FILE_BYTES = 4 * 1024 * 1024
-_MAX_BUCKETS = 100  # a series each, for every model
+_PROXY_PORT = 80
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
-
-# Fine from 1 ms to 500 ms for TTFT and down to 0.1 ms for a token, the usual times of the API.
-# All bounds of OpenTelemetry's semantic conventions are among them, so that their queries work.
-BUCKETS: dict[str, tuple[float, ...]] = {
-    "ttft": (
-        *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25),
-        *(0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80),
-    ),
-    "tpot": (
-        *(0.0001, 0.0002, 0.0003, 0.0004, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005),
-        *(0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2.5),
-    ),
-    "duration": tuple(0.01 * 2**power for power in range(16)),
-    "overhead": (
-        *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
-    ),
-    "gap": (
-        *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56),
-        *(5.12, 10.24),
-    ),
-    "lag": (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
-    "speed": (50, 100, 200, 400, 600, 800, 1000, 1250, 1500, 2000, 2500, 3000, 4000),
-}
-"""Upper bounds of histogram buckets by metric family, in seconds; `speed` in tokens per second."""
-
-
-class UpstreamKey(str):
-    """The account's key. Only ``encode`` reveals it; printing and formatting do not."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'(secret)'"
-
-    def __str__(self) -> str:
-        return "(secret)"
-
-    def __format__(self, spec: str) -> str:
-        return "(secret)"
-
-
-class ClientKey(NamedTuple):
-    """A client key: the SHA-256 of the key, its name if it has one, and its limits; None: no
-    limit. ``unpriced``: "allow" or "refuse" models without a price."""
-
-    digest: bytes
-    name: str | None = None
-    requests_per_minute: int | None = None
-    concurrent_requests: int | None = None
-    usd_per_day: Decimal | None = None
-    models: frozenset[str] | None = None
-    unpriced: str = "allow"
-
-    @property
-    def is_limited(self) -> bool:
-        return self[2:] != _NO_LIMITS
-
-
-_NO_LIMITS = ClientKey(b"")[2:]
 
 
 class Origin(NamedTuple):
@@ -151,6 +71,21 @@ class Origin(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.prefix}"
+
+
+class EgressProxy(NamedTuple):
+    """``authorization`` is the value of Proxy-Authorization; empty without a user."""
+
+    host: str
+    port: int
+    authorization: bytes = b""
+
+    def __str__(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        """Without the password."""
+        return str(self)
 
 
 class CompletionBounds(NamedTuple):
@@ -168,14 +103,6 @@ def reject_unfinished(text: str) -> None:
         raise ValueError("begins or ends with a quotation mark, which would be a part of it")
     if _REFERENCE.search(text):
         raise ValueError("names a variable, in braces, that nothing has replaced")
-
-
-def read_key(text: str) -> str:
-    """A key of whatever kind. Raises ValueError."""
-    reject_unfinished(text)
-    if _PLACEHOLDER.fullmatch(text):
-        raise ValueError("is a placeholder and no key")
-    return text
 
 
 def read_file(path: str, what: str, at_most: int = _MAX_FILE_BYTES) -> bytes:
@@ -211,10 +138,27 @@ def read_origin(text: str) -> Origin:
     return Origin(parts.scheme, parts.hostname, port, prefix)
 
 
-def read_secret(text: str) -> UpstreamKey:
-    if not _SECRET.fullmatch(text):
-        raise ValueError("must be visible ASCII without white space")
-    return UpstreamKey(read_key(text))
+def read_proxy(text: str) -> EgressProxy:
+    """``http://[user:password@]host[:port]``; user and password percent-encoded.
+
+    Raises ValueError with a text that quotes nothing: the value may hold a password.
+    """
+    try:
+        parts = urlsplit(text)
+        port = _PROXY_PORT if parts.port is None else parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if parts.scheme != "http" or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be an http:// URL: the proxy is reached without TLS, and no SOCKS")
+    if not parts.hostname or not re.fullmatch(HOST, parts.hostname) or not port:
+        raise ValueError("must be a URL with a host name or an IP address")
+    if parts.path not in ("", "/") or "?" in text or "#" in text:
+        raise ValueError("must be a URL without path, query or fragment")
+    authorization = b""
+    if "@" in parts.netloc:
+        user, password = (unquote_to_bytes(each or "") for each in (parts.username, parts.password))
+        authorization = b"Basic " + b64encode(user + b":" + password)
+    return EgressProxy(parts.hostname, port, authorization)
 
 
 def read_store(text: str) -> str:
@@ -224,25 +168,13 @@ def read_store(text: str) -> str:
         fits = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
     except ValueError:
         fits = False
-    if not (fits and _SECRET.fullmatch(text) and re.fullmatch(r"(/[0-9]{0,4})?", parts.path)):
+    if not (fits and _VISIBLE.fullmatch(text) and re.fullmatch(r"(/[0-9]{0,4})?", parts.path)):
         raise ValueError("must be a Redis URL with a host, optionally a port and a database")
     if "?" in text or "#" in text:
         raise ValueError("must be a URL without query or fragment")
     if find_spec("redis") is None:
         raise ValueError("needs a package: pip install 'ape-cerebras[redis]'")
     return text
-
-
-def read_client_keys(text: str) -> tuple[ClientKey, ...]:
-    """``key`` or ``name:key``, several separated by commas."""
-    keys = []
-    for item in text.split(","):
-        match = _NAMED_KEY.fullmatch(item.strip())
-        if match is None:
-            raise ValueError("must be keys of visible ASCII, comma-separated, each key or name:key")
-        key = read_key(match["key"])
-        keys.append(ClientKey(hashlib.sha256(key.encode()).digest(), match["name"]))
-    return tuple(keys)
 
 
 def read_aliases(text: str) -> dict[str, str]:
@@ -257,7 +189,7 @@ def read_aliases(text: str) -> dict[str, str]:
     return aliases
 
 
-def _inline_or_file(text: str) -> str:
+def inline_or_file(text: str) -> str:
     if text.startswith("{"):
         return text
     try:
@@ -267,26 +199,7 @@ def _inline_or_file(text: str) -> str:
 
 
 def read_prices(text: str) -> PriceTable:
-    return PriceTable.from_json(_inline_or_file(text))
-
-
-def read_buckets(text: str) -> dict[str, tuple[float, ...]]:
-    try:
-        table = orjson.loads(_inline_or_file(text))
-    except orjson.JSONDecodeError:
-        raise ValueError("is not valid JSON") from None
-    if not isinstance(table, dict) or not set(table) <= set(BUCKETS):
-        raise ValueError(f"must be an object with some of {', '.join(BUCKETS)}")
-    return {family: _read_bounds(family, bounds) for family, bounds in table.items()}
-
-
-def _read_bounds(family: str, bounds: Any) -> tuple[float, ...]:
-    numbers = [b for b in bounds if type(b) in (int, float)] if isinstance(bounds, list) else []
-    if not numbers or numbers != bounds or sorted(set(numbers)) != numbers or numbers[0] < 0:
-        raise ValueError(f"needs rising numbers from 0 up for {family}")
-    if len(numbers) > _MAX_BUCKETS:
-        raise ValueError(f"has more than {_MAX_BUCKETS} numbers for {family}")
-    return tuple(float(number) for number in numbers)
+    return PriceTable.from_json(inline_or_file(text))
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

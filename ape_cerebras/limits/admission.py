@@ -15,7 +15,7 @@ from decimal import Decimal
 from math import inf
 
 from ..config.config import Config
-from ..config.values import ClientKey
+from ..config.keys import ClientKey
 from ..errors import (
     BadRequest,
     BudgetReserved,

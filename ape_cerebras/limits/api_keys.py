@@ -9,8 +9,7 @@ import hmac
 from functools import partial
 
 from ..config.config import Config
-from ..config.keys_file import read_keys_file
-from ..config.values import ClientKey
+from ..config.keys import ClientKey, read_keys_file
 from ..errors import Unauthorized
 from ..http1.messages import Request
 from ..net.event_loop import ThreadCall

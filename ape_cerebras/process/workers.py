@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 import anyio
 
 from ..config.config import Config
-from ..config.keys_file import read_keys_file
+from ..config.keys import read_keys_file
 from ..downstream.listener import Ports, announce
 from ..limits.api_keys import log_rejected_keys_file
 from ..net.event_loop import run_on

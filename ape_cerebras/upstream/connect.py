@@ -22,7 +22,7 @@ from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from ..config.config import Config, ConfigError
-from ..config.egress_proxy import EgressProxy
+from ..config.values import EgressProxy
 from ..net.event_loop import ThreadCall, loop_clock, of_this_loop
 from ..net.socket_stream import SocketStream
 from ..net.stream import READ_BYTES, TimestampedStream

@@ -5,13 +5,9 @@ from pathlib import Path
 import pytest
 
 from ape_cerebras import Config
-from ape_cerebras.config import config as config_module
-from ape_cerebras.config.config import (
-    contradictions,
-    grace_advice,
-    near_misses,
-    without_meaning,
-)
+from ape_cerebras.config import environment as environment_module
+from ape_cerebras.config.config import contradictions
+from ape_cerebras.config.environment import grace_advice, near_misses, without_meaning
 from ape_cerebras.config.settings import SETTINGS
 
 KEY = {"CEREBRAS_API_KEY": "csk-0123456789"}
@@ -76,12 +72,12 @@ def test_settings_that_just_fit(settings: dict[str, str]) -> None:
 def test_a_grace_period_beyond_the_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     def said(seconds: str, **environment: str) -> str:
         config = Config.from_environment({**KEY, "GRACEFUL_SHUTDOWN_TIMEOUT": seconds})
-        return grace_advice(config, environment)
+        return grace_advice(config.graceful_shutdown_timeout, environment)
 
-    monkeypatch.setattr(config_module, "_DOCKER_MARKS", ())
+    monkeypatch.setattr(environment_module, "_DOCKER_MARKS", ())
     assert said("60") == said("30", KUBERNETES_SERVICE_HOST="10.0.0.1") == ""
     assert "above the 30 s that Kubernetes waits" in said("31", KUBERNETES_SERVICE_HOST="10.0.0.1")
-    monkeypatch.setattr(config_module, "_DOCKER_MARKS", ("/nowhere", str(Path(__file__))))
+    monkeypatch.setattr(environment_module, "_DOCKER_MARKS", ("/nowhere", str(Path(__file__))))
     assert said("10") == ""
     assert "(60) is above the 10 s that Docker waits" in said("60")
 

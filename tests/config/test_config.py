@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.config.config import Config, ConfigError
+from ape_cerebras.config.keys import _PLACEHOLDER, ClientKey
 from ape_cerebras.config.settings import SETTINGS, Setting
-from ape_cerebras.config.values import _PLACEHOLDER, ClientKey, Origin
+from ape_cerebras.config.values import Origin
 
 SECRET = "csk-0123456789abcdef"
 KEY = {"CEREBRAS_API_KEY": SECRET}

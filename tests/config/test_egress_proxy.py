@@ -3,7 +3,7 @@
 import pytest
 
 from ape_cerebras import Config, ConfigError
-from ape_cerebras.config.egress_proxy import EgressProxy
+from ape_cerebras.config.values import EgressProxy
 
 KEY = {"CEREBRAS_API_KEY": "csk-test-0123456789"}
 SQUID = EgressProxy("squid.example", 3128)

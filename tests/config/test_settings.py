@@ -15,17 +15,13 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.config.egress_proxy import EgressProxy
-from ape_cerebras.config.keys_file import read_keys_file
-from ape_cerebras.config.settings import SETTINGS, Setting
+from ape_cerebras.config.keys import ClientKey, UpstreamKey, read_client_keys, read_keys_file
+from ape_cerebras.config.settings import BUCKETS, SETTINGS, Setting
 from ape_cerebras.config.values import (
     BACKENDS,
-    BUCKETS,
-    ClientKey,
+    EgressProxy,
     Origin,
-    UpstreamKey,
     read_backend,
-    read_client_keys,
     read_origin,
 )
 

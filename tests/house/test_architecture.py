@@ -109,8 +109,8 @@ def test_files_and_functions_stay_short(module: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    """A file is as long as its subject, and there are few of them. The room ``report`` reads logs and
-    metrics of a proxy, and no request passes it: its modules are not counted."""
+    """A file is as long as its subject, and there are few of them. The room ``report`` reads logs
+    and metrics of a proxy, and no request passes it: its modules are not counted."""
     modules = [name for name in MODULES if name not in ROOMS and not name.startswith("report.")]
     texts = {name: path.read_text("utf-8") for name, path in MODULES.items()}
     lines = {name: len(text.splitlines()) for name, text in texts.items()}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ape_cerebras.config.values import ClientKey, read_client_keys
+from ape_cerebras.config.keys import ClientKey, read_client_keys
 from ape_cerebras.errors import Unauthorized
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.limits.api_keys import check_key

@@ -25,7 +25,7 @@ from threaded_peers import ThreadedUpstream, in_chunks, plain, request_all
 
 from ape_cerebras import errors
 from ape_cerebras.config.prices import PriceTable
-from ape_cerebras.config.values import BUCKETS
+from ape_cerebras.config.settings import BUCKETS
 from ape_cerebras.errors import ProxyError
 from ape_cerebras.telemetry.exchange import Exchange, TimeInfo
 

@@ -8,7 +8,7 @@ from exchanges import CHAT, RETRIED, chat_exchange, plain_exchange, stream_excha
 from scraped_metrics import OPENMETRICS, families, new_metrics, observed, samples, value
 
 from ape_cerebras import VERSION
-from ape_cerebras.config.values import BUCKETS
+from ape_cerebras.config.settings import BUCKETS
 from ape_cerebras.errors import ClientGone, ConnectFailed
 from ape_cerebras.telemetry.exchange import Usage
 from ape_cerebras.telemetry.metrics import Metrics

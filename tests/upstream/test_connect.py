@@ -11,7 +11,7 @@ import anyio
 import pytest
 from end_to_end import Conversation, free_port, running_upstream
 
-from ape_cerebras.config.egress_proxy import EgressProxy
+from ape_cerebras.config.values import EgressProxy
 from ape_cerebras.downstream.listener import open_listeners
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream import connect

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras import Config, ConfigError
-from ape_cerebras.config.keys_file import read_keys_file
-from ape_cerebras.config.values import ClientKey
+from ape_cerebras.config.keys import ClientKey, read_keys_file
 
 SECRET = "secret-of-alice"
 DIGEST = hashlib.sha256(SECRET.encode())

@@ -1,4 +1,4 @@
-"""The file of client keys, each with a name and limits::
+"""The account's key, the clients' keys, and the file of them, each with a name and limits::
 
     [[keys]]
     name = "alice"
@@ -24,11 +24,33 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .values import KEY, KEY_NAME, MODEL, ClientKey, read_file, read_key
+from .values import MODEL, read_file, reject_unfinished
 
-__all__ = ("KeysFile", "read_keys_file")
+__all__ = (
+    "ClientKey",
+    "KeysFile",
+    "UpstreamKey",
+    "read_client_keys",
+    "read_keys_file",
+    "read_secret",
+)
+
+_SECRET = re.compile(r"[\x21-\x7e]+")
+_KEY_NAME = r"[A-Za-z0-9._-]{1,64}"
+_KEY = r"[\x21-\x7e]{1,4096}"
+# A name without a key is rejected: "name:${KEY}" with an unset KEY must not let everybody in.
+_NAMED_KEY = re.compile(
+    rf"(?![A-Za-z0-9._-]+:$)(?:(?P<name>{_KEY_NAME}):)?(?P<key>[\x21-\x2b\x2d-\x7e]+)"
+)
+# Examples of documentation.
+_PLACEHOLDER = re.compile(
+    r"(?:\w+[-_])?(?:your|insert|enter|paste|replace|put)[-_][a-z_-]*|(?:change|replace)[-_]?me"
+    r"|(?:\w+[-_])?(?:x{3,}|\.{3,}|\*{3,})|\$[a-z_]\w*|%\w+%|<.*>"
+    r"|(?:\w+[-_])?(?:api|secret)[-_]?key(?:[-_]here)?|placeholder|none|null|undefined|todo",
+    re.IGNORECASE,
+)
 
 _MAX_BYTES = 1024 * 1024
 _MAX_KEYS = 10_000  # a request is compared with all of them
@@ -45,6 +67,41 @@ _LONG_NUMBER = re.compile("[0-9_]{1000}")  # Python refuses to read one of 4,300
 _PARTS_OF_A_KEY = re.compile(r"[^\w.\"' \t-]+")
 
 
+class UpstreamKey(str):
+    """The account's key. Only ``encode`` reveals it; printing and formatting do not."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'(secret)'"
+
+    def __str__(self) -> str:
+        return "(secret)"
+
+    def __format__(self, spec: str) -> str:
+        return "(secret)"
+
+
+class ClientKey(NamedTuple):
+    """A client key: the SHA-256 of the key, its name if it has one, and its limits; None: no
+    limit. ``unpriced``: "allow" or "refuse" models without a price."""
+
+    digest: bytes
+    name: str | None = None
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    usd_per_day: Decimal | None = None
+    models: frozenset[str] | None = None
+    unpriced: str = "allow"
+
+    @property
+    def is_limited(self) -> bool:
+        return self[2:] != _NO_LIMITS
+
+
+_NO_LIMITS = ClientKey(b"")[2:]
+
+
 @dataclass(frozen=True)
 class KeysFile:
     """The path of the file, and the keys in it when it was read."""
@@ -54,6 +111,32 @@ class KeysFile:
 
     def __str__(self) -> str:
         return self.path
+
+
+def read_key(text: str) -> str:
+    """A key of whatever kind. Raises ValueError."""
+    reject_unfinished(text)
+    if _PLACEHOLDER.fullmatch(text):
+        raise ValueError("is a placeholder and no key")
+    return text
+
+
+def read_secret(text: str) -> UpstreamKey:
+    if not _SECRET.fullmatch(text):
+        raise ValueError("must be visible ASCII without white space")
+    return UpstreamKey(read_key(text))
+
+
+def read_client_keys(text: str) -> tuple[ClientKey, ...]:
+    """``key`` or ``name:key``, several separated by commas."""
+    keys = []
+    for item in text.split(","):
+        match = _NAMED_KEY.fullmatch(item.strip())
+        if match is None:
+            raise ValueError("must be keys of visible ASCII, comma-separated, each key or name:key")
+        key = read_key(match["key"])
+        keys.append(ClientKey(hashlib.sha256(key.encode()).digest(), match["name"]))
+    return tuple(keys)
 
 
 def _text(pattern: str, what: str) -> Callable[[Any], str]:
@@ -87,7 +170,7 @@ def _models(value: Any) -> frozenset[str]:
 
 
 def _key(value: Any) -> str:
-    return read_key(_text(KEY, "visible ASCII without white space")(value))
+    return read_key(_text(_KEY, "visible ASCII without white space")(value))
 
 
 def _sha256(value: Any) -> str:
@@ -98,7 +181,7 @@ def _sha256(value: Any) -> str:
 
 
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "name": _text(KEY_NAME, "1 to 64 of A-Z a-z 0-9 . _ -"),
+    "name": _text(_KEY_NAME, "1 to 64 of A-Z a-z 0-9 . _ -"),
     "key": _key,
     "sha256": _sha256,
     "requests_per_minute": _count,
