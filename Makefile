@@ -44,7 +44,9 @@ BIN    := $(VENV)/bin
 # Each process takes neighbours from the collected order, so that what a module sets up is set up
 # once, and one that has nothing left takes half of what another has still to do.
 PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist worksteal
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Errors only: what pip warns of concerns the machine's configuration, not the project.
+QUIET  := --quiet --quiet --disable-pip-version-check
+PIP    := $(BIN)/python -m pip install $(QUIET)
 
 .PHONY: help run test docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm bench-gzip \
   bench-growth bench-quota bench-peers image image-test clean
@@ -110,7 +112,7 @@ bench-quota: $(VENV)/installed-test
 # Apart from the project's environment: what LiteLLM wants is much, and much of it is pinned.
 bench-peers: | $(VENV)/bin/python
 	$(PYTHON) -m venv $(BENCH)/.venv
-	$(BENCH)/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(BENCH)/.venv/bin/python -m pip install $(QUIET) \
 	  --requirement $(BENCH)/requirements.txt
 	@if command -v npm >/dev/null; \
 	then cd $(BENCH) && npm ci --silent --no-audit --no-fund --ignore-scripts; \
@@ -129,13 +131,16 @@ clean:
 	  $(FUZZ)/.venv $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed, as $(PYTHON); on Debian and Ubuntu:" \
+	            "apt-get install python3 python3-venv; another one: make PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(FUZZ)/.venv/installed: pyproject.toml $(FUZZ)/requirements.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(FUZZ)/.venv
-	$(FUZZ)/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(FUZZ)/.venv/bin/python -m pip install $(QUIET) \
 	  --only-binary atheris --requirement $(FUZZ)/requirements.txt --editable . \
 	  || { echo "atheris comes for CPython 3.11 to 3.13 on Linux; name one with: make fuzz PYTHON=..."; \
 	       exit 1; }
@@ -145,9 +150,11 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable .
 	@touch $@
 
+# A dependency group needs pip 25.1, newer than what comes with Python 3.11 to 3.13.
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
-	$(PIP) --editable '.[test]'
-	@touch $@ $(VENV)/installed
+	$(PIP) 'pip>=25.1'
+	$(PIP) --editable '.[all]' --group dev
+	@touch $@ $(VENV)/installed $(VENV)/installed-selfcheck
 
 $(VENV)/installed-selfcheck: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[selfcheck]'
