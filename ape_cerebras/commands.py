@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from secrets import token_hex
 
 import anyio
 import orjson
@@ -249,7 +250,8 @@ def _serve(options: argparse.Namespace) -> int:
     except ConfigError as error:
         report_wrong_settings(error)
         return 2
-    logs = Logs(config.log_level, OutputWriter(_OUTPUT_TIMEOUT))
+    config = replace(config, run_id=config.run_id or token_hex(8))
+    logs = Logs(config.log_level, OutputWriter(_OUTPUT_TIMEOUT), run_id=config.run_id)
     for level, message, problem in _doubts(config, os.environ):
         logs.event(level, message, problem=problem)
     tune_garbage_collector()

@@ -7,7 +7,7 @@ touches signals, logging or anything global.
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import ByteStream
@@ -83,10 +83,10 @@ class Proxy:
         self.config = config
         self._slot = slot
         self._clock = loop_clock()
-        self.logs = Logs(config.log_level, write_line, slot.number if slot else None)
+        self.logs = Logs(config.log_level, write_line, getattr(slot, "number", None), config.run_id)
         self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
-        self._in_flight = 0
+        self._in_flight = self._chat_requests = 0
         self._failures: list[list[str]] = []  # in the background, as logged
         self._drained = False
         self._lines_dropped = lines_dropped
@@ -224,6 +224,7 @@ class Proxy:
     def _account_for(self, exchange: Exchange) -> None:
         """Count and log an exchange that has ended. An observer that fails is reported, and the
         others take note all the same."""
+        self._chat_requests += exchange.is_chat
         timings = Timings.of(exchange)
         counts = (self._metrics.observe,) if self.config.metrics_enabled else ()
         for observe in (*counts, self._health.observe, self.logs.exchange):
@@ -302,6 +303,15 @@ class Proxy:
             self._note_failure("keys_file", error)
 
     # The end
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """What a reader of the log checks it against: how many lines of chat requests there must
+        be, at the level ``info``, and how many lines of any kind are known to be lost."""
+        return {
+            "chat_requests": self._chat_requests,
+            "lines_dropped": int(self._lines_dropped()),
+        }
 
     def begin_drain(self) -> None:
         """Let each connection end with the next response that announces it."""

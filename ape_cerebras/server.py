@@ -98,7 +98,7 @@ async def _serve_on(
         proxy.logs.event("info", "Draining")
         await proxy.drain()
         tasks.cancel_scope.cancel()
-    proxy.logs.event("info", "Stopped")
+    proxy.logs.event("info", "Stopped", **proxy.totals)
 
 
 async def _accept(acceptor: Acceptor, tasks: TaskGroup, proxy: Proxy, entrance: Entrance) -> None:

@@ -57,6 +57,7 @@ class Config:
     ape_api_key: tuple[ClientKey, ...] = field(default=(), repr=False)
     ape_api_keys_file: KeysFile | None = None
     log_level: str = "info"
+    run_id: str | None = None
     host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
     port: int = 8000
     metrics_port: int | None = None

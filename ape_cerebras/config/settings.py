@@ -125,6 +125,11 @@ SETTINGS: tuple[Setting, ...] = (
         **_LIMIT,
     ),
     Setting("LOG_LEVEL", read_level, "lowest level logged"),
+    Setting(
+        "RUN_ID",
+        matching(r"[A-Za-z0-9._:-]{1,64}", "1 to 64 letters, digits, and any of . _ : -"),
+        "name of the run in each log line; unset: a new one at each start",
+    ),
     Setting("HOST", read_host, "address to listen on"),
     Setting("PORT", _port, "TCP port to listen on; 0: any free port"),
     Setting("METRICS_PORT", _port, "separate TCP port for /metrics and /health; 0: any free port"),

@@ -42,6 +42,7 @@ _UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
 _CANNOT_ACCEPT = "Cannot accept connections: out of file descriptors or memory"
 _LOG_EVERY = 1.0  # seconds
+_SHOWN_VALUE = 256  # characters of a setting, in the log
 # Seconds after which an idle connection may make room for another: the first request of one that
 # has just been opened may be on its way.
 _IDLE_ENOUGH = 1.0
@@ -129,13 +130,16 @@ def _open_listener(family: int, address: tuple[object, ...]) -> socket.socket:
 
 
 def announce(logs: Logs, config: Config, ports: Ports, **more: Any) -> None:
-    """Log the addresses that are listened on, and whether clients need a key."""
+    """Log the addresses that are listened on, whether clients need a key, and all settings, so that
+    a log says by itself what it is the log of. Secrets are hidden, and long values are cut."""
     if config.open_warning:
         logs.event("warning", config.open_warning)
     for address in addresses_of(ports.clients):
         logs.event("info", "Listening", address=_url(*address), **more, version=VERSION)
     for address in addresses_of(ports.scrapers):
         logs.event("info", "Listening for scrapers", address=_url(*address))
+    settings = {name: text[:_SHOWN_VALUE] for name, text in config.visible().items()}
+    logs.event("info", "Settings", version=VERSION, settings=settings)
 
 
 def addresses_of(listeners: Iterable[socket.socket]) -> tuple[tuple[str, int], ...]:

@@ -82,7 +82,7 @@ class Parent:
         self._ports = ports
         self._work = work
         self._output = OutputWriter()
-        self._logs = Logs(config.log_level, self._output)
+        self._logs = Logs(config.log_level, self._output, run_id=config.run_id)
         self._scoreboard = Scoreboard(config.async_workers)
         self._children = [_Child(number + 1) for number in range(config.async_workers)]
         self._lifeline, self._held_open = os.pipe()

@@ -57,7 +57,8 @@ FIRST_FIELDS = (
     LogField("message", "one of the proxy's own constant texts"),
     LogField("trace_id", "from `X-Trace-ID`, else from `traceparent`, else new"),
 )
-"""Every line has them. With several workers each line ends with the number of its ``worker``."""
+"""Every line has them. Each ends with the number of its ``worker``, where there are several, and
+with the ``run_id``, which is RUN_ID or new at each start of the service."""
 
 LOG_FIELDS = (
     LogField("request_id", "from `X-Request-ID`, else new"),
@@ -165,15 +166,20 @@ def _escape(fields: dict[str, Any]) -> None:
 
 
 class Logs:
-    """Write lines of ``level`` and above with ``write``, which must not block. Where there are
-    several workers, each line ends with the number of its ``worker``."""
+    """Write lines of ``level`` and above with ``write``, which must not block. Each line ends with
+    the number of its ``worker``, where there are several, and with the ``run_id``."""
 
     def __init__(
-        self, level: str, write: Callable[[bytes], object], worker: int | None = None
+        self,
+        level: str,
+        write: Callable[[bytes], object],
+        worker: int | None = None,
+        run_id: str | None = None,
     ) -> None:
         self._least = _LEVELS[level]
         self._write = write
-        self._last = {} if worker is None else {"worker": worker}
+        last = {"worker": worker, "run_id": run_id}
+        self._last = {key: value for key, value in last.items() if value is not None}
 
     def event(
         self, level: str, message: str, *, trace_id: str | None = None, **fields: Any

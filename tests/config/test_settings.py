@@ -79,6 +79,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "not a name".replace(" ", "/") + ":x": (key("not/a/name:x"),),
     },
     "APE_API_KEYS_FILE": {KEYS_FILE: read_keys_file(KEYS_FILE)},
+    "RUN_ID": {"7": "7", "a.b_c:d-E": "a.b_c:d-E", "x" * 64: "x" * 64},
     "LOG_LEVEL": {
         "INFO": "info",
         "debug": "debug",
@@ -181,6 +182,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "APE_API_KEY": (*(*NOT_KEYS, ",", "a,", ",a", "a,,b", "agent:", "one,agent:", "agent:,one"),),
     "APE_API_KEYS_FILE": (*NOT_A_FILE, __file__),
     "LOG_LEVEL": ("verbose", "10", "info,debug"),
+    "RUN_ID": ("a b", "é", "a/b", "x" * 65),
     "HOST": ("a b", "http://a", "[::1]", "é", "a/b"),
     "PORT": ("65536", "-1", "http", "80.0", "٨٠", "1e3"),
     "METRICS_PORT": ("65536", "-1", "on", "80.0", "٨٠", "1e3"),

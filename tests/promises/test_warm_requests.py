@@ -123,6 +123,7 @@ async def test_what_cannot_be_kept_warm_is_neither_logged_nor_counted() -> None:
             assert {line["message"] for line in events} == {
                 "APE_API_KEY is not set: every client is served",
                 "Listening",
+                "Settings",
             }
 
 

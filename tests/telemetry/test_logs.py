@@ -331,7 +331,7 @@ def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
         tls_seconds=123456.123456,
     )
     lines: list[bytes] = []
-    Logs("debug", lines.append, worker=1000).exchange(*with_timings(longest))
+    Logs("debug", lines.append, worker=1000, run_id="r" * 64).exchange(*with_timings(longest))
     assert len(lines[0]) < select.PIPE_BUF
 
 
