@@ -6,7 +6,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from responses import MARK
@@ -147,21 +147,51 @@ class Load:
         """Keep all busy for ``seconds``; wait for every response that has begun."""
         result = Result()
         began_at, before = time.perf_counter(), time.process_time()
+        until = began_at + seconds
         self.send()
-        self.gather(result, began_at + seconds)
+        self.gather(result, lambda: time.perf_counter() < until)
         result.seconds = time.perf_counter() - began_at
         result.own_cpu = time.process_time() - before
         return result
 
-    def gather(self, result: Result, until: float = 0.0) -> None:
-        """Read the responses in flight; before ``until`` a client whose response is complete sends
-        its next request."""
+    def exchange(self, number: int) -> Result:
+        """So many requests and their responses, all clients busy."""
+        result, left = Result(), number - len(self._clients)
+
+        def goes_on() -> bool:
+            nonlocal left
+            left -= 1
+            return left >= 0
+
+        self.send()
+        self.gather(result, goes_on)
+        return result
+
+    def exchange_in_steps(self, step: Callable[[], object]) -> Result:
+        """A stream for each client. ``step`` has the mock send each its next token; it is called
+        whenever all have got the one before, however long that takes."""
+        result, busy = Result(), set(self._clients.values())
+        self.send()
+        while busy:
+            waiting = set(busy)
+            while waiting:
+                for client in self._ready():
+                    waiting.discard(client)
+                    if client.take(result):
+                        busy.discard(client)
+            if busy:
+                step()
+        return result
+
+    def gather(self, result: Result, goes_on: Callable[[], bool] = lambda: False) -> None:
+        """Read the responses in flight; a client whose response is complete sends its next request
+        if ``goes_on`` returns true."""
         busy = len(self._clients)
         while busy:
             for client in self._ready():
                 if not client.take(result):
                     continue
-                if time.perf_counter() < until:
+                if goes_on():
                     client.send()
                 else:
                     busy -= 1

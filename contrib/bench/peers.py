@@ -17,6 +17,7 @@ from processes import PROXY_CORE, Process, free_port, listening
 
 HERE = Path(__file__).resolve().parent
 TOOLS = HERE / ".venv" / "bin"  # the peers' own environment, apart from the project's
+CONFIGS = HERE / "configs"
 PORTKEY = HERE / "node_modules" / "@portkey-ai" / "gateway"
 CLIENT_KEY = "sk-bench-key"
 OURS = "ape_cerebras"
@@ -37,6 +38,8 @@ class Peer:
     imports: tuple[str, str] = ("", "")  # a Python, and the module whose import time counts
     scales: bool = False  # to @WORKERS@ workers
     timeout: float = 20.0  # seconds until it has to listen, and again to respond
+    schemes: tuple[str, ...] = ("http", "https")  # of upstreams that it can use
+    counted: tuple[str, ...] = ()  # its command where instructions are counted, if another
 
     def missing(self) -> list[str]:
         needs = (filled(need, {}) for need in self.needs)
@@ -52,6 +55,37 @@ class Peer:
 def _version_of(package: str) -> tuple[str, ...]:
     code = f"from importlib.metadata import version; print(version({package!r}))"
     return ("@TOOLS@/python", "-c", code)
+
+
+def _floor(name: str) -> Peer:
+    """The least that a relay on our libraries costs; see ``configs/floor_sockets.py``."""
+    script = f"@CONFIGS@/{name.replace('-', '_')}.py"
+    code = "import h11, httpcore; print(httpcore.__version__, 'h11', h11.__version__)"
+    return Peer(
+        name,
+        needs=("@PYTHON@",),
+        install="make run",
+        command=("@PYTHON@", script, "@PORT@", "@UPSTREAM_PORT@"),
+        version=("@PYTHON@", "-c", code),
+        schemes=("http",),
+    )
+
+
+def _router(name: str, *more: str) -> Peer:
+    """A router in Rust, of one upstream."""
+    return Peer(
+        name,
+        needs=(f"@TOOLS@/{name}",),
+        install=_BY_MAKE,
+        command=(
+            *(f"@TOOLS@/{name}", *more, *_LISTENS, "--worker-urls", "@URL@"),
+            *("--policy", "round_robin", "--prometheus-port", "@SPARE_PORT@"),
+            *("--api-key", "@KEY@", "--request-timeout-secs", "60"),
+        ),
+        version=_version_of(name),
+        environment={"SSL_CERT_FILE": "@CA@"},
+        timeout=60.0,
+    )
 
 
 PEERS = (
@@ -78,7 +112,11 @@ PEERS = (
         },
         scales=True,
         imports=("@PYTHON@", "ape_cerebras"),
+        counted=("@PYTHON@", "@CONFIGS@/steady.py", "serve"),
     ),
+    _floor("floor"),
+    _floor("floor-h11"),
+    _floor("floor-coro"),
     Peer(
         "nginx",
         needs=("nginx",),
@@ -86,6 +124,7 @@ PEERS = (
         command=("nginx", "-p", "@DIR@", "-c", "@DIR@/nginx.conf"),
         version=("nginx", "-v"),
         config="nginx.conf",
+        counted=("nginx", "-p", "@DIR@", "-c", "@DIR@/nginx.conf", "-g", "master_process off;"),
     ),
     Peer(
         "haproxy",
@@ -94,6 +133,17 @@ PEERS = (
         command=("haproxy", "-f", "@DIR@/haproxy.cfg"),
         version=("haproxy", "-v"),
         config="haproxy.cfg",
+    ),
+    Peer(
+        "envoy",
+        needs=("@TOOLS@/envoy",),
+        install=_BY_MAKE,
+        command=(
+            *("@TOOLS@/envoy", "-c", "@DIR@/envoy.yaml", "--concurrency", "1"),
+            *("--disable-hot-restart", "--log-level", "error"),
+        ),
+        version=("@TOOLS@/envoy", "--version"),
+        config="envoy.yaml",
     ),
     Peer(
         "fastapi",
@@ -126,20 +176,8 @@ PEERS = (
         imports=("@TOOLS@/python", "litellm.proxy.proxy_server"),
         timeout=90.0,
     ),
-    Peer(
-        "sglang-router",
-        needs=("@TOOLS@/sglang-router",),
-        install=_BY_MAKE,
-        command=(
-            *("@TOOLS@/sglang-router", "launch", *_LISTENS),
-            *("--worker-urls", "@URL@", "--policy", "round_robin"),
-            *("--prometheus-port", "@SPARE_PORT@", "--api-key", "@KEY@"),
-            *("--max-concurrent-requests", "4096", "--request-timeout-secs", "60"),
-        ),
-        version=_version_of("sglang-router"),
-        environment={"SSL_CERT_FILE": "@CA@"},
-        timeout=60.0,
-    ),
+    _router("sglang-router", "launch", "--max-concurrent-requests", "4096"),
+    _router("vllm-router"),
     Peer(
         "portkey",
         needs=("node", f"{PORTKEY}/build/start-server.js"),
@@ -161,9 +199,20 @@ def ours_with(environment: Mapping[str, str], name: str = OURS) -> Peer:
 # The mock upstream, without a proxy: what a proxy adds is taken from it.
 DIRECT = Peer("direct", needs=(), install="", command=(), version=())
 
+# The last lines of its configuration.
+_ENVOY_TLS = """\
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+          sni: localhost
+          common_tls_context: {validation_context: {trusted_ca: {filename: "%s"}}}
+"""
+
 
 def filled(text: str, values: dict[str, str]) -> str:
-    known = {"PYTHON": sys.executable, "TOOLS": str(TOOLS), **values}
+    places = {"PYTHON": sys.executable, "TOOLS": str(TOOLS), "CONFIGS": str(CONFIGS)}
+    known = {**places, **values}
     return re.sub(r"@([A-Z_]+)@", lambda found: known[found[1]], text)
 
 
@@ -187,6 +236,7 @@ class Setting:
             "URL": f"{self.scheme}://127.0.0.1:{self.upstream_port}",
             "CA": self.ca,
             "HAPROXY_TLS": tls if self.scheme == "https" else "",
+            "ENVOY_TLS": _ENVOY_TLS % self.ca if self.scheme == "https" else "",
             "KEY": CLIENT_KEY,
             "BACKEND": self.backend,
             "DIR": str(directory),
@@ -219,7 +269,7 @@ def start(
     directory.mkdir()
     values = setting.values(port, directory, workers)
     if peer.config:
-        text = (HERE / "configs" / peer.config).read_text()
+        text = (CONFIGS / peer.config).read_text()
         (directory / peer.config).write_text(filled(text, values))
     command = [filled(part, values) for part in peer.command]
     environment = {name: filled(value, values) for name, value in peer.environment.items()}

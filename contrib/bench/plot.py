@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-OURS, OTHERS = "#d9480f", "#868e96"
+OURS, FLOORS, OTHERS = "#d9480f", "#1971c2", "#868e96"
 
 
 class Panel(NamedTuple):
@@ -33,9 +33,13 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.1f}"
 
 
+def colour_of(name: str) -> str:
+    return OURS if name == "ape_cerebras" else FLOORS if name.startswith("floor") else OTHERS
+
+
 def draw(axes: Axes, panel: Panel, values: dict[str, float]) -> None:
     names = sorted(values, key=values.__getitem__, reverse=True)
-    colours = [OURS if name == "ape_cerebras" else OTHERS for name in names]
+    colours = list(map(colour_of, names))
     bars = axes.barh(names, [values[name] for name in names], color=colours)
     axes.bar_label(bars, labels=[shown(values[name]) for name in names], padding=3, fontsize=8)
     axes.set_xscale("log")
@@ -62,7 +66,7 @@ def main(image: str, *paths: str) -> None:
         axes.set_visible(False)
     for axes, (panel, values) in zip(grid.flat, panels, strict=False):
         draw(axes, panel, values)
-    figure.suptitle("less is better; logarithmic", fontsize=8, x=0.99, ha="right")
+    figure.suptitle("less is better; logarithmic; blue: floors", fontsize=8, x=0.99, ha="right")
     figure.tight_layout()
     figure.savefig(image, dpi=100)
 

@@ -3,10 +3,11 @@ what is measured.
 
     python raw_upstream.py PORT [CERTIFICATE_AND_KEY]
 
-``GET /release`` releases held responses; ``GET /count`` returns how many there are, how many
-connections, and the size of the last request's body as it came: ``{"held": 0, "connections": 1,
-"body": 80}``. Any other GET gets a small response, for peers that check their upstream's health. A
-gzip body is inflated completely, as the API has to do that as well.
+``GET /release`` releases held responses, ``GET /step`` has each send its next write; ``GET /count``
+returns how many there are, how many connections, and the size of the last request's body as it
+came: ``{"held": 0, "connections": 1, "body": 80}``. Any other GET gets a small response, for peers
+that check their upstream's health. A gzip body is inflated completely, as the API has to do that as
+well.
 """
 
 import gc
@@ -181,6 +182,8 @@ class Mock:
             held, self.held = self.held, {}
             for connection, response in held.items():
                 connection.go_on(response)
+        elif path == b"/step":
+            self.held = {each: what for each, what in self.held.items() if each.go_on(what)}
         elif path == b"/count":
             connections = len(self._connections)
             count = {"held": len(self.held), "connections": connections, "body": self.last_body}

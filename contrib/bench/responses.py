@@ -69,6 +69,10 @@ RESPONSES = {
     ),
     # The same, soon over: for many first tokens in little time.
     b"brief": CannedResponse((_HEAD, *(_TOKEN,) * 5, _tail(5)), events=5, tokens=5, pace=0.005),
+    # The same, each token at the order to send it.
+    b"stepped": CannedResponse(
+        (_HEAD, *(_TOKEN,) * 100, _tail(100)), events=100, tokens=100, held=True
+    ),
     # As Cerebras does it: 200 events a second, four at a time, of several tokens each.
     b"wafer": CannedResponse(
         (_HEAD, *(_FIVE_TOKENS * 4,) * 25, _tail(500)), events=100, tokens=500, pace=0.02

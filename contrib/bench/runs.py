@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -159,13 +159,14 @@ def run_all(plan: Plan) -> Iterator[Outcome]:
         chosen = [scenario for scenario in plan.scenarios if scenario.scheme == scheme]
         if not chosen:
             continue
-        staying = [] if all(scenario.fresh for scenario in chosen) else plan.peers
+        able = replace(plan, peers=[peer for peer in plan.peers if scheme in peer.schemes])
+        staying = [] if all(scenario.fresh for scenario in chosen) else able.peers
         try:
-            with mock(scheme, plan) as rig, all_started(staying, rig) as targets:
+            with mock(scheme, able) as rig, all_started(staying, rig) as targets:
                 for scenario in chosen:
                     outcome = Outcome(scenario)
                     for _ in range(plan.rounds_of(scenario)):
-                        _round(outcome, measurements(scenario, rig, plan, targets))
+                        _round(outcome, measurements(scenario, rig, able, targets))
                     yield outcome
         except Failed as fault:
             print(f"{scheme} upstream is skipped: {fault}", flush=True)

@@ -54,7 +54,7 @@ def test_every_peer_can_be_set_up(tmp_path: Path) -> None:
 
 def test_a_peer_that_is_missing_is_reported_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     bench, peers = import_module("bench"), import_module("peers")
-    ours, nginx = peers.PEERS[:2]
+    ours, nginx = (each for each in peers.PEERS if each.name in ("ape_cerebras", "nginx"))
     assert bench.there([ours, replace(nginx, needs=("no-such-program",))]) == [ours]
     assert "no no-such-program here; apt-get install nginx gets it" in capsys.readouterr().out
 
