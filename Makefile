@@ -29,6 +29,10 @@
 # make image        build it with docker, podman or buildah; ARGS='--build-arg BASE=…'
 # make image-test   build it with buildah on a base made by debootstrap, run it hardened and test
 #                   it, in two to three minutes; as root, on Debian
+# make lock         write the locks of the image anew; ARGS=--upgrade takes the newest versions
+#
+# Package:
+# make package      build the sdist and the wheel into dist, and check both
 #
 # make clean        remove what these have made, but for images
 #
@@ -40,21 +44,23 @@ LOOPS  ?= asyncio,trio
 JOBS   ?= 2
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
+TOOLS  := build/tools
 BIN    := $(VENV)/bin
 # Each process takes neighbours from the collected order, so that what a module sets up is set up
 # once, and one that has nothing left takes half of what another has still to do.
-PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist worksteal \
+  --durations 20
 # Errors only: what pip warns of concerns the machine's configuration, not the project.
 QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
-.PHONY: help run test docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm bench-gzip \
-  bench-growth bench-quota bench-peers image image-test clean
+.PHONY: help run test docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm \
+  bench-gzip bench-growth bench-quota bench-peers image image-test lock package clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
 	then exec $(BIN)/ape-cerebras serve; \
-	else echo "CEREBRAS_API_KEY is not set: serving the simulator"; \
+	else echo "CEREBRAS_API_KEY is not set: serving the simulator" >&2; \
 	     exec $(BIN)/ape-cerebras serve --demo; fi
 
 test: lint types $(VENV)/installed-js
@@ -126,8 +132,18 @@ image: | $(VENV)/bin/python
 image-test: | $(VENV)/bin/python
 	$(BIN)/python contrib/image/try_image.py
 
+lock: $(TOOLS)/installed
+	$(TOOLS)/bin/python contrib/image/write_locks.py $(ARGS)
+
+package: $(TOOLS)/installed
+	rm -rf dist
+	$(TOOLS)/bin/python -m build --outdir dist
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/check-wheel-contents dist/*.whl
+	$(TOOLS)/bin/pyroma --min 9 dist/*.tar.gz
+
 clean:
-	rm -rf $(VENV) .image build *.egg-info tests/sdks/js/node_modules \
+	rm -rf $(VENV) .image build dist tests/sdks/js/node_modules \
 	  $(FUZZ)/.venv $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
@@ -159,6 +175,12 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-selfcheck: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[selfcheck]'
 	@touch $@ $(VENV)/installed
+
+$(TOOLS)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install $(QUIET) 'pip>=25.1'
+	$(TOOLS)/bin/python -m pip install $(QUIET) --group package
+	@touch $@
 
 # The JavaScript SDKs are tried where there is a Node; the tests say so where there is none.
 $(VENV)/installed-js: tests/sdks/js/package-lock.json | $(VENV)/bin/python

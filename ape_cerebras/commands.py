@@ -8,12 +8,14 @@ needed: they are a fifth of the modules, and most proxies in production have no 
 import argparse
 import http.client
 import os
+import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from secrets import token_hex
 
 import anyio
@@ -29,7 +31,7 @@ from .config.environment import grace_advice, near_misses, without_meaning
 from .config.keys import UpstreamKey
 from .config.settings import SETTINGS
 from .config.values import Origin
-from .downstream.listener import CannotListen, Ports, open_ports
+from .downstream.listener import CannotListen, Ports, addresses_of, open_ports
 from .net.event_loop import run_on
 from .process.hardening import OutputWriter, tune_garbage_collector
 from .process.signals import (
@@ -58,6 +60,8 @@ _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _SHARED = {setting.variable for setting in SETTINGS if setting.shared}
 _DEFAULTS = Config(cerebras_api_key="")
 _SHOWN_VALUE = 40  # characters, in the plain table of settings
+_DOCS = Path(__file__).parents[1] / "contrib" / "docs" / "README.md"  # in a source tree
+_MODEL = "gpt-oss-120b"  # of the public API, and of the simulator
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of all addresses
 
 
@@ -266,6 +270,7 @@ def _serve(options: argparse.Namespace) -> int:
     except CannotListen as error:
         report_not_listening(error)
         return 1
+    _greet(config, addresses_of(ports.clients))
     from .process.workers import Parent
 
     return Parent(config, ports, partial(_serve_proxy, options.demo)).serve()
@@ -291,11 +296,30 @@ async def _serve_proxy(
                 proxy = await serving.start(partial(serve, slot=slot, ports=ports), config)
             if starting.cancelled_caught:  # a lookup of HOST may take long
                 return
+            if slot is None:
+                _greet(config, proxy.addresses)
             if config.ape_api_keys_file is not None:
                 tasks.start_soon(at_each_sighup, proxy.reread_keys)
             await stop.wait()
             proxy.begin_drain()
         tasks.cancel_scope.cancel()
+
+
+def _greet(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
+    """Three lines for a person at a terminal, on standard error: the log has standard output."""
+    if not sys.stderr.isatty():
+        return
+    host, port = addresses[0]
+    host = _LOOPBACK.get(host, host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    body = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello!"}]}
+    needs_key = config.ape_api_key or config.ape_api_keys_file is not None
+    key = " -H 'Authorization: Bearer <the key of a client>'" if needs_key else ""
+    curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key}"
+    docs = _DOCS if _DOCS.is_file() else "ape-cerebras --help, ape-cerebras settings"
+    print(f"Serving: {url}", file=sys.stderr)
+    print(f"Try it:  {curl} -d {shlex.quote(orjson.dumps(body).decode())}", file=sys.stderr)
+    print(f"Docs:    {docs}", file=sys.stderr, flush=True)
 
 
 async def _cancel_once(stop: anyio.Event, scope: anyio.CancelScope) -> None:

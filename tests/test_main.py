@@ -1,20 +1,25 @@
 """The command line, as a user runs it: real processes, real signals."""
 
 import http.client
+import os
 import re
+import shlex
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import orjson
 import pytest
 import trustme
 from end_to_end import KEY, free_port
-from server_process import TIMEOUT, run, serving
+from pages import ROOT
+from server_process import CLIENT_KEY, TIMEOUT, run, serving
 
 from ape_cerebras.config.settings import SETTINGS
 from ape_cerebras.config.values import BACKENDS
@@ -108,6 +113,64 @@ def test_the_first_signal_drains_and_the_second_ends_at_once(backend: str, numbe
         assert served.ended() == 0
         response.close()
         connection.close()
+
+
+class Screen:
+    """A terminal for standard error; ``lines`` are what a person has seen of the three."""
+
+    def __init__(self) -> None:
+        self._reader, self._terminal = os.openpty()
+        self.path = os.ttyname(self._terminal)
+
+    def lines(self) -> list[str]:
+        shown = b""
+        while shown.count(b"\n") < 3:
+            shown += os.read(self._reader, 4096)
+        return shown.decode().splitlines()
+
+    def close(self) -> None:
+        os.close(self._reader)
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def screen() -> Iterator[Screen]:
+    screen = Screen()
+    yield screen
+    screen.close()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_terminal_shows_the_address_a_request_and_the_docs(screen: Screen, workers: str) -> None:
+    with serving("serve", "--demo", "--workers", workers, stderr=screen.path) as served:
+        address, command, docs = screen.lines()
+    assert address == f"Serving: http://127.0.0.1:{served.port}"
+    assert docs == f"Docs:    {ROOT / 'contrib' / 'docs' / 'README.md'}"
+    name, url, *flags, body = shlex.split(command.removeprefix("Try it:  "))
+    assert (name, url) == ("curl", f"http://127.0.0.1:{served.port}/v1/chat/completions")
+    assert flags == ["-H", "Content-Type: application/json", "-d"]
+    assert orjson.loads(body)["messages"]
+
+
+def test_the_request_on_a_terminal_works_with_a_clients_key_in_its_place(screen: Screen) -> None:
+    settings = {"APE_API_KEY": f"alice:{CLIENT_KEY}"}
+    with serving("serve", "--demo", stderr=screen.path, **settings) as served:
+        command = screen.lines()[1].removeprefix("Try it:  ")
+        assert CLIENT_KEY not in command
+        _, url, *flags, body = shlex.split(command.replace("<the key of a client>", CLIENT_KEY))
+        headers = dict(flag.split(": ") for flag in flags if ": " in flag)
+        connection = served.connection()
+        connection.request("POST", urlsplit(url).path, body, headers)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_without_a_terminal_standard_error_is_empty(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with serving("serve", "--demo", stderr=str(errors)) as served:
+        served.process.send_signal(signal.SIGTERM)
+        assert served.ended() == 0
+    assert errors.read_bytes() == b""
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

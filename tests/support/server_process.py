@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import orjson
@@ -144,14 +144,19 @@ _MAIN = "\nfrom ape_cerebras.__main__ import main; raise SystemExit(main())"
 
 
 @contextmanager
-def serving(*arguments: str, fault: str = "", **settings: str) -> Iterator[Served]:
-    """``fault``: a program that injects one, and runs in the process before ours."""
+def serving(
+    *arguments: str, fault: str = "", stderr: str = "", **settings: str
+) -> Iterator[Served]:
+    """``fault``: a program that injects one, and runs in the process before ours. ``stderr``: the
+    path of a file or a terminal; by default it is that of the tests."""
     program = ("-c", fault + _MAIN) if fault else ("-m", "ape_cerebras")
-    process = subprocess.Popen(
-        (sys.executable, *program, *arguments, "--port", "0", "--host", "127.0.0.1"),
-        env=environment(**settings),
-        stdout=subprocess.PIPE,
-    )
+    with open(stderr, "wb") if stderr else nullcontext() as errors:
+        process = subprocess.Popen(
+            (sys.executable, *program, *arguments, "--port", "0", "--host", "127.0.0.1"),
+            env=environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
     served = Served(process)
     try:
         served.port = int(str(served.line("address")["address"]).rpartition(":")[2])
