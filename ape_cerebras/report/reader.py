@@ -4,134 +4,36 @@ our lines is counted.
 A line of ours begins with ``{"timestamp"``, so everything in front of that is somebody's prefix:
 ``docker logs -t``, ``docker compose logs``, ``kubectl logs --prefix``, ``logcli``. Docker's log
 files and Loki's exports have the line as text inside an object of their own.
+
+Every line of a run ends with its ``run_id``. A line without one is of an older version, or of a
+proxy inside another program; its input's name takes the place of the run.
 """
 
-import errno
-import glob
-import gzip
-import os
-import sys
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from ..telemetry.exchange import CHAT_ROUTE
-from ..telemetry.outcomes import OUTCOMES
+from .columns import LABELS, NUMBERS, Batch, Floats, texts_of
 
-__all__ = (
-    "LABELS",
-    "METRICS",
-    "NUMBERS",
-    "PARTS",
-    "Batch",
-    "Floats",
-    "Inputs",
-    "Objective",
-    "Reader",
-    "Selection",
-    "UnusableInput",
-    "columns_of",
-)
-
-Floats = NDArray[np.float64]
-
-NUMBERS = (
-    *("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "ttfo_seconds"),
-    *("total_time_seconds", "generation_seconds", "tpot_seconds", "tokens_per_second"),
-    *("retry_seconds", "wait_seconds", "connect_seconds", "tls_seconds", "proxy_own_seconds"),
-    *("queue_seconds", "prompt_seconds", "intended_start_lag_seconds", "tries", "cost_usd"),
-    *("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "reserved_tokens"),
-)
-"""The keys that are read as numbers; NaN where a line has none."""
-
-LABELS = (
-    *("outcome", "model", "client", "session_id", "agent_id", "ttft_source", "finish_reason"),
-    *("upstream_status", "upstream_code", "cause", "usage_source", "connection"),
-)
-"""The keys that are read as text; empty where a line has none."""
-
-METRICS: dict[str, tuple[str, str]] = {
-    "ttft_intended": ("TTFT from the intended start", "s"),
-    "ttft": ("TTFT", "s"),
-    "ttft_derived": ("TTFT, derived from time_info", "s"),
-    "ttfo": ("TTFO", "s"),
-    "upstream_ttft": ("upstream TTFT", "s"),
-    "proxy_ttft": ("proxy TTFT", "s"),
-    "total": ("total", "s"),
-    "tpot": ("TPOT", "s"),
-    "tokens_per_second": ("tokens per second", "/s"),
-}
-"""Label and unit of each distribution. But for the derived TTFT all are of measured times."""
-
-PARTS = {
-    "retry": "retries",
-    "wait": "waiting for a turn or a connection",
-    "connect": "TCP",
-    "tls": "TLS",
-    "proxy_own": "the proxy itself",
-    "queue": "Cerebras: queue",
-    "prompt": "Cerebras: prompt",
-    "network": "network, and what upstream does not report",
-}
-"""The parts of a TTFT, in the order in which they happen, but for the network, which is around."""
+__all__ = ("Reader", "RunLines", "Selection")
 
 _KEYS = ("timestamp", *NUMBERS, *LABELS)
+_RUN = LABELS.index("run_id") + 1 + len(NUMBERS)
 _OURS = b'{"timestamp"'
+_AS_TEXT = b'"{\\"timestamp\\"'  # in an export of one key a line
 _WRAPPED_IN = ("line", "log", "message", "msg")  # of Loki's exports, Docker's files, others
-_CHUNK_BYTES = 16 * 1024 * 1024
 _LATEST = 2.0**32  # seconds since the epoch
-_LONGEST = 7 * 86_400.0  # seconds of a request; what is longer is a mistake
 _CLOCK_STEP = 2.0  # seconds backwards from one line to the next that no order of writing explains
-
-
-class Objective(NamedTuple):
-    """``metric`` is one of ``METRICS`` or ``errors``; ``quantile`` is None for errors; ``limit`` in
-    seconds, per second, or as a share."""
-
-    text: str
-    metric: str
-    quantile: float | None
-    limit: float
-
-    @property
-    def unit(self) -> str:
-        return "%" if self.quantile is None else METRICS[self.metric][1]
-
-    def is_met(self, value: float) -> bool:
-        return value >= self.limit if self.metric == "tokens_per_second" else value <= self.limit
-
-
-class Batch(NamedTuple):
-    """The chat exchanges of some lines, one column for each key. ``ends`` is when each ended, in
-    seconds since the epoch; ``texts`` are their lines."""
-
-    ends: Floats
-    numbers: dict[str, Floats]
-    labels: dict[str, NDArray[np.object_]]
-    texts: NDArray[np.object_]
-
-    @property
-    def starts(self) -> Floats:
-        """When each request was complete at the proxy."""
-        total = self.numbers["total_time_seconds"]
-        return self.ends - np.where((total >= 0) & (total < _LONGEST), total, 0.0)
-
-    def where(self, mask: NDArray[np.bool_]) -> "Batch":
-        return Batch(
-            self.ends[mask],
-            {name: column[mask] for name, column in self.numbers.items()},
-            {name: column[mask] for name, column in self.labels.items()},
-            self.texts[mask],
-        )
+_MAX_EVENTS = 1000  # kinds; of another program there may be as many as lines
+_MAX_RUNS = 1000
 
 
 class Selection(NamedTuple):
@@ -155,6 +57,44 @@ class Selection(NamedTuple):
         return mask
 
 
+@dataclass
+class RunLines:
+    """What a log says of one run, beside its exchanges. A process that serves writes a line when it
+    starts, and when it stops one with the number of its chat requests."""
+
+    lines: int = 0  # of chat requests, selected or not
+    started: int = 0
+    stopped: int = 0
+    counted: int = 0
+    dropped: int = 0
+    versions: set[str] = field(default_factory=set)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int | None:
+        """How many lines of chat requests are not there; below zero where some are there twice;
+        None where no line says how many there must be."""
+        if not self.stopped or self.stopped < self.started:
+            return None
+        return self.counted - self.lines
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Take note of a line that is of no exchange."""
+        message, settings = line.get("message"), line.get("settings")
+        if isinstance(line.get("version"), str):
+            self.versions.add(line["version"])
+        if message == "Settings" and isinstance(settings, dict):
+            self.settings = {str(name): str(value) for name, value in settings.items()}
+            self.started += self.settings.get("ASYNC_WORKERS", "1") == "1"
+        elif message == "Worker serves":
+            self.started += 1
+        elif message == "Stopped" and isinstance(line.get("chat_requests"), int):
+            self.stopped += 1
+            self.counted += line["chat_requests"]
+            dropped = line.get("lines_dropped")
+            self.dropped += dropped if isinstance(dropped, int) else 0
+
+
 class Reader:
     """Reads the lines of all inputs, and counts them by what they are."""
 
@@ -167,8 +107,7 @@ class Reader:
         """Lines by kind: ``selected``, ``not selected`` and ``other requests`` are exchanges."""
         self.events: Counter[tuple[str, str]] = Counter()
         """Lines that are no exchanges, by level and message."""
-        self.versions: set[str] = set()
-        self.settings: dict[str, Any] = {}
+        self.runs: dict[str, RunLines] = {}
         self.clock_steps = 0
 
     def begin_input(self, name: str) -> None:
@@ -191,16 +130,26 @@ class Reader:
                     texts.append(text)
                 else:
                     self._count_other(found)
-        return self._select(_batch(rows, texts)) if rows else None
+        return self._select(_batch(rows, texts, self._input)) if rows else None
+
+    def run(self, name: str) -> RunLines:
+        """What is known of a run. Beyond a thousand, all others are one."""
+        if name not in self.runs and len(self.runs) >= _MAX_RUNS:
+            name = "(others)"
+        return self.runs.setdefault(name, RunLines())
 
     def _stripped(self, line: bytes) -> list[bytes]:
         """The lines of ours in a line: one or none, but for an export that is one array."""
         place = line.find(_OURS)
         if place >= 0:
             return [line[place:]]
+        place = line.find(_AS_TEXT)
         found = None
         with suppress(orjson.JSONDecodeError):
             found = orjson.loads(line)
+        if found is None and place >= 0:
+            with suppress(orjson.JSONDecodeError):
+                found = {"line": orjson.loads(line[place:].rstrip(b", \r"))}
         inner = [_wrapped(each) for each in (found if isinstance(found, list) else [found])]
         if not any(inner) and line.strip():
             self.counts["not ours"] += 1
@@ -213,6 +162,8 @@ class Reader:
             batch = batch.where(~unreadable)
         if not len(batch.ends):
             return None
+        for name, count in Counter(batch.labels["run_id"]).items():
+            self.run(name).lines += count
         self._look_at_clock(batch.ends)
         begin = self._begins.setdefault(self._input, float(batch.starts.min()))
         selected = batch.where(self._selection.mask(batch, begin))
@@ -225,12 +176,10 @@ class Reader:
             self.counts["other requests"] += 1
             return
         self.counts["events"] += 1
-        message = line.get("message")
-        self.events[str(line.get("level")), str(message)] += 1
-        if message == "Listening" and isinstance(line.get("version"), str):
-            self.versions.add(line["version"])
-        elif message == "Settings":
-            self.settings = line
+        kind = str(line.get("level")), str(line.get("message"))
+        if kind in self.events or len(self.events) < _MAX_EVENTS:
+            self.events[kind] += 1
+        self.run(str(line.get("run_id") or self._input)).note(line)
 
     def _look_at_clock(self, ends: Floats) -> None:
         latest = self._latest.get(self._input, -np.inf)
@@ -246,15 +195,16 @@ def _wrapped(found: Any) -> bytes:
         for name in _WRAPPED_IN:
             text = found.get(name)
             if isinstance(text, str) and text.startswith(_OURS.decode()):
-                return text.encode()
+                return text.encode("utf-8", "replace")
     return b""
 
 
-def _batch(rows: list[tuple[Any, ...]], texts: list[bytes]) -> Batch:
+def _batch(rows: list[tuple[Any, ...]], texts: list[bytes], run: str) -> Batch:
     times, *columns = zip(*rows, strict=True)
+    columns[_RUN - 1] = tuple(each or run for each in columns[_RUN - 1])
     numbers = dict(zip(NUMBERS, map(_numbers, columns), strict=False))
-    labels = dict(zip(LABELS, map(_texts, columns[len(NUMBERS) :]), strict=True))
-    return Batch(_times(times), numbers, labels, _objects(texts))
+    labels = dict(zip(LABELS, map(_labels, columns[len(NUMBERS) :]), strict=True))
+    return Batch(_times(times), numbers, labels, texts_of(texts))
 
 
 def _times(texts: Sequence[Any]) -> Floats:
@@ -276,121 +226,16 @@ def _time(text: Any) -> float:
 def _numbers(values: Sequence[Any]) -> Floats:
     try:
         column = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         proper = [value if isinstance(value, int | float) else None for value in values]
         column = np.array(proper, dtype=np.float64)
+    if column.ndim != 1:  # each value was a list of the same length
+        return np.full(len(values), np.nan)
     column[np.isinf(column)] = np.nan
     return column
 
 
-def _texts(values: Sequence[Any]) -> NDArray[np.object_]:
+def _labels(values: Sequence[Any]) -> NDArray[np.object_]:
     if not {str}.issuperset(map(type, values)):
         values = ["" if value is None else str(value) for value in values]
-    return _objects(values)
-
-
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
-
-
-def columns_of(batch: Batch) -> dict[str, Floats]:
-    """The columns that are added up or go into sketches."""
-    numbers, labels = batch.numbers, batch.labels
-    measured = labels["ttft_source"] == "measured"
-    completed = labels["outcome"] == "completed"
-    generation = numbers["generation_seconds"]
-    whole = measured & (generation > 0) & ~np.isnan(numbers["completion_tokens"])
-    columns = {name: np.nan_to_num(numbers[name]) for name in numbers if name.endswith("_tokens")}
-    for name in ("ttft", "upstream_ttft", "proxy_ttft", "ttfo", "tpot"):
-        columns[name] = np.where(measured, numbers[f"{name}_seconds"], np.nan)
-    columns["tokens_per_second"] = np.where(measured, numbers["tokens_per_second"], np.nan)
-    derived = labels["ttft_source"] == "derived"
-    columns["ttft_derived"] = np.where(derived, numbers["ttft_seconds"], np.nan)
-    columns["felt"] = np.where(measured | derived, numbers["ttft_seconds"], np.nan)
-    columns["ttft_intended"] = columns["ttft"] + numbers["intended_start_lag_seconds"]
-    columns["lagged"] = (~np.isnan(numbers["intended_start_lag_seconds"])).astype(np.float64)
-    columns["total"] = np.where(completed, numbers["total_time_seconds"], np.nan)
-    for name in PARTS:
-        if name != "network":
-            columns[name] = np.nan_to_num(numbers[f"{name}_seconds"])
-    columns["network"] = columns["upstream_ttft"] - columns["queue"] - columns["prompt"]
-    columns["requests"] = np.ones(len(batch.ends))
-    failing = {name: _is_failure(name) for name in dict.fromkeys(labels["outcome"])}
-    columns["failed"] = np.array([failing[name] for name in labels["outcome"]], dtype=np.float64)
-    columns["cost_usd"] = np.nan_to_num(numbers["cost_usd"])
-    used = ~np.isnan(numbers["completion_tokens"])
-    columns["no_cost"] = (used & np.isnan(numbers["cost_usd"])).astype(np.float64)
-    columns["streamed_tokens"] = np.where(whole, numbers["completion_tokens"], 0.0)
-    columns["generation_seconds"] = np.where(whole, generation, 0.0)
-    columns["retried"] = (numbers["tries"] > 1).astype(np.float64)
-    columns["attempts"] = np.nan_to_num(numbers["tries"], nan=1.0)
-    columns["usage_missing"] = (labels["usage_source"] == "missing").astype(np.float64)
-    return columns
-
-
-def _is_failure(outcome: str) -> bool:
-    """An outcome that this version does not know is taken for a failure."""
-    return OUTCOMES[outcome].failed if outcome in OUTCOMES else True
-
-
-# Inputs
-
-
-class UnusableInput(Exception):
-    """What was given cannot be used; our own text."""
-
-
-@dataclass
-class Inputs:
-    """The lines of files, of what a pattern matches, and of standard input, in their order."""
-
-    names: list[str]
-    _open: list[IO[bytes]]
-    _sizes: float
-    _read: float = 0.0
-    _rests: dict[int, bytes] = field(default_factory=dict)
-
-    @classmethod
-    def opened(cls, given: list[str], stack: ExitStack) -> "Inputs":
-        """Raises UnusableInput."""
-        names: list[str] = []
-        for each in given:
-            found = [each] if each == "-" or Path(each).exists() else sorted(glob.glob(each))
-            if not found:
-                raise UnusableInput(f"{each}: no such file, and none like it")
-            names += found
-        try:
-            opened = [stack.enter_context(_open(name)) for name in names]
-            sizes = sum(Path(name).stat().st_size for name in names if name != "-")
-        except OSError as error:
-            number = error.errno or errno.EIO
-            raise UnusableInput(f"{names}: cannot be read ({os.strerror(number)})") from None
-        return cls(names, opened, sizes)
-
-    def share_read(self) -> float:
-        """Of files that are not packed, from 0 to 1."""
-        return min(1.0, self._read / self._sizes) if self._sizes else 1.0
-
-    def chunks(self, number: int) -> Iterator[list[bytes]]:
-        """The lines of one input, some at a time, to its present end. Raises UnusableInput."""
-        file, rest = self._open[number], self._rests.pop(number, b"")
-        try:
-            while chunk := file.read(_CHUNK_BYTES):
-                self._read += len(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield lines
-        except (OSError, EOFError, zlib.error):
-            raise UnusableInput(f"{self.names[number]}: cannot be read to its end") from None
-        self._rests[number] = rest
-
-    def rests(self) -> list[bytes]:
-        """The last lines, which no newline ends."""
-        return list(self._rests.values())
-
-
-def _open(name: str) -> Any:
-    if name == "-":
-        return nullcontext(sys.stdin.buffer)
-    return gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")
+    return texts_of(values)

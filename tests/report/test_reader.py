@@ -7,13 +7,14 @@ import orjson
 import pytest
 from report_lines import BEGIN, event_line, line_of
 
-from ape_cerebras.report.reader import LABELS, NUMBERS, Batch, Reader, Selection, columns_of
+from ape_cerebras.report.columns import LABELS, NUMBERS, Batch, columns_of
+from ape_cerebras.report.reader import Reader, Selection
 from ape_cerebras.telemetry.logs import LOG_FIELDS
 
 LINE = line_of()
 TEXT = LINE.decode()
 # What other changes write into lines, and what reports already read.
-COMING = {"session_id", "agent_id", "finish_reason", "reserved_tokens"}
+COMING = {"session_id", "agent_id", "reserved_tokens", "client_attempt"}
 
 
 def read(lines: list[bytes], selection: Selection | None = None) -> tuple[Reader, Batch | None]:
@@ -24,7 +25,7 @@ def read(lines: list[bytes], selection: Selection | None = None) -> tuple[Reader
 
 def test_the_keys_are_those_of_log_lines() -> None:
     known = {field.key for field in LOG_FIELDS}
-    assert {*NUMBERS, *LABELS} - known <= COMING
+    assert {*NUMBERS, *LABELS} - known <= {*COMING, "run_id"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,7 @@ def test_the_keys_are_those_of_log_lines() -> None:
         orjson.dumps({"log": TEXT + "\n", "stream": "stdout", "time": "2026"}),  # Docker's files
         orjson.dumps({"labels": {"job": "proxy"}, "line": TEXT, "timestamp": "2026"}),
         orjson.dumps([{"line": TEXT, "timestamp": "1", "fields": {}}]),  # Loki in Grafana
+        b'    "line": ' + orjson.dumps(TEXT) + b",\r",  # the same, a key on each line
     ],
 )
 def test_a_prefix_is_stripped(line: bytes) -> None:
@@ -63,7 +65,7 @@ def test_lines_are_counted_by_what_they_are() -> None:
         b"",
         b"  ",
         event_line("Listening", version="0.2.0"),
-        event_line("Settings", log_level="info"),
+        event_line("Settings", settings={"LOG_LEVEL": "info"}),
         line_of(route="/health"),
     ]
     reader, batch = read(lines)
@@ -77,8 +79,8 @@ def test_lines_are_counted_by_what_they_are() -> None:
         "other requests": 1,
     }
     assert reader.events == {("info", "Listening"): 1, ("info", "Settings"): 1}
-    assert reader.versions == {"0.2.0"}
-    assert reader.settings["log_level"] == "info"
+    run = reader.runs["a"]  # the input, as no line names a run
+    assert (run.lines, run.versions, run.settings) == (1, {"0.2.0"}, {"LOG_LEVEL": "info"})
 
 
 @pytest.mark.parametrize(
@@ -144,3 +146,37 @@ def test_steps_of_the_clock_are_counted() -> None:
     reader.begin_input("b")
     reader.read([line_of(0)])
     assert reader.clock_steps == 3
+
+
+# Runs
+
+
+def test_lines_are_checked_against_what_the_proxy_counted() -> None:
+    """A run with two workers, one that still goes on, and lines without a run."""
+    lines = [
+        event_line("Settings", run_id="one", settings={"ASYNC_WORKERS": "2"}, version="0.2.0"),
+        event_line("Worker serves", run_id="one"),
+        event_line("Worker serves", run_id="one"),
+        *[line_of(number, run_id="one") for number in range(5)],
+        event_line("Stopped", run_id="one", chat_requests=2, lines_dropped=0),
+    ]
+    reader, _ = read(lines)
+    assert (reader.runs["one"].lines, reader.runs["one"].missing) == (5, None)
+    reader.read([event_line("Stopped", run_id="one", chat_requests=4, lines_dropped=1)])
+    assert (reader.runs["one"].missing, reader.runs["one"].dropped) == (1, 1)
+    reader.read([line_of(9, run_id="one"), line_of(9, run_id="one")])
+    assert reader.runs["one"].missing == -1
+    reader.read([event_line("Settings", run_id="two", settings={}), line_of(7, run_id="two")])
+    assert reader.runs["two"].missing is None
+    reader.read([event_line("Stopped", run_id="two", chat_requests=1, lines_dropped=0)])
+    assert reader.runs["two"].missing == 0
+    reader.read([line_of(8)])
+    assert reader.runs["a"].missing is None
+
+
+def test_a_run_is_selected_by_its_id() -> None:
+    lines = [line_of(1, run_id="one"), line_of(2, run_id="two"), line_of(3)]
+    for run, end in (("one", 1), ("two", 2), ("a", 3)):
+        _, batch = read(lines, Selection(labels=(("run_id", run),)))
+        assert batch is not None
+        assert batch.ends == [BEGIN.timestamp() + end]

@@ -1,4 +1,4 @@
-"""Sums and sketches against NumPy on the raw lines."""
+"""What is added up, against the raw lines."""
 
 import math
 from itertools import pairwise
@@ -6,133 +6,12 @@ from itertools import pairwise
 import numpy as np
 import orjson
 import pytest
-from report_lines import line_of, lines_of, values_of
+from report_lines import line_of, lines_of, run_of, values_of
 
-from ape_cerebras.report import run as run_module
-from ape_cerebras.report.reader import PARTS, Objective, Reader, Selection
-from ape_cerebras.report.run import QUANTILES, Run, Series, Sketch, difference
+from ape_cerebras.report.columns import PARTS
+from ape_cerebras.report.objectives import Objective
 
 LINES = lines_of(5000)
-EXACT = 0.003  # a bin's width
-
-
-def run_of(
-    lines: list[bytes],
-    objectives: tuple[Objective, ...] = (),
-    *,
-    pieces: int = 3,
-    window: float = 5.0,
-) -> Run:
-    run = Run(window, ("model", "client", "agent_id"), list(objectives))
-    reader = Reader(Selection())
-    for part in np.array_split(np.arange(len(lines)), pieces):
-        batch = reader.read([lines[number] for number in part])
-        if batch is not None:
-            run.add(batch)
-    return run
-
-
-def sketch_of(values: list[float]) -> Sketch:
-    sketch = Sketch()
-    sketch.add(np.array(values))
-    return sketch
-
-
-# Quantiles
-
-
-@pytest.mark.parametrize("name", ["ttft", "upstream_ttft", "proxy_ttft", "total"])
-def test_quantiles_are_those_of_the_raw_lines(name: str) -> None:
-    key = {"total": "total_time_seconds"}.get(name, f"{name}_seconds")
-    completed = [line for line in LINES if orjson.loads(line)["outcome"] == "completed"]
-    values = values_of(completed, key)
-    sketch = run_of(LINES).sketches[name]
-    assert sketch.count == len(values)
-    assert sketch.sum == pytest.approx(values.sum())
-    assert (sketch.least, sketch.most) == (values.min(), values.max())
-    for quantile in QUANTILES:
-        expected = np.quantile(values, quantile, method="inverted_cdf")
-        assert sketch.quantile(quantile) == pytest.approx(expected, rel=EXACT)
-
-
-def test_values_beyond_the_bins_are_least_or_most() -> None:
-    sketch = sketch_of([0.0, 0.0, 1.0, 20_000.0, np.nan])
-    assert [sketch.quantile(q) for q in (0.1, 0.5, 1.0)] == [0.0, 0.0, 20_000.0]
-    assert sketch.quantile(0.75) == pytest.approx(1.0, rel=EXACT)
-    assert sketch_of([]).summary() == {"count": 0}
-
-
-def chance_between(count: int, quantile: float, low: int, high: int) -> float:
-    """That the quantile of a population lies between two order statistics of a sample: that as many
-    values are below it. From the definition, with whole numbers."""
-    return sum(
-        math.comb(count, below) * quantile**below * (1 - quantile) ** (count - below)
-        for below in range(low, high)
-    )
-
-
-@pytest.mark.parametrize("count", [6, 37, 72, 100, 400])
-@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])
-def test_an_interval_holds_the_quantile_in_95_of_100_cases(count: int, quantile: float) -> None:
-    values = [1.0 + number / 10 for number in range(count)]  # apart by more than a bin
-    interval = sketch_of(values).interval(quantile)
-    if interval is None:
-        assert quantile**count > 0.025 or 0.5**count > 0.025
-        assert count < run_module.needed(quantile)
-        return
-    low, high = (int(np.argmin(np.abs(np.array(values) - bound))) + 1 for bound in interval)
-    assert chance_between(count, quantile, low, high) >= 0.95
-    # No bound can be one nearer.
-    assert chance_between(count, quantile, 0, low + 1) > 0.025
-    assert chance_between(count, quantile, high - 1, count + 1) > 0.025
-
-
-def test_intervals_of_many_values_are_like_those_of_few() -> None:
-    """Above a variance the normal distribution takes the place of the binomial."""
-    for count in (3999, 4001, 100_000):
-        low, high = run_module._ranks(count, 0.5) or (0, 0)
-        assert count / 2 - low == pytest.approx(0.98 * math.sqrt(count), abs=2)
-        assert high - count / 2 == pytest.approx(0.98 * math.sqrt(count), abs=3)
-
-
-def test_too_few_values_tell_how_many_are_needed() -> None:
-    assert [run_module.needed(q) for q in (0.5, 0.95, 0.99, 0.999)] == [6, 72, 368, 3688]
-    quantiles = sketch_of([1.0] * 100).summary()["quantiles"]
-    assert quantiles["p95"]["value"] == 1.0
-    assert quantiles["p99"] == {"value": None, "needs": 368}
-
-
-# Differences
-
-
-def test_a_difference_has_the_interval_of_a_bootstrap() -> None:
-    """Against the bootstrap as one would write it, by drawing samples."""
-    ours, others = (values_of(lines_of(400, seed), "ttft_seconds") for seed in (1, 2))
-    random = np.random.default_rng(5)
-    drawn = [
-        np.quantile(random.choice(other, len(other)), 0.95, method="inverted_cdf")
-        - np.quantile(random.choice(our, len(our)), 0.95, method="inverted_cdf")
-        for our, other in ((ours, others),) * 4000
-    ]
-    expected = np.quantile(drawn, (0.025, 0.975))
-    found = difference(sketch_of([*ours]), sketch_of([*others]), 0.95)
-    assert found is not None
-    width = expected[1] - expected[0]
-    assert found["interval"] == pytest.approx(list(expected), abs=width * 0.08)
-
-
-@pytest.mark.parametrize(("slower", "differs"), [(1.0, False), (1.3, True)])
-def test_a_difference_is_told_only_where_there_is_one(slower: float, differs: bool) -> None:
-    ours = run_of(lines_of(2000, 1)).sketches["ttft"]
-    others = run_of(lines_of(2000, 2, slower=slower)).sketches["ttft"]
-    for quantile in (0.5, 0.95):
-        found = difference(ours, others, quantile)
-        assert found is not None
-        assert found["differs"] is differs
-    assert difference(ours, sketch_of([1.0] * 50), 0.95) is None
-
-
-# Sums
 
 
 def test_sums_are_those_of_the_raw_lines() -> None:
@@ -174,7 +53,7 @@ def test_times_from_the_intended_start_include_the_lag() -> None:
 
 def test_groups_add_up_and_know_pauses() -> None:
     run = run_of(LINES)
-    groups = run.groups["client"]
+    groups = run.groups["agent_id"]
     assert set(groups) == {"planner", "coder", "critic"}
     assert sum(group.sums["requests"] for group in groups.values()) == 5000
     own = [orjson.loads(line) for line in LINES if b'"coder"' in line]
@@ -202,46 +81,6 @@ def test_many_groups_are_added_up_as_others() -> None:
         "b": 5,
         "a": 5,
     }
-
-
-# Over time
-
-
-def test_requests_in_flight_add_up_to_their_times() -> None:
-    lines = [line_of(7, total_time_seconds=6.5), line_of(8, total_time_seconds=1.0)]
-    run = run_of(lines, window=2.0)
-    flight = {number: window.sums["in_flight_seconds"] for number, window in run.windows.items()}
-    first = min(flight)
-    expected = {first: 1.5, first + 1: 2.0, first + 2: 2.0, first + 3: 2.0}
-    assert flight == pytest.approx(expected, abs=1e-3)
-    assert sum(run_of(LINES).windows[n].sums["requests"] for n in run_of(LINES).windows) == 5000
-
-
-def test_windows_are_put_together_when_there_are_many() -> None:
-    lines = [line_of(number * 10.0) for number in range(2000)]
-    run = run_of(lines)
-    assert len(run.windows) <= 400
-    assert run.window == 80.0
-    series = Series(run)
-    assert sum(series.per_second("requests") * series.seconds) == pytest.approx(2000)
-
-
-def test_percentiles_of_a_window_need_enough_values() -> None:
-    few = run_module.percentiles(np.bincount([100] * 5, minlength=540))
-    assert few == {"p50": None, "p95": None, "p99": None}
-    values = values_of(LINES, "ttft_seconds")
-    run = run_of(LINES, window=1000.0)
-    [window] = run.windows.values() if len(run.windows) == 1 else [sum_of(run)]
-    told = run_module.percentiles(window.ttft)
-    for name, quantile in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
-        assert told[name] == pytest.approx(np.quantile(values, quantile), rel=0.04)
-
-
-def sum_of(run: Run) -> run_module._Window:
-    total = run_module._Window()
-    for window in run.windows.values():
-        total.take(window)
-    return total
 
 
 # Objectives

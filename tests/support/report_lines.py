@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-__all__ = ("BEGIN", "event_line", "line_of", "lines_of", "values_of")
+from ape_cerebras.report.objectives import Objective
+from ape_cerebras.report.reader import Reader, Selection
+from ape_cerebras.report.run import Run
+
+__all__ = ("BEGIN", "event_line", "line_of", "lines_of", "run_of", "values_of")
 
 BEGIN = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -71,12 +75,13 @@ def lines_of(count: int, seed: int = 1, *, slower: float = 1.0) -> list[bytes]:
             "prompt_seconds": round(upstream * 0.2, 6),
             "total_time_seconds": round(upstream + proxy + 0.1, 6),
             "client": ("planner", "coder", "critic")[number % 3],
+            "agent_id": ("planner", "coder", "critic")[number % 3],
             "prompt_tokens": int(random.integers(1, 20_000)),
             "completion_tokens": int(random.integers(1, 400)),
             "trace_id": f"{number:032x}",
         }
         if random.random() < 0.03:
-            kept = {"client": fields["client"], "trace_id": fields["trace_id"]}
+            kept = {name: fields[name] for name in ("client", "agent_id", "trace_id")}
             gone = [
                 name for name in orjson.loads(line_of()) if name.endswith(("_seconds", "tokens"))
             ]
@@ -91,3 +96,20 @@ def lines_of(count: int, seed: int = 1, *, slower: float = 1.0) -> list[bytes]:
 def values_of(lines: list[bytes], name: str) -> Any:
     """A field of all lines that have it, as NumPy sees it."""
     return np.array([line[name] for line in map(orjson.loads, lines) if line.get(name) is not None])
+
+
+def run_of(
+    lines: list[bytes],
+    objectives: tuple[Objective, ...] = (),
+    *,
+    pieces: int = 3,
+    window: float = 5.0,
+) -> Run:
+    """The lines added up, read in some pieces."""
+    run = Run(window, ("model", "client", "agent_id", "session_id"), list(objectives))
+    reader = Reader(Selection())
+    for part in np.array_split(np.arange(len(lines)), pieces):
+        batch = reader.read([lines[number] for number in part])
+        if batch is not None:
+            run.add(batch)
+    return run
