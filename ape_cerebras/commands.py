@@ -21,17 +21,12 @@ from secrets import token_hex
 import anyio
 import orjson
 
-from .config.config import (
-    Config,
-    ConfigError,
-    contradictions,
-    read_address,
-)
-from .config.environment import grace_advice, near_misses, without_meaning
+from .config.config import Config, ConfigError, doubts, read_address
 from .config.keys import UpstreamKey
 from .config.settings import SETTINGS
 from .config.values import Origin
 from .downstream.listener import CannotListen, Ports, addresses_of, open_ports
+from .errors import KeyRefused, ProxyError
 from .net.event_loop import run_on
 from .process.hardening import OutputWriter, tune_garbage_collector
 from .process.signals import (
@@ -59,6 +54,8 @@ _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
 _SHARED = {setting.variable for setting in SETTINGS if setting.shared}
 _DEFAULTS = Config(cerebras_api_key="")
+_DEMO = "use a simulator in place of the API; needs no key"
+_DOCTOR = "examine the way to the API instead, step by step; sends one request, GET /v1/models"
 _SHOWN_VALUE = 40  # characters, in the plain table of settings
 _DOCS = Path(__file__).parents[1] / "contrib" / "docs" / "README.md"  # in a source tree
 _MODEL = "gpt-oss-120b"  # of the public API, and of the simulator
@@ -93,23 +90,23 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         return added
 
     serving = command("serve", "serve the proxy")
-    demo = "use a simulator in place of the API; needs no key"
-    serving.add_argument("--demo", action="store_true", help=demo)
+    serving.add_argument("--demo", action="store_true", help=_DEMO)
     for flag, variable in _FLAGS.items():
         serving.add_argument(f"--{flag}", help=_flag_help(variable))
     simulating = command("simulate", "serve the simulator of the Cerebras API alone")
-    command("check", "read and check the settings, and print them")
+    examining = command("check", "read and check the settings, and print them")
+    examining.add_argument("--upstream", action="store_true", help=_DOCTOR)
     listing = command("settings", "print all settings: default, value, where from, meaning")
     form = listing.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="as a table of Markdown")
     form.add_argument("--json", action="store_true", help="as JSON")
     asking = command("health", "ask a running proxy whether it is healthy")
-    checking = command("selfcheck", "check that the recorded times are true")
     for flag in ("host", "port"):
         asking.add_argument(f"--{flag}", help=_flag_help(_FLAGS[flag]))
     reporting = command("report", "make a report of a run from its log lines")
     if wanted == "report":
         _add_report_flags(reporting)
+    checking = command("selfcheck", "check that the recorded times are true")
     with_simulator = {"simulate": simulating, "selfcheck": checking}
     if wanted in with_simulator:
         from .simulator.command import add_flags
@@ -145,11 +142,26 @@ def _check(options: argparse.Namespace) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
-    for name, value in config.visible().items():
-        print(f"{name}={value}{_scope_note(name, config)}")
-    for level, message, problem in _doubts(config, os.environ):
+    if not options.upstream:
+        for name, value in config.visible().items():
+            print(f"{name}={value}{_scope_note(name, config)}")
+    for level, message, problem in doubts(config, os.environ):
         print(f"{level}: {message}: {problem}", file=sys.stderr)
+    if options.upstream:
+        status = run_on(config.backend, unless_stopped, partial(_examine, config))
+        return 1 if status is None else status
     return 0
+
+
+async def _examine(config: Config) -> int:
+    """Print what the doctor finds, line by line; 1 where something fails."""
+    from .upstream.doctor import examine
+
+    status = 0
+    async for subject, ok, text in examine(config, os.environ):
+        print(f"{subject:<14} {'ok ' if ok else 'NOT'} {text}", flush=True)
+        status |= not ok
+    return status
 
 
 def _settings(options: argparse.Namespace) -> int:
@@ -194,18 +206,6 @@ def _rows(config: Config, environment: Mapping[str, str]) -> Iterator[dict[str, 
 
 def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_VALUE else f"{text[: _SHOWN_VALUE - 3]}..."
-
-
-def _doubts(config: Config, environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """What deserves a look in settings that are not wrong: level, message, and the problem."""
-    found = [("warning", "Contradiction", text) for text in contradictions(config)]
-    found += [("warning", "No setting", text) for text in near_misses(environment)]
-    if grace := grace_advice(config.graceful_shutdown_timeout, environment):
-        found.append(("info", "Grace period", grace))
-    if former := without_meaning(environment):
-        text = f"{', '.join(former)}: of the older proxy, without a meaning here"
-        found.append(("debug", "No setting", text))
-    return found
 
 
 def _scope_note(variable: str, config: Config) -> str:
@@ -256,7 +256,7 @@ def _serve(options: argparse.Namespace) -> int:
         return 2
     config = replace(config, run_id=config.run_id or token_hex(8))
     logs = Logs(config.log_level, OutputWriter(_OUTPUT_TIMEOUT), run_id=config.run_id)
-    for level, message, problem in _doubts(config, os.environ):
+    for level, message, problem in doubts(config, os.environ):
         logs.event(level, message, problem=problem)
     tune_garbage_collector()
     reloads = config.ape_api_keys_file is not None
@@ -298,6 +298,8 @@ async def _serve_proxy(
                 return
             if slot is None:
                 _greet(config, proxy.addresses)
+            if not demo and (slot is None or slot.number == 1):
+                tasks.start_soon(_try_account, config, proxy.logs)
             if config.ape_api_keys_file is not None:
                 tasks.start_soon(at_each_sighup, proxy.reread_keys)
             await stop.wait()
@@ -320,6 +322,27 @@ def _greet(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
     print(f"Serving: {url}", file=sys.stderr)
     print(f"Try it:  {curl} -d {shlex.quote(orjson.dumps(body).decode())}", file=sys.stderr)
     print(f"Docs:    {docs}", file=sys.stderr, flush=True)
+
+
+async def _try_account(config: Config, logs: Logs) -> None:
+    """Log before the first request that upstream refuses the key, or does not list the default
+    model. Why no list comes at all, the warm connections' line reports, or the first request's."""
+    from .chat.models import closest
+    from .upstream.doctor import fetch_models
+
+    try:
+        listed = await fetch_models(config)
+    except KeyRefused:
+        logs.event("error", "Upstream refuses the account's key", upstream_status=401)
+    except ProxyError:
+        return
+    else:
+        if listed is not None and config.default_model not in listed:
+            fields = {
+                "model": config.default_model,
+                "closest_model": closest(config.default_model, listed),
+            }
+            logs.event("warning", "Upstream does not list the default model", **fields)
 
 
 async def _cancel_once(stop: anyio.Event, scope: anyio.CancelScope) -> None:

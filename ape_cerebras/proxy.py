@@ -92,7 +92,7 @@ class Proxy:
         self._lines_dropped = lines_dropped
         self._metrics = Metrics(config, current_backend(), slot, self._read_state)
         self._upstream = UpstreamClient(config, connect or connect_for(config.upstream_proxy))
-        self._warmup = Warmup(self._upstream.pool)
+        self._warmup = Warmup(self._upstream.pool, self.logs)
         failures = config.circuit_failures
         self._circuit = CircuitBreaker(failures) if failures else None
         self._health = Health(config, self._metrics, self.logs, self._read_state, slot)
@@ -118,6 +118,7 @@ class Proxy:
             client_connections=len(self._connections),
             upstream_active=self._upstream.pool.active,
             upstream_idle=self._upstream.pool.idle,
+            upstream_reachable=self._upstream.pool.failure is None,
             queue_length=self._admission.waiting,
             lines_dropped=self._lines_dropped(),
             circuit=None if self._circuit is None else self._circuit.state,

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .environment import find_proxy
+from .environment import (
+    describe_proxies,
+    find_proxy,
+    grace_advice,
+    near_misses,
+    without_meaning,
+)
 from .keys import ClientKey, KeysFile
 from .prices import PriceTable
 from .settings import BUCKETS, SETTINGS, Setting
@@ -23,7 +29,7 @@ from .values import (
     reject_unfinished,
 )
 
-__all__ = ("Config", "ConfigError", "contradictions", "read_address")
+__all__ = ("Config", "ConfigError", "contradictions", "doubts", "read_address")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
 _MAY_BE_A_KEY = re.compile(r"sk-|@|[A-Za-z0-9_-]{24}")
@@ -313,4 +319,20 @@ def contradictions(config: Config) -> list[str]:
             f"UPSTREAM_KEEP_ALIVE_TIMEOUT ({keep_alive:g}) is above {_SERVERS_KEEP_ALIVE:g}, after "
             "which most servers close an idle connection: requests may meet one that is closing"
         )
+    return found
+
+
+def doubts(config: Config, environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """What deserves a look in settings that are not wrong: level, message, and the problem."""
+    found = [("warning", "Contradiction", text) for text in contradictions(config)]
+    found += [("warning", "No setting", text) for text in near_misses(environment)]
+    if grace := grace_advice(config.graceful_shutdown_timeout, environment):
+        found.append(("info", "Grace period", grace))
+    way = describe_proxies(config.upstream_proxy, environment)
+    if "HTTPS_PROXY" in way.upper():  # UPSTREAM_PROXY would have been meant
+        level = "info" if config.upstream_proxy is None else "warning"
+        found.append((level, "Proxy on the way", way))
+    if former := without_meaning(environment):
+        text = f"{', '.join(former)}: of the older proxy, without a meaning here"
+        found.append(("debug", "No setting", text))
     return found

@@ -12,11 +12,16 @@ from pathlib import Path
 from .settings import SETTINGS
 from .values import EgressProxy, Origin, read_proxy
 
-__all__ = ("find_proxy", "grace_advice", "near_misses", "without_meaning")
+__all__ = ("describe_proxies", "find_proxy", "grace_advice", "near_misses", "without_meaning")
 
 _FORMER = frozenset(
     ("MEMORY_LIMIT_MB", "CACHE_SIZE_MB", "BATCH_SIZE", "INFERENCE_TIMEOUT", "PERFORMANCE_TRACKING")
 )
+_PROXY_VARIABLES = (
+    *("UPSTREAM_PROXY", "UPSTREAM_PROXY_FILE", "https_proxy", "HTTPS_PROXY", "http_proxy"),
+    *("HTTP_PROXY", "all_proxy", "ALL_PROXY"),
+)
+"""In the order in which they count; the last four have no effect here."""
 _SHORTEST_NAME = 6  # letters; below that, everything is near
 _SHOWN_NAME = re.compile("[A-Za-z0-9_]{1,64}")
 
@@ -54,6 +59,14 @@ def _is_exempt(api: Origin, exempt: str) -> bool:
         if matches and port in ("", str(api.port)):
             return True
     return False
+
+
+def describe_proxies(proxy: EgressProxy | None, environment: Mapping[str, str]) -> str:
+    """The ``proxy`` on the way to the API, and the variables that name it, or could have."""
+    found = [name for name in _PROXY_VARIABLES if environment.get(name, "").strip()]
+    if proxy is None:
+        return f"none; without effect: {', '.join(found)}" if found else "none"
+    return f"through {proxy}, which {found[0]} names" if found else f"through {proxy}"
 
 
 def grace_advice(grace: float, environment: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ STEM = "cerebras_proxy_"
 CIRCUIT_STATES = ("closed", "open", "half_open")
 DEGRADED_REASONS = ("ttft", "failures")
 
-_Mode = Literal["livesum", "livemax", "mostrecent"]
+_Mode = Literal["livesum", "livemax", "livemin", "mostrecent"]
 
 
 class MetricRow(NamedTuple):
@@ -115,6 +115,11 @@ METRICS = (
     _gauge("client_connections", (), "Open connections of clients"),
     _gauge("client_connections_limit", (), "How many there may be: MAX_CONNECTIONS"),
     _gauge("upstream_connections", ("state",), "Open connections to upstream: active or idle"),
+    _gauge(
+        *("upstream_reachable", ()),
+        "1 where the latest attempt to connect to upstream succeeded, and before the first",
+        "livemin",
+    ),
     _gauge("queue_length", (), "Chat requests that wait in the queue"),
     _gauge("upstream_ratelimit_limit", _QUOTA, "The account's quota, as last seen", "mostrecent"),
     _gauge("upstream_ratelimit_remaining", _QUOTA, "Left of the account's quota", "mostrecent"),

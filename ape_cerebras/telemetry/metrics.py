@@ -72,6 +72,7 @@ class LiveState(NamedTuple):
     lines_dropped: float = 0
     circuit: str | None = None
     """A state of ``CIRCUIT_STATES``; None without a circuit breaker."""
+    upstream_reachable: bool = True
 
 
 class Metrics:
@@ -123,6 +124,7 @@ class Metrics:
         self._metrics["queue_length"].set(state.queue_length)
         self._child("upstream_connections", "active").set(state.upstream_active)
         self._child("upstream_connections", "idle").set(state.upstream_idle)
+        self._metrics["upstream_reachable"].set(state.upstream_reachable)
         self._metrics["log_lines_dropped_total"].inc(state.lines_dropped - self._lines_dropped)
         self._lines_dropped = state.lines_dropped
         for name in CIRCUIT_STATES if state.circuit is not None else ():

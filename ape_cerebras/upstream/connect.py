@@ -36,6 +36,7 @@ __all__ = (
     "cause_of",
     "connect_for",
     "connect_tcp",
+    "find_addresses",
     "lookup_is_under_way",
     "ssl_context_for",
     "start_tls",
@@ -205,14 +206,18 @@ async def _connect_through(proxy: EgressProxy, host: str, port: int) -> Timestam
     return raw
 
 
+async def find_addresses(host: str, port: int) -> list[_Address]:
+    """The addresses of a host, in the resolver's order. Raises OSError."""
+    found = _look_up(host, port, socket.AI_NUMERICHOST)  # which asks no resolver
+    return await of_this_loop(_Lookups).find(host, port) if isinstance(found, tuple) else found
+
+
 async def connect_tcp(host: str, port: int) -> TimestampedStream:
     """Connect to the host's addresses side by side, as RFC 8305 describes; the first wins.
 
     Raises OSError (socket.gaierror among them) where none accepts.
     """
-    found = _look_up(host, port, socket.AI_NUMERICHOST)  # which asks no resolver
-    if isinstance(found, tuple):
-        found = await of_this_loop(_Lookups).find(host, port)
+    found = await find_addresses(host, port)
     winner: list[socket.socket] = []
     failures: list[OSError] = []
 

@@ -26,13 +26,13 @@ import anyio
 from anyio import BrokenResourceError, EndOfStream
 
 from ..config.config import Config
-from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed
+from ..errors import ConnectFailed, ConnectTimeout, Overloaded, TlsFailed, UpstreamFailed
 from ..net.event_loop import loop_clock
 from ..net.stream import TimestampedStream
 from .connect import Connect, cause_of, lookup_is_under_way, start_tls
 from .connection import Connection, UpstreamStream
 
-__all__ = ("Lease", "Pool", "PooledConnection")
+__all__ = ("ConnectFailure", "Lease", "Pool", "PooledConnection")
 
 _IDLE_SINCE = attrgetter("idle_since")
 _SPREAD = 0.1  # of the age at which connections end
@@ -68,6 +68,13 @@ class Lease(NamedTuple):
     tls: float | None = None
 
 
+class ConnectFailure(NamedTuple):
+    """Why no connection could be made, as the line of a request reports it."""
+
+    cause: str | None
+    address: str | None
+
+
 class Pool:
     """At most ``connection_pool_size`` connections, with a fair wait for one."""
 
@@ -88,6 +95,7 @@ class Pool:
         self._loss = anyio.Event()
         self._low = anyio.Event()
         self.active = 0  # connections in use
+        self.failure: ConnectFailure | None = None  # of the latest attempt to connect
 
     @property
     def idle(self) -> int:
@@ -161,6 +169,16 @@ class Pool:
             connection.close()
 
     async def _connect(self, waited: float | None = None) -> Lease:
+        """A new connection, or note why there is none."""
+        try:
+            lease = await self._make(waited)
+        except UpstreamFailed as error:
+            self.failure = ConnectFailure(error.cause, error.address)
+            raise
+        self.failure = None
+        return lease
+
+    async def _make(self, waited: float | None) -> Lease:
         """A new connection. The time for TCP includes the look-up of the name."""
         host, port = self._config.cerebras_base_url[1:3]
         began_at = self._clock()

@@ -8,7 +8,8 @@
   long each time, and then by one attempt at a time. ``hint`` cuts the pause short, but never below
   that after a first failure.
 
-Nothing here is logged or counted: a request that finds no connection reports the reason.
+Two things are logged: that the latest attempt to connect has failed, with the reason, and that one
+has succeeded again. Without connections to keep, nothing is: the requests' lines report it.
 """
 
 import math
@@ -16,6 +17,7 @@ import math
 import anyio
 
 from ..errors import ProxyError
+from ..telemetry.logs import Logs
 from .pool import Pool
 
 __all__ = ("Warmup",)
@@ -32,8 +34,9 @@ _SHORT_LIVED = 2.0  # seconds; no server closes a sound idle connection sooner
 class Warmup:
     """Keeps ``warm_connections`` idle connections in a pool."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, logs: Logs) -> None:
         self._pool = pool
+        self._logs = logs
         self._count = pool.warm_connections
         # What is left then is long enough to make another, if that succeeds at all.
         limit = pool.keep_alive_timeout
@@ -41,6 +44,7 @@ class Warmup:
         self._changed = anyio.Event()
         self._attempted_at = self._retry_at = -math.inf
         self._pause = 0.0
+        self._failing_since: float | None = None  # as logged
 
     def hint(self) -> None:
         """A request is about to be sent: make missing connections now."""
@@ -56,6 +60,7 @@ class Warmup:
                 self._changed = anyio.Event()
                 await self._pool.close_old(self._count)
                 await self._make_missing()
+                self._log_change()
                 with anyio.CancelScope(deadline=self._next_check_at()):
                     await self._changed.wait()
 
@@ -96,6 +101,19 @@ class Warmup:
             await self._pool.add_idle()
         except ProxyError:
             self._back_off()
+
+    def _log_change(self) -> None:
+        """Requests make connections too, and fail to."""
+        failure, now = self._pool.failure, anyio.current_time()
+        if failure is not None and self._failing_since is None and self._count:
+            self._failing_since = now
+            fields = {"upstream_address": failure.address} if failure.address else {}
+            message = "Upstream cannot be reached"
+            self._logs.event("warning", message, cause=failure.cause, **fields)
+        elif failure is None and self._failing_since is not None:
+            seconds = round(now - self._failing_since, 3)
+            self._logs.event("info", "Upstream can be reached again", after_seconds=seconds)
+            self._failing_since = None
 
     def _back_off(self) -> None:
         now = anyio.current_time()

@@ -1,5 +1,6 @@
 """Warm connections as requests find them: over TLS, through the running proxy."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -27,6 +28,7 @@ from ape_cerebras.upstream.connect import Connect
 
 pytestmark = pytest.mark.every_loop
 
+REACHABLE = "cerebras_proxy_upstream_reachable"
 USES = "cerebras_proxy_upstream_connection_uses_total"
 
 
@@ -111,7 +113,7 @@ async def test_those_that_upstream_closes_are_replaced_before_the_next_request(
 
 
 @pytest.mark.anyio
-async def test_what_cannot_be_kept_warm_is_neither_logged_nor_counted() -> None:
+async def test_what_cannot_be_kept_warm_is_logged_once_and_fails_no_request() -> None:
     with refusing_port() as port:
         async with running_proxy(port, WARM_CONNECTIONS="2") as running:
             client = await running.client()
@@ -120,11 +122,29 @@ async def test_what_cannot_be_kept_warm_is_neither_logged_nor_counted() -> None:
             assert await running.metric(USES) == 0
             assert await running.metric("cerebras_proxy_errors_total") == 0
             events = [line for line in running.lines.all() if "route" not in line]
-            assert {line["message"] for line in events} == {
+            assert [line["message"] for line in events] == [
                 "APE_API_KEY is not set: every client is served",
                 "Listening",
                 "Settings",
-            }
+                "Upstream cannot be reached",
+            ]
+            failed = events[-1]
+            assert failed["level"] == "warning"
+            address = f"127.0.0.1:{port}"
+            assert (failed["cause"], failed["upstream_address"]) == ("ECONNREFUSED", address)
+            assert await running.metric(REACHABLE) == 0
+
+
+@pytest.mark.anyio
+async def test_it_is_logged_when_they_can_be_made_again() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        async with running_proxy(sock.getsockname()[1], WARM_CONNECTIONS="1") as running:
+            await running.lines.event("Upstream cannot be reached")
+            sock.listen()
+            again = await running.lines.event("Upstream can be reached again")
+            assert again["after_seconds"] > 0
+            assert await running.metric(REACHABLE) == 1
 
 
 # Exact times

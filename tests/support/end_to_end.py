@@ -190,6 +190,15 @@ class Lines:
     def exchanges(self) -> list[dict[str, Any]]:
         return [line for line in self.all() if "outcome" in line]
 
+    async def event(self, message: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """The first line with that message, once it is there."""
+        with anyio.fail_after(timeout):
+            while True:
+                found = [line for line in self.all() if line["message"] == message]
+                if found:
+                    return found[0]
+                await self._more.wait()
+
     async def exchange(self, number: int = 1, timeout: float = TIMEOUT) -> dict[str, Any]:
         """The line of the exchange that was the ``number``-th to end, once it is there."""
         with anyio.fail_after(timeout):

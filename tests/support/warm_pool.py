@@ -1,5 +1,6 @@
 """A pool that is kept warm, over socket pairs, and the upstream that it is connected to."""
 
+import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -8,12 +9,13 @@ import anyio
 import httpcore
 import trio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
-from end_to_end import KEY
+from end_to_end import KEY, Lines
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream
+from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.connection import Connection
 from ape_cerebras.upstream.pool import Lease, Pool
 from ape_cerebras.upstream.warmup import Warmup
@@ -45,7 +47,7 @@ class Upstream:
         self.requested_at.append(anyio.current_time() - self.began_at)
         await anyio.sleep(self.takes)
         if self.refuses:
-            raise ConnectionRefusedError
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -81,7 +83,8 @@ class Upstream:
 class Rig:
     """A pool that is kept warm."""
 
-    def __init__(self, pool: Pool, upstream: Upstream, warmup: Warmup) -> None:
+    def __init__(self, pool: Pool, upstream: Upstream, warmup: Warmup, lines: Lines) -> None:
+        self.lines = lines
         self.pool = pool
         self.upstream = upstream
         self.warmup = warmup
@@ -110,10 +113,11 @@ async def kept_warm(
     async with anyio.create_task_group() as tasks:
         upstream = Upstream(tasks, takes, refuses, idles)
         pool = Pool(config, upstream.connect, None)
-        warmup = Warmup(pool)
+        lines = Lines()
+        warmup = Warmup(pool, Logs("debug", lines.write))
         tasks.start_soon(warmup.keep)
         try:
-            yield Rig(pool, upstream, warmup)
+            yield Rig(pool, upstream, warmup, lines)
         finally:
             tasks.cancel_scope.cancel()
             pool.close()

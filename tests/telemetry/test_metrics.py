@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "client_connections": ("gauge", set()),
     "client_connections_limit": ("gauge", set()),
     "upstream_connections": ("gauge", {"state"}),
+    "upstream_reachable": ("gauge", set()),
     "upstream_ratelimit_limit": ("gauge", {"kind", "window"}),
     "upstream_ratelimit_remaining": ("gauge", {"kind", "window"}),
     "loop_lag_seconds": ("histogram", set()),
@@ -300,6 +301,7 @@ def test_values_read_at_each_scrape() -> None:
     assert value(metrics, "client_connections") == 4
     assert value(metrics, "upstream_connections", state="active") == 5
     assert value(metrics, "upstream_connections", state="idle") == 6
+    assert value(metrics, "upstream_reachable") == 1
     assert value(metrics, "log_lines_dropped_total") == 7
     assert value(metrics, "queue_length") == 8
     python = next(s.labels["python"] for s in samples(metrics) if s.name.endswith("build_info"))

@@ -31,10 +31,11 @@ class WorkerService:
         self.directory = directory
         self.scoreboard = Scoreboard(2)
 
-    def worker(self, number: int, in_flight: int = 3) -> Metrics:
+    def worker(self, number: int, in_flight: int = 3, reachable: bool = True) -> Metrics:
         share_values(str(self.directory), number)
         slot = WorkerSlot(number, self.scoreboard, str(self.directory))
-        return Metrics(config_with(TTFT_TARGET_MS="500"), "trio", slot, partial(live, in_flight))
+        state = live(in_flight)._replace(upstream_reachable=reachable)
+        return Metrics(config_with(TTFT_TARGET_MS="500"), "trio", slot, lambda: state)
 
     def forget(self, number: int) -> None:
         forget_worker(str(self.directory), number)
@@ -120,7 +121,7 @@ def test_metrics_are_sorted_by_name(workers: WorkerService) -> None:
 
 def test_gauges_are_summed_or_the_maximum_or_the_latest(workers: WorkerService) -> None:
     limit, left = b"x-ratelimit-limit-tokens-day", b"x-ratelimit-remaining-tokens-day"
-    first = workers.worker(1, in_flight=5)
+    first = workers.worker(1, in_flight=5, reachable=False)
     first.refresh()
     first.set_degraded(("ttft",))
     first.observe(*with_timings(chat_exchange(quota=read_quota(((limit, b"100"), (left, b"90"))))))
@@ -129,6 +130,7 @@ def test_gauges_are_summed_or_the_maximum_or_the_latest(workers: WorkerService) 
     second.observe(*with_timings(chat_exchange(quota=read_quota(((left, b"95"),)))))
     assert value(second, "requests_in_flight") == 13
     assert value(second, "upstream_connections", state="idle") == 12
+    assert value(second, "upstream_reachable") == 0
     assert value(second, "degraded", reason="ttft") == 1
     assert value(second, "degraded", reason="failures") == 0
     day = {"kind": "tokens", "window": "day"}

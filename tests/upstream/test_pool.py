@@ -13,6 +13,7 @@ from memory_stream import MemoryStream, memory_pair
 from ape_cerebras.config.config import Config
 from ape_cerebras.errors import ConnectFailed, ConnectTimeout, Overloaded
 from ape_cerebras.net.stream import TimestampedStream
+from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.pool import Lease, Pool, PooledConnection
 from ape_cerebras.upstream.warmup import Warmup
 
@@ -215,7 +216,7 @@ async def test_connecting_fails(error: type[OSError] | None, expected: type[Exce
 
 async def test_warm_connections_are_ready_before_the_first_request_and_replaced() -> None:
     async with pool_of(WARM_CONNECTIONS="2") as (pool, peers):
-        warmup = Warmup(pool)
+        warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()
@@ -233,7 +234,7 @@ async def test_warm_connections_are_ready_before_the_first_request_and_replaced(
 
 async def test_warming_leaves_room_for_requests() -> None:
     async with pool_of(WARM_CONNECTIONS="5", CONNECTION_POOL_SIZE="2") as (pool, peers):
-        warmup = Warmup(pool)
+        warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks, leased(pool):
             tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()
@@ -294,7 +295,7 @@ async def test_a_lease_reports_what_connection_it_got() -> None:
         pool.give_back(lease.connection)
         assert await pool.lease() == Lease(lease.connection, "reused")
     async with pool_of(WARM_CONNECTIONS="1") as (pool, _):
-        warmup = Warmup(pool)
+        warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmup.keep)
             await anyio.wait_all_tasks_blocked()

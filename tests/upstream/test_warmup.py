@@ -9,6 +9,7 @@ from warm_pool import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.stream import TimestampedStream
+from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.upstream.pool import Pool
 from ape_cerebras.upstream.warmup import Warmup
 
@@ -205,7 +206,7 @@ def test_where_the_kernel_reports_nothing_a_check_every_few_seconds_does() -> No
         )
         pool = Pool(config, connect, None)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(Warmup(pool).keep)
+            tasks.start_soon(Warmup(pool, Logs("error", print)).keep)
             await anyio.sleep(7)
             peers[0].close()
             await anyio.sleep(2.9)

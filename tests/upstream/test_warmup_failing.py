@@ -3,7 +3,9 @@ everybody waits."""
 
 import anyio
 import pytest
-from warm_pool import kept_warm, on_mock_clock
+from warm_pool import kept_warm, leased, on_mock_clock, use
+
+from ape_cerebras.errors import ConnectFailed
 
 PAUSES = [0, 1, 3, 7, 15, 31, 61, 91, 121]
 
@@ -76,5 +78,53 @@ def test_however_many_requests_come_there_is_one_attempt_a_second() -> None:
                 await rig.until(number / 100)
                 rig.warmup.hint()
         assert rig.upstream.requested_at == pytest.approx(list(range(10)), abs=0.02)
+
+    on_mock_clock(test)
+
+
+def test_a_failure_is_logged_once_and_so_is_its_end() -> None:
+    async def test() -> None:
+        async with kept_warm(refuses=True, WARM_CONNECTIONS="3") as rig:
+            await rig.until(20)
+            [line] = rig.lines.all()
+            assert (line["level"], line["message"]) == ("warning", "Upstream cannot be reached")
+            assert (line["cause"], rig.pool.failure) == ("ECONNREFUSED", ("ECONNREFUSED", None))
+            rig.upstream.refuses = False
+            await rig.until(40)
+            [_, line] = rig.lines.all()
+            assert (line["level"], line["message"]) == ("info", "Upstream can be reached again")
+            assert (line["after_seconds"], rig.pool.failure) == (31.0, None)
+            rig.upstream.refuses = True
+            await rig.until(200)
+        assert len(rig.lines.all()) == 3
+
+    on_mock_clock(test)
+
+
+def test_a_request_that_connects_ends_the_failure() -> None:
+    async def test() -> None:
+        async with kept_warm(refuses=True) as rig:
+            await rig.until(10)
+            rig.upstream.refuses = False
+            async with leased(rig.pool) as lease:
+                await use(lease.connection)
+            await rig.until(16)
+        assert [line["message"] for line in rig.lines.all()] == [
+            *("Upstream cannot be reached", "Upstream can be reached again"),
+        ]
+        assert rig.upstream.requested_at == [*PAUSES[:4], 10]
+
+    on_mock_clock(test)
+
+
+def test_where_none_is_kept_only_the_pool_notes_a_failure() -> None:
+    async def test() -> None:
+        async with kept_warm(refuses=True, WARM_CONNECTIONS="0") as rig:
+            assert rig.pool.failure is None
+            with pytest.raises(ConnectFailed):
+                await rig.pool.lease()
+            await rig.until(20)
+            assert rig.pool.failure == ("ECONNREFUSED", None)
+            assert rig.lines.all() == []
 
     on_mock_clock(test)
