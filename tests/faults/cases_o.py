@@ -219,6 +219,6 @@ CASES: list[Case] = [
     Case("O4", process=no_threads),
     Case("O5", process=background_fails),
     Case("O6", process=accepting_fails),
-    Case("O7", process=anothers_metrics),
-    Case("O8", process=windows_lines),
+    Case("O7", process=anothers_metrics, once=True),
+    Case("O8", process=windows_lines, once=True),
 ]

@@ -87,6 +87,8 @@ class Case:
     ``up``: requests that upstream sees; None for any number.
     ``relayed``: an error is upstream's own.
     ``lines``: exchanges logged for what was sent; None for any number.
+    ``process``: plays the case with processes of its own. ``once``: on one event loop, as it is
+    decided before there is one.
     ``needs``: the capability that the case waits for.
     """
 
@@ -106,6 +108,7 @@ class Case:
     check: Callable[["Scene", Response], object] | None = None
     play: Callable[["Scene"], Awaitable[None]] | None = None
     process: Callable[[str], None] | None = None
+    once: bool = False
     needs: str = ""
 
 

@@ -45,7 +45,15 @@ def play(loop: tuple[str, dict[str, Any]]) -> Iterator[Callable[[Case], None]]:
         yield on_its_bench
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [case for case in CASES if case.once], ids=lambda case: case.id)
+def test_fault_before_an_event_loop(case: Case) -> None:
+    assert case.process is not None
+    case.process("asyncio")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.once], ids=lambda case: case.id
+)
 def test_fault(case: Case, backend: str, play: Callable[[Case], None]) -> None:
     if case.needs:
         pytest.skip(f"needs {case.needs}")
