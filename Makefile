@@ -1,7 +1,8 @@
 # make run          set up and serve on port 8000: the real API where CEREBRAS_API_KEY is set,
 #                   otherwise its simulator
-# make test         set up and run everything: format, lint, types, tests, these in two processes;
+# make test         set up and run everything: format, lint, types, tests, these in three processes;
 #                   JOBS=4 for more, LOOPS=uvloop for other event loops than asyncio and trio
+# make test-pythons the tests on every CPython from 3.11 to 3.15 that is found here
 # make docs         write the reference tables of contrib/docs anew from the code
 #
 # Longer tests:
@@ -41,7 +42,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
-JOBS   ?= 2
+# One more than two cores take, as some tests wait for deadlines and for other processes.
+JOBS   ?= 3
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
 TOOLS  := build/tools
@@ -54,7 +56,7 @@ PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist
 QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
-.PHONY: help run test docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm \
+.PHONY: help run test test-pythons docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm \
   bench-gzip bench-growth bench-quota bench-peers image image-test lock package clean
 
 run: $(VENV)/installed
@@ -65,6 +67,21 @@ run: $(VENV)/installed
 
 test: lint types $(VENV)/installed-js
 	$(PYTEST)
+
+# Free-threaded builds are named so, with a t.
+test-pythons: pyproject.toml
+	@found=""; \
+	for version in 3.11 3.12 3.13 3.14 3.15 3.13t 3.14t 3.15t; do \
+	  python$$version -c 'import ensurepip, venv' 2>/dev/null || continue; \
+	  found="$$found $$version"; \
+	  echo; echo "Python $$version"; \
+	  $(MAKE) --no-print-directory PYTHON=python$$version VENV=build/python$$version \
+	    build/python$$version/installed-test || exit 1; \
+	  build/python$$version/bin/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) \
+	    --dist worksteal --quiet $(ARGS) || exit 1; \
+	done; \
+	test "$$found" || { echo "No python3.11 or newer is found by such a name"; exit 1; }; \
+	echo; echo "Passed on$$found"
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -152,7 +169,8 @@ $(VENV)/bin/python:
 	            "apt-get install python3 python3-venv; another one: make PYTHON=python3.13"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
 
 $(FUZZ)/.venv/installed: pyproject.toml $(FUZZ)/requirements.txt | $(VENV)/bin/python
 	$(PYTHON) -m venv $(FUZZ)/.venv
@@ -163,7 +181,7 @@ $(FUZZ)/.venv/installed: pyproject.toml $(FUZZ)/requirements.txt | $(VENV)/bin/p
 	@touch $@
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) --editable .
+	@$(PIP) --editable .
 	@touch $@
 
 # A dependency group needs pip 25.1, newer than what comes with Python 3.11 to 3.13.
