@@ -8,6 +8,7 @@ event loops. As root, on Debian.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,14 +20,16 @@ from typing import Any
 
 from build_image import ROOT, TAG, build
 from container import Container, Run, running
+from write_locks import LOCK
 
 BASE = "localhost/python:3.13"
 SUITE = "trixie"
 PACKAGES = "ca-certificates,python3,python3-venv"
 CACHE = ROOT / ".image"
-MOST_ADDED = 40_000_000  # bytes, on top of the base
+MOST_ADDED = 32_000_000  # bytes, on top of the base
 TOOLS = ("buildah", "debootstrap", "runc")
 TIMEOUT = 30.0  # seconds
+VERSION = re.findall('VERSION = "(.+)"', (ROOT / "ape_cerebras/version.py").read_text())[0]
 ANY_USER = "65534:65534"  # the image has no file that only its own user may read
 MIB = 2**20
 # How the proxy is started, and its memory, which the programs that test it inside share.
@@ -79,6 +82,8 @@ def try_image(folder: Path) -> int:
     image = json.loads(store("inspect", "--type", "image", TAG))["Docker"]["config"]
     assert image["Healthcheck"]["Test"] == ["CMD", "ape-cerebras", "health"]
     root = Path(store("mount", store("from", "--pull-never", TAG)))
+    _labels(image)
+    _packages(root)
     for number, (flags, memory) in enumerate(WAYS):
         user = ANY_USER if number else image["User"]
         run = Run(root, {**image, "User": user}, ("serve", "--demo", *flags), memory)
@@ -118,6 +123,26 @@ def _added_bytes(store: Store, folder: Path) -> int:
     store("push", "--quiet", "--disable-compression", TAG, f"dir:{folder}")
     layers = json.loads((folder / "manifest.json").read_text())["layers"]
     return sum(layer["size"] for layer in layers[1:])
+
+
+def _labels(image: dict[str, Any]) -> None:
+    prefix = "org.opencontainers.image."
+    labels = {name.removeprefix(prefix): text for name, text in image["Labels"].items()}
+    named = {name: labels[name] for name in ("title", "version", "licenses", "base.name")}
+    assert named == {"title": TAG, "version": VERSION, "licenses": "MIT", "base.name": BASE}
+
+
+def _packages(root: Path) -> None:
+    """The bill of materials lists what the lock names; nothing can install more."""
+    bill = json.loads((root / "opt/ape-cerebras/sbom.cdx.json").read_text())
+    listed = {f"{each['name']}=={each['version']}" for each in bill["components"]}
+    locked = re.findall(r"^(\S+==\S+)( ;.*)? \\$", LOCK.read_text(), re.MULTILINE)
+    always = {pin for pin, marker in locked if not marker}
+    assert always <= listed <= {pin for pin, _ in locked}
+    installers = [path for name in ("pip", "ensurepip") for path in root.rglob(f"{name}*")]
+    left = [str(path.relative_to(root)) for path in installers if "python3" in path.parts[-2]]
+    assert left + [str(path) for path in root.rglob("*.whl")] == []
+    print(f"{len(listed)} packages, as the lock names them, and no pip")
 
 
 def _check(container: Container, flags: str, run: Run) -> None:
