@@ -20,6 +20,12 @@
 # make bench        this proxy beside the peers that are found here; PEERS=nginx,haproxy picks,
 #                   PEERS=none is this proxy alone, ARGS=--quick is a short look, ARGS=--help lists
 #                   more
+# make bench-marks  each mark, its ratio, and whether it is reached, in eleven minutes;
+#                   BESIDE="python3.13 python3.14" measures ours with these as well
+# make bench-instructions  instructions and function calls of a request and of a token, which other
+#                   users of the machine do not disturb; needs valgrind
+# make bench-stages the first token of a stream, stage by stage
+# make bench-scale  the model of contrib/docs/scale.md, checked with simulated agents
 # make bench-growth whether a request costs more beside many connections, in five minutes
 # make bench-warm   what WARM_CONNECTIONS is worth after a quiet minute, 40 ms away, in 7 minutes
 # make bench-gzip   what UPSTREAM_GZIP_MIN_BYTES is worth over 20 Mbit/s
@@ -56,8 +62,9 @@ PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist
 QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
-.PHONY: help run test test-pythons docs faults chaos soak httpcore2 fuzz lint types selfcheck bench bench-warm \
-  bench-gzip bench-growth bench-quota bench-peers image image-test lock package clean
+.PHONY: help run test test-pythons docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
+  bench-warm bench-gzip bench-growth bench-instructions bench-marks bench-quota bench-scale \
+  bench-stages bench-peers image image-test lock package clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -126,8 +133,20 @@ bench: $(VENV)/installed
 bench-warm bench-gzip: bench-%: $(VENV)/installed-selfcheck
 	$(BIN)/python contrib/bench/worth.py $* $(ARGS)
 
-bench-growth: $(VENV)/installed
-	$(BIN)/python contrib/bench/growth.py $(ARGS)
+bench-growth bench-instructions bench-stages: bench-%: $(VENV)/installed
+	$(BIN)/python contrib/bench/$*.py $(ARGS)
+
+bench-marks: $(VENV)/installed $(BESIDE:%=$(BENCH)/.venv-%/installed)
+	$(BIN)/python contrib/bench/marks.py \
+	  $(BESIDE:%=--python $(BENCH)/.venv-%/bin/python) $(ARGS)
+
+bench-scale: $(VENV)/installed-test
+	$(BIN)/python contrib/bench/scale.py $(ARGS)
+
+$(BENCH)/.venv-%/installed: pyproject.toml
+	$* -m venv $(@D)
+	$(@D)/bin/python -m pip install $(QUIET) --editable .
+	@touch $@
 
 bench-quota: $(VENV)/installed-test
 	$(BIN)/python contrib/bench/quota.py $(ARGS)
@@ -161,7 +180,7 @@ package: $(TOOLS)/installed
 
 clean:
 	rm -rf $(VENV) .image build dist tests/sdks/js/node_modules \
-	  $(FUZZ)/.venv $(BENCH)/.venv $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	  $(FUZZ)/.venv $(BENCH)/.venv* $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

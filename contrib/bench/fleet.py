@@ -49,6 +49,7 @@ class Found:
     given_up: int = 0  # calls that failed after the SDK's retries
     waits: list[float] = field(default_factory=list)
     by_agent: list[int] = field(default_factory=list)  # responses
+    events: int = 0  # of streams
 
     def figures(self) -> dict[str, float]:
         return {
@@ -133,7 +134,11 @@ class _Fleet:
         except openai.APIError:
             self.found.given_up += 1
             return False
-        self.found.tokens += response.usage.total_tokens
+        if self._request.get("stream"):
+            async for _ in response:
+                self.found.events += 1
+        else:
+            self.found.tokens += response.usage.total_tokens
         return True
 
 

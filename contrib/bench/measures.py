@@ -13,8 +13,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from statistics import quantiles
 
 from load import TIMEOUT, Failed, Load, Result, request_of
-from peers import CLIENT_KEY, Running, Setting, start
-from processes import KEEP_BYTECODE, WORKER_CORES, Process
+from peers import CLIENT_KEY, Running, Setting
+from processes import KEEP_BYTECODE, Process
 from responses import MARK, RESPONSES
 
 Figures = dict[str, float]
@@ -31,10 +31,11 @@ class Rig:
     seconds: float = 2.0
     idle: int = 1000
     streams: int = 200
+    trials: int = 80
 
     def short(self) -> "Rig":
         """The rig of a quick run."""
-        return replace(self, seconds=0.3, idle=100, streams=20)
+        return replace(self, seconds=0.3, idle=100, streams=20, trials=5)
 
     def query_mock(self, path: str) -> dict[str, int]:
         """The counters of the mock, as JSON from ``path``."""
@@ -91,28 +92,6 @@ def busy(
         result = load.run(rig.seconds * share)
         cpu, mock_cpu = target.process.cpu() - cpu, rig.mock.cpu() - mock_cpu
     return _figures(result, word, cpu, mock_cpu)
-
-
-def two_workers(rig: Rig, target: Running, word: str, clients: int) -> Figures:
-    """Two workers and one worker, both on two cores. A machine with no more cores shares them with
-    the rig, so the rate that the CPU time would allow is reported as well."""
-    if not target.peer.scales:
-        return {}
-    one, two = (_with_workers(rig, target, number, word, clients) for number in (1, 2))
-    return {
-        "speedup": two["requests_per_second"] / one["requests_per_second"],
-        "speedup_by_cpu": 2 * one["request_cpu_us"] / two["request_cpu_us"],
-        **{f"{name}_of_one": one[name] for name in ("requests_per_second", "request_cpu_us")},
-        **two,
-    }
-
-
-def _with_workers(rig: Rig, target: Running, workers: int, word: str, clients: int) -> Figures:
-    several = start(target.peer, rig.setting, workers, WORKER_CORES)
-    try:
-        return busy(rig, several, word, clients)
-    finally:
-        several.process.stop()
 
 
 def beside_idle(rig: Rig, target: Running, clients: int) -> Figures:

@@ -111,7 +111,7 @@ PEERS = (
             "ASYNC_WORKERS": "@WORKERS@",
         },
         scales=True,
-        imports=("@PYTHON@", "ape_cerebras"),
+        imports=("@PYTHON@", "ape_cerebras.server"),
         counted=("@PYTHON@", "@CONFIGS@/steady.py", "serve"),
     ),
     _floor("floor"),

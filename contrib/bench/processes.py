@@ -65,6 +65,10 @@ class Process:
         """Bytes; pages that several processes share count for each."""
         return sum(int(fields[22]) for fields in self._stats()) * float(_PAGE)
 
+    @property
+    def number(self) -> int:
+        return self._popen.pid
+
     def running(self) -> bool:
         return self._popen.poll() is None
 

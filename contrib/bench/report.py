@@ -65,6 +65,11 @@ TABLES = {
         _CORE,
         _RIG,
     ),
+    "spread": (
+        Column("two and two, %", "even_percent"),
+        Column("all on one, %", "on_one_percent"),
+        Column("trials", "trials"),
+    ),
     "start": (
         Column("listening ms", "listening_ms"),
         Column("first response ms", "responded_ms"),

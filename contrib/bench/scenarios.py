@@ -13,9 +13,9 @@ from measures import (
     just_started,
     open_streams,
     resident_after,
-    two_workers,
 )
 from peers import Running
+from workers import spread, two_workers
 
 Measure = Callable[[Rig, Running], Figures]
 
@@ -115,6 +115,13 @@ SCENARIOS = (
         "workers",
         _two_workers("burst", 16),
         rounds=7,
+    ),
+    Scenario(
+        "4 clients, two workers",
+        "of 80 times, how often four keep-alive clients were two and two on two workers",
+        "spread",
+        spread,
+        once=1,
     ),
     Scenario("memory after", "resident after all that", "after", resident_after, once=1),
     Scenario("plain, 32, TLS", "with TLS to upstream", "plain", _PLAIN_32, scheme="https"),
