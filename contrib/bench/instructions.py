@@ -1,7 +1,7 @@
 """Instructions and function calls of a request and of a token: figures that other users of a
 machine do not disturb.
 
-    python instructions.py    # ours, the floors and nginx: plain, burst and paced
+    python instructions.py    # ours, the floors and nginx
 
 Instructions are those in user space, of all threads, as valgrind's callgrind counts them; the
 kernel's are not among them. Calls are those that Python's profiler sees in the main thread, each
@@ -66,12 +66,13 @@ CASES = (
     Case("plain", "plain", 32, "request", 320),
     Case("burst", "burst", 16, "token", 48),
     Case("paced", "stepped", 16, "token", 16),
+    Case("wafer", "stepped-four", 16, "token", 16),
 )
 
 
 def exchange(rig: Rig, target: Running, case: Case, requests: int) -> None:
     with Load(target.port, request_of(case.word, CLIENT_KEY, target.headers), case.clients) as load:
-        if case.word == "stepped":
+        if case.word.startswith("stepped"):
             for _ in range(requests // case.clients):
                 load.exchange_in_steps(lambda: rig.query_mock("/step"))
         else:

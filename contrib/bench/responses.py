@@ -77,6 +77,9 @@ RESPONSES = {
     b"wafer": CannedResponse(
         (_HEAD, *(_FIVE_TOKENS * 4,) * 25, _tail(500)), events=100, tokens=500, pace=0.02
     ),
+    b"stepped-four": CannedResponse(
+        (_HEAD, *(_FIVE_TOKENS * 4,) * 25, _tail(500)), events=100, tokens=500, held=True
+    ),
     # An open stream of which nothing more comes, and a plain reply that is waited for.
     b"stuck": CannedResponse((_HEAD + _TOKEN, _tail(1)), events=1, tokens=1, held=True),
     b"awaited": CannedResponse((b"", _PLAIN), events=1, tokens=100, held=True),
