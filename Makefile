@@ -14,6 +14,8 @@
 # make httpcore2    the tests of the API's side on httpcore2, the successor of httpcore
 # make fuzz         bytes that a parser reads wrongly, found by atheris, a minute for each of five
 #                   parsers; SECONDS=600 for longer
+# make demo-report  two minutes of agents against the simulator, with a slow phase, an outage and
+#                   429s, and the report of it in build/demo; SECONDS=60 for other lengths
 # make selfcheck    whether the recorded times are true on this machine, in about 8 minutes
 #
 # Benchmarks:
@@ -64,7 +66,7 @@ PIP    := $(BIN)/python -m pip install $(QUIET)
 
 .PHONY: help run test test-pythons docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
   bench-warm bench-gzip bench-growth bench-instructions bench-marks bench-quota bench-scale \
-  bench-stages bench-peers image image-test lock package clean
+  bench-stages bench-peers demo-report image image-test lock package clean
 
 run: $(VENV)/installed
 	@if [ -n "$$CEREBRAS_API_KEY$$CEREBRAS_API_KEY_FILE" ]; \
@@ -129,6 +131,9 @@ selfcheck: $(VENV)/installed-selfcheck
 
 bench: $(VENV)/installed
 	$(BIN)/python contrib/bench/bench.py --peers $(or $(PEERS),all) $(ARGS)
+
+demo-report: $(VENV)/installed-report
+	$(BIN)/python contrib/demo/demo_report.py --seconds $(or $(SECONDS),120)
 
 bench-warm bench-gzip: bench-%: $(VENV)/installed-selfcheck
 	$(BIN)/python contrib/bench/worth.py $* $(ARGS)
@@ -207,7 +212,11 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) 'pip>=25.1'
 	$(PIP) --editable '.[all]' --group dev
-	@touch $@ $(VENV)/installed $(VENV)/installed-selfcheck
+	@touch $@ $(VENV)/installed $(VENV)/installed-report $(VENV)/installed-selfcheck
+
+$(VENV)/installed-report: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[report]'
+	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-selfcheck: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[selfcheck]'

@@ -90,6 +90,7 @@ def columns_of(batch: Batch) -> dict[str, Floats]:
     used = ~np.isnan(numbers["completion_tokens"])
     columns = {name: np.nan_to_num(numbers[name]) for name in numbers if name.endswith("_tokens")}
     _add_times(columns, batch)
+    columns["start"], columns["end"] = batch.starts, batch.ends
     columns["requests"] = np.ones(len(batch.ends))
     columns["turns"] = (~(numbers["client_attempt"] > 0)).astype(np.float64)
     failing = {name: _is_failure(name) for name in dict.fromkeys(labels["outcome"])}

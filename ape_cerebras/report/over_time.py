@@ -53,7 +53,7 @@ class Timeline:
         split = ~np.isnan(columns["ttft"]) & ~np.isnan(columns["upstream_ttft"])
         parts = {name: np.where(split, columns[name], 0.0) for name in PARTS}
         columns = {**columns, **parts, "split": split.astype(np.float64)}
-        first = np.floor(batch.starts / self.width).astype(np.int64)
+        first = np.floor(columns["start"] / self.width).astype(np.int64)
         for number in np.unique(first):
             window = self.windows.setdefault(int(number), Window())
             chosen = first == number
@@ -62,12 +62,11 @@ class Timeline:
             window.outcomes.update(batch.labels["outcome"][chosen])
             timed = chosen & ~np.isnan(felt)
             window.ttft += np.bincount(bins[timed], minlength=_AXIS[2])
-        self._add_in_flight(first, batch)
+        self._add_in_flight(first, columns["start"], columns["end"])
         while len(self.windows) > _MAX_WINDOWS:
             self._widen()
 
-    def _add_in_flight(self, first: NDArray[np.int64], batch: Batch) -> None:
-        starts, ends = batch.starts, batch.ends
+    def _add_in_flight(self, first: NDArray[np.int64], starts: Floats, ends: Floats) -> None:
         last = np.ceil(ends / self.width).astype(np.int64) - 1
         spans = np.clip(last - first, 0, _MAX_SPAN)
         for step in range(int(spans.max()) + 1):

@@ -76,6 +76,7 @@ def _key_figures(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     name = next((each for each in ("ttft_intended", "ttft") if latencies[each]["count"]), "")
     name = name or "ttft_derived"
     of = {"ttft_intended": "from the intended start", "ttft": "measured"}.get(name, "derived")
+    of = f"{of}, of {latencies[name]['count']:,}"
     cards = []
     for percent in ("p50", "p95", "p99"):
         found = latencies[name].get("quantiles", {}).get(percent, {"value": None, "needs": 1})

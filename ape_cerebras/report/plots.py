@@ -89,8 +89,8 @@ def _over_time(run: Run, series: Series, ttft: str) -> Plot:
     legend(axes)
     text = (
         f"A point is a request, 2,000 at most; lines are percentiles of {series.width:g} s, by "
-        f"when requests began. Shaded where more than a tenth of them failed. The p95 "
-        f"{highest(series, series.quantiles['p95'], 's')}."
+        f"when requests began. Shaded where more than a tenth of them failed. "
+        f"The p50 {highest(series, series.quantiles['p50'], 's')}."
     )
     table = data_table("begin", series.names, series.quantiles)
     return Plot("ttft-over-time", f"{ttft} over time", text, figure, table)
@@ -154,10 +154,11 @@ def _tokens(series: Series) -> Plot:
     spent = np.cumsum(series.sums("cost_usd"))
     figure, (above, below) = new_figure("", "UTC", rows=2)
     stacked(above, series, rates, ("#56b4e9", "#0072b2"))
-    above.set(ylabel="tokens per second", xlabel="")
+    above.set(ylabel="tokens/s", xlabel="")
+    above.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     legend(above)
     stacked(below, series, {"dollars": spent}, ("#e69f00",))
-    below.set_ylabel("dollars so far")
+    below.set_ylabel("dollars")
     table = data_table("begin", series.names, {**rates, "dollars so far": spent})
     text = f"By when requests began. The run cost ${spent[-1]:,.4f}."
     return Plot("tokens", "Tokens and cost", text, figure, table)

@@ -63,7 +63,7 @@ class Group:
 
     def add(self, columns: dict[str, Floats], batch: Batch, chosen: NDArray[Any]) -> None:
         """Add the chosen exchanges of a batch, but for their sums."""
-        starts, ends = batch.starts[chosen], batch.ends[chosen]
+        starts, ends = columns["start"][chosen], columns["end"][chosen]
         self.begin = min(self.begin, float(starts.min()))
         self.end = max(self.end, float(ends.max()))
         self.finishes.update(filter(None, batch.labels["finish_reason"][chosen]))
@@ -115,8 +115,8 @@ class Run:
     def add(self, batch: Batch) -> None:
         """Add exchanges, in the order in which they ended."""
         columns = columns_of(batch)
-        self.begin = min(self.begin, float(batch.starts.min()))
-        self.end = max(self.end, float(batch.ends.max()))
+        self.begin = min(self.begin, float(columns["start"].min()))
+        self.end = max(self.end, float(columns["end"].max()))
         for name in _SUMS:
             self.sums[name] += float(np.nansum(columns[name]))
         for name, counter in self.counts.items():
@@ -171,7 +171,7 @@ class Run:
         timed = ~np.isnan(felt) & (columns["prompt_tokens"] > 0)
         np.add.at(self.by_prompt, (prompts[timed].astype(np.int64), bins[timed]), 1)
         timed = ~np.isnan(felt)
-        self.sample.add(batch.starts[timed], felt[timed])
+        self.sample.add(columns["start"][timed], felt[timed])
         numbers = np.flatnonzero(timed)
         most = numbers[np.argsort(felt[numbers])[-_SLOWEST:]]
         found = [(float(felt[number]), batch.texts[number]) for number in most]

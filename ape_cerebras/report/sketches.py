@@ -144,13 +144,13 @@ def _ranks(count: int, quantile: float) -> tuple[int, int] | None:
     tail = (1 - _CONFIDENCE) / 2
     spread = 9 * math.sqrt(variance) + 9
     below = np.arange(max(0, math.floor(mean - spread)), min(count, math.ceil(mean + spread)) + 1)
-    whole = math.lgamma(count + 1)
-    weights = [
-        whole - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-        + k * math.log(quantile) + (count - k) * math.log1p(-quantile)
-        for k in map(int, below)
-    ]  # fmt: skip
-    cumulative = np.cumsum(np.exp(weights))
+    first, odds = int(below[0]), quantile / (1 - quantile)
+    least = (
+        math.lgamma(count + 1) - math.lgamma(first + 1) - math.lgamma(count - first + 1)
+        + first * math.log(quantile) + (count - first) * math.log1p(-quantile)
+    )  # fmt: skip
+    steps = np.log((count - below[:-1]) / (below[:-1] + 1) * odds)
+    cumulative = np.cumsum(np.exp(least + np.concatenate(([0.0], np.cumsum(steps)))))
     low = int(below[np.searchsorted(cumulative, tail, side="right")])
     high = int(below[np.searchsorted(cumulative, 1 - tail)]) + 1
     return (max(1, low), high) if high <= count else None

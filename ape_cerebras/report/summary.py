@@ -26,6 +26,7 @@ KINDS = {
 
 _COMPARED = (0.5, 0.95, 0.99)
 _OF_RUNS = (0.5, 0.95)
+_OF_ALL = ("RUN_ID", "CEREBRAS_API_KEY")  # settings that all runs have
 _DEFAULTS = Config(cerebras_api_key="").visible()
 
 
@@ -104,7 +105,7 @@ def _settings(runs: list[RunLines]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
-            if name != "RUN_ID" and value not in found.setdefault(name, []):
+            if name not in _OF_ALL and value not in found.setdefault(name, []):
                 found[name].append(value)
     return {name: values for name, values in found.items() if values != [_DEFAULTS.get(name, "")]}
 

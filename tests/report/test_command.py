@@ -128,6 +128,86 @@ def test_objectives_decide_about_the_exit_status(log: Path) -> None:
     assert unclear["objectives"][0]["value"] is None
 
 
+def test_figures_of_agents_are_those_of_the_raw_lines(log: Path) -> None:
+    groups = figures(log)["groups"]["agent"]
+    assert set(groups) == {"planner", "coder", "critic"}
+    for name, found in groups.items():
+        own = [line for line in LINES if orjson.loads(line)["agent_id"] == name]
+        assert found["requests"] == found["turns"] == len(own)
+        assert found["cost_usd"] == pytest.approx(values_of(own, "cost_usd").sum())
+        values = values_of(own, "ttft_seconds")
+        for quantile in (0.5, 0.95):
+            expected = np.quantile(values, quantile, method="inverted_cdf")
+            shown = found["ttft"]["quantiles"][f"p{100 * quantile:g}"]["value"]
+            assert shown == pytest.approx(expected, rel=0.012)
+
+
+def test_turns_quota_and_intended_starts(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    own = {"agent_id": "a", "intended_start_lag_seconds": 0.3}
+    lines = [
+        line_of(1, **own, reserved_tokens=1000),
+        line_of(3, **own, client_attempt=1),
+        line_of(6, **own),
+    ]
+    log.write_bytes(b"\n".join(lines))
+    found = figures(log)
+    agent = found["groups"]["agent"]["a"]
+    assert (agent["requests"], agent["turns"]) == (3, 2)
+    # Each ended 0.2 s after it began, so 1.8 and 2.8 s lie between them.
+    assert agent["pause"]["count"] == 2
+    assert agent["pause"]["mean"] == pytest.approx(2.3)
+    assert (found["sums"]["reserved_tokens"], found["sums"]["used_of_reserved"]) == (1000, 150)
+    assert found["used_of_reserved"] == 0.15
+    for name, value in (("ttft_intended", 0.4), ("total_intended", 0.5)):
+        assert found["latencies"][name]["mean"] == pytest.approx(value)
+    assert next(iter(found["latencies"])) == "ttft_intended"
+
+
+def test_the_head_says_what_a_log_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "a.log"
+    settings = {"RETRY_ATTEMPTS": "3", "RETRY_BACKOFF": "1.5", "CEREBRAS_API_KEY": "(set)"}
+    begun = event_line("Settings", run_id="one", version="0.2.0", settings=settings)
+    ended = event_line("Stopped", run_id="one", chat_requests=4, lines_dropped=1)
+    lines = [line_of(number, run_id="one") for number in range(3)]
+    log.write_bytes(b"\n".join([begun, *lines, ended, line_of(9, run_id="two")]))
+    assert report(log, "--run-id", "one") == 0
+    shown = capsys.readouterr().out
+    assert "| run | one |" in shown
+    assert "| proxy's version | 0.2.0 |" in shown
+    assert "| RETRY_ATTEMPTS | 3 |" in shown
+    assert "RETRY_BACKOFF" not in shown
+    assert "CEREBRAS_API_KEY" not in shown
+    assert "1 of 4 requests have no line here; the proxy could not write 1 lines" in shown
+    assert "The log is not complete" in shown
+    assert report(log, "--run-id", "two") == 0
+    assert "| complete | not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5])
+def test_from_five_runs_on_runs_are_compared(
+    slower: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        for side, factor in (("this", 1.0), ("other", slower)):
+            seed = number + (10 if side == "other" else 0)
+            lines = lines_of(200, seed, slower=factor)
+            (tmp_path / f"{side}-{number}.log").write_bytes(b"\n".join(lines))
+    this, other = (sorted(tmp_path.glob(f"{side}-*.log")) for side in ("this", "other"))
+    found = figures(*this, "--compare", *other, "--md")
+    comparison = found["comparison"]
+    assert (comparison["by"], comparison["runs"]) == ("runs", [5, 5])
+    p50 = comparison["metrics"]["ttft"]["p50"]
+    assert p50["differs"] is (slower > 1)
+    assert ("no difference that these data show" in capsys.readouterr().out) or slower > 1
+    for side, paths in (("ours", this), ("other", other)):
+        each = [
+            np.quantile(values_of(path.read_bytes().split(b"\n"), "ttft_seconds"), 0.5)
+            for path in paths
+        ]
+        assert p50[side] == pytest.approx(np.median(each), rel=0.02)
+
+
 def test_a_comparison(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.log"
     for slower, shown in ((1.0, "no difference that these data show"), (1.5, "+")):

@@ -1,0 +1,111 @@
+"""Whatever is given: a report, or a clear word and exit status 2; never a traceback."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report_lines import event_line, line_of, lines_of
+
+from ape_cerebras.commands import run_command
+from ape_cerebras.report.columns import LABELS, NUMBERS
+
+KEYS = ("timestamp", "route", "outcome", "level", "message", *NUMBERS, *LABELS)
+SEVERAL = lines_of(300)
+
+
+def report(path: Path, *arguments: str | Path) -> int:
+    return run_command(["report", str(path), *map(str, arguments)])
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
+    | st.text(max_size=12) | st.sampled_from(["measured", "completed", "derived", "2026", "NaTZ"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@st.composite
+def odd_lines(draw: st.DrawFn) -> bytes:
+    """A line of the proxy with fields that were changed, cut, or with bytes among it."""
+    line = orjson.loads(draw(st.sampled_from([line_of(), event_line("Settings"), SEVERAL[7]])))
+    for key in draw(st.lists(st.sampled_from(KEYS), max_size=4)):
+        line[key] = draw(values)
+    if draw(st.booleans()) and "message" in line:
+        line["message"] = draw(st.sampled_from(["Stopped", "Settings", "Worker serves"]))
+        line |= {"settings": draw(values), "chat_requests": draw(values)}
+    text = orjson.dumps(line)
+    if draw(st.integers(0, 4)) == 0:
+        place = draw(st.integers(0, len(text)))
+        text = text[:place] + draw(st.binary(max_size=8)) + text[place + draw(st.integers(0, 9)) :]
+    return text
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(odd_lines() | st.binary(max_size=80), max_size=8))
+def test_random_garbage_is_reported_or_refused(tmp_path: Path, lines: list[bytes]) -> None:
+    log, figures = tmp_path / "a.log", tmp_path / "a.json"
+    log.write_bytes(b"\n".join(lines))
+    status = report(log, "--json", figures, "--md", "--compare", log, "--slo", "ttft:p50<1s")
+    assert status in (0, 1, 2)
+    if status != 2:
+        assert orjson.loads(figures.read_bytes())["requests"] > 0
+    figures.unlink(missing_ok=True)
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(odd_lines(), min_size=1, max_size=5))
+def test_random_garbage_is_drawn_or_refused(tmp_path: Path, lines: list[bytes]) -> None:
+    log, page = tmp_path / "a.log", tmp_path / "a.html"
+    log.write_bytes(b"\n".join([line_of(), *lines]))
+    assert report(log, "--html", page) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (gzip.compress(b"\n".join(SEVERAL), mtime=0)[:-900], "cannot be read to its end"),
+        (gzip.compress(b"")[:12], "cannot be read to its end"),
+        (gzip.compress(b"no log\n", mtime=0), "no line of this proxy's log among 1 lines"),
+        (b"\x1f\x8b" + bytes(50), "cannot be read to its end"),
+        (bytes(range(256)) * 99, "no line of this proxy's log"),
+        (b'{"time":"2026-11-29","status":200,"path":"/v1/chat/completions"}\n', "no line of this"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.log", "a.log.gz"])
+def test_what_cannot_be_read_is_named(
+    content: bytes, word: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether a file is packed says its content, not its name."""
+    log = tmp_path / name
+    log.write_bytes(content)
+    assert report(log) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_file_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    log, figures = tmp_path / "a.log", tmp_path / "a.json"
+    log.write_bytes(line_of())
+    assert report(log, str(tmp_path / "*.log"), "--json", figures) == 0
+    assert orjson.loads(figures.read_bytes())["requests"] == 1
+
+
+def test_mixed_versions_and_a_set_clock_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "a.log"
+    both: list[Any] = [event_line("Listening", version=each) for each in ("0.1.0", "0.2.0")]
+    log.write_bytes(b"\n".join([*both, line_of(100), line_of(5), line_of(101)[:-9]]))
+    assert report(log) == 0
+    shown = capsys.readouterr().out
+    assert "Lines are of several versions of the proxy: 0.1.0, 0.2.0." in shown
+    assert "Time goes backwards in 1 places" in shown
+    assert "1 broken lines are left out." in shown
