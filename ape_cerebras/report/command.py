@@ -198,13 +198,23 @@ def _write(options: argparse.Namespace, log: _Log, summary: dict[str, Any]) -> i
                 plot.figure.savefig(file, dpi=200, facecolor="white")
     text = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if options.json == "-":
-        sys.stdout.write(text.decode())
+        _print(text.decode())
     elif options.json:
         with _writing(options.json):
             Path(options.json).write_bytes(text)
     if options.md or not (options.html or options.png or options.json):
-        sys.stdout.write(markdown(summary))
+        _print(markdown(summary))
     return 0 if all(each["met"] for each in summary["objectives"]) else 1
+
+
+def _print(text: str) -> None:
+    """Whatever the terminal's encoding is, and until nobody reads any more."""
+    encoding = sys.stdout.encoding or "utf-8"
+    with suppress(BrokenPipeError):
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
 
 
 def _write_html(name: str, log: _Log, summary: dict[str, Any], *, live: bool = False) -> None:
@@ -212,8 +222,12 @@ def _write_html(name: str, log: _Log, summary: dict[str, Any], *, live: bool = F
     text = page(summary, plots_of(log.run, summary), reload_seconds=reload_seconds)
     with _writing(name):
         part = Path(f"{name}.part")
-        part.write_text(text, "utf-8", "replace")
-        part.replace(name)  # at once: a browser may be reading it
+        try:
+            part.write_text(text, "utf-8", "replace")
+            part.replace(name)  # at once: a browser may be reading it
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

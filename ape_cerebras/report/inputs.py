@@ -42,7 +42,7 @@ class Inputs:
         for each in given:
             found = [each] if each == "-" or _exists(each) else sorted(glob.glob(each))
             if not found:
-                raise UnusableInput(f"{each}: no such file, and none like it")
+                raise UnusableInput(f"{_shown(each)}: no such file, and none like it")
             names += found
         names = list(dict.fromkeys(names))  # no line counts twice
         opened, sizes = [], 0.0
@@ -52,8 +52,8 @@ class Inputs:
                 sizes += 0.0 if name == "-" else Path(name).stat().st_size
             except OSError as error:
                 reason = os.strerror(error.errno or errno.EIO)
-                raise UnusableInput(f"{name}: cannot be read ({reason})") from None
-        return cls(names, opened, sizes)
+                raise UnusableInput(f"{_shown(name)}: cannot be read ({reason})") from None
+        return cls([*map(_shown, names)], opened, sizes)
 
     def share_read(self) -> float | None:
         """From 0 to 1; None where that is not known."""
@@ -81,6 +81,11 @@ class Inputs:
             yield self.names[number], rest
 
 
+def _shown(name: str) -> str:
+    """The name as text: a file's may be any bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
@@ -90,6 +95,8 @@ def _exists(name: str) -> bool:
 
 def _open(name: str, stack: ExitStack) -> Any:
     """Whether it is packed says the content, as names do not always."""
+    if name == "-" and sys.stdin is None:
+        raise OSError(errno.EBADF, "")
     if name == "-":
         file: Any = sys.stdin.buffer
     else:

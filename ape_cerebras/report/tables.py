@@ -8,7 +8,7 @@ from .summary import completeness
 
 __all__ = ("Table", "cautions_of", "head_of", "tables_of", "value_text")
 
-_TOO_FEW, _MET = "too few requests to tell", ("missed", "met")
+_TOO_FEW, _MET = "too few requests for it", ("missed", "met")
 
 
 class Table(NamedTuple):
@@ -291,7 +291,8 @@ def _agents(summary: dict[str, Any]) -> Table:
     )
     note = (
         "A turn is a request that is no retry by the client itself. Between: the time between "
-        "actions, from the end of one response to the begin of the next request, within one input."
+        "actions, from the end of one response to the begin of the next request; too long where "
+        "the requests of an agent are spread over several logs."
     )
     return Table("Agents", head, rows, note)
 

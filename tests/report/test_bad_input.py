@@ -1,6 +1,9 @@
 """Whatever is given: a report, or a clear word and exit status 2; never a traceback."""
 
 import gzip
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_lines import event_line, line_of, lines_of
+from server_process import environment
 
 from ape_cerebras.commands import run_command
 from ape_cerebras.report.columns import LABELS, NUMBERS
@@ -109,3 +113,45 @@ def test_mixed_versions_and_a_set_clock_are_said(
     assert "Lines are of several versions of the proxy: 0.1.0, 0.2.0." in shown
     assert "Time goes backwards in 1 places" in shown
     assert "1 broken lines are left out." in shown
+
+
+def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
+    log, figures = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.log")), tmp_path / "a.json"
+    log.write_bytes(line_of())
+    assert report(log, "--json", figures, "--md") == 0
+    [name] = orjson.loads(figures.read_bytes())["inputs"]
+    assert name.endswith("\ufffd.log")
+    assert report(log.with_name("gone" + log.name)) == 2
+
+
+def run_apart(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    command = (sys.executable, "-m", "ape_cerebras", "report", *arguments)
+    variables = environment(PYTHONIOENCODING="ascii")
+    return subprocess.run(command, check=False, stderr=subprocess.PIPE, env=variables, **more)
+
+
+def test_outputs_that_nobody_reads_and_other_encodings_are_no_failure(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(b"\n".join(SEVERAL))
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_apart(log, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = run_apart(log, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"| ? |" in done.stdout or b" ?s " in done.stdout
+
+
+def test_a_standard_input_that_is_closed_is_named(tmp_path: Path) -> None:
+    done = run_apart("-", stdout=subprocess.PIPE, preexec_fn=lambda: os.close(0))
+    assert done.returncode == 2
+    assert b"-: cannot be read" in done.stderr
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(line_of())
+    (tmp_path / "page").mkdir()
+    assert report(log, "--html", tmp_path / "page") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "page"]

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,32 @@ def test_plots_and_markdown(log: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "Coordinated omission cannot be excluded" in text
     assert re.search(r"\| TTFT \| 1,9\d\d \|.*\| needs 3,688 \|", text)
     assert "| upstream_rate_limited | 429 | queue_exceeded |  |" in text
+
+
+def test_a_plot_of_measured_and_derived_times_says_so(log: Path, tmp_path: Path) -> None:
+    page, derived = tmp_path / "report.html", line_of(50, ttft_source="derived")
+    for lines, title in (
+        (LINES[:20], "<h3>TTFT over time"),
+        ([derived] * 20, "<h3>TTFT (derived) over time"),
+        ([*LINES[:20], derived], "<h3>TTFT (measured and derived) over time"),
+    ):
+        log.write_bytes(b"\n".join(lines))
+        assert report(log, "--html", page) == 0
+        assert title in page.read_text()
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_how_far_it_is(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ape_cerebras.report.command._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert report(log) == 0
+    shown = terminal.getvalue()
+    assert re.search(r"█{24} 100 %  1,999 lines  [\d,]+ lines/s", shown)
+    assert shown.endswith("\r\x1b[K")
 
 
 def test_a_failure_has_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
