@@ -17,7 +17,7 @@ from ..config.config import Config
 from ..downstream.connection import Downstream
 from ..errors import IdleTimeout, InvalidResponse, ProxyError, Truncated
 from ..http1.body import ContentDecoder
-from ..http1.messages import Headers, Request
+from ..http1.messages import Headers, Request, connection_options
 from ..limits.admission import Admission
 from ..limits.quota_pacing import estimate_prompt, estimate_reservation
 from ..net.event_loop import yield_shielded
@@ -57,6 +57,7 @@ _NOT_DOWN = _HOP_BY_HOP | {
     # Ours take the place of these.
     *(b"x-request-id", b"x-trace-id"),
 }
+_NOT_DOWN_IN_STREAM = _NOT_DOWN | {b"content-length"}
 # Fields that a client may send to the API: its own parameters, and its SDK. An allow-list, because
 # whatever else agents and gateways send (cookies, addresses, keys) is not the API's business.
 _UP = frozenset(
@@ -127,7 +128,7 @@ class Relay:
         self, request: Request, chat: ChatRequest, exchange: Exchange, downstream: Downstream
     ) -> None:
         headers: Headers = (
-            *_headers_up(request.headers),
+            *_headers_up(request),
             (b"traceparent", exchange.traceparent),
             *(((b"tracestate", exchange.tracestate),) if exchange.tracestate else ()),
             (b"x-trace-id", exchange.trace_id.encode()),
@@ -335,35 +336,26 @@ async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: flo
             await yield_shielded()
 
 
-def _listed_in_connection(headers: Headers) -> set[bytes]:
-    """Fields that the sender declared hop-by-hop itself."""
-    return {
-        name.strip().lower()
-        for field, value in headers
-        if field == b"connection"
-        for name in value.split(b",")
-    }
-
-
-def _headers_up(headers: Headers) -> Headers:
+def _headers_up(request: Request) -> Headers:
     """The client's header fields that go upstream."""
-    listed = _listed_in_connection(headers) - {b"content-type", b"content-encoding"}
-    return tuple(
-        (name, value)
-        for name, value in headers
-        if (name in _UP or name.startswith(_UP_PREFIXES)) and name not in listed
-    )
+    kept = [
+        field for field in request.headers if field[0] in _UP or field[0].startswith(_UP_PREFIXES)
+    ]
+    if request.header(b"connection") is not None:
+        listed = connection_options(request.headers) - {b"content-type", b"content-encoding"}
+        kept = [field for field in kept if field[0] not in listed]
+    return tuple(kept)
 
 
 def _headers_down(headers: Headers, *, stream: bool) -> Headers:
     """Upstream's header fields that go to the client. A stream has no length, so that an error
     event can be put behind a part of it."""
-    dropped = _listed_in_connection(headers)
-    if stream:
-        dropped.add(b"content-length")
-    return tuple(
-        (name, value) for name, value in headers if name not in _NOT_DOWN and name not in dropped
-    )
+    dropped = _NOT_DOWN_IN_STREAM if stream else _NOT_DOWN
+    kept = [field for field in headers if field[0] not in dropped]
+    if len(kept) < len(headers):  # a Connection field may be among the others
+        listed = connection_options(headers)
+        kept = [field for field in kept if field[0] not in listed] if listed else kept
+    return tuple(kept)
 
 
 def error_body(error: ProxyError) -> bytes:

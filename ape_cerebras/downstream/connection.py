@@ -3,6 +3,14 @@
 A ``RequestReader`` gives h11 what the client sends; here h11 frames what is sent to the client,
 and decides whether the connection goes on. Written bytes are held until ``flush``, so that the
 pieces of a response that belong together leave in one segment, and those of a body in one chunk.
+
+h11 ends every connection with HTTP/1.0. Here one goes on whose client asks for that with
+``Connection: keep-alive``, as ``ab -k`` does, where the response has a length: RFC 9112 section 9.3
+leaves that to a server and forbids it to a proxy of the client's, which this is not. An HTTP/1.0
+proxy in between that passes the field on unread (appendix C.2.2) waits for an end that does not
+come: the length shows its client where the response ends, and ``KEEP_ALIVE_TIMEOUT`` ends the
+connection. So h11's ``Connection: close`` is replaced there, and the next request gets an h11
+connection of its own.
 """
 
 from contextlib import suppress
@@ -13,7 +21,14 @@ from anyio import BrokenResourceError, ClosedResourceError
 
 from ..config.config import Config
 from ..errors import ClientGone, ClientStalled
-from ..http1.messages import BODILESS, PHRASES, Headers, Request, http_date
+from ..http1.messages import (
+    BODILESS,
+    PHRASES,
+    Headers,
+    Request,
+    connection_options,
+    http_date,
+)
 from ..net.socket_stream import SocketStream
 from ..net.stream import PeerStalled, TimestampedStream, WriteBuffer
 from ..telemetry.exchange import Exchange
@@ -24,9 +39,10 @@ __all__ = ("Downstream", "Misframed", "StreamState")
 
 _MAX_HELD = 60 * 1024  # bytes: what a full read of chunks gives without their framing
 _BEFORE_HEAD = (h11.IDLE, h11.SEND_RESPONSE)  # our states before a response's head
-_ENDED = (h11.DONE, h11.MUST_CLOSE)  # and behind a response
+_ENDED = (h11.DONE, h11.MUST_CLOSE)  # a side's states behind its message
 _END = h11.EndOfMessage()
 _CLOSE = (b"connection", b"close")
+_CLOSE_LINE, _KEEP_ALIVE_LINE = b"\r\nConnection: close\r\n", b"\r\nConnection: keep-alive\r\n"
 
 
 class StreamState(Protocol):
@@ -54,8 +70,8 @@ class Downstream:
         stream.write_timeout = config.client_write_timeout
         self.stream = stream
         # A head reaches h11 whole; what it may have to keep is a body's trailers.
-        kept = config.max_header_bytes
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=kept)
+        self._kept_bytes = config.max_header_bytes
+        self._http = self._new_http()
         self.reader = RequestReader(stream, config, self._http)
         self._buffer = WriteBuffer(stream)
         self._requests_left = config.max_requests_per_connection
@@ -67,20 +83,27 @@ class Downstream:
         self._held: list[bytes] = []  # of the body, and not framed yet
         self._held_bytes = 0
         self._is_head_request = self._chunked = False
+        self._persists_1_0 = self._may_persist_1_0 = False  # beyond a response to HTTP/1.0
         self._head_bytes_sent = 0  # by a probe
         self._held_status: tuple[Exchange, int] | None = None
         self.stream_state: StreamState | None = None
         self._without_timestamp_before = self.stream.reads_without_timestamp
         self.completed_at: float | None = None
 
+    def _new_http(self) -> h11.Connection:
+        return h11.Connection(h11.SERVER, max_incomplete_event_size=self._kept_bytes)
+
     # Requests
 
     async def wait_for_request(self) -> float | None:
         """Wait for the next request. Return when its first byte arrived, or when the connection got
         to it if that was later; None if no more comes."""
-        self._begin_exchange()
         if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
+        elif self._persists_1_0:
+            self._http = self._new_http()
+            self.reader.begin_http(self._http)
+        self._begin_exchange()
         return await self.reader.wait_for_request(last=self._closing)
 
     async def read_head(self) -> Request:
@@ -91,6 +114,9 @@ class Downstream:
         request = await self.reader.read_head()
         self._requests_left -= 1
         self._is_head_request = request.method == "HEAD"
+        if request.http_version == b"1.0":
+            options = connection_options(request.headers)
+            self._may_persist_1_0 = b"keep-alive" in options and b"close" not in options
         return request
 
     async def read_body(self) -> bytes:
@@ -170,7 +196,7 @@ class Downstream:
     @property
     def keeps_alive(self) -> bool:
         """Whether the response, which has ended, lets the connection go on."""
-        return self._http.our_state is h11.DONE
+        return self._http.our_state is h11.DONE or (self._persists_1_0 and self.ended)
 
     def _interim(self, status: int) -> bytes:
         """An interim response, which stands before the head."""
@@ -210,7 +236,11 @@ class Downstream:
         self._chunked = not has_length and self._http.their_http_version == b"1.1"
         reason = PHRASES.get(status, b"")
         response = h11.Response(status_code=status, headers=fields, reason=reason)
-        self._buffer.hold(self._framed(response)[self._head_bytes_sent :])
+        head = self._framed(response)
+        if self._may_persist_1_0 and has_length and not self._closing:
+            self._persists_1_0 = True
+            head = head.replace(_CLOSE_LINE, _KEEP_ALIVE_LINE)
+        self._buffer.hold(head[self._head_bytes_sent :])
 
     async def send_chunk(self, chunk: bytes, *, hold: bool = False) -> None:
         """Send a piece of the body; with ``hold`` not before ``flush``, or before enough is held to
@@ -286,8 +316,7 @@ class Downstream:
     def reusable(self) -> bool:
         """Whether the connection goes on: the client took the whole response, and its head did not
         announce an end, whatever was asked for since; its next request may be on its way."""
-        http = self._http
-        done = http.our_state is h11.DONE and http.their_state is h11.DONE
+        done = self.keeps_alive and self._http.their_state in _ENDED
         return done and self.completed_at is not None
 
     async def abort(self, final_event: bytes = b"") -> None:

@@ -76,6 +76,11 @@ class RequestReader:
         self.ended = False
         self.idle_since: float | None = None
 
+    def begin_http(self, http: h11.Connection) -> None:
+        """Read the next request by another h11 connection, because the latest ended with its
+        request."""
+        self._http = http
+
     @property
     def complete(self) -> bool:
         """Whether the latest request has been read to its end."""

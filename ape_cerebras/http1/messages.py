@@ -18,6 +18,7 @@ __all__ = (
     "TOKEN",
     "Headers",
     "Request",
+    "connection_options",
     "http_date",
     "parse_fields",
 )
@@ -69,6 +70,17 @@ def parse_fields(lines: Iterable[bytes]) -> Headers | None:
             return None
         fields.append((match[1].lower(), match[2].rstrip(b" \t")))
     return tuple(fields)
+
+
+def connection_options(headers: Headers) -> set[bytes]:
+    """The options in the Connection fields (RFC 9110 section 7.6.1), in lower case: ``close``,
+    ``keep-alive``, and the fields that the sender declares hop-by-hop."""
+    return {
+        option.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for option in value.split(b",")
+    }
 
 
 def http_date() -> bytes:

@@ -10,7 +10,7 @@ from anyio.abc import SocketAttribute
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
 from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
-from upstream_scripts import silent
+from upstream_scripts import silent, streams
 
 __all__ = ("CASES",)
 
@@ -251,7 +251,19 @@ CASES: list[Case] = [
         check=no_cors,
     ),
     Case("G17", old(), then="close", up=1, check=lambda scene, _: b"chunked" not in scene.seen),
-    Case("G18", old(b"Connection: keep-alive"), then="close", up=1),
+    Case(
+        "G18",
+        old(b"Connection: keep-alive"),
+        up=1,
+        check=lambda _, response: response.headers["connection"] == "keep-alive",
+    ),
+    Case(
+        "G18 stream",
+        old(b"Connection: keep-alive"),
+        then="close",
+        up=1,
+        upstream=streams(events(TOKEN, b"[DONE]")),
+    ),
     no_body("G19", b"204 No Content"),
     no_body("G19", b"304 Not Modified"),
     Case("G20", play=cut_behind_a_probe, up=1),

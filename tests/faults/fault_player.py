@@ -75,7 +75,7 @@ async def _assert_response(scene: Scene, case: Case, client: Client, response: R
         assert case.check(scene, response) in (None, True)
     assert response.complete == (case.then != "cut")
     if case.then == "keep":
-        assert "connection" not in response.headers
+        assert response.headers.get("connection", "keep-alive") == "keep-alive"
         assert (await client.get("/health")).status == 200
     elif case.then == "close":
         assert response.headers["connection"] == "close"
