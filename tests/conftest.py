@@ -6,18 +6,22 @@ import signal
 import socket
 import sys
 from collections.abc import Generator, Iterator
-from importlib import import_module
 from typing import Any, Literal
 
 import key_leaks
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 from server_process import CLIENT_KEY, Served, refusing_port, serving
 
 from ape_cerebras.net.event_loop import ANYIO_BACKENDS
 from ape_cerebras.net.timestamps import TIMESTAMP_SPACE, enable_timestamps, timestamp_in
 
 pytest_plugins = "pytester"
+
+# How long an example takes, or its generation, says something about the machine only.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,9 +44,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_collection_finish() -> None:
     """Exempt what collection made, a million objects, from every later garbage collection: many
-    tests run one. Hypothesis is loaded before: where no test does so, its plugin does at the end,
-    and takes the random generator of trio, frozen, for garbage."""
-    import_module("hypothesis")
+    tests run one. Hypothesis is loaded above: otherwise its plugin does it at the end, and takes
+    the random generator of trio, frozen, for garbage."""
     gc.collect()
     gc.freeze()
 

@@ -157,7 +157,7 @@ def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
     meter.end()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), streams)
 def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Written]) -> None:
     whole = b"".join(text + rest for _, text, rest in stream)
@@ -176,7 +176,7 @@ def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Wri
     assert exchange == oracle(stream, chunk_of, len(chunks))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(events(), min_size=1, max_size=5))
 def test_byte_by_byte(stream: list[Written]) -> None:
     exchange = Exchange(started_at=0.0)

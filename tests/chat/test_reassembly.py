@@ -62,7 +62,7 @@ COMPLETIONS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(COMPLETIONS, st.lists(st.integers(0, 2**30), max_size=20))
 def test_a_stream_is_reassembled_to_the_plain_reply(
     completion: Completion, cuts: list[int]
@@ -71,7 +71,7 @@ def test_a_stream_is_reassembled_to_the_plain_reply(
     assert assembled(cut(stream, cuts)) == Reply(200, completion.plain(TIMING).data)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(COMPLETIONS)
 def test_byte_by_byte(completion: Completion) -> None:
     stream = b"".join(event.data for event in completion.events(TIMING))
@@ -160,7 +160,7 @@ def parts_of_a_choice(draw: st.DrawFn, whole: dict[str, Any]) -> list[dict[str, 
     return [*parts, {"delta": {}, **last}]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), ENVELOPES, st.lists(CHOICES, min_size=1, max_size=3))
 def test_split_texts_are_reassembled(
     data: st.DataObject, envelope: dict[str, Any], choices: list[dict[str, Any]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from chat_requests import JSON
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ape_cerebras.chat.request import ChatRequest, read_chat_request
@@ -114,7 +114,6 @@ _others = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @example({}, {NEW: 0, OLD: -1}, None, 1, random.Random(1))
 @given(
     _others,

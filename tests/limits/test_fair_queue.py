@@ -5,7 +5,7 @@ from math import inf
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -232,7 +232,6 @@ class QueueMachine(RuleBasedStateMachine):
 TestQueueMachine = QueueMachine.TestCase
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(NAMES), max_size=60), st.integers(1, 5))
 def test_no_client_is_served_twice_before_another_waiting_one(
     names: list[str | None], slots: int

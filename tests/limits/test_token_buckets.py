@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ape_cerebras.limits.token_buckets import (
@@ -173,7 +173,6 @@ def test_decide_is_a_function_of_values() -> None:
     assert decide([Charge(MINUTE, 1)], [65.0], 5.0) == Decision(10.0, MINUTE, 0.0)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 100),
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 10)), min_size=1, max_size=80),

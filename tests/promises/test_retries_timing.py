@@ -247,7 +247,7 @@ def test_retry_time_is_part_of_ttft() -> None:
 _seconds = st.floats(0, 1000).map(lambda seconds: round(seconds, 6))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ended_exchanges(), st.none() | _seconds)
 def test_all_parts_of_ttft_add_up_with_retry_time(
     exchange: Exchange, retried: float | None

@@ -49,7 +49,7 @@ def reported(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str,
     return lines, dict(sums), samples
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_sums(exchanges: list[Exchange]) -> None:
     lines, sums, samples = reported(exchanges)
@@ -83,7 +83,7 @@ def test_sums(exchanges: list[Exchange]) -> None:
     assert sums.get("request_duration_seconds_sum", 0) == pytest.approx(float(durations))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_each_outcome_is_counted_with_the_labels_of_its_line(exchanges: list[Exchange]) -> None:
     lines, _, samples = reported(exchanges)
@@ -99,7 +99,7 @@ def test_each_outcome_is_counted_with_the_labels_of_its_line(exchanges: list[Exc
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ended_exchanges(), max_size=12))
 def test_each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
     exchanges: list[Exchange],

@@ -50,7 +50,8 @@ def odd_lines(draw: st.DrawFn) -> bytes:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(odd_lines() | st.binary(max_size=80), max_size=8))
 def test_random_garbage_is_reported_or_refused(tmp_path: Path, lines: list[bytes]) -> None:
@@ -64,7 +65,8 @@ def test_random_garbage_is_reported_or_refused(tmp_path: Path, lines: list[bytes
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(odd_lines(), min_size=1, max_size=5))
 def test_random_garbage_is_drawn_or_refused(tmp_path: Path, lines: list[bytes]) -> None:

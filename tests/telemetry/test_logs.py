@@ -335,7 +335,7 @@ def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
     assert len(lines[0]) < select.PIPE_BUF
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ended_exchanges(), st.text())
 def test_any_exchange_makes_one_valid_line(exchange: Exchange, model: str) -> None:
     exchange.model = model

@@ -127,7 +127,7 @@ def test_a_ttft_is_derived_without_usage() -> None:
     assert Timings.of(plain_exchange(usage=None)).ttft_seconds == 0.602
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ended_exchanges())
 def test_the_parts_of_ttft_add_up_exactly_in_decimal(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
@@ -140,7 +140,7 @@ def test_the_parts_of_ttft_add_up_exactly_in_decimal(exchange: Exchange) -> None
         assert timings.ttft_source in ("measured", "derived")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ended_exchanges())
 def test_all_parts_of_ttft_add_up_where_all_are_known(exchange: Exchange) -> None:
     timings = Timings.of(exchange)
@@ -186,7 +186,7 @@ def test_tokens_per_event_and_events_per_read() -> None:
     assert (timings.tokens_per_event, timings.events_per_read) == (None, None)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ended_exchanges())
 def test_times_are_never_negative_and_rounded_to_microseconds(exchange: Exchange) -> None:
     timings = Timings.of(exchange)

@@ -140,7 +140,7 @@ class Played:
 _steps = st.tuples(st.sampled_from((Played.enter, Played.leave, Played.wait)), st.integers(0, 1000))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(1, 4), st.lists(_steps, max_size=80))
 def test_never_more_than_one_probe_is_out(
     failures: int, steps: list[tuple[Callable[[Played, int], None], int]]
