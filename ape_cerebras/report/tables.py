@@ -87,8 +87,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def cautions_of(summary: dict[str, Any]) -> Iterator[str]:
     """What has to be known to read the figures right."""
-    sums, requests = summary["sums"], summary["requests"]
-    lagged = int(sums["lagged"])
+    yield from _cautions_of_times(summary)
+    yield from _cautions_of_lines(summary)
+
+
+def _cautions_of_times(summary: dict[str, Any]) -> Iterator[str]:
+    lagged, requests = int(summary["sums"]["lagged"]), summary["requests"]
     if not lagged:
         yield (
             "Coordinated omission cannot be excluded: no request says when it was meant to start "
@@ -103,6 +107,10 @@ def cautions_of(summary: dict[str, Any]) -> Iterator[str]:
             f"Time goes backwards in {summary['clock_steps']} places: logs one behind another in "
             "one input, or a clock that was set. Series over time may be wrong."
         )
+
+
+def _cautions_of_lines(summary: dict[str, Any]) -> Iterator[str]:
+    sums = summary["sums"]
     if len(summary["versions"]) > 1:
         yield f"Lines are of several versions of the proxy: {', '.join(summary['versions'])}."
     if any(each["missing"] for each in summary["runs"].values()):
@@ -111,6 +119,12 @@ def cautions_of(summary: dict[str, Any]) -> Iterator[str]:
         yield f"{missing:,} responses came without usage: tokens and cost are too low."
     if estimated := int(sums["usage_estimated"]):
         yield f"The usage of {estimated:,} requests is an estimate: upstream did not report it."
+    of_info = any(each["level"] == "info" for each in summary["events"])
+    if "completed" not in summary["outcomes"] and not of_info:
+        yield (
+            "No request was completed, and no line has the level info: with a LOG_LEVEL above it "
+            "requests that are completed have no line."
+        )
     if broken := summary["lines"].get("broken"):
         yield f"{broken:,} broken lines are left out."
 

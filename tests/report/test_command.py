@@ -306,6 +306,16 @@ def test_a_terminal_sees_how_far_it_is(log: Path, monkeypatch: pytest.MonkeyPatc
     assert shown.endswith("\r\x1b[K")
 
 
+def test_a_log_without_good_news_may_be_of_a_level_above(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, failed = tmp_path / "a.log", line_of(outcome="upstream_failed", level="error")
+    for lines, doubts in (([failed], True), ([failed, event_line("Listening")], False)):
+        log.write_bytes(b"\n".join(lines))
+        assert report(log) == 0
+        assert ("with a LOG_LEVEL above it" in capsys.readouterr().out) is doubts
+
+
 def test_a_failure_has_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "a.log"
     log.write_bytes(line_of(outcome="upstream_connect_failed", cause="ECONNREFUSED"))
