@@ -2,7 +2,8 @@
 #                   otherwise its simulator
 # make test         set up and run everything: format, lint, types, tests, these in three processes;
 #                   JOBS=4 for more, LOOPS=uvloop for other event loops than asyncio and trio
-# make test-pythons the tests on every CPython from 3.11 to 3.15 that is found here
+# make test-pythons the tests on every CPython from 3.11 to 3.14 that is found; ARGS=tests/chat
+#                   for some of them
 # make docs         write the reference tables of contrib/docs anew from the code
 #
 # Longer tests:
@@ -77,10 +78,11 @@ run: $(VENV)/installed
 test: lint types $(VENV)/installed-js
 	$(PYTEST)
 
-# Free-threaded builds are named so, with a t.
+# By the names that Debian, python.org and pyenv give them. A free-threaded build is none of them:
+# orjson has no wheel for those.
 test-pythons: pyproject.toml
 	@found=""; \
-	for version in 3.11 3.12 3.13 3.14 3.15 3.13t 3.14t 3.15t; do \
+	for version in 3.11 3.12 3.13 3.14; do \
 	  python$$version -c 'import ensurepip, venv' 2>/dev/null || continue; \
 	  found="$$found $$version"; \
 	  echo; echo "Python $$version"; \
