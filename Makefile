@@ -23,7 +23,7 @@
 # make bench        this proxy beside the peers that are found here; PEERS=nginx,haproxy picks,
 #                   PEERS=none is this proxy alone, ARGS=--quick is a short look, ARGS=--help lists
 #                   more
-# make bench-marks  each mark, its ratio, and whether it is reached, in eleven minutes;
+# make bench-marks  each mark, its ratio, and whether it is reached, in ten to twenty minutes;
 #                   BESIDE="python3.13 python3.14" measures ours with these as well
 # make bench-instructions  instructions and function calls of a request and of a token, which other
 #                   users of the machine do not disturb; needs valgrind

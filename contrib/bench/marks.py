@@ -1,7 +1,7 @@
 """The marks that the proxy is measured by, in one run: each with its ratio, spread, and whether it
 is reached.
 
-    python marks.py           # eleven minutes, on a machine with nothing else to do
+    python marks.py           # on a machine with nothing else to do
     python marks.py --quick   # whether all of it works
 
 Ours, with everything on, on asyncio, beside the floors, nginx and sglang-router where it is
