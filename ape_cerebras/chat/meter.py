@@ -159,15 +159,10 @@ class StreamMeter:
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
         events = self._events.feed(chunk)
-        for at in range(0, len(events), _BATCH):
-            batch = events[at : at + _BATCH]
-            # Until the output has begun, each event may hold a first token.
-            if len(batch) < _BATCH or exchange.first_output_at is None:
-                self._take(batch, arrived_at, sent_at)
-            else:
-                self._take_batch(batch, arrived_at, sent_at)
-            if exchange.done_seen:
-                break
+        if len(events) < _BATCH:
+            self._take(events, arrived_at, sent_at)
+        else:
+            self._take_batches(events, arrived_at, sent_at)
         if exchange.last_token_at != previous_at:
             exchange.token_reads += 1
             if previous_at is not None:
@@ -184,11 +179,22 @@ class StreamMeter:
     def end(self) -> None:
         """Do nothing more: all events have been looked at."""
 
-    def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
+    def _take_batches(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         """Take events that mostly are only tokens: together a hundred take two thirds of the time
         that they take one by one."""
+        for at in range(0, len(events), _BATCH):
+            batch = events[at : at + _BATCH]
+            # Until the output has begun, each event may hold a first token.
+            if len(batch) < _BATCH or self._exchange.first_output_at is None:
+                self._take(batch, arrived_at, sent_at)
+            else:
+                self._take_batch(batch, arrived_at, sent_at)
+            if self._exchange.done_seen:
+                break
+
+    def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         text = b"\n".join(events)
-        plain = not (_is_notable(text) or _END in text or len(text) > _MAX_PARSED_EVENT)
+        plain = not (_is_notable(text) or text.find(_END) >= 0 or len(text) > _MAX_PARSED_EVENT)
         if plain and len([event for event in events if _TOKEN.search(event)]) == len(events):
             self._exchange.last_token_at = arrived_at
             self._exchange.token_events += len(events)
@@ -269,12 +275,13 @@ def meter_for(
 
 def _is_notable(text: bytes) -> bool:
     """Whether it may hold more than tokens."""
+    find = text.find  # CPython 3.11 makes and drops a TypeError for each ``in`` between bytes
     return (
-        b'"usage"' in text
-        or b'"error"' in text
-        or b'"time_info"' in text
-        or b'finish_reason":"' in text
-        or b'finish_reason": "' in text
+        find(b'"usage"') >= 0
+        or find(b'"error"') >= 0
+        or find(b'"time_info"') >= 0
+        or find(b'finish_reason":"') >= 0
+        or find(b'finish_reason": "') >= 0
     )
 
 
@@ -290,7 +297,7 @@ def is_failure(event: dict[str, Any]) -> bool:
 
 def _may_have_output(text: bytes) -> bool:
     """Whether there may be a token in it that is not reasoning."""
-    return any(name in text for name in _MAY_BE_OUTPUT)
+    return any([text.find(name) >= 0 for name in _MAY_BE_OUTPUT])  # noqa: C419 - quicker
 
 
 def _tokens_in(choices: Any) -> tuple[bool, bool]:

@@ -81,9 +81,13 @@ class EventReader:
         """Return the payloads of the events that end in ``chunk``, in order, without empty ones."""
         at_boundary = not self._line and self._data is None
         if at_boundary and chunk.startswith(_PLAIN_START) and chunk.endswith(_PLAIN_END):
-            payloads = chunk[_WITHIN_PLAIN].split(_BETWEEN_PLAIN)
-            lines = len(chunk) - len(chunk.replace(b"\n", b""))
-            if lines == 2 * len(payloads) and b"\r" not in chunk:
+            payloads = [chunk[_WITHIN_PLAIN]]
+            lines = 2
+            if chunk.find(b"\n") < len(chunk) - len(_PLAIN_END):  # more than one event
+                payloads = payloads[0].split(_BETWEEN_PLAIN)
+                lines = len(chunk) - len(chunk.replace(b"\n", b""))
+            # ``find``: for ``in`` between bytes CPython 3.11 makes and drops a TypeError.
+            if lines == 2 * len(payloads) and chunk.find(b"\r") < 0:
                 self._after_cr = self._untouched = False
                 return [payload for payload in payloads if 0 < len(payload) <= self._max]
         return self._feed_lines(chunk) if chunk else []
