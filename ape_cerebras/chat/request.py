@@ -215,7 +215,7 @@ def _find_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
     if sum(counts) > _MAX_READ_NAMES:
         raise BadRequest(_NAMED_TOO_OFTEN)
     # Maybe the escape of a letter, or of the underscore, is in a name.
-    if b"\\u00" in body and any(escape in body for escape in _ESCAPES):
+    if body.find(b"\\u00") >= 0 and any(escape in body for escape in _ESCAPES):
         return _outermost(body, _READ_NAME.finditer(body))
     if counts.count(1) == len(counts):
         return {name: body.index(quoted) + len(quoted) for name, quoted in written.items()}
@@ -275,8 +275,11 @@ def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int
 
 def _limit_in(request: dict[str, Any]) -> int | None:
     """Return the most completion tokens that a request names; None where it names none."""
-    numbers = [_whole_number(request.get(name)) for name in _LIMIT_NAMES]
-    return next((number for number in numbers if number is not None and number >= 0), None)
+    for name in _LIMIT_NAMES:
+        number = _whole_number(request.get(name))
+        if number is not None and number >= 0:
+            return number
+    return None
 
 
 def _whole_number(value: Any) -> int | None:

@@ -89,7 +89,7 @@ def check_head(head: bytes, limits: HeadLimits) -> None:
     is_http_11 = _check_request_line(head[:line_end], limits)
     if ends - 2 > limits.headers or len(head) - line_end - 2 > limits.header_bytes:
         raise HeadersTooLarge
-    if b"\r\n " in head or b"\r\n\t" in head:
+    if head.find(b"\r\n ") >= 0 or head.find(b"\r\n\t") >= 0:
         raise BadRequest("A header line is folded.", keeps=False)
     found = _ONCE.findall(head.lower())
     once = dict(found)

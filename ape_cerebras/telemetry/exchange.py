@@ -84,13 +84,18 @@ def _count(parent: Any, *names: str) -> int | None:
     largest = None
     for name in names if isinstance(parent, dict) else ():
         value = parent.get(name)
-        if isinstance(value, str) and _COUNT.fullmatch(value):
-            value = float(value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is int and (largest or 0) <= value <= _MAX_TOKENS:
+        if value is not None and type(value) is not int:
+            value = _whole(value)
+        if value is not None and (largest or 0) <= value <= _MAX_TOKENS:
             largest = value
     return largest
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number that is written as a float or as text; else None."""
+    if isinstance(value, str) and _COUNT.fullmatch(value):
+        value = float(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 class TimeInfo(NamedTuple):

@@ -7,9 +7,9 @@ own span id, so that its spans are children of ours and not of the caller's. The
 another trace it would say of that one what is not so.
 """
 
+import os
 import re
 import time
-from secrets import token_hex
 from typing import NamedTuple
 
 from ..http1.messages import Request
@@ -28,6 +28,11 @@ _UNIX_TIME = re.compile(rb"[0-9]{1,10}(?:\.[0-9]{1,9})?")
 _LONGEST_LAG = 86_400.0  # seconds; beyond it one of the clocks is wrong
 _NO_REQUEST = Request("", b"", b"", ())
 _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
+
+
+def _random_hex(size: int) -> str:
+    """As ``secrets.token_hex`` makes it, without the way through a Random object."""
+    return os.urandom(size).hex()
 
 
 def identify(exchange: Exchange, request: Request | None, now: float) -> None:
@@ -68,13 +73,13 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
     if x_trace_id and _TRACE_ID.fullmatch(x_trace_id):
         trace_id = x_trace_id.decode()
     else:
-        trace_id = incoming[0] if incoming else token_hex(16)
+        trace_id = incoming[0] if incoming else _random_hex(16)
     if incoming:
         w3c_id, flags = incoming
     else:
         # Unsampled: a proxy must not switch on tracing in the client's system.
-        w3c_id, flags = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else token_hex(16), "00"
-    own = f"00-{w3c_id}-{token_hex(8)}-{flags}".encode()
+        w3c_id, flags = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else _random_hex(16), "00"
+    own = f"00-{w3c_id}-{_random_hex(8)}-{flags}".encode()
     return TraceContext(trace_id, own, incoming is not None)
 
 
@@ -98,7 +103,7 @@ def request_id(x_request_id: bytes | None) -> str:
     """The client's own id where it is well formed, else a new one."""
     if x_request_id and _REQUEST_ID.fullmatch(x_request_id):
         return x_request_id.decode()
-    return token_hex(16)
+    return _random_hex(16)
 
 
 def intended_start_lag(x_request_timestamp: bytes | None, started: float) -> float | None:

@@ -72,6 +72,7 @@ class UpstreamClient:
         self._without_key: Headers = ((b"accept-encoding", b"identity"),)
         authorization = b"Bearer " + config.cerebras_api_key.encode()
         self._with_key: Headers = ((b"authorization", authorization), *self._without_key)
+        self._urls: dict[str, httpcore.URL] = {}
         self.pool = Pool(config, connect, ssl_context_for(config))
 
     async def send(
@@ -83,8 +84,11 @@ class UpstreamClient:
         Raises what ``Pool.lease`` and ``Connection.request`` raise, InvalidResponse, KeyRefused,
         and for an error's body what ``UpstreamResponse.next_chunk`` raises.
         """
-        with waiting_for_upstream(exchange, self._clock):
+        began_at = self._clock()
+        try:
             lease = await self.pool.lease(new=on_new)
+        finally:
+            exchange.upstream_wait_seconds += self._clock() - began_at
         exchange.connection = lease.use
         exchange.upstream_address = lease.connection.stream.raw.peer
         exchange.pool_wait_seconds = lease.waited
@@ -93,13 +97,21 @@ class UpstreamClient:
             exchange, self.pool, lease.connection, self._config, request.awaits_token
         )
         try:
-            scheme, host, port, prefix = self._config.cerebras_base_url
-            url = httpcore.URL(scheme=scheme, host=host, port=port, target=prefix + request.path)
+            url = self._url_of(request.path)
             await response.begin(request.method, url, self._headers_of(request), request.body)
         except BaseException:
             response.close()
             raise
         return response
+
+    def _url_of(self, path: str) -> httpcore.URL:
+        """The URL of one of our own few paths, made once."""
+        url = self._urls.get(path)
+        if url is None:
+            scheme, host, port, prefix = self._config.cerebras_base_url
+            url = httpcore.URL(scheme=scheme, host=host, port=port, target=prefix + path)
+            self._urls[path] = url
+        return url
 
     def _headers_of(self, request: UpstreamRequest) -> Headers:
         own = self._with_key if request.with_key else self._without_key
@@ -282,7 +294,7 @@ class KeyLeakDetector:
             return False
         text = self._tail + chunk
         self._tail = text[1 - len(wanted) :]
-        return wanted in text
+        return text.find(wanted) >= 0  # for ``in`` CPython 3.11 makes and drops a TypeError
 
 
 def read_quota(headers: Headers) -> Quota:
