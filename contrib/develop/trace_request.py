@@ -35,7 +35,7 @@ COMPLETION = (
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-oss-120b","choices":'
     b'[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hello"}}],"usage":'
     b'{"prompt_tokens":10,"completion_tokens":2,"total_tokens":12},"time_info":{"queue_time":0.001,'
-    b'"prompt_time":0.001,"completion_time":0.001,"total_time":0.003,"created":1}}'
+    b'"prompt_time":0.001,"completion_time":0.0,"total_time":0.002,"created":1}}'
 )
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
     len(COMPLETION),
