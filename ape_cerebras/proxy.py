@@ -7,7 +7,7 @@ touches signals, logging or anything global.
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 from anyio.abc import ByteStream
@@ -27,7 +27,7 @@ from .errors import (
 from .limits.admission import Admission
 from .limits.api_keys import ApiKeys, check_key
 from .limits.redis_store import open_limit_store
-from .net.event_loop import current_backend, loop_clock
+from .net.event_loop import ThreadCall, current_backend, loop_clock
 from .net.stream import timestamped
 from .routes import Routes, Table, match
 from .telemetry.exchange import Exchange
@@ -43,6 +43,9 @@ from .upstream.connect import Connect, connect_for
 from .upstream.retry import RetryingClient
 from .upstream.warmup import Warmup
 
+if TYPE_CHECKING:
+    from .telemetry.traces import Traces
+
 __all__ = ("Entrance", "Proxy")
 
 _LAG_SAMPLE = 0.01  # seconds
@@ -50,6 +53,7 @@ _FINAL_ERROR_TIMEOUT = 0.5  # seconds to send a client the error that cuts its r
 _CHECK_EVERY = 1.0  # seconds between checks whether the service is degraded
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure in the background
 _FAILURES_LOGGED = 100  # kinds of failures in the background that are logged, once each
+_FLUSH_SPANS = 1.0, 2.0  # seconds, at least and at most; a collector may be down
 _SCRAPERS = 100  # connections: several Prometheus servers, a person or two, and room for mistakes
 
 
@@ -87,10 +91,11 @@ class Proxy:
         self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
         self._in_flight = self._chat_requests = 0
+        self._grace_ends_at, self._drained = 0.0, False
         self._failures: list[list[str]] = []  # in the background, as logged
-        self._drained = False
         self._lines_dropped = lines_dropped
         self._metrics = Metrics(config, current_backend(), slot, self._read_state)
+        self._traces = open_traces(config, self.logs, self._metrics)
         self._upstream = UpstreamClient(config, connect or connect_for(config.upstream_proxy))
         self._warmup = Warmup(self._upstream.pool, self.logs)
         failures = config.circuit_failures
@@ -107,8 +112,7 @@ class Proxy:
         routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
         self._connections = Connections(config.max_connections, slot)
         self.for_clients = Entrance(routes.main, self._connections)
-        # Apart, so that scrapes are served also where clients have all the connections there may
-        # be.
+        # Apart, so that scrapes are served also where clients have all connections.
         self.for_scrapers = Entrance(routes.for_scrapers, Connections(_SCRAPERS, None))
 
     def _read_state(self) -> LiveState:
@@ -122,6 +126,7 @@ class Proxy:
             queue_length=self._admission.waiting,
             lines_dropped=self._lines_dropped(),
             circuit=None if self._circuit is None else self._circuit.state,
+            spans_lost=0 if self._traces is None else self._traces.lost,
         )
 
     # One connection, and its exchanges
@@ -228,7 +233,8 @@ class Proxy:
         self._chat_requests += exchange.is_chat
         timings = Timings.of(exchange)
         counts = (self._metrics.observe,) if self.config.metrics_enabled else ()
-        for observe in (*counts, self._health.observe, self.logs.exchange):
+        spans = () if self._traces is None else (self._traces.observe,)
+        for observe in (*counts, self._health.observe, self.logs.exchange, *spans):
             try:
                 observe(exchange, timings)
             except Exception:
@@ -285,6 +291,8 @@ class Proxy:
     async def _watch_health(self) -> None:
         while True:
             self._health.check()
+            if self._traces is not None:
+                self._traces.report()
             await anyio.sleep(_CHECK_EVERY)
 
     async def _watch_loop(self) -> None:
@@ -316,6 +324,8 @@ class Proxy:
 
     def begin_drain(self) -> None:
         """Let each connection end with the next response that announces it."""
+        if not self.drain_began.is_set():
+            self._grace_ends_at = self._clock() + self.config.graceful_shutdown_timeout
         self.drain_began.set()
         for downstream in self._connections:
             downstream.drain()
@@ -328,8 +338,27 @@ class Proxy:
             await self._connections.wait_for_fewer_than(1)
         self.close()
 
+    async def flush_spans(self) -> None:
+        """Send the spans that wait, after the last exchange, in the rest of the grace period."""
+        if self._traces is None:
+            return
+        least, most = _FLUSH_SPANS
+        seconds = min(max(least, self._grace_ends_at - self._clock()), most)
+        with anyio.move_on_after(seconds, shield=True), suppress(OSError):
+            await ThreadCall(self._traces.shut_down).result()
+        self._traces.report_unsent()
+
     def close(self) -> None:
         """Close the idle connections to upstream. Requests from here on get 503."""
         self._drained = True
         self._upstream.pool.close()
         self._limits.close()
+
+
+def open_traces(config: Config, logs: Logs, metrics: Metrics) -> "Traces | None":
+    """Traces, where they are switched on: OpenTelemetry is imported for nothing else."""
+    if config.traces_url is None and config.otlp_metrics_url is None:
+        return None
+    from .telemetry.traces import Traces
+
+    return Traces(config, logs, metrics.model_label)

@@ -64,7 +64,10 @@ async def serve(
             slot=slot,
         )
         stack.callback(proxy.close)
-        await _serve_on(ports, proxy, slot, task_status)
+        try:
+            await _serve_on(ports, proxy, slot, task_status)
+        finally:
+            await proxy.flush_spans()
 
 
 async def _serve_on(

@@ -69,6 +69,12 @@ class Config:
     metrics_port: int | None = None
     metrics_enabled: bool = True
     metrics_on_main_port: bool = True
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_traces_endpoint: str | None = None
+    otel_exporter_otlp_metrics_endpoint: str | None = None
+    otel_exporter_otlp_protocol: str = "http/protobuf"
+    otel_traces_exporter: str = "otlp"
+    otel_metrics_exporter: str | None = None
     default_model: str = "llama3.1-8b"
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     model_prices: PriceTable = field(default_factory=PriceTable.built_in)
@@ -153,6 +159,22 @@ class Config:
         """The separate port for scrapers; None if there is none."""
         is_same = self.metrics_port == self.port != 0
         return None if is_same or not self.metrics_enabled else self.metrics_port
+
+    @property
+    def traces_url(self) -> str | None:
+        """The URL that spans are sent to; None where they are not."""
+        base = self.otel_exporter_otlp_endpoint
+        url = self.otel_exporter_otlp_traces_endpoint or (base and f"{base.rstrip('/')}/v1/traces")
+        return url if "otlp" in self.otel_traces_exporter.split(",") else None
+
+    @property
+    def otlp_metrics_url(self) -> str | None:
+        """The URL that metrics are sent to by OTLP; None where they are not."""
+        base, exporter = self.otel_exporter_otlp_endpoint, self.otel_metrics_exporter
+        if exporter is not None and "otlp" not in exporter.split(","):
+            return None
+        by_name = base and exporter and f"{base.rstrip('/')}/v1/metrics"
+        return self.otel_exporter_otlp_metrics_endpoint or by_name
 
     @property
     def queue_timeout(self) -> float:

@@ -19,6 +19,7 @@ from .values import (
     read_backend,
     read_ca_bundle,
     read_ca_directory,
+    read_collector,
     read_host,
     read_level,
     read_origin,
@@ -98,6 +99,7 @@ _bytes = whole(64, 2**31)
 _count = whole(1, 10_000_000)
 _port = whole(0, 65535)
 _model = matching(MODEL, "a model's name")
+_exporters = matching("[a-z_]+(?:,[a-z_]+)*", "names of exporters: otlp or none")
 _LIMIT = {"per_worker": True}
 _SHARED_LIMIT = {"per_worker": True, "shared": True}
 
@@ -135,6 +137,28 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("METRICS_PORT", _port, "separate TCP port for /metrics and /health; 0: any free port"),
     Setting("METRICS_ENABLED", on_or_off, "collect metrics and serve /metrics"),
     Setting("METRICS_ON_MAIN_PORT", on_or_off, "serve /metrics on PORT too"),
+    Setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        read_collector,
+        "URL of an OTLP collector that traces are sent to (extra otel); unset: none are",
+    ),
+    Setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        read_collector,
+        "whole URL that traces are sent to; unset: OTEL_EXPORTER_OTLP_ENDPOINT and /v1/traces",
+    ),
+    Setting(
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        read_collector,
+        "whole URL that metrics are sent to by OTLP; unset: as OTEL_METRICS_EXPORTER says",
+    ),
+    Setting("OTEL_EXPORTER_OTLP_PROTOCOL", one_of("http/protobuf"), "how a collector is spoken to"),
+    Setting("OTEL_TRACES_EXPORTER", _exporters, "none: no traces in spite of an endpoint"),
+    Setting(
+        "OTEL_METRICS_EXPORTER",
+        _exporters,
+        "otlp: metrics too, to OTEL_EXPORTER_OTLP_ENDPOINT and /v1/metrics; unset: none",
+    ),
     Setting("DEFAULT_MODEL", _model, "model for requests that name none"),
     Setting("MODEL_ALIASES", read_aliases, "model names to replace in requests: requested=sent,…"),
     Setting(

@@ -36,6 +36,7 @@ __all__ = (
     "read_backend",
     "read_ca_bundle",
     "read_ca_directory",
+    "read_collector",
     "read_file",
     "read_host",
     "read_level",
@@ -56,6 +57,7 @@ HOST = r"[A-Za-z0-9._:%-]{1,255}"
 _HASHED_NAME = re.compile("[0-9a-f]{8}[.][0-9]+")  # of a certificate, by 'openssl rehash'
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _PROXY_PORT = 80
+_COLLECTOR = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?")
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
 
@@ -247,6 +249,20 @@ def read_backend(text: str) -> str:
     if name == "uvloop" and find_spec("uvloop") is None:
         raise ValueError("needs a package for uvloop: pip install 'ape-cerebras[uvloop]'")
     return name
+
+
+def read_collector(text: str) -> str:
+    """The URL of an OTLP collector. The SDK sends OTEL_EXPORTER_OTLP_HEADERS, which hold its
+    keys."""
+    if not _COLLECTOR.fullmatch(text):
+        raise ValueError("must be an http or https URL, without user and password")
+    try:
+        found = find_spec("opentelemetry.sdk"), find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # of a package that one of them is in
+        found = None, None
+    if None in found:
+        raise ValueError("needs OpenTelemetry's SDK: pip install 'ape-cerebras[otel]'")
+    return text
 
 
 def read_workers(text: str) -> int:

@@ -122,6 +122,10 @@ def report_crashes() -> None:
 
 
 class _CrashHandler(logging.Handler):
+    """OpenTelemetry logs each try of a collector that is down; ``Traces`` counts what is lost."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("opentelemetry."):
+            return
         error = record.exc_info[1] if record.exc_info else None
         report_crash("A library reported a problem", error)

@@ -144,6 +144,8 @@ class Exchange:
     # telemetry/trace_context
     request_id: str = ""
     trace_id: str = ""
+    span_id: str = ""  # of the exchange; that of the request upstream is in ``traceparent``
+    parent_span_id: str | None = None  # the client's
     traceparent: bytes = b""
     tracestate: bytes = b""
     intended_start_lag_seconds: float | None = None  # it began later than the client planned

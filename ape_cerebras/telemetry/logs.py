@@ -66,6 +66,8 @@ with the ``run_id``, which is RUN_ID or new at each start of the service."""
 
 LOG_FIELDS = (
     LogField("request_id", "from `X-Request-ID`, else new"),
+    LogField("span_id", "of the exchange, in a [trace](traces.md)"),
+    LogField("parent_span_id", "of the client, from `traceparent`"),
     LogField("route", "the path's template, never the path"),
     LogField("method", "of the request"),
     LogField("status_code", "sent to the client; left out if none was", "status"),

@@ -137,6 +137,7 @@ METRICS = (
         "Failures of tasks in the background, which go on after a pause",
     ),
     _count("log_lines_dropped_total", (), "Log lines lost: the output stalled or closed"),
+    _count("spans_lost_total", (), "Spans lost: their collector was slow, down, or refused them"),
     _gauge("build_info", ("version", "python", "backend"), "Always 1", "livemax"),
 )
 

@@ -73,6 +73,7 @@ class LiveState(NamedTuple):
     circuit: str | None = None
     """A state of ``CIRCUIT_STATES``; None without a circuit breaker."""
     upstream_reachable: bool = True
+    spans_lost: int = 0
 
 
 class Metrics:
@@ -99,6 +100,7 @@ class Metrics:
         self._max_known = len(self._known) + _MAX_LISTED
         self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
         self._lines_dropped = 0.0
+        self._spans_lost = 0
         # Looking a child up by its labels costs more than counting in it.
         self._child: Callable[..., Any] = cache(self._look_up)
         self.loop_lag: Histogram = self._metrics["loop_lag_seconds"]
@@ -127,6 +129,8 @@ class Metrics:
         self._metrics["upstream_reachable"].set(state.upstream_reachable)
         self._metrics["log_lines_dropped_total"].inc(state.lines_dropped - self._lines_dropped)
         self._lines_dropped = state.lines_dropped
+        self._metrics["spans_lost_total"].inc(state.spans_lost - self._spans_lost)
+        self._spans_lost = state.spans_lost
         for name in CIRCUIT_STATES if state.circuit is not None else ():
             self._child("upstream_circuit", name).set(name == state.circuit)
 

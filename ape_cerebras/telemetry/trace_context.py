@@ -44,8 +44,9 @@ def identify(exchange: Exchange, request: Request | None, now: float) -> None:
     if parent and len(_values(request, b"traceparent")) > 1:  # which of them is no longer known
         parent = None
     context = trace_context(header(b"x-trace-id"), parent)
-    exchange.trace_id, exchange.traceparent, continued = context
-    if continued and header(b"tracestate"):
+    exchange.trace_id, exchange.traceparent, exchange.parent_span_id = context
+    exchange.span_id = _random_hex(8)
+    if exchange.parent_span_id and header(b"tracestate"):
         exchange.tracestate = b",".join(_values(request, b"tracestate"))
     exchange.request_id = request_id(header(b"x-request-id"))
     started = time.time() - (now - exchange.started_at)
@@ -60,11 +61,11 @@ def _values(request: Request, name: bytes) -> list[bytes]:
 
 class TraceContext(NamedTuple):
     """``trace_id`` for log lines and the response; ``traceparent`` for the request upstream.
-    ``continued``: whether that continues the client's own."""
+    ``parent_span_id``: the client's span, whose trace is continued; None in a new trace."""
 
     trace_id: str
     traceparent: bytes
-    continued: bool
+    parent_span_id: str | None
 
 
 def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceContext:
@@ -75,16 +76,17 @@ def trace_context(x_trace_id: bytes | None, traceparent: bytes | None) -> TraceC
     else:
         trace_id = incoming[0] if incoming else _random_hex(16)
     if incoming:
-        w3c_id, flags = incoming
+        w3c_id, parent, flags = incoming
     else:
         # Unsampled: a proxy must not switch on tracing in the client's system.
-        w3c_id, flags = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else _random_hex(16), "00"
+        w3c_id = trace_id if _W3C_TRACE_ID.fullmatch(trace_id) else _random_hex(16)
+        parent, flags = None, "00"
     own = f"00-{w3c_id}-{_random_hex(8)}-{flags}".encode()
-    return TraceContext(trace_id, own, incoming is not None)
+    return TraceContext(trace_id, own, parent)
 
 
-def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
-    """Trace id and flags of a valid header; None for anything else.
+def _parse_traceparent(value: bytes) -> tuple[str, str, str] | None:
+    """Trace id, parent's span id and flags of a valid header; None for anything else.
 
     Only the flag "sampled" is passed on: a vendor must clear those it does not know (section
     3.2.2.5.2), and flags of a future version may mean anything.
@@ -96,7 +98,8 @@ def _parse_traceparent(value: bytes) -> tuple[str, str] | None:
         return None
     if not match["trace"].strip(b"0") or not match["parent"].strip(b"0"):
         return None
-    return match["trace"].decode(), f"{int(match['flags'], 16) & _SAMPLED:02x}"
+    flags = f"{int(match['flags'], 16) & _SAMPLED:02x}"
+    return match["trace"].decode(), match["parent"].decode(), flags
 
 
 def request_id(x_request_id: bytes | None) -> str:

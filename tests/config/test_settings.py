@@ -53,6 +53,15 @@ def key(text: str, name: str | None = None) -> ClientKey:
 
 
 REDIS = "redis://:word@127.0.0.1:6379/0"
+COLLECTOR = {"http://otel:4318": "http://otel:4318", "https://a.b/c": "https://a.b/c"}
+NO_COLLECTOR = (
+    "otel:4318",
+    "http://",
+    "http://a b",
+    "http://me@otel",
+    "http://otel?key=1",
+    "grpc://otel",
+)
 GOOD: dict[str, dict[str, Any]] = {
     "CEREBRAS_API_KEY": {"csk-abc": "csk-abc", "!~": "!~", "k" * 500: "k" * 500},
     "CEREBRAS_BASE_URL": {
@@ -92,6 +101,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "METRICS_PORT": {"0": 0, "8002": 8002, "65535": 65535},
     "METRICS_ENABLED": SWITCH,
     "METRICS_ON_MAIN_PORT": SWITCH,
+    "OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": COLLECTOR,
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": COLLECTOR,
+    "OTEL_EXPORTER_OTLP_PROTOCOL": {"http/protobuf": "http/protobuf"},
+    "OTEL_TRACES_EXPORTER": {"none": "none", "otlp,console": "otlp,console"},
+    "OTEL_METRICS_EXPORTER": {"otlp": "otlp"},
     "DEFAULT_MODEL": {"gpt-oss-120b": "gpt-oss-120b", "a/b:c": "a/b:c"},
     "MODEL_ALIASES": {
         "a=b": {"a": "b"},
@@ -188,6 +203,12 @@ BAD: dict[str, tuple[str, ...]] = {
     "METRICS_PORT": ("65536", "-1", "on", "80.0", "٨٠", "1e3"),
     "METRICS_ENABLED": NOT_A_SWITCH,
     "METRICS_ON_MAIN_PORT": NOT_A_SWITCH,
+    "OTEL_EXPORTER_OTLP_ENDPOINT": NO_COLLECTOR,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": NO_COLLECTOR,
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": NO_COLLECTOR,
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("grpc", "http/json"),
+    "OTEL_TRACES_EXPORTER": ("a b", "otlp,", "é"),
+    "OTEL_METRICS_EXPORTER": ("a b", "otlp,", "é"),
     "DEFAULT_MODEL": ("two words", "é", "m" * 257, "a\nb"),
     "MODEL_ALIASES": ("a", "a=", "=b", "a=b,", "a=b,a=c", "a b=c", "a=b;c=d e"),
     "PRICE_CATALOGUE": ("yes", "2", "hourly"),

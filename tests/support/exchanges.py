@@ -50,6 +50,8 @@ def chat_exchange(**fields: Any) -> Exchange:
         "request": _REQUEST,
         "request_id": "request-1",
         "trace_id": "trace-1",
+        "span_id": "00f067aa0ba902b7",
+        "traceparent": b"00-4bf92f3577b34da6a3ce929d0e0e4736-b7ad6b7169203331-01",
         "route": CHAT,
         "received_at": 100.0,
         "status": 200,

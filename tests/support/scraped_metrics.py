@@ -39,9 +39,9 @@ def new_metrics(**settings: str) -> Metrics:
     return Metrics(config_with(**settings), "trio", read_state=live)
 
 
-def live(in_flight: int = 3, lines_dropped: float = 7) -> LiveState:
+def live(in_flight: int = 3, lines_dropped: float = 7, spans_lost: int = 9) -> LiveState:
     """A state with distinct numbers."""
-    return LiveState(False, in_flight, 4, 5, 6, 8, lines_dropped, "closed")
+    return LiveState(False, in_flight, 4, 5, 6, 8, lines_dropped, "closed", spans_lost=spans_lost)
 
 
 def rendered(metrics: Metrics, accept: bytes = b"") -> tuple[bytes, str]:

@@ -23,7 +23,8 @@ FIRST = ["timestamp", "level", "message", "trace_id"]
 PARTS = ("accepted_prediction_tokens", "rejected_prediction_tokens", "image_tokens")
 KEYS = [
     *FIRST,
-    *("request_id", "route", "method", "status_code", "outcome", "client", "model"),
+    *("request_id", "span_id", "parent_span_id"),
+    *("route", "method", "status_code", "outcome", "client", "model"),
     *("requested_model", "stream", "ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds"),
     *("ttfb_seconds", "ttfo_seconds", "total_time_seconds", "generation_seconds", "tpot_seconds"),
     *("queue_seconds", "prompt_seconds", "completion_seconds", "network_seconds", "wait_seconds"),
@@ -36,7 +37,14 @@ KEYS = [
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 ]
 PLAIN_ONLY_MISSES = {
-    *("client", "requested_model", "ttfo_seconds", "generation_seconds", "tpot_seconds"),
+    *(
+        "client",
+        "parent_span_id",
+        "requested_model",
+        "ttfo_seconds",
+        "generation_seconds",
+        "tpot_seconds",
+    ),
     *("client_blocked_seconds", "tokens_per_second", "error", "cause", "upstream_status"),
     *("intended_start_lag_seconds", "wait_seconds", "connect_seconds", "tls_seconds"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
@@ -59,6 +67,7 @@ def test_all_keys_are_in_their_order() -> None:
     line = line_of(
         stream_exchange(
             client="agent",
+            parent_span_id="53995c3f42cd8ad8",
             requested_model="small",
             error=Truncated(),
             client_blocked_seconds=0.25,
@@ -85,6 +94,8 @@ def test_all_keys_are_in_their_order() -> None:
         "message": "Exchange failed",
         "trace_id": "trace-1",
         "request_id": "request-1",
+        "span_id": "00f067aa0ba902b7",
+        "parent_span_id": "53995c3f42cd8ad8",
         "route": "/v1/chat/completions",
         "method": "POST",
         "status_code": 200,
@@ -152,7 +163,7 @@ def test_the_keys_of_an_exchange_without_a_request() -> None:
     exchange = Exchange(started_at=1.0, finished_at=2.0, trace_id="t", request_id="r", error=error)
     assert list(line_of(exchange)) == [
         *FIRST,
-        *("request_id", "route", "outcome", "total_time_seconds", "error"),
+        *("request_id", "span_id", "route", "outcome", "total_time_seconds", "error"),
     ]
 
 

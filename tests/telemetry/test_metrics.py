@@ -72,6 +72,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "loop_lag_seconds": ("histogram", set()),
     "background_failures_total": ("counter", {"task"}),
     "log_lines_dropped_total": ("counter", set()),
+    "spans_lost_total": ("counter", set()),
     "build_info": ("gauge", {"version", "python", "backend"}),
 }
 GRID = tuple(
@@ -303,6 +304,7 @@ def test_values_read_at_each_scrape() -> None:
     assert value(metrics, "upstream_connections", state="idle") == 6
     assert value(metrics, "upstream_reachable") == 1
     assert value(metrics, "log_lines_dropped_total") == 7
+    assert value(metrics, "spans_lost_total") == 9
     assert value(metrics, "queue_length") == 8
     python = next(s.labels["python"] for s in samples(metrics) if s.name.endswith("build_info"))
     build = {"version": VERSION, "python": python, "backend": "trio"}

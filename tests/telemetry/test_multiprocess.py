@@ -82,7 +82,7 @@ def test_one_process_has_nothing_of_another_programs_directory(
 
 @pytest.mark.parametrize("accept", [b"", OPENMETRICS])
 def test_two_workers_count_the_same_as_one_process(workers: WorkerService, accept: bytes) -> None:
-    read_state = partial(live, lines_dropped=2 * 7)
+    read_state = partial(live, lines_dropped=2 * 7, spans_lost=2 * 9)
     alone = Metrics(config_with(TTFT_TARGET_MS="500"), "trio", read_state=read_state)
     for exchange in EXCHANGES:
         alone.observe(*with_timings(exchange))
