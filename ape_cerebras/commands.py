@@ -1,5 +1,5 @@
-"""The commands: ``serve``, ``check``, ``settings``, ``health``, ``simulate``, ``selfcheck`` and
-``report``.
+"""The commands: ``serve``, ``check``, ``settings``, ``health``, ``simulate``, ``selfcheck``,
+``report`` and ``top``.
 
 The simulator, the self-check, the report and the parent of workers are imported only when they are
 needed: they are a fifth of the modules, and most proxies in production have no use for them.
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
@@ -48,7 +49,6 @@ _TOP_LEVEL_FLAGS = ("-h", "--help", "--version")
 _HEALTH_TIMEOUT = 5.0  # seconds
 _OUTPUT_TIMEOUT = 1.0  # seconds
 _FLAGS = {"host": "HOST", "port": "PORT", "backend": "BACKEND", "workers": "ASYNC_WORKERS"}
-_OF_REPORT = ("numpy", "boost_histogram", "matplotlib")  # the extra's libraries
 _NO_KEY = {"cerebras_api_key": UpstreamKey("")}
 _NOWHERE = "http://127.0.0.1:1"  # until the simulator's port is known
 _PER_WORKER = {setting.variable for setting in SETTINGS if setting.per_worker}
@@ -60,6 +60,12 @@ _SHOWN_VALUE = 40  # characters, in the plain table of settings
 _DOCS = Path(__file__).parents[1] / "contrib" / "docs" / "README.md"  # in a source tree
 _MODEL = "gpt-oss-120b"  # of the public API, and of the simulator
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of all addresses
+_OF_REPORT = ("numpy", "boost_histogram", "matplotlib")
+_EXTRAS = {
+    "report": ("make a report of a run from its log lines", ".report.command", _OF_REPORT),
+    "top": ("watch running proxies in the terminal", ".report.top", ("rich",)),
+}
+"""Commands with an extra of their name: meaning, module, and the libraries that it brings."""
 
 
 def run_command(arguments: list[str]) -> int:
@@ -103,9 +109,9 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     asking = command("health", "ask a running proxy whether it is healthy")
     for flag in ("host", "port"):
         asking.add_argument(f"--{flag}", help=_flag_help(_FLAGS[flag]))
-    reporting = command("report", "make a report of a run from its log lines")
-    if wanted == "report":
-        _add_report_flags(reporting)
+    of_extras = {name: command(name, text) for name, (text, *_) in _EXTRAS.items()}
+    if wanted in of_extras:
+        _add_flags_of_extra(wanted, of_extras[wanted])
     checking = command("selfcheck", "check that the recorded times are true")
     with_simulator = {"simulate": simulating, "selfcheck": checking}
     if wanted in with_simulator:
@@ -115,13 +121,12 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_report_flags(reporting: argparse.ArgumentParser) -> None:
-    missing = [name for name in _OF_REPORT if find_spec(name) is None]
+def _add_flags_of_extra(command: str, parser: argparse.ArgumentParser) -> None:
+    _, module, libraries = _EXTRAS[command]
+    missing = [name for name in libraries if find_spec(name) is None]
     if missing:
-        reporting.error(f"needs {', '.join(missing)}: pip install 'ape-cerebras[report]'")
-    from .report.command import add_flags
-
-    add_flags(reporting)
+        parser.error(f"needs {', '.join(missing)}: pip install 'ape-cerebras[{command}]'")
+    import_module(module, __package__).add_flags(parser)
 
 
 def _flag_help(variable: str) -> str:
@@ -375,6 +380,12 @@ def _report(options: argparse.Namespace) -> int:
     return run_report(options)
 
 
+def _top(options: argparse.Namespace) -> int:
+    from .report.top import run_top
+
+    return run_top(options)
+
+
 _COMMANDS = {
     "serve": _serve,
     "check": _check,
@@ -383,4 +394,5 @@ _COMMANDS = {
     "simulate": _simulate,
     "selfcheck": _selfcheck,
     "report": _report,
+    "top": _top,
 }
