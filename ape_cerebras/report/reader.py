@@ -211,9 +211,11 @@ def _times(texts: Sequence[Any]) -> Floats:
     """When the lines were written, in seconds since the epoch; NaN where that is unreadable."""
     try:
         milliseconds = np.array([text[:-1] for text in texts], dtype="datetime64[ms]")  # less its Z
-        return np.asarray(milliseconds.astype(np.int64) / 1000, dtype=np.float64)
+        if milliseconds.ndim == 1:  # else each was a list, which can be cut, too
+            return np.asarray(milliseconds.astype(np.int64) / 1000, dtype=np.float64)
     except (TypeError, ValueError):
-        return np.array([_time(text) for text in texts])
+        pass
+    return np.array([_time(text) for text in texts])
 
 
 def _time(text: Any) -> float:

@@ -117,6 +117,13 @@ def test_mixed_versions_and_a_set_clock_are_said(
     assert "1 broken lines are left out." in shown
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_timestamp_that_is_a_list_is_unreadable(lines: int, tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_bytes(b"\n".join([line_of(timestamp=["2026-11-29T12:00:00.000Z"])] * lines))
+    assert report(log) == 2
+
+
 def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
     log, figures = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.log")), tmp_path / "a.json"
     log.write_bytes(line_of())
