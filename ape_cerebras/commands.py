@@ -31,6 +31,7 @@ from .errors import KeyRefused, ProxyError
 from .net.event_loop import run_on
 from .process.hardening import OutputWriter, tune_garbage_collector
 from .process.signals import (
+    Systemd,
     at_each_sighup,
     hold_sighup,
     report_not_listening,
@@ -307,7 +308,13 @@ async def _serve_proxy(
                 tasks.start_soon(_try_account, config, proxy.logs)
             if config.ape_api_keys_file is not None:
                 tasks.start_soon(at_each_sighup, proxy.reread_keys)
+            systemd = Systemd()
+            if slot is None:  # else the parent of the workers reports for them
+                tasks.start_soon(systemd.keep_ticking)
+                systemd.notify(b"READY=1")
             await stop.wait()
+            if slot is None:
+                systemd.notify(b"STOPPING=1")
             proxy.begin_drain()
         tasks.cancel_scope.cancel()
 

@@ -290,6 +290,8 @@ class Proxy:
 
     async def _watch_health(self) -> None:
         while True:
+            if self._slot is not None:
+                self._slot.scoreboard.tick(self._slot.number)
             self._health.check()
             if self._traces is not None:
                 self._traces.report()

@@ -1,13 +1,18 @@
-"""A process's signals: which end it, and which it ignores.
+"""A process's signals: which end it, and which it ignores; and its own, to systemd.
 
 The first SIGTERM, SIGINT or SIGHUP lets exchanges finish, the second ends them. SIGHUP is left out
 where it has been ignored (``nohup``), and where it reloads the keys file.
+
+A service of ``Type=notify`` reports to systemd that it serves, that it ends, and every so often
+that its event loop goes round (sd_notify(3)): datagrams to the socket that NOTIFY_SOCKET names.
 """
 
+import math
 import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
@@ -21,6 +26,7 @@ from .hardening import OutputWriter, report_crash
 
 __all__ = (
     "IGNORED",
+    "Systemd",
     "at_each_sighup",
     "ending_signals",
     "hold_sighup",
@@ -82,6 +88,34 @@ def report_not_listening(error: CannotListen) -> None:
         reason = "the name's servers do not respond"
     logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
     logs.event("error", "Cannot listen", address=error.filename, reason=reason)
+
+
+class Systemd:
+    """The service manager that started this process, if one did. ``tick_every``: seconds between
+    two signs of life, half of what it waits for one; infinite where it waits for none."""
+
+    def __init__(self) -> None:
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        self._address = f"\0{path[1:]}" if path[:1] == "@" else path
+        self.is_there = path[:1] in ("/", "@") and len(path) > 1
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        is_ours = os.environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        watches = self.is_there and is_ours and usec.isascii() and usec.isdigit() and len(usec) < 16
+        self.tick_every = int(usec) / 2_000_000 if watches and int(usec) else math.inf
+
+    def notify(self, state: bytes) -> None:
+        """``READY=1``, ``WATCHDOG=1`` or ``STOPPING=1``. A manager that is gone is none."""
+        if not self.is_there:
+            return
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(state, self._address)
+
+    async def keep_ticking(self) -> None:
+        """Report that the event loop goes round, until cancelled."""
+        while self.tick_every < math.inf:
+            self.notify(b"WATCHDOG=1")
+            await anyio.sleep(self.tick_every)
 
 
 async def work_until_stopped(

@@ -38,7 +38,7 @@ from ..net.event_loop import run_on
 from ..telemetry.logs import Logs
 from ..telemetry.multiprocess import Scoreboard, WorkerSlot, forget_worker, share_values
 from .hardening import OutputWriter, report_crash
-from .signals import IGNORED, ending_signals, work_until_stopped
+from .signals import IGNORED, Systemd, ending_signals, work_until_stopped
 
 __all__ = ("Parent", "Work", "restart_delay")
 
@@ -52,6 +52,7 @@ _GOOD_LIFE = 30.0  # seconds after which a worker's end has nothing to do with t
 _BEYOND_GRACE = 3.0  # seconds that a worker has to end after its exchanges should have
 _NO_TIMEOUT = 3600.0  # seconds; waits are for signals
 _RETRY_OUTPUT_EVERY = 0.1  # seconds, while the output is stalled
+_READY_EVERY = 0.05  # seconds, while systemd waits for the workers to serve
 _FINAL_FLUSH = 1.0  # seconds
 
 
@@ -89,6 +90,10 @@ class Parent:
         self._ending = False
         self._kill_at = float("inf")
         self._status = 0
+        self._systemd = Systemd()
+        self._ready = not self._systemd.is_there
+        self._tick_at = time.monotonic() + self._systemd.tick_every
+        self._ticks: dict[int, int] = {}
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a worker ended
         # SIGHUP reloads the keys file where there is one, and does not end anything then.
         self._ended_by = ending_signals(sighup_held=config.ape_api_keys_file is not None)
@@ -112,6 +117,7 @@ class Parent:
                 self._handle_signal(signal.sigtimedwait(self._awaited, self._seconds_to_wait()))
                 self._reap_workers()
                 self._kill_late_workers()
+                self._notify_systemd()
             self._logs.event("info", "All workers have ended")
             return self._status
         finally:
@@ -127,7 +133,23 @@ class Parent:
         now = time.monotonic()
         due = [child.due_at for child in self._children if not child.process and not self._ending]
         at_latest = now + (_NO_TIMEOUT if self._output.flush() else _RETRY_OUTPUT_EVERY)
-        return max(0.0, min(*due, self._kill_at, at_latest) - now)
+        if not self._ready:
+            at_latest = now + _READY_EVERY
+        return max(0.0, min(*due, self._kill_at, self._tick_at, at_latest) - now)
+
+    def _notify_systemd(self) -> None:
+        """That the workers serve; and that all their event loops go round, or one is hung and the
+        whole service has to be restarted, since a worker that hangs keeps what it accepted."""
+        if not self._ready and self._scoreboard.up == self._scoreboard.workers:
+            self._ready = True
+            self._systemd.notify(b"READY=1")
+        now = time.monotonic()
+        if now < self._tick_at:
+            return
+        self._tick_at = now + self._systemd.tick_every
+        before, self._ticks = self._ticks, dict(self._scoreboard.ticks)
+        if all(before.get(number) != tick for number, tick in self._ticks.items()):
+            self._systemd.notify(b"WATCHDOG=1")
 
     def _handle_signal(self, caught: signal.struct_siginfo | None) -> None:
         if caught is None:
@@ -208,6 +230,7 @@ class Parent:
             self._scoreboard.end_now()
             grace = 0.0
         self._ending = True
+        self._systemd.notify(b"STOPPING=1")
         self._kill_at = time.monotonic() + grace + _BEYOND_GRACE
         self._ports.close()
         for child in self._living:

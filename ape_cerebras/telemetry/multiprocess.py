@@ -41,8 +41,10 @@ class Scoreboard:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        words = memoryview(mmap.mmap(-1, _WORD * (3 + 2 * workers))).cast("q")
-        self._of_all, self._up, self._open = words[:3], words[3 : 3 + workers], words[-workers:]
+        words = memoryview(mmap.mmap(-1, _WORD * (3 + 3 * workers))).cast("q")
+        self._of_all, of_each = words[:3], words[3:]
+        self._up, self._open = of_each[:workers], of_each[workers : 2 * workers]
+        self._ticks = of_each[2 * workers :]
 
     # Written by the parent
 
@@ -78,6 +80,15 @@ class Scoreboard:
     def mark_down(self, number: int) -> None:
         """Also called by the parent, for a worker that has died."""
         self._up[number - 1] = self._open[number - 1] = 0
+
+    def tick(self, number: int) -> None:
+        """A worker's event loop goes round."""
+        self._ticks[number - 1] += 1
+
+    @property
+    def ticks(self) -> tuple[tuple[int, int], ...]:
+        """Of each worker that serves, by its number."""
+        return tuple((at + 1, self._ticks[at]) for at, up in enumerate(self._up) if up)
 
     def set_connections(self, number: int, connections: int) -> None:
         self._open[number - 1] = connections
