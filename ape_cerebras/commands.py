@@ -308,13 +308,9 @@ async def _serve_proxy(
                 tasks.start_soon(_try_account, config, proxy.logs)
             if config.ape_api_keys_file is not None:
                 tasks.start_soon(at_each_sighup, proxy.reread_keys)
-            systemd = Systemd()
             if slot is None:  # else the parent of the workers reports for them
-                tasks.start_soon(systemd.keep_ticking)
-                systemd.notify(b"READY=1")
+                tasks.start_soon(Systemd().report, stop)
             await stop.wait()
-            if slot is None:
-                systemd.notify(b"STOPPING=1")
             proxy.begin_drain()
         tasks.cancel_scope.cancel()
 
@@ -347,13 +343,11 @@ async def _try_account(config: Config, logs: Logs) -> None:
     except KeyRefused:
         logs.event("error", "Upstream refuses the account's key", upstream_status=401)
     except ProxyError:
-        return
+        pass
     else:
-        if listed is not None and config.default_model not in listed:
-            fields = {
-                "model": config.default_model,
-                "closest_model": closest(config.default_model, listed),
-            }
+        model = config.default_model
+        if listed is not None and model not in listed:
+            fields = {"model": model, "closest_model": closest(model, listed)}
             logs.event("warning", "Upstream does not list the default model", **fields)
 
 

@@ -111,8 +111,15 @@ class Systemd:
             sock.setblocking(False)
             sock.sendto(state, self._address)
 
-    async def keep_ticking(self) -> None:
-        """Report that the event loop goes round, until cancelled."""
+    async def report(self, stop: anyio.Event) -> None:
+        """Report that the process serves, its signs of life, and that it ends; until cancelled."""
+        self.notify(b"READY=1")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep_ticking)
+            await stop.wait()
+            self.notify(b"STOPPING=1")
+
+    async def _keep_ticking(self) -> None:
         while self.tick_every < math.inf:
             self.notify(b"WATCHDOG=1")
             await anyio.sleep(self.tick_every)
