@@ -9,11 +9,12 @@ Every line of a run ends with its ``run_id``. A line without one is of an older 
 proxy inside another program; its input's name takes the place of the run.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,17 +211,21 @@ def _batch(rows: list[tuple[Any, ...]], texts: list[bytes], run: str) -> Batch:
 def _times(texts: Sequence[Any]) -> Floats:
     """When the lines were written, in seconds since the epoch; NaN where that is unreadable."""
     try:
-        milliseconds = np.array([text[:-1] for text in texts], dtype="datetime64[ms]")  # less its Z
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of what NumPy may read wrong
+            less_their_z = [text[:-1] for text in texts]
+            milliseconds = np.array(less_their_z, dtype="datetime64[ms]")
         if milliseconds.ndim == 1:  # else each was a list, which can be cut, too
             return np.asarray(milliseconds.astype(np.int64) / 1000, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, UserWarning):
         pass
     return np.array([_time(text) for text in texts])
 
 
 def _time(text: Any) -> float:
     try:
-        return datetime.fromisoformat(text).timestamp()
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return float("nan")
 

@@ -118,10 +118,19 @@ def test_mixed_versions_and_a_set_clock_are_said(
 
 
 @pytest.mark.parametrize("lines", [1, 2])
-def test_a_timestamp_that_is_a_list_is_unreadable(lines: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("timestamp", [["2026-11-29T12:00:00.000Z"], [], "29 November"])
+def test_a_timestamp_that_is_none_is_unreadable(timestamp: Any, lines: int, tmp_path: Path) -> None:
     log = tmp_path / "a.log"
-    log.write_bytes(b"\n".join([line_of(timestamp=["2026-11-29T12:00:00.000Z"])] * lines))
+    log.write_bytes(b"\n".join([line_of(timestamp=timestamp)] * lines))
     assert report(log) == 2
+
+
+def test_a_timestamp_with_another_offset_is_read(tmp_path: Path) -> None:
+    log, figures = tmp_path / "a.log", tmp_path / "a.json"
+    for text in ("2026-11-29T13:00:00.000+01:00", "2026-11-29T12:00:00", "2026-11-29T12:00.000Z"):
+        log.write_bytes(line_of(timestamp=text))
+        assert report(log, "--json", figures) == 0
+        assert orjson.loads(figures.read_bytes())["end"] == "2026-11-29T12:00:00.000+00:00"
 
 
 def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
