@@ -3,9 +3,14 @@
 import errno
 import re
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import trustme
@@ -20,6 +25,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
+from server_process import TIMEOUT, environment, refusing_port
 from tls_upstream import certificate, over_tls
 from upstream_scripts import one_token_and_no_more, responds, responds_with, silent, streams
 
@@ -93,6 +99,7 @@ CLIENTS: dict[str, tuple[dict[str, str], bytes]] = {
 }
 OTHERS = {
     *("name not found", "connection refused", "no route", "TLS to a plain port"),
+    *("Redis gone, `LIMITS_STORE_OUTAGE=closed`", "the disk of the logs full"),
     *("429 of this proxy's rate", "429 of a key's budget", "upstream connections full"),
 }
 
@@ -198,3 +205,43 @@ async def test_no_upstream_connection_comes_free() -> None:
             await running.lines.exchange(number)
         at = [line["outcome"] for line in running.lines.exchanges()].index("overloaded") + 1
         await held(running, ROWS["upstream connections full"], at)
+
+
+async def test_redis_that_is_gone() -> None:
+    row = ROWS["Redis gone, `LIMITS_STORE_OUTAGE=closed`"]
+    with refusing_port() as port:
+        settings = {
+            "LIMITS_STORE": f"redis://127.0.0.1:{port}",
+            "LIMITS_STORE_OUTAGE": "closed",
+            "RATE_LIMIT_PER_MINUTE": "100",
+        }
+        async with (
+            running_upstream(responds) as upstream,
+            running_proxy(upstream.port, **settings) as running,
+        ):
+            await observed(running, row, chat())
+            message = re.findall("`([A-Z][^`]+)`", row[0])[0]
+            assert (await running.lines.event(message))["level"] == "error"
+            assert upstream.requests == []
+
+
+def test_a_full_disk_of_logs(backend: str) -> None:
+    """/dev/full fails every write as a full disk does."""
+    row, port = ROWS["the disk of the logs full"], free_port()
+    metric = f"cerebras_proxy_{re.findall('`([a-z_]+)`', row[1])[0]}"
+    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--port", str(port))
+    settings = environment(BACKEND=backend, HOST="127.0.0.1")
+    with (
+        open("/dev/full", "wb") as full,
+        subprocess.Popen(command, env=settings, stdout=full, stderr=subprocess.PIPE) as process,
+    ):
+        try:
+            dropped, end = 0.0, time.monotonic() + TIMEOUT
+            while not dropped:
+                assert time.monotonic() < end
+                with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+                    text = response.read().decode()
+                    dropped = float(re.findall(rf"^{metric} (\S+)$", text, re.MULTILINE)[0])
+        finally:
+            process.terminate()
+            process.communicate()
