@@ -55,8 +55,9 @@ def test_the_calls_of_a_request_do_not_depend_on_how_many_there_are(rig: Any) ->
 
 def test_the_calls_of_our_proxy_are_counted(rig: Any) -> None:
     tool = import_module("instructions")
-    case = tool.CASES[-1]._replace(clients=2, requests=2)
-    assert tool.calls(rig, peer("ape_cerebras"), [case])[case.name] > 50
+    [paced] = (case for case in tool.CASES if case.name == "paced")
+    case = paced._replace(clients=2, requests=2)
+    assert tool.calls(rig, peer("ape_cerebras"), [case])["paced"] > 50
 
 
 def test_a_program_that_is_not_pythons_has_no_calls(rig: Any) -> None:
