@@ -134,16 +134,16 @@ class ProxyError(Exception):
 
 
 class RequestRefused(ProxyError, type="invalid_request_error", outcome="refused"):
-    pass
+    """``message``: one of our own constant texts. ``keeps``: false where framing is uncertain."""
+
+    def __init__(self, message: str = "", *, keeps: bool | None = None) -> None:
+        super().__init__(message)
+        self.message = message or self.message
+        self.keeps = self.keeps if keeps is None else keeps
 
 
 class BadRequest(RequestRefused, status=400, code="bad_request"):
-    """``reason``: one of our own constant texts. ``keeps``: false where framing is uncertain."""
-
-    def __init__(self, reason: str, *, keeps: bool = True) -> None:
-        super().__init__(reason)
-        self.message = reason
-        self.keeps = keeps
+    pass
 
 
 class Unauthorized(
@@ -176,8 +176,7 @@ class MethodNotAllowed(RequestRefused, status=405, code="method_not_allowed"):
     message = "This path does not support this method."
 
     def __init__(self, *allowed: str, keeps: bool = True) -> None:
-        super().__init__()
-        self.keeps = keeps
+        super().__init__(keeps=keeps)
         self.headers = ((b"allow", ", ".join(allowed).encode()),)  # RFC 9110 section 15.5.6
 
 

@@ -29,14 +29,14 @@ from .limits.api_keys import ApiKeys, check_key
 from .limits.redis_store import open_limit_store
 from .net.event_loop import ThreadCall, current_backend, loop_clock
 from .net.stream import timestamped
-from .routes import Routes, Table, match
+from .routes import Routes, Table, cors_headers, match, preflight
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.logs import Logs, describe_exceptions
 from .telemetry.metrics import LiveState, Metrics
 from .telemetry.multiprocess import WorkerSlot
 from .telemetry.timings import Timings
-from .telemetry.trace_context import identify
+from .telemetry.trace_context import CallerReader, identify
 from .upstream.circuit_breaker import CircuitBreaker
 from .upstream.client import UpstreamClient
 from .upstream.connect import Connect, connect_for
@@ -54,6 +54,7 @@ _CHECK_EVERY = 1.0  # seconds between checks whether the service is degraded
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure in the background
 _FAILURES_LOGGED = 100  # kinds of failures in the background that are logged, once each
 _FLUSH_SPANS = 1.0, 2.0  # seconds, at least and at most; a collector may be down
+# Apart from the clients', who may have all the connections there may be.
 _SCRAPERS = 100  # connections: several Prometheus servers, a person or two, and room for mistakes
 
 
@@ -87,7 +88,8 @@ class Proxy:
         self.config = config
         self._slot = slot
         self._clock = loop_clock()
-        self.logs = Logs(config.log_level, write_line, getattr(slot, "number", None), config.run_id)
+        names = getattr(slot, "number", None), config.run_id
+        self.logs = Logs(config.log_level, write_line, *names, CallerReader(config))
         self.addresses, self.scrapers_addresses = map(addresses_of, ports or Ports())
         self.drain_began = anyio.Event()
         self._in_flight = self._chat_requests = 0
@@ -110,9 +112,8 @@ class Proxy:
         client = RetryingClient(self._upstream, *retries, self._circuit, self.logs)
         chat = Relay(config, client, self._admission, self._catalogue)
         routes = Routes(config, chat.handle, models, self._metrics, self._health, self._warmup)
-        self._connections = Connections(config.max_connections, slot)
+        self._connections = Connections(config.max_connections, slot, self.logs)
         self.for_clients = Entrance(routes.main, self._connections)
-        # Apart, so that scrapes are served also where clients have all connections.
         self.for_scrapers = Entrance(routes.for_scrapers, Connections(_SCRAPERS, None))
 
     def _read_state(self) -> LiveState:
@@ -120,6 +121,7 @@ class Proxy:
             draining=self.drain_began.is_set(),
             in_flight=self._in_flight,
             client_connections=len(self._connections),
+            connections_full=self._connections.full,
             upstream_active=self._upstream.pool.active,
             upstream_idle=self._upstream.pool.idle,
             upstream_reachable=self._upstream.pool.failure is None,
@@ -142,7 +144,8 @@ class Proxy:
         connections.add(client, downstream)
         try:
             while (started_at := await downstream.wait_for_request()) is not None:
-                await self._serve(Exchange(started_at=started_at), downstream, table)
+                exchange = Exchange(started_at=started_at, address=client.peer)
+                await self._serve(exchange, downstream, table)
                 if not downstream.reusable:
                     break
             await downstream.aclose()
@@ -176,6 +179,7 @@ class Proxy:
         finally:
             self._in_flight -= 1
             exchange.client_blocked_seconds = downstream.stream.write_wait_seconds - blocked
+            exchange.response_bytes = downstream.body_bytes or None
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
             self._account_for(exchange)
@@ -193,9 +197,13 @@ class Proxy:
             request = exchange.request = await downstream.read_head()
         finally:
             identify(exchange, exchange.request, self._clock())
+        if self.config.cors_origins:
+            downstream.more_headers = cors_headers(self.config.cors_origins, request)
         if self._drained:
             raise Draining
         route, refusal = match(table, request)
+        if downstream.more_headers and (ask := preflight(route, request, downstream.more_headers)):
+            route, refusal = ask, None
         exchange.route = route.template
         if route.needs_key:
             exchange.client = check_key(request, self._api_keys.keys)
@@ -295,6 +303,7 @@ class Proxy:
             self._health.check()
             if self._traces is not None:
                 self._traces.report()
+            self._metrics.refresh_process()
             await anyio.sleep(_CHECK_EVERY)
 
     async def _watch_loop(self) -> None:

@@ -1,6 +1,8 @@
 """The routes: which path and method have which handler, and the handlers of the local endpoints."""
 
+import re
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -11,13 +13,13 @@ from .chat.models import ModelList
 from .config.config import Config
 from .downstream.connection import Downstream
 from .errors import DoubledPrefix, MethodNotAllowed, MethodUnknown, NotFound, ProxyError
-from .http1.messages import Request
+from .http1.messages import TOKEN, Headers, Request
 from .telemetry.exchange import Exchange
 from .telemetry.health import Health
 from .telemetry.metrics import Metrics
 from .upstream.warmup import Warmup
 
-__all__ = ("Handler", "Route", "Routes", "Table", "match")
+__all__ = ("Handler", "Route", "Routes", "Table", "cors_headers", "match", "preflight")
 
 Handler = Callable[[Exchange, Downstream], Awaitable[None]]
 
@@ -28,6 +30,48 @@ _KNOWN_METHODS = frozenset(
 _MODEL_PREFIX = b"/v1/models/"
 _MODEL = b"/v1/models/{id}"
 _GET = ("GET", "HEAD")
+_SERVED = (
+    "There is nothing at this path. Served are POST /v1/chat/completions, GET /v1/models and "
+    "GET /v1/models/{id}."
+)
+_NEEDS_V1 = "The path lacks /v1: this client's base URL must end in /v1."
+_ADVICE = {
+    b"/chat/completions": _NEEDS_V1,
+    b"/models": _NEEDS_V1,
+    b"/completions": "Completions of a prompt are not served: send messages as a chat completion.",
+    b"/responses": (
+        "The Responses API is not served: set the client to chat completions, as with "
+        "wire_api='chat' or OpenAI(...).chat.completions."
+    ),
+    b"/embeddings": "The API makes no embeddings: set the client to another service for these.",
+    b"/messages": (
+        "Anthropic's Messages API is not served: set the client to an OpenAI-compatible provider."
+    ),
+}
+"""What to do instead of requests that clients often send here, by their path without /v1."""
+
+
+# Of Cross-Origin Resource Sharing, https://fetch.spec.whatwg.org/#http-cors-protocol
+_ANY_ORIGIN = (b"*",)
+_BY_ORIGIN = (b"vary", b"origin")
+_EXPOSED = (
+    b"access-control-expose-headers",
+    b", ".join(
+        (
+            *(b"x-request-id", b"x-trace-id", b"inference-id", b"retry-after", b"x-should-retry"),
+            *(
+                b"x-ratelimit-%b-%b-%b" % name
+                for name in product(
+                    (b"limit", b"remaining", b"reset"),
+                    (b"requests", b"tokens"),
+                    (b"minute", b"hour", b"day"),
+                )
+            ),
+        )
+    ),
+)
+_PREFLIGHT_VALID = b"3600"  # seconds; browsers keep it for two hours at most
+_NAMES = re.compile(TOKEN + rb"(?:[ \t]*,[ \t]*" + TOKEN + rb")*")
 
 
 async def _no_handler(exchange: Exchange, downstream: Downstream) -> None:
@@ -64,12 +108,50 @@ def match(table: Table, request: Request) -> tuple[Route, ProxyError | None]:
     if route is None:
         if path.startswith(b"/v1/v1/"):
             return _NOWHERE, DoubledPrefix()
-        error = NotFound() if method in _KNOWN_METHODS else MethodUnknown()
+        advice = _ADVICE.get(path.removeprefix(b"/v1"), "")
+        error = (
+            NotFound(f"{_SERVED} {advice}".rstrip())
+            if method in _KNOWN_METHODS
+            else MethodUnknown()
+        )
         return _NOWHERE_OF_API if path.startswith(b"/v1/") else _NOWHERE, error
     if method in route.methods:
         return route, None
     known = method in _KNOWN_METHODS
     return route, MethodNotAllowed(*route.methods) if known else MethodUnknown()
+
+
+def cors_headers(origins: tuple[bytes, ...], request: Request) -> Headers:
+    """The fields that let a web page of one of these origins read the response. Without a ``*`` the
+    response differs by the request's origin, also where it has none."""
+    if origins == _ANY_ORIGIN:
+        return ((b"access-control-allow-origin", b"*"), _EXPOSED)
+    origin = request.header(b"origin")
+    if origin not in origins or origin is None:
+        return (_BY_ORIGIN,)
+    return ((b"access-control-allow-origin", origin), _EXPOSED, _BY_ORIGIN)
+
+
+def preflight(route: Route, request: Request, allowed: Headers) -> Route | None:
+    """The route of a preflight, in which a browser asks whether a page may send a request; None
+    where this is none, or its origin is not ``allowed``."""
+    method = request.header(b"access-control-request-method")
+    if request.method != "OPTIONS" or method is None or len(allowed) < 2:
+        return None
+    methods = ", ".join(route.methods or ("GET", "POST")).encode()
+    headers: Headers = (
+        (b"access-control-allow-methods", methods),
+        (b"access-control-max-age", _PREFLIGHT_VALID),
+    )
+    names = request.header(b"access-control-request-headers")
+    if names is not None and _NAMES.fullmatch(names):
+        vary = (b"vary", b"access-control-request-headers")
+        headers += ((b"access-control-allow-headers", names), vary)
+
+    async def respond(exchange: Exchange, downstream: Downstream) -> None:
+        await downstream.respond(exchange, 204, headers, b"")
+
+    return Route(route.template, ("OPTIONS",), respond)
 
 
 class Routes:

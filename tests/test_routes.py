@@ -151,6 +151,39 @@ async def test_refusals(method: str, target: str, refusal: type[ProxyError], rou
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
+    ("method", "target", "advice"),
+    [
+        ("POST", "/chat/completions", "must end in /v1"),
+        ("POST", "/chat/completions?api-version=1", "must end in /v1"),
+        ("GET", "/models", "must end in /v1"),
+        *(
+            ("POST", prefix + path, advice)
+            for prefix in ("", "/v1")
+            for path, advice in (
+                ("/completions", "send messages as a chat completion"),
+                ("/responses", "set the client to chat completions"),
+                ("/embeddings", "another service"),
+                ("/messages", "an OpenAI-compatible provider"),
+            )
+        ),
+        ("GET", "/nowhere", ""),
+        ("GET", "/v1/nowhere", ""),
+        ("GET", "/", ""),
+    ],
+)
+async def test_a_404_says_what_is_served_and_what_to_do_instead(
+    method: str, target: str, advice: str
+) -> None:
+    with pytest.raises(NotFound) as refused:
+        await Call().send(method, target)
+    served, _, found = refused.value.message.partition("{id}. ")
+    assert "POST /v1/chat/completions, GET /v1/models and" in served
+    assert advice in found
+    assert bool(advice) == bool(found)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
     ("target", "needs_key"),
     [
         (CHAT, True),

@@ -54,6 +54,10 @@ _HOP_BY_HOP = frozenset(
 _NOT_DOWN = _HOP_BY_HOP | {
     # Upstream's content delivery network describes itself in these, not the response.
     *(b"alt-svc", b"server", b"set-cookie", b"strict-transport-security"),
+    # Which web pages may read a response is for this proxy to say.
+    *(b"access-control-allow-credentials", b"access-control-allow-headers"),
+    *(b"access-control-allow-methods", b"access-control-allow-origin"),
+    *(b"access-control-expose-headers", b"access-control-max-age"),
     # Ours take the place of these.
     *(b"x-request-id", b"x-trace-id"),
 }

@@ -88,7 +88,7 @@ class PlainMeter:
 
     def feed(self, chunk: bytes, arrived_at: float, sent_at: float | None) -> None:
         self._exchange.last_body_at = arrived_at
-        self._exchange.response_bytes += len(chunk)
+        self._exchange.plain_bytes += len(chunk)
         if self._readable:
             self._chunks.append(chunk)
             self._size += len(chunk)
@@ -166,7 +166,10 @@ class StreamMeter:
         if exchange.last_token_at != previous_at:
             exchange.token_reads += 1
             if previous_at is not None:
-                exchange.gap_counts[bisect_left(self._gap_bounds, arrived_at - previous_at)] += 1
+                gap = arrived_at - previous_at
+                exchange.gap_counts[bisect_left(self._gap_bounds, gap)] += 1
+                if gap > exchange.longest_gap:
+                    exchange.longest_gap = gap
 
     def end_of_body(self, sent_at: float | None, *, framed: bool) -> None:
         """Note the end of the body, whose last chunk was written to the client at ``sent_at``.

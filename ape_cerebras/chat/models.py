@@ -304,7 +304,7 @@ class UsageEstimates:
 
     def _completion_of(self, exchange: Exchange) -> int:
         if not exchange.streamed:
-            return max(0, exchange.response_bytes - _BYTES_BESIDES_TEXT) // _BYTES_PER_TOKEN
+            return max(0, exchange.plain_bytes - _BYTES_BESIDES_TEXT) // _BYTES_PER_TOKEN
         events = exchange.token_events
         return events and 1 + round((events - 1) * self._tokens_per_event(exchange.model))
 

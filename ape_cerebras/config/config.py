@@ -24,6 +24,7 @@ from .settings import BUCKETS, SETTINGS, Setting
 from .values import (
     CompletionBounds,
     EgressProxy,
+    Networks,
     Origin,
     read_file,
     reject_unfinished,
@@ -35,6 +36,14 @@ _MAX_SECRET_FILE_BYTES = 64 * 1024
 _MAY_BE_A_KEY = re.compile(r"sk-|@|[A-Za-z0-9_-]{24}")
 _SHOWN = 64  # characters of a refused value
 _SERVERS_KEEP_ALIVE = 75.0  # seconds; nginx's default, and the shortest that is common
+
+# What the agents of 2026 send: any that follow the common name, Claude Code, Docker's cagent,
+# opencode, and Codex in its older and newer form.
+_SESSION_HEADERS = (
+    *(b"x-session-id", b"x-claude-code-session-id", b"x-cagent-session-id"),
+    *(b"x-opencode-session", b"session-id", b"session_id"),
+)
+_AGENT_HEADERS = (b"x-agent-id", b"x-claude-code-agent-id", b"x-cagent-id")
 
 _CEREBRAS = Origin("https", "api.cerebras.ai", 443)
 
@@ -64,6 +73,11 @@ class Config:
     ape_api_keys_file: KeysFile | None = None
     log_level: str = "info"
     run_id: str | None = None
+    log_peer: bool = True
+    trusted_proxies: Networks = ()
+    session_id_headers: tuple[bytes, ...] = _SESSION_HEADERS
+    agent_id_headers: tuple[bytes, ...] = _AGENT_HEADERS
+    cors_origins: tuple[bytes, ...] = ()
     host: str = "0.0.0.0"  # noqa: S104 - a container serves its network
     port: int = 8000
     metrics_port: int | None = None
@@ -227,6 +241,10 @@ def _as_text(value: Any) -> str:
         return ", ".join(
             f"{model}={'/'.join(map(str, price))}" for model, price in value.prices.items()
         )
+    if type(value) is tuple:
+        return ",".join(_as_text(item) for item in value) or "(not set)"
+    if isinstance(value, bytes):
+        return value.decode()
     if isinstance(value, bool):
         return "on" if value else "off"
     return "(not set)" if value is None else str(value)
@@ -335,6 +353,11 @@ def contradictions(config: Config) -> list[str]:
         low, high = (in_effect.get(name, getattr(config, name.lower())) for name in names)
         if low is not None and high is not None and low < high:
             found.append(f"{names[0]} ({low:g}) is below {names[1]} ({high:g}): {effect}")
+    if b"*" in config.cors_origins and not config.open_warning:
+        found.append(
+            "CORS_ORIGINS is *, and clients need keys: every web page may use a key that its "
+            "visitor gives it"
+        )
     keep_alive = config.upstream_keep_alive_timeout
     if keep_alive > _SERVERS_KEEP_ALIVE:
         found.append(

@@ -12,6 +12,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Callable
 from importlib.util import find_spec
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -24,6 +25,7 @@ __all__ = (
     "HOST",
     "MODEL",
     "CompletionBounds",
+    "Networks",
     "EgressProxy",
     "Origin",
     "inline_or_file",
@@ -38,12 +40,15 @@ __all__ = (
     "read_ca_directory",
     "read_collector",
     "read_file",
+    "read_header_names",
     "read_host",
     "read_level",
+    "read_networks",
     "read_origin",
     "read_prices",
     "read_proxy",
     "read_store",
+    "read_web_origins",
     "read_workers",
     "reject_unfinished",
     "whole",
@@ -58,8 +63,19 @@ _HASHED_NAME = re.compile("[0-9a-f]{8}[.][0-9]+")  # of a certificate, by 'opens
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _PROXY_PORT = 80
 _COLLECTOR = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?")
+_MAX_PORT = 65535
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
+
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+_HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+_SECRET_HEADERS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}
+_WEB_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])"
+    r"(?P<colon>(?::(?P<port>[0-9]{1,5}))?)"
+)
 
 
 class Origin(NamedTuple):
@@ -202,6 +218,45 @@ def inline_or_file(text: str) -> str:
 
 def read_prices(text: str) -> PriceTable:
     return PriceTable.from_json(inline_or_file(text))
+
+
+def read_networks(text: str) -> Networks:
+    """Addresses and networks (CIDR), separated by commas."""
+    try:
+        return tuple(ip_network(item.strip()) for item in text.split(","))
+    except ValueError:
+        raise ValueError(
+            "must be IP addresses and networks like 10.0.0.0/8, comma-separated"
+        ) from None
+
+
+def read_header_names(text: str) -> tuple[bytes, ...]:
+    """Names of headers, separated by commas; ``off`` for none."""
+    if text.lower() == "off":
+        return ()
+    names = [item.strip().lower() for item in text.split(",")]
+    if not all(map(_HEADER_NAME.fullmatch, names)):
+        raise ValueError("must be names of headers, comma-separated, or off")
+    if _SECRET_HEADERS & set(names):
+        raise ValueError("names a header that carries keys")
+    return tuple(name.encode() for name in names)
+
+
+def read_web_origins(text: str) -> tuple[bytes, ...]:
+    """Origins as browsers send them, ``scheme://host[:port]``, separated by commas; or ``*``."""
+    if text == "*":
+        return (b"*",)
+    return tuple(_read_web_origin(item.strip().lower()) for item in text.split(","))
+
+
+def _read_web_origin(text: str) -> bytes:
+    match = _WEB_ORIGIN.fullmatch(text)
+    if match is None or int(match["port"] or 0) > _MAX_PORT:
+        raise ValueError("must be origins like https://app.example.com, comma-separated, or *")
+    is_default = match["port"] == {"http": "80", "https": "443"}.get(match["scheme"])
+    return (
+        match["scheme"] + "://" + match["host"] + ("" if is_default else match["colon"])
+    ).encode()
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

@@ -61,8 +61,9 @@ class Downstream:
     """One client's connection. A read raises ClientGone where the client disconnects in the middle
     of a request; a write raises that and ClientStalled.
 
-    ``stream`` keeps its timestamps and waiting times. Of the current exchange: ``stream_state``, if
-    a stream of events was begun; ``completed_at``, when the client's socket had taken the last byte
+    ``stream`` keeps its timestamps and waiting times. Of the current exchange: ``more_headers`` are
+    added to its response; ``body_bytes``, how many of its body were framed; ``stream_state``, if a
+    stream of events was begun; ``completed_at``, when the client's socket had taken the last byte
     of a complete response, None until then.
     """
 
@@ -82,6 +83,8 @@ class Downstream:
     def _begin_exchange(self) -> None:
         self._held: list[bytes] = []  # of the body, and not framed yet
         self._held_bytes = 0
+        self.body_bytes = 0
+        self.more_headers: Headers = ()
         self._is_head_request = self._chunked = False
         self._persists_1_0 = self._may_persist_1_0 = False  # beyond a response to HTTP/1.0
         self._head_bytes_sent = 0  # by a probe
@@ -223,7 +226,7 @@ class Downstream:
         self._held_status = exchange, status
         self.stream_state = stream_state
         self._closing = self._closing or self._requests_left <= 0
-        fields = [*headers]
+        fields = [*headers, *self.more_headers]
         if exchange.request_id:
             fields.append((b"x-request-id", exchange.request_id.encode()))
             fields.append((b"x-trace-id", exchange.trace_id.encode()))
@@ -273,6 +276,7 @@ class Downstream:
         if self._held:
             held, self._held, self._held_bytes = self._held, [], 0
             data = held[0] if len(held) == 1 else b"".join(held)
+            self.body_bytes += len(data)
             self._buffer.hold(self._framed(h11.Data(data=data)))
 
     async def flush(self) -> None:

@@ -38,11 +38,13 @@ _BATCH = 64
 # kernel's own choice begins at 16 KiB and can grow to 4 MiB: too little to go on reading a stream
 # while its client is slow, and too much for a client that reads nothing.
 _SEND_BUFFER = 256 * 1024
+_FULL = "All client connections are in use: MAX_CONNECTIONS is reached"
 _UNKNOWN = float("-inf")
 _PAUSE = 0.1  # seconds, as trio.serve_listeners waits when the process is out of descriptors
 _CANNOT_ACCEPT = "Cannot accept connections: out of file descriptors or memory"
 _LOG_EVERY = 1.0  # seconds
 _SHOWN_VALUE = 256  # characters of a setting, in the log
+_LOG_FULL_EVERY = 60.0  # seconds
 # Seconds after which an idle connection may make room for another: the first request of one that
 # has just been opened may be on its way.
 _IDLE_ENOUGH = 1.0
@@ -156,10 +158,14 @@ class Connections:
 
     A connection is added when it is accepted, and gets its ``Downstream`` when its task begins: so
     the accept loop knows how many there are without waiting for tasks. ``slot`` is a worker's,
-    which reports its number of connections to the others.
+    which reports its number of connections to the others. ``full``: connections that had to wait
+    for room, or for another's end; one warning a minute says so in the log.
     """
 
-    def __init__(self, limit: int, slot: WorkerSlot | None) -> None:
+    def __init__(self, limit: int, slot: WorkerSlot | None, logs: Logs | None = None) -> None:
+        self.full = 0
+        self._logs = logs
+        self._log_full_at = _UNKNOWN
         self._limit = limit
         self._clock = loop_clock()
         self._slot = slot
@@ -192,11 +198,20 @@ class Connections:
         Where there is no room, the connection closes that has been idle longest, as nginx does it
         (``ngx_drain_connections``): clients that keep connections and say nothing shut nobody out.
         """
+        if len(self._open) >= self._limit:
+            self._note_full()
         while len(self._open) >= self._limit:
             with anyio.move_on_after(self._make_room()):
                 await self.wait_for_fewer_than(self._limit)
         if self._slot is not None and self._slot.scoreboard.has_more_connections(self._slot.number):
             await anyio.sleep(_YIELD_TO_OTHERS)
+
+    def _note_full(self) -> None:
+        self.full += 1
+        now = self._clock()
+        if self._logs is not None and now >= self._log_full_at:
+            self._log_full_at = now + _LOG_FULL_EVERY
+            self._logs.event("warning", _FULL, limit=self._limit, waited=self.full)
 
     def _make_room(self) -> float:
         """Have the longest idle connection close. Return the seconds until that is worth another
@@ -266,11 +281,12 @@ class Acceptor:
 
     def _accept_now(self, empty_at: float) -> SocketStream:
         """``empty_at``: when the backlog was empty, so that nothing had arrived on it yet."""
-        sock = self._listener.accept()[0]
+        sock, address = self._listener.accept()
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             stream = SocketStream(sock, silent_until=empty_at)
+            stream.peer = address[0].removeprefix("::ffff:")  # IPv4 at a socket of both families
         except BaseException:
             sock.close()
             raise

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Self
 
 from ..errors import ProxyError
-from ..http1.messages import Request
+from ..http1.messages import Headers, Request
 
 __all__ = (
     "CHAT_ROUTE",
@@ -123,11 +123,12 @@ def _seconds(value: Any) -> float | None:
 class Quota(NamedTuple):
     """The account's quota as far as a response reports it: ``limit`` and ``remaining`` by kind
     (``requests``, ``tokens``) and window (``minute``, ``hour``, ``day``). ``malformed`` counts the
-    headers that could not be read."""
+    headers that could not be read, ``unknown`` those with names that are not known."""
 
     limit: dict[tuple[str, str], float]
     remaining: dict[tuple[str, str], float]
     malformed: int
+    unknown: int = 0
 
 
 NO_QUOTA = Quota({}, {}, 0)
@@ -139,6 +140,7 @@ class Exchange:
 
     # proxy
     started_at: float
+    address: str | None = None  # of the client's connection, where that is known
     request: Request | None = None
 
     # telemetry/trace_context
@@ -162,6 +164,7 @@ class Exchange:
 
     # proxy
     client_blocked_seconds: float = 0.0
+    response_bytes: int | None = None  # of the body, handed to the client's connection
 
     # chat/completions
     model: str | None = None  # requested upstream; of a binary body the one in the response
@@ -184,6 +187,7 @@ class Exchange:
     upstream_code: str | None = None  # the code in the body of an error
     upstream_address: str | None = None  # of the connection
     quota: Quota = NO_QUOTA  # the account's, as the response reports it
+    upstream_headers: Headers = ()  # of the response, once it holds no key
     response_timestamped: bool | None = None  # the kernel timestamped all of its bytes
     response_backlogged: bool = False  # more of it was unread than the kernel holds
     upstream_wait_seconds: float = 0.0  # for a connection, head, body or shared fetch
@@ -206,12 +210,13 @@ class Exchange:
     token_events: int = 0  # events that brought tokens
     token_reads: int = 0  # reads that brought such events
     gap_counts: list[int] = field(default_factory=list)  # gaps between those, by bucket
+    longest_gap: float = 0.0  # seconds, of those gaps
     has_reasoning: bool = False  # reasoning came before, or with, the first output
     done_seen: bool = False  # the stream's [DONE] was seen
     stream_failed: bool = False  # an error event inside a stream
     usage: Usage | None = None  # as the API reports it
     usage_events: int = 0  # of the events that brought tokens, those up to that report
-    response_bytes: int = 0  # of a plain body
+    plain_bytes: int = 0  # of a plain body
     time_info: TimeInfo | None = None
     response_model: str | None = None  # the model named in the response
     finish_reason: str | None = None  # of the last choice to end
@@ -232,6 +237,11 @@ class Exchange:
     @property
     def method(self) -> str | None:
         return None if self.request is None else self.request.method
+
+    @property
+    def request_bytes(self) -> int | None:
+        """The size of the body, as the client sent it; None where none came, or not all of it."""
+        return len(self.body) or None
 
     @property
     def counted_usage(self) -> Usage | None:

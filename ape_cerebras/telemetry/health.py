@@ -1,14 +1,17 @@
 """The state of the service: the report of ``/health``, and whether the service is degraded.
 
-It is degraded, over a sliding minute of chat exchanges, for two reasons: ``ttft``, when the 95th
-percentile (nearest rank) of TTFT is above its target; and ``failures``, when more than 5 % of at
-least 20 exchanges failed through no fault of their client. No TTFT has to be kept for that: the
-percentile is above the target exactly if too few values are at or below it.
+It is degraded, over a sliding minute of at least 20 chat exchanges, for two reasons: ``ttft``, when
+the 95th percentile (nearest rank) of TTFT is above its target; and ``failures``, when more than 5 %
+of the exchanges failed through no fault of their client. No TTFT has to be kept for that: the
+percentile is above the target exactly if more than 5 % of the values are. It has recovered when no
+more than half of that share is bad, so that a share near the limit does not change it back and
+forth.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from ..config.config import Config
 from ..net.event_loop import loop_clock
@@ -18,12 +21,14 @@ from .logs import Logs
 from .metric_table import DEGRADED_REASONS
 from .metrics import LiveState, Metrics
 from .multiprocess import WorkerSlot
+from .outcomes import OUTCOMES
 from .timings import Timings
 
 __all__ = ("Degradation", "Health", "SlidingMinute")
 
 _WINDOW = 60  # seconds
-_MIN_EXCHANGES = 20
+_MIN_SAMPLES = 20
+_ENTERS_ABOVE, _LEAVES_AT = 0.05, 0.025  # shares
 _ACCOUNT_REFUSED = {
     "upstream_key_refused": "Upstream refuses the account's key",
     "upstream_payment_required": "Upstream wants the account to be paid for",
@@ -61,27 +66,51 @@ class Degradation:
     def __init__(self, ttft_target: float | None) -> None:
         self._target = math.inf if ttft_target is None else ttft_target
         self._minute = SlidingMinute()
+        self._degraded: tuple[str, ...] = ()
 
     def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Count a chat exchange that has ended."""
         ttft = timings.ttft_seconds
-        names = ["exchanges"]
+        names = ["exchanges", timings.outcome]
         if timings.traits.degrades:
             names.append("failures")
         if ttft is not None:
-            names.append("missed" if ttft > self._target else "in_time")
+            names.append("ttfts")
+            if ttft > self._target:
+                names.append("missed")
         self._minute.add(exchange.finished_at, *names)
 
     def reasons(self, now: float) -> tuple[str, ...]:
         """Why the service is degraded; empty where it is not."""
-        names = ("exchanges", "failures", "missed", "in_time")
-        exchanges, failures, missed, in_time = (self._minute.total(now, name) for name in names)
-        rank_of_p95 = -(-95 * (missed + in_time) // 100)
-        found = {
-            "ttft": in_time < rank_of_p95,
-            "failures": exchanges >= _MIN_EXCHANGES and failures * 20 > exchanges,
+        self._degraded = tuple(
+            reason for reason in DEGRADED_REASONS if self._is_degraded(reason, now)
+        )
+        return self._degraded
+
+    def _is_degraded(self, reason: str, now: float) -> bool:
+        bad, samples = self._counts(reason, now)
+        if reason in self._degraded:
+            return bad > _LEAVES_AT * samples
+        return samples >= _MIN_SAMPLES and bad > _ENTERS_ABOVE * samples
+
+    def _counts(self, reason: str, now: float) -> tuple[int, int]:
+        """How many are bad, of how many."""
+        names = {"ttft": ("missed", "ttfts"), "failures": ("failures", "exchanges")}[reason]
+        bad, samples = (self._minute.total(now, name) for name in names)
+        return bad, samples
+
+    def figures(self, reason: str, now: float) -> dict[str, Any]:
+        """What that is decided by, for the log."""
+        bad, samples = self._counts(reason, now)
+        of_failures = reason == "failures"
+        outcomes = [name for name, each in OUTCOMES.items() if each.degrades or not of_failures]
+        figures: dict[str, Any] = {
+            "share": round(bad / samples, 4) if samples else 0.0,
+            "target": _ENTERS_ABOVE,
+            "samples": samples,
+            "main_outcome": max(outcomes, key=lambda name: self._minute.total(now, name)),
         }
-        return tuple(reason for reason in DEGRADED_REASONS if found[reason])
+        return figures if of_failures else {**figures, "ttft_target_seconds": self._target}
 
 
 class Health:
@@ -108,7 +137,7 @@ class Health:
 
     def observe(self, exchange: Exchange, timings: Timings) -> None:
         """Take account of an exchange that has ended."""
-        if exchange.is_chat:
+        if timings.is_chat:
             self._degradation.observe(exchange, timings)
             if timings.outcome in _ACCOUNT_REFUSED:
                 self._note_account(exchange, timings.outcome)
@@ -125,7 +154,7 @@ class Health:
         """Status and body of the response to ``GET /health``."""
         state = self._read_state()
         report: dict[str, object] = {
-            "status": "draining" if state.draining else "healthy",
+            "status": "draining" if state.draining else "degraded" if self._degraded else "healthy",
             "service": "cerebras-proxy",
             "version": VERSION,
             "uptime_seconds": round(self._clock() - self._started_at, 3),
@@ -141,13 +170,16 @@ class Health:
 
     def check(self) -> None:
         """Log and set in the metrics what has changed since the last check."""
-        now = self._degradation.reasons(self._clock())
-        for reason in sorted(set(now) - set(self._degraded)):
-            self._logs.event("warning", "Service degraded", reason=reason)
-        for reason in sorted(set(self._degraded) - set(now)):
-            self._logs.event("info", "Service recovered", reason=reason)
-        self._degraded = now
-        self._metrics.set_degraded(now)
+        now = self._clock()
+        degraded = self._degradation.reasons(now)
+        for reason in sorted(set(degraded) ^ set(self._degraded)):
+            figures = self._degradation.figures(reason, now)
+            if reason in degraded:
+                self._logs.event("warning", "Service degraded", reason=reason, **figures)
+            else:
+                self._logs.event("info", "Service recovered", reason=reason, **figures)
+        self._degraded = degraded
+        self._metrics.set_degraded(degraded)
         if self._refused and self._clock() - self._refused_at > _WINDOW:
             self._logs.event("info", "Upstream has not refused the account for a minute")
             self._refused = ""

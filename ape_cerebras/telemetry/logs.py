@@ -25,6 +25,7 @@ import orjson
 
 from .exchange import Exchange, Usage
 from .timings import Timings
+from .trace_context import Caller, CallerReader
 
 __all__ = (
     "DEBUG_FIELDS",
@@ -38,12 +39,14 @@ __all__ = (
 
 _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _MAX_TEXT = 256  # characters of text from outside, escaped
+_MAX_UNPRINTABLE = 128  # of text with control characters
 _MAX_WAITING = 10_000  # lines
 _BATCH_EVERY = 0.02  # seconds; waking a thread for each line would cost more than the line
 _PIPE_TAKES = select.PIPE_BUF - 1  # bytes at once; one may have to end a line that was cut
 _FINISH_WITHIN = 1.0  # seconds for the waiting lines when the writer ends
 _MOST_DESCRIBED = 8  # exceptions of a tree, and locations of each, so that a line stays short
 
+_PROBES = ("/health", "/metrics")  # several a minute, and nothing happens
 _OUTSIDE = ("method", "model", "requested_model", "closest_model")
 
 
@@ -52,7 +55,7 @@ class LogField(NamedTuple):
 
     key: str
     meaning: str
-    attribute: str = ""  # of the exchange, its timings or the tokens that count; else the key
+    attribute: str = ""  # of the exchange, its timings, tokens that count, caller; else the key
 
 
 FIRST_FIELDS = (
@@ -73,9 +76,17 @@ LOG_FIELDS = (
     LogField("status_code", "sent to the client; left out if none was", "status"),
     LogField("outcome", "how the exchange ended"),
     LogField("client", "name of the client's key, where it has one"),
+    LogField("peer", "the client's address, as far as `TRUSTED_PROXIES` report it; `LOG_PEER`"),
+    LogField("user_agent", "as the client names itself, escaped and cut at 128 characters"),
+    LogField("session_id", "of the agent's session: the first of `SESSION_ID_HEADERS`"),
+    LogField("agent_id", "of the agent: the first of `AGENT_ID_HEADERS`"),
+    LogField("client_attempt", "retries that the client's SDK made before, as it counts them"),
+    LogField("path", "of a 404, without its query, escaped and cut at 128 characters"),
     LogField("model", "requested from the API"),
     LogField("requested_model", "by the client, where an alias replaced it", "aliased_model"),
     LogField("stream", "whether the client requested a stream"),
+    LogField("request_bytes", "of the request's body"),
+    LogField("response_bytes", "of the response's body, sent to the client"),
     LogField("ttft_seconds", "request complete here → first token written to the client"),
     LogField("upstream_ttft_seconds", "request written upstream → first token arrived"),
     LogField("proxy_ttft_seconds", "the difference of these two: what this proxy added"),
@@ -83,6 +94,7 @@ LOG_FIELDS = (
     LogField("ttfo_seconds", "like `ttft_seconds`, for the first token that is not reasoning"),
     LogField("total_time_seconds", "request complete → last byte written"),
     LogField("generation_seconds", "first token → last token"),
+    LogField("max_chunk_gap_seconds", "longest time between reads that brought tokens; of streams"),
     LogField("tpot_seconds", "time per output token: generation by completion tokens less one"),
     LogField("queue_seconds", "Cerebras's own `queue_time`"),
     LogField("prompt_seconds", "Cerebras's own `prompt_time`"),
@@ -113,10 +125,14 @@ LOG_FIELDS = (
     LogField("rejected_prediction_tokens", "part of the completion tokens; where reported"),
     LogField("image_tokens", "part of the prompt tokens; where reported"),
     LogField("tokens_per_second", "completion tokens by generation time"),
+    LogField("speed_source", "of these two: `measured`; `derived` from `completion_seconds`"),
+    LogField("reserved_tokens", "that the API reserves for the request, as estimated"),
     LogField("cost_usd", "US dollars, exact; where the model has a price", "cost"),
     LogField("usage_source", "`upstream`; `estimated` where the API did not report all of it"),
     LogField("finish_reason", "why the completion ended: `stop`, `length`, …, else `other`"),
     LogField("service_tier", "that the response names: `default`, `flex`, …, else `other`"),
+    LogField("upstream_id", "the API's: its `inference-id`, else its `x-request-id`"),
+    LogField("cf_ray", "Cloudflare's id of the response"),
     LogField("error", "our own code for what failed", "error_code"),
     LogField("cause", "why the request failed on its way upstream: one of the causes"),
     LogField("upstream_address", "connected to, or tried last, of such a failure", "failed_at"),
@@ -142,6 +158,7 @@ _MESSAGES = {
 
 _IS_PRESENT = partial(is_not, None)
 _NO_USAGE = SimpleNamespace(**dict.fromkeys(Usage._fields))
+_NO_CALLER = Caller(*[None] * len(Caller._fields))
 
 
 class _Sources(NamedTuple):
@@ -150,6 +167,7 @@ class _Sources(NamedTuple):
     exchange: Exchange
     timings: Timings
     usage: Any  # a Usage, or _NO_USAGE
+    caller: Caller
 
 
 class _Rows(NamedTuple):
@@ -163,12 +181,10 @@ class _Rows(NamedTuple):
 
 
 def _rows(fields: tuple[LogField, ...]) -> _Rows:
-    of_timings, of_usage = set(Timings._fields), set(Usage._fields)
-    paths = []
-    for field in fields:
-        name = field.attribute or field.key
-        source = "usage" if name in of_usage else "timings" if name in of_timings else "exchange"
-        paths.append(f"{source}.{name}")
+    sources = {"timings": Timings._fields, "usage": Usage._fields, "caller": Caller._fields}
+    source_of = {name: source for source, names in sources.items() for name in names}
+    names = [field.attribute or field.key for field in fields]
+    paths = [f"{source_of.get(name, 'exchange')}.{name}" for name in names]
     keys = tuple([field.key for field in fields])
     nullable = keys.index("ttft_source") if "ttft_source" in keys else None
     return _Rows(keys, attrgetter(*paths), nullable)
@@ -177,11 +193,11 @@ def _rows(fields: tuple[LogField, ...]) -> _Rows:
 _ROWS, _DEBUG_ROWS = _rows(LOG_FIELDS), _rows(DEBUG_FIELDS)
 
 
-def _read(rows: _Rows, exchange: Exchange, timings: Timings) -> dict[str, Any]:
+def _read(rows: _Rows, exchange: Exchange, timings: Timings, caller: Caller) -> dict[str, Any]:
     """The part of a line that ``rows`` describe."""
-    values = rows.read(_Sources(exchange, timings, timings.usage or _NO_USAGE))
+    values = rows.read(_Sources(exchange, timings, timings.usage or _NO_USAGE, caller))
     present = list(map(_IS_PRESENT, values))
-    if rows.nullable is not None and exchange.is_chat:
+    if rows.nullable is not None and timings.is_chat:
         present[rows.nullable] = True
     return dict(compress(zip(rows.keys, values, strict=True), present))
 
@@ -190,12 +206,15 @@ def _escape(fields: dict[str, Any]) -> None:
     for name in _OUTSIDE:
         if name in fields:
             text = fields[name][:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
-            fields[name] = text.replace("\x7f", "\\x7f")[:_MAX_TEXT]
+            # JSON takes six characters for a control character.
+            most = _MAX_TEXT if text.isprintable() else _MAX_UNPRINTABLE
+            fields[name] = text.replace("\x7f", "\\x7f")[:most]
 
 
 class Logs:
     """Write lines of ``level`` and above with ``write``, which must not block. Each line ends with
-    the number of its ``worker``, where there are several, and with the ``run_id``."""
+    the number of its ``worker``, where there are several, and with the ``run_id``. Without
+    ``callers`` no line says who sent its request."""
 
     def __init__(
         self,
@@ -203,7 +222,9 @@ class Logs:
         write: Callable[[bytes], object],
         worker: int | None = None,
         run_id: str | None = None,
+        callers: CallerReader | None = None,
     ) -> None:
+        self._callers = callers
         self._least = _LEVELS[level]
         self._write = write
         last = {"worker": worker, "run_id": run_id}
@@ -220,12 +241,15 @@ class Logs:
     def exchange(self, exchange: Exchange, timings: Timings) -> None:
         """Log an exchange that has ended."""
         level = timings.traits.level
+        if level == "info" and exchange.route in _PROBES:
+            level = "debug"
         if _LEVELS[level] < self._least:
             return
         message = _MESSAGES.get(timings.outcome, "Exchange failed")
-        if timings.outcome == "completed" and not exchange.is_chat:
+        if timings.outcome == "completed" and not timings.is_chat:
             message = "Request served"
-        fields = _read(_ROWS, exchange, timings)
+        caller = _NO_CALLER if self._callers is None else self._callers.read(exchange)
+        fields = _read(_ROWS, exchange, timings, caller)
         _escape(fields)
         if not exchange.status:
             del fields["status_code"]
@@ -235,7 +259,7 @@ class Logs:
             fields.pop("upstream_status", None)
             fields.pop("upstream_code", None)
         if self._least == _LEVELS["debug"] and exchange.token_events:
-            fields.update(_read(_DEBUG_ROWS, exchange, timings))
+            fields.update(_read(_DEBUG_ROWS, exchange, timings, _NO_CALLER))
         self._write_line(level, message, exchange.trace_id, fields)
 
     def _write_line(

@@ -55,13 +55,17 @@ def _times(
 
 _MODEL, _ROUTE, _CLIENT, _QUOTA = ("model",), ("route",), ("client",), ("kind", "window")
 _BY_END, _KIND = ("route", "outcome", "class", "status_code"), ("model", "type")
-_CLIENT_KIND = ("client", "type")
+_CLIENT_KIND, _SPEED = ("client", "type"), ("model", "source")
 
 METRICS = (
     _count("requests_total", _MODEL, "Chat exchanges that ended"),
     _count("errors_total", _MODEL, "Chat exchanges that failed"),
     _count("outcomes_total", _BY_END, "Exchanges by how they ended, and who has to act"),
     _count("upstream_failures_total", ("outcome", "cause"), "Failures on the way upstream, by why"),
+    _count(
+        *("upstream_errors_total", ("status", "code")),
+        "Error responses of the API, by the code in them: one of a list, other or none",
+    ),
     _count("tokens_total", _KIND, "Tokens; the other types are part of prompt or completion"),
     _count("finish_reasons_total", ("model", "finish_reason"), "Completions by why they ended"),
     _count("reserved_tokens_total", _MODEL, "Tokens that the API reserves, as estimated"),
@@ -75,7 +79,7 @@ METRICS = (
     ),
     _count("client_cost_usd_total", _CLIENT, "US dollars, of keys with a name"),
     _count("ttft_target_missed_total", (), "TTFTs above TTFT_TARGET_MS"),
-    _times("ttft_seconds", ("model", "source"), "ttft", "Request complete to first token sent", ""),
+    _times("ttft_seconds", _SPEED, "ttft", "Request complete to first token sent", ""),
     _times("upstream_ttft_seconds", _MODEL, "ttft", "Request sent upstream to first token arrived"),
     _times("proxy_ttft_seconds", _MODEL, "overhead", "TTFT less upstream TTFT: the proxy's part"),
     _times("retry_seconds", _MODEL, "ttft", "Failed attempts and the waits behind them"),
@@ -84,13 +88,13 @@ METRICS = (
     _times("upstream_tls_seconds", _MODEL, "ttft", "TLS handshake", "tls_seconds"),
     _times("proxy_own_seconds", _MODEL, "overhead", "Proxy's TTFT less retry, wait, connect, TLS"),
     _times("ttfo_seconds", _MODEL, "ttft", "Like TTFT, to the first token beyond reasoning"),
-    _times("tpot_seconds", _MODEL, "tpot", "Time per output token, one value a stream"),
+    _times("tpot_seconds", _SPEED, "tpot", "Time per output token, one value a response", ""),
     _times("network_seconds", _MODEL, "ttft", "Upstream TTFT less queue and prompt time"),
     _times("upstream_queue_seconds", _MODEL, "ttft", "Cerebras's queue_time", "queue_seconds"),
     _times("upstream_prompt_seconds", _MODEL, "ttft", "Cerebras's prompt_time", "prompt_seconds"),
     _times(
-        *("output_tokens_per_second", _MODEL, "speed"),
-        *("Completion tokens by generation time, one value a stream", "tokens_per_second"),
+        *("output_tokens_per_second", _SPEED, "speed"),
+        *("Completion tokens by generation time, one value a response", ""),
     ),
     _times("chunk_gap_seconds", _MODEL, "gap", "Between reads that brought tokens", ""),
     _times(
@@ -114,6 +118,7 @@ METRICS = (
     _gauge("requests_in_flight", (), "Exchanges in flight"),
     _gauge("client_connections", (), "Open connections of clients"),
     _gauge("client_connections_limit", (), "How many there may be: MAX_CONNECTIONS"),
+    _count("client_connections_full_total", (), "Connections that had to wait for room"),
     _gauge("upstream_connections", ("state",), "Open connections to upstream: active or idle"),
     _gauge(
         *("upstream_reachable", ()),
@@ -124,6 +129,7 @@ METRICS = (
     _gauge("upstream_ratelimit_limit", _QUOTA, "The account's quota, as last seen", "mostrecent"),
     _gauge("upstream_ratelimit_remaining", _QUOTA, "Left of the account's quota", "mostrecent"),
     _count("malformed_quota_headers_total", (), "x-ratelimit-* headers that could not be read"),
+    _count("unknown_quota_headers_total", (), "x-ratelimit-* headers with names not known"),
     _count("catalogue_fetches_total", ("result",), "Fetches of the API's list: ok or failed"),
     _gauge(
         *("catalogue_drift", ("kind",)),

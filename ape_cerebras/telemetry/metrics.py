@@ -14,7 +14,7 @@ from functools import cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
@@ -23,8 +23,13 @@ from ..config.config import Config
 from ..version import VERSION
 from .exchange import CHAT_ROUTE, Exchange, Usage
 from .metric_table import CIRCUIT_STATES, DEGRADED_REASONS, METRICS, STEM, MetricRow
-from .multiprocess import WorkerSlot, collect_workers, private_values
-from .outcomes import ALERTED, OUTCOMES
+from .multiprocess import (
+    SharedProcessMetrics,
+    WorkerSlot,
+    collect_workers,
+    private_values,
+)
+from .outcomes import ALERTED, OUTCOMES, UPSTREAM_CODES
 from .timings import Timings
 
 __all__ = ("LiveState", "Metrics")
@@ -74,6 +79,7 @@ class LiveState(NamedTuple):
     """A state of ``CIRCUIT_STATES``; None without a circuit breaker."""
     upstream_reachable: bool = True
     spans_lost: int = 0
+    connections_full: int = 0
 
 
 class Metrics:
@@ -96,11 +102,13 @@ class Metrics:
             self._metrics: dict[str, Any] = {
                 row.name: _make(row, config.buckets, self._registry) for row in rows
             }
+        self._process = None if slot is None else SharedProcessMetrics(self._registry)
+        if slot is None:
+            ProcessCollector(registry=self._registry)
         self._known = set(config.known_models)
         self._max_known = len(self._known) + _MAX_LISTED
         self._target = None if config.ttft_target_ms is None else config.ttft_target_ms / 1000
-        self._lines_dropped = 0.0
-        self._spans_lost = 0
+        self._counted: dict[str, float] = {}  # of counters that the state has
         # Looking a child up by its labels costs more than counting in it.
         self._child: Callable[..., Any] = cache(self._look_up)
         self.loop_lag: Histogram = self._metrics["loop_lag_seconds"]
@@ -127,12 +135,20 @@ class Metrics:
         self._child("upstream_connections", "active").set(state.upstream_active)
         self._child("upstream_connections", "idle").set(state.upstream_idle)
         self._metrics["upstream_reachable"].set(state.upstream_reachable)
-        self._metrics["log_lines_dropped_total"].inc(state.lines_dropped - self._lines_dropped)
-        self._lines_dropped = state.lines_dropped
-        self._metrics["spans_lost_total"].inc(state.spans_lost - self._spans_lost)
-        self._spans_lost = state.spans_lost
+        for name, total in (
+            ("log_lines_dropped_total", state.lines_dropped),
+            ("spans_lost_total", state.spans_lost),
+            ("client_connections_full_total", state.connections_full),
+        ):
+            self._metrics[name].inc(total - self._counted.get(name, 0))
+            self._counted[name] = total
         for name in CIRCUIT_STATES if state.circuit is not None else ():
             self._child("upstream_circuit", name).set(name == state.circuit)
+
+    def refresh_process(self) -> None:
+        """Read what the process takes, for another worker that is scraped."""
+        if self._process is not None:
+            self._process.refresh()
 
     def set_degraded(self, reasons: tuple[str, ...]) -> None:
         for reason in DEGRADED_REASONS:
@@ -173,6 +189,10 @@ class Metrics:
         self._observe_times(exchange, timings, _BY_ROUTE, exchange.route)
         if timings.cause is not None:
             self._child("upstream_failures_total", timings.outcome, timings.cause).inc()
+        if (exchange.upstream_status or 0) >= 400:
+            code = exchange.upstream_code
+            named = code if code in UPSTREAM_CODES else "other" if code else "none"
+            self._child("upstream_errors_total", str(exchange.upstream_status), named).inc()
         if exchange.client_blocked_seconds:
             self._metrics["client_blocked_seconds_total"].inc(exchange.client_blocked_seconds)
         if exchange.connection is not None:
@@ -183,7 +203,9 @@ class Metrics:
             self._child("upstream_ratelimit_remaining", kind, window).set(value)
         if exchange.quota.malformed:
             self._metrics["malformed_quota_headers_total"].inc(exchange.quota.malformed)
-        if exchange.is_chat:
+        if exchange.quota.unknown:
+            self._metrics["unknown_quota_headers_total"].inc(exchange.quota.unknown)
+        if timings.is_chat:
             self._observe_chat(exchange, timings, self.model_label(exchange.model))
 
     def _observe_times(
@@ -208,6 +230,11 @@ class Metrics:
             self._child("ttft_seconds", model, timings.ttft_source).observe(ttft, exemplar)
             if self._target is not None and ttft > self._target:
                 self._metrics["ttft_target_missed_total"].inc()
+        if timings.tokens_per_second is not None:
+            labels = model, timings.speed_source
+            self._child("output_tokens_per_second", *labels).observe(timings.tokens_per_second)
+            if timings.tpot_seconds is not None:
+                self._child("tpot_seconds", *labels).observe(timings.tpot_seconds)
         self._observe_times(exchange, timings, _BY_MODEL, model)
         if timings.generation_seconds is not None and any(exchange.gap_counts):
             self._gaps.add(model, exchange.gap_counts, timings.generation_seconds)

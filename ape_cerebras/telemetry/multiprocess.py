@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from glob import glob
 from operator import attrgetter
 
-from prometheus_client import values
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -22,6 +22,7 @@ from .metric_table import STEM, WORKER_METRICS
 
 __all__ = (
     "Scoreboard",
+    "SharedProcessMetrics",
     "WorkerSlot",
     "collect_workers",
     "forget_worker",
@@ -122,6 +123,40 @@ def private_values() -> Iterator[None]:
         yield
     finally:
         values.ValueClass = before
+
+
+class SharedProcessMetrics:
+    """What the library's collector finds out of this process, kept where the metrics of all workers
+    are: gauges are summed over the workers that live (the start is the earliest one's), and the CPU
+    time of those that have ended stays counted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._collector = ProcessCollector(registry=None)
+        self._metrics: dict[str, Counter | Gauge] = {}
+        self._cpu_seconds = 0.0
+        for family in self._collector.collect():
+            name, meaning = family.name, family.documentation
+            if family.type == "counter":
+                self._metrics[name] = Counter(name, meaning, registry=registry)
+            elif "start_time" in name:
+                self._metrics[name] = Gauge(
+                    name, meaning, registry=registry, multiprocess_mode="livemin"
+                )
+            else:
+                self._metrics[name] = Gauge(
+                    name, meaning, registry=registry, multiprocess_mode="livesum"
+                )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the present values."""
+        for family in self._collector.collect():
+            metric, value = self._metrics[family.name], family.samples[0].value
+            if isinstance(metric, Gauge):
+                metric.set(value)
+            else:
+                metric.inc(value - self._cpu_seconds)
+                self._cpu_seconds = value
 
 
 def share_values(directory: str, number: int) -> None:

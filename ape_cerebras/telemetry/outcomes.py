@@ -12,6 +12,7 @@ __all__ = (
     "OUTCOMES",
     "OUTCOME_OF_STATUS",
     "SIDES",
+    "UPSTREAM_CODES",
     "Outcome",
 )
 
@@ -153,6 +154,15 @@ CAUSES = {
 }
 """Why a request failed on its way to the API: the words of ``cause``, each with its meaning. They
 are ours, of a closed list; no text of a foreign exception is among them."""
+
+UPSTREAM_CODES = frozenset(
+    (
+        *("wrong_api_format", "context_length_exceeded", "wrong_api_key", "payment_required"),
+        *("model_not_found", "request_quota_exceeded", "token_quota_exceeded", "queue_exceeded"),
+        *("invalid_request_error", "validation_error", "server_error", "service_unavailable"),
+    )
+)
+"""The codes in the API's errors that metrics tell apart; any other is ``other``."""
 
 OUTCOME_OF_STATUS = {
     401: "upstream_key_refused",

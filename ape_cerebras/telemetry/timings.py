@@ -18,6 +18,7 @@ class Timings(NamedTuple):
     outcome: str
     traits: Outcome
     error_code: str | None
+    is_chat: bool
     cause: str | None  # of a failure on the way upstream
     failed_at: str | None  # the address of that
     usage: Usage | None  # the tokens that count: as estimated, else as reported
@@ -35,6 +36,8 @@ class Timings(NamedTuple):
     overhead_seconds: float | None  # None if it never was: most of that is waiting for the client
     client_blocked_seconds: float | None
     generation_seconds: float | None  # None where a slow client may have made upstream wait
+    max_chunk_gap_seconds: float | None  # likewise
+    speed_source: str | None  # of the next two; "derived" from ``completion_time``
     tpot_seconds: float | None  # of several choices, the tokens of all of them count
     tokens_per_second: float | None
     tokens_per_event: float | None  # so time between events is not time per token
@@ -52,7 +55,7 @@ class Timings(NamedTuple):
         proxy_ttft = _span(upstream_ttft, ttft)
         wait, proxy_own = _proxy_parts_of(exchange, proxy_ttft)
         total, overhead = _totals_of(exchange)
-        generation, tpot, tokens_per_second = _generation_of(exchange)
+        generation, longest_gap = _generation_of(exchange)
         tokens_per_event, events_per_read = _grouping_of(exchange)
         blocked = exchange.client_blocked_seconds if exchange.stream else None
         queue, prompt, completion = map(_rounded, exchange.time_info or (None, None, None))
@@ -73,8 +76,8 @@ class Timings(NamedTuple):
             overhead_seconds=overhead,
             client_blocked_seconds=_rounded(blocked),
             generation_seconds=generation,
-            tpot_seconds=tpot,
-            tokens_per_second=tokens_per_second,
+            max_chunk_gap_seconds=longest_gap,
+            **_speed_of(exchange, generation, ttft_source),
             tokens_per_event=tokens_per_event,
             events_per_read=events_per_read,
             queue_seconds=queue,
@@ -109,6 +112,7 @@ def _ending_of(exchange: Exchange) -> dict[str, Any]:
     return {
         "outcome": outcome,
         "traits": traits,
+        "is_chat": exchange.is_chat,
         "error_code": own_code if error is None else error.code,
         "cause": cause,
         "failed_at": address if cause else None,
@@ -182,16 +186,30 @@ def _ttfo_of(exchange: Exchange) -> float | None:
     return _span(exchange.received_at, passed_at)
 
 
-def _generation_of(exchange: Exchange) -> tuple[float | None, float | None, float | None]:
-    """Generation time, time per output token, tokens per second."""
+def _generation_of(exchange: Exchange) -> tuple[float | None, float | None]:
+    """Generation time, and the longest gap between reads in it."""
     if exchange.client_blocked_seconds and exchange.response_backlogged:
-        return None, None, None
+        return None, None
     seconds = _span(exchange.first_token_at, exchange.last_token_at)
+    return seconds, _rounded(exchange.longest_gap or None)
+
+
+def _speed_of(
+    exchange: Exchange, generation: float | None, ttft_source: str | None
+) -> dict[str, Any]:
+    """Source, time per output token, tokens per second. Where the first token's time is derived
+    from Cerebras's own ``completion_time``, that is also the time of the generation."""
+    source, seconds = "measured", generation
+    if exchange.time_info is not None and ttft_source == "derived":
+        source, seconds = "derived", _rounded(exchange.time_info.completion)
     tokens = _reported_tokens(exchange)
     if not seconds or not tokens:
-        return seconds, None, None
-    tpot = round(seconds / (tokens - 1), 6) if tokens > 1 else None
-    return seconds, tpot, round(tokens / seconds, 3)
+        return {"speed_source": None, "tpot_seconds": None, "tokens_per_second": None}
+    return {
+        "speed_source": source,
+        "tpot_seconds": round(seconds / (tokens - 1), 6) if tokens > 1 else None,
+        "tokens_per_second": round(tokens / seconds, 3),
+    }
 
 
 def _proxy_parts_of(

@@ -42,6 +42,11 @@ class CircuitBreaker:
         self._era = 0  # rises when the circuit opens, and when it closes
 
     @property
+    def in_a_row(self) -> int:
+        """The failures in a row."""
+        return self._in_a_row
+
+    @property
     def state(self) -> str:
         """closed, open or half_open."""
         if self._open_until is None:

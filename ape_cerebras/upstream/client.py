@@ -38,6 +38,7 @@ _ERROR_AT_MOST = 64 * 1024  # bytes of an error's body; the API's have a few hun
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _QUOTA_FIELD = re.compile(rb"x-ratelimit-(limit|remaining)-(requests|tokens)-(minute|hour|day)")
+_RESET_FIELD = re.compile(rb"x-ratelimit-reset-(?:requests|tokens)-(?:minute|hour|day)")
 _NUMBER = re.compile(rb"[0-9]{1,18}(?:\.[0-9]{1,18})?")
 _ERROR_CODE = re.compile(r"[a-z0-9_]{1,64}")
 
@@ -197,6 +198,7 @@ class UpstreamResponse:
         self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), status)
         if self._leaks.found_in(b"\n".join([value for _, value in headers]) + b"\n"):
             raise ResponseWithheld
+        exchange.upstream_headers = headers
         if status == 401:
             raise KeyRefused
         if any([name == b"content-encoding" for name, _ in headers]):  # noqa: C419 - quicker
@@ -298,19 +300,24 @@ class KeyLeakDetector:
 
 
 def read_quota(headers: Headers) -> Quota:
-    """The account's quota as the ``x-ratelimit-*`` headers report it."""
+    """The account's quota as the ``x-ratelimit-*`` headers report it. The API reports a quota that
+    is overdrawn as less than none: nothing is left then."""
     values: dict[bytes, dict[tuple[str, str], float]] = {b"limit": {}, b"remaining": {}}
-    malformed = 0
+    malformed = unknown = 0
     for name, value in headers:
-        field = _QUOTA_FIELD.fullmatch(name) if name.startswith(b"x-ratelimit-") else None
-        if field is None:
+        if not name.startswith(b"x-ratelimit-"):
             continue
-        if _NUMBER.fullmatch(value):
-            which, kind, window = field.groups()
-            values[which][kind.decode(), window.decode()] = float(value)
+        field = _QUOTA_FIELD.fullmatch(name)
+        if field is None:
+            unknown += not _RESET_FIELD.fullmatch(name)
+            continue
+        which, kind, window = field.groups()
+        overdrawn = which == b"remaining" and value.startswith(b"-")
+        if _NUMBER.fullmatch(value[1:] if overdrawn else value):
+            values[which][kind.decode(), window.decode()] = 0.0 if overdrawn else float(value)
         else:
             malformed += 1
-    return Quota(values[b"limit"], values[b"remaining"], malformed)
+    return Quota(values[b"limit"], values[b"remaining"], malformed, unknown)
 
 
 def read_error_code(body: bytes) -> str | None:
@@ -341,5 +348,5 @@ def forget_attempt(exchange: Exchange) -> None:
     exchange.connect_seconds = exchange.tls_seconds = None
     exchange.sent_at = exchange.head_at = None
     exchange.upstream_status = exchange.upstream_code = exchange.upstream_address = None
-    exchange.quota = NO_QUOTA
+    exchange.quota, exchange.upstream_headers = NO_QUOTA, ()
     exchange.response_timestamped, exchange.response_backlogged = None, False

@@ -207,17 +207,22 @@ class RetryingClient:
             return await self._send(exchange, request)
         era = circuit.enter(self._clock())
         failed: bool | None = None
+        cause: str | None = None
         try:
             response = await self._send(exchange, request)
             failed = response.status >= 500
+            cause = f"status_{response.status}"
         except ProxyError as error:
-            failed = is_outage(error)
+            failed, cause = is_outage(error), error.cause
             raise
         finally:
             before = circuit.state
             circuit.leave(era, failed, self._clock())
             if before == "closed" != circuit.state:
-                self._logs.event("warning", "Circuit opened")
+                trace_id, failures = exchange.trace_id, circuit.in_a_row
+                fields = {"cause": cause, "upstream_address": exchange.upstream_address}
+                message = "Circuit opened"
+                self._logs.event("warning", message, trace_id=trace_id, failures=failures, **fields)
             elif before != "closed" == circuit.state:
                 self._logs.event("info", "Circuit closed")
         return response

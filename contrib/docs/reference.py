@@ -93,6 +93,8 @@ def shown(field: "Field[Any]") -> str:
     value = None if field.default is MISSING else field.default
     if value is None or value == ():
         return NONE
+    if isinstance(value, tuple) and isinstance(value[0], bytes):
+        return " ".join(code(name.decode()) for name in value)
     if isinstance(value, bool):
         return code("on" if value else "off")
     return code(f"{value:g}" if isinstance(value, float) else str(value).removesuffix(":443"))

@@ -74,12 +74,12 @@ def test_only_the_first_hundred_models_are_told_apart() -> None:
 
 @pytest.mark.parametrize(("size", "completion"), [(0, 0), (100, 0), (1080, 200)])
 def test_a_plain_body_counts_by_its_bytes(size: int, completion: int) -> None:
-    assert completion_of(chat_exchange(response_bytes=size)) == completion
+    assert completion_of(chat_exchange(plain_bytes=size)) == completion
 
 
 def test_an_estimate_has_no_more_completion_than_was_reserved() -> None:
     assert completion_of(cut(token_events=500), most=8) == 8
-    assert completion_of(chat_exchange(response_bytes=10**6), most=8) == 8
+    assert completion_of(chat_exchange(plain_bytes=10**6), most=8) == 8
 
 
 def test_tokens_after_reported_ones_are_added() -> None:

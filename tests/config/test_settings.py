@@ -6,6 +6,7 @@ import pickle
 import ssl
 import sys
 from importlib.machinery import FrozenImporter
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ GOOD: dict[str, dict[str, Any]] = {
         "Warning": "warning",
         "Warn": "warning",
         "ERROR": "error",
+    },
+    "LOG_PEER": SWITCH,
+    "TRUSTED_PROXIES": {
+        "127.0.0.1": (ip_network("127.0.0.1/32"),),
+        "10.0.0.0/8, fd00::/8 ,::1": tuple(map(ip_network, ("10.0.0.0/8", "fd00::/8", "::1"))),
+    },
+    "SESSION_ID_HEADERS": {"X-My-Session , session_id": (b"x-my-session", b"session_id")},
+    "AGENT_ID_HEADERS": {"x-agent": (b"x-agent",), "off": ()},
+    "CORS_ORIGINS": {
+        "*": (b"*",),
+        "HTTPS://App.Example.com:443, http://localhost:3000": (
+            *(b"https://app.example.com", b"http://localhost:3000"),
+        ),
+        "http://[::1]:80,tauri://localhost": (b"http://[::1]", b"tauri://localhost"),
     },
     "HOST": {"0.0.0.0": "0.0.0.0", "::": "::", "::1": "::1", "fe80::1%eth0": "fe80::1%eth0"},
     "PORT": {"0": 0, "8000": 8000, "65535": 65535},
@@ -198,6 +213,15 @@ BAD: dict[str, tuple[str, ...]] = {
     "APE_API_KEYS_FILE": (*NOT_A_FILE, __file__),
     "LOG_LEVEL": ("verbose", "10", "info,debug"),
     "RUN_ID": ("a b", "é", "a/b", "x" * 65),
+    "LOG_PEER": NOT_A_SWITCH,
+    "TRUSTED_PROXIES": ("nginx", "10.0.0.1/8", "10.0.0.0/33", "::1,", "10.0.0.1:80"),
+    "SESSION_ID_HEADERS": ("a b", "a,,b", ",", "x:", "é", "x" * 65, "Authorization", "a,cookie"),
+    "AGENT_ID_HEADERS": ("a b", "a,,b", "x-api-key"),
+    "CORS_ORIGINS": (
+        *("app.example.com", "https://", "https://a/", "https://a/b", "https://a?b", "https://a b"),
+        *("https://a,", "https://a,*", "https://me@a", "https://a:", "https://a:123456", "null"),
+        *("https://*.example.com", "https://é", "https://a:65536"),
+    ),
     "HOST": ("a b", "http://a", "[::1]", "é", "a/b"),
     "PORT": ("65536", "-1", "http", "80.0", "٨٠", "1e3"),
     "METRICS_PORT": ("65536", "-1", "on", "80.0", "٨٠", "1e3"),

@@ -70,6 +70,9 @@ async def test_after_a_run_of_failures_nothing_is_sent_upstream() -> None:
     assert (line["error"], line["level"]) == ("upstream_unavailable", "error")
     assert not {"connection", "upstream_status", "ttfb_seconds"} & line.keys()
     assert messages(running) == [("warning", "Circuit opened")]
+    [opened] = [line for line in running.lines.all() if line["message"] == "Circuit opened"]
+    assert (opened["failures"], opened["cause"]) == (3, "status_500")
+    assert opened["trace_id"] in {line["trace_id"] for line in running.lines.exchanges()}
 
 
 @pytest.mark.parametrize("port", ["refuses", "closes"])

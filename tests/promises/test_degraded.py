@@ -87,11 +87,11 @@ class Rig:
 def test_a_ttft_over_its_target() -> None:
     async def test() -> None:
         async with Rig(TTFT_TARGET_MS="299") as rig:
-            for _ in range(3):
+            for _ in range(20):
                 await rig.request(chat())
             await anyio.sleep(2)
             assert (await rig.health())["degraded"] == ["ttft"]
-            assert (await rig.health())["status"] == "healthy"
+            assert (await rig.health())["status"] == "degraded"
             assert (await rig.gauge("ttft"), await rig.gauge("failures")) == (1, 0)
             await anyio.sleep(61)
             assert "degraded" not in await rig.health()
@@ -100,6 +100,9 @@ def test_a_ttft_over_its_target() -> None:
             ("warning", "Service degraded", "ttft"),
             ("info", "Service recovered", "ttft"),
         ]
+        event = next(line for line in rig.lines.all() if "reason" in line)
+        assert (event["share"], event["target"], event["samples"]) == (1.0, 0.05, 20)
+        assert (event["main_outcome"], event["ttft_target_seconds"]) == ("completed", 0.299)
 
     on_mock_clock(test)
 
@@ -129,6 +132,9 @@ def test_failures() -> None:
             assert (await rig.health())["degraded"] == ["failures"]
             assert await rig.gauge("failures") == 1
         assert rig.reported() == [("warning", "Service degraded", "failures")]
+        event = next(line for line in rig.lines.all() if "reason" in line)
+        assert (event["share"], event["samples"]) == (0.0952, 21)
+        assert event["main_outcome"] == "upstream_connect_failed"
 
     on_mock_clock(test)
 

@@ -111,10 +111,16 @@ async def test_scrapers_get_responses_where_clients_have_all_connections() -> No
         assert (await first.get("/health")).status == 200
         second = await running.client()
         await second.send(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        scraper = await running.scraper()
         assert await running.metric("cerebras_proxy_client_connections") == 1
-        assert await running.metric("cerebras_proxy_client_connections") == 1
-        await running.lines.exchange(3)
-        assert len(running.lines.exchanges()) == 3
+        # A probe of Kubernetes, again and again.
+        for _ in range(3):
+            assert (await scraper.get("/health")).json()["status"] == "healthy"
+        assert await running.metric("cerebras_proxy_client_connections_full_total") == 1
+        await running.lines.exchange(6)
+        assert len(running.lines.exchanges()) == 6
+        full = [line for line in running.lines.all() if line["message"].startswith("All client")]
+        assert [(line["level"], line["limit"]) for line in full] == [("warning", 1)]
         first.stream.close()
         assert (await second.response()).status == 200
 

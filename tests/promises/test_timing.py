@@ -133,7 +133,8 @@ def test_a_plain_replys_ttft_is_derived_and_never_its_total() -> None:
         assert line["ttft_seconds"] == line["upstream_ttft_seconds"] == 12.0
         assert line["network_seconds"] == 8.0
         assert line["total_time_seconds"] == 20.0
-        assert "tpot_seconds" not in line
+        assert line["speed_source"] == "derived"
+        assert line["tpot_seconds"] == 2.0
 
     on_mock_clock(test)
 

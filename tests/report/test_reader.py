@@ -13,8 +13,6 @@ from ape_cerebras.telemetry.logs import LOG_FIELDS
 
 LINE = line_of()
 TEXT = LINE.decode()
-# What other changes write into lines, and what reports already read.
-COMING = {"session_id", "agent_id", "reserved_tokens", "client_attempt"}
 
 
 def read(lines: list[bytes], selection: Selection | None = None) -> tuple[Reader, Batch | None]:
@@ -25,7 +23,7 @@ def read(lines: list[bytes], selection: Selection | None = None) -> tuple[Reader
 
 def test_the_keys_are_those_of_log_lines() -> None:
     known = {field.key for field in LOG_FIELDS}
-    assert {*NUMBERS, *LABELS} - known <= {*COMING, "run_id"}
+    assert {*NUMBERS, *LABELS} - known <= {"run_id"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Features of the OpenAI SDK alone: a response requested as in the README, its own reassembly of
 streams, and errors with attributes."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,51 @@ def test_a_tool_call_reassembled_by_the_sdk(demo: Served) -> None:
         [call] = stream.get_final_completion().choices[0].message.tool_calls or []
     assert call.function.name == "get_weather"
     assert call.function.arguments == '{"city":"test","days":1}'
+
+
+@pytest.mark.parametrize(
+    ("base", "request_it", "path", "advice"),
+    [
+        ("", lambda c: c.models.list(), "/models", "must end in /v1"),
+        (
+            *("", lambda c: c.chat.completions.create(model="m", messages=MESSAGES)),
+            *("/chat/completions", "must end in /v1"),
+        ),
+        (
+            *("/v1", lambda c: c.completions.create(model="m", prompt="x")),
+            *("/v1/completions", "send messages as a chat completion"),
+        ),
+        (
+            *("/v1", lambda c: c.responses.create(model="m", input="x")),
+            *("/v1/responses", "set the client to chat completions"),
+        ),
+        (
+            *("/v1", lambda c: c.embeddings.create(model="m", input="x")),
+            *("/v1/embeddings", "another service"),
+        ),
+    ],
+)
+def test_what_is_not_served_is_said_with_what_to_do_instead(
+    demo: Served,
+    base: str,
+    request_it: Callable[[openai.OpenAI], object],
+    path: str,
+    advice: str,
+) -> None:
+    url, trace_id = f"http://127.0.0.1:{demo.port}{base}", f"nowhere{path}".replace("/", ".")
+    headers = {"X-Trace-ID": trace_id}
+    with (
+        openai.OpenAI(
+            base_url=url, api_key="any", max_retries=0, default_headers=headers
+        ) as client,
+        pytest.raises(openai.NotFoundError) as raised,
+    ):
+        request_it(client)
+    assert advice in str(raised.value)
+    line = demo.exchange(trace_id)
+    assert (line["path"], line["route"], line["status_code"]) == (path, "none", 404)
+    assert line["user_agent"].startswith("OpenAI/Python")
+    assert (line["client_attempt"], line["peer"]) == (0, "127.0.0.1")
 
 
 class Line(pydantic.BaseModel):

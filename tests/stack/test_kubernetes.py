@@ -105,6 +105,7 @@ def test_every_port_that_is_named_is_the_containers() -> None:
     named |= {probe["port"] for probe in probes}
     assert named == set(PORTS)
     assert {probe["path"] for probe in probes} == {"/health"}
+    assert [probe["port"] for probe in probes] == ["metrics", "http", "metrics"]
     [endpoint] = MANIFESTS["ServiceMonitor", NAME]["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in services[0]["spec"]["ports"]}
 

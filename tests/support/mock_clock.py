@@ -134,6 +134,7 @@ SLOW_STREAM_TIMES = {
     "ttfo_seconds": 23.0,
     "total_time_seconds": 30.0,
     "generation_seconds": 8.0,
+    "max_chunk_gap_seconds": 5.0,
     "tpot_seconds": 2.0,
     "queue_seconds": 1.5,
     "prompt_seconds": 2.5,

@@ -105,7 +105,9 @@ def scraped(connection: http.client.HTTPConnection) -> Counter[str]:
 def running_workers(backend: str, directory: Path, **settings: str) -> Iterator[WorkerService]:
     """A demo of two workers that serve, with ``directory`` for their files."""
     command = ("serve", "--demo", "--workers", "2", "--backend", backend)
-    with serving(*command, TMPDIR=str(directory), **settings) as served:
+    # At that level also the lines of /health, which say who took a connection.
+    level = {"LOG_LEVEL": "debug"}
+    with serving(*command, TMPDIR=str(directory), **{**level, **settings}) as served:
         workers = WorkerService(served)
         try:
             for number in (1, 2):

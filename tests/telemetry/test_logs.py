@@ -12,12 +12,14 @@ from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exc
 from failure_examples import FAILURES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scraped_metrics import config_with
 
-from ape_cerebras.errors import BadRequest, ClientGone, ProxyError, Truncated
+from ape_cerebras.errors import BadRequest, ClientGone, NotFound, ProxyError, Truncated
 from ape_cerebras.http1.messages import Request
 from ape_cerebras.telemetry.exchange import Exchange, TimeInfo, Usage
 from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.outcomes import OUTCOMES
+from ape_cerebras.telemetry.trace_context import CallerReader
 
 FIRST = ["timestamp", "level", "message", "trace_id"]
 PARTS = ("accepted_prediction_tokens", "rejected_prediction_tokens", "image_tokens")
@@ -25,27 +27,25 @@ KEYS = [
     *FIRST,
     *("request_id", "span_id", "parent_span_id"),
     *("route", "method", "status_code", "outcome", "client", "model"),
-    *("requested_model", "stream", "ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds"),
-    *("ttfb_seconds", "ttfo_seconds", "total_time_seconds", "generation_seconds", "tpot_seconds"),
+    *("requested_model", "stream", "request_bytes", "response_bytes"),
+    *("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds"),
+    *("ttfb_seconds", "ttfo_seconds", "total_time_seconds", "generation_seconds"),
+    *("max_chunk_gap_seconds", "tpot_seconds"),
     *("queue_seconds", "prompt_seconds", "completion_seconds", "network_seconds", "wait_seconds"),
     *("connect_seconds", "tls_seconds", "proxy_own_seconds", "overhead_seconds"),
     *("intended_start_lag_seconds", "client_blocked_seconds", "ttft_source", "stamp"),
     *("connection", "total_tokens", "prompt_tokens"),
     *("completion_tokens", "cached_tokens", "reasoning_tokens", *PARTS),
-    *("tokens_per_second", "cost_usd", "usage_source", "finish_reason", "service_tier"),
+    *("tokens_per_second", "speed_source", "reserved_tokens", "cost_usd", "usage_source"),
+    *("finish_reason", "service_tier"),
     *("error", "cause", "upstream_status"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
 ]
 PLAIN_ONLY_MISSES = {
-    *(
-        "client",
-        "parent_span_id",
-        "requested_model",
-        "ttfo_seconds",
-        "generation_seconds",
-        "tpot_seconds",
-    ),
-    *("client_blocked_seconds", "tokens_per_second", "error", "cause", "upstream_status"),
+    *("client", "parent_span_id", "requested_model", "ttfo_seconds"),
+    *("generation_seconds", "max_chunk_gap_seconds"),
+    *("request_bytes", "response_bytes", "reserved_tokens"),
+    *("client_blocked_seconds", "error", "cause", "upstream_status"),
     *("intended_start_lag_seconds", "wait_seconds", "connect_seconds", "tls_seconds"),
     *("token_events", "token_reads", "tokens_per_event", "events_per_read"),
     *(*PARTS, "finish_reason", "service_tier"),
@@ -80,6 +80,10 @@ def test_all_keys_are_in_their_order() -> None:
             request_timestamped=True,
             response_timestamped=True,
             usage=Usage(10, 5, 15, 4, 1, 3, 2, 8),
+            body=b"{}",
+            response_bytes=1234,
+            reserved_tokens=16_400,
+            longest_gap=0.25,
             finish_reason="stop",
             service_tier="flex",
         )
@@ -104,6 +108,8 @@ def test_all_keys_are_in_their_order() -> None:
         "model": "gpt-oss-120b",
         "requested_model": "small",
         "stream": True,
+        "request_bytes": 2,
+        "response_bytes": 1234,
         "ttft_seconds": 0.203,
         "upstream_ttft_seconds": 0.199,
         "proxy_ttft_seconds": 0.004,
@@ -111,6 +117,7 @@ def test_all_keys_are_in_their_order() -> None:
         "ttfo_seconds": 0.303,
         "total_time_seconds": 2.0,
         "generation_seconds": 0.4,
+        "max_chunk_gap_seconds": 0.25,
         "tpot_seconds": 0.1,
         "queue_seconds": 0.05,
         "prompt_seconds": 0.06,
@@ -132,6 +139,8 @@ def test_all_keys_are_in_their_order() -> None:
         "cached_tokens": 4,
         "reasoning_tokens": 1,
         "tokens_per_second": 12.5,
+        "speed_source": "measured",
+        "reserved_tokens": 16_400,
         "cost_usd": 0.00000725,
         "usage_source": "upstream",
         "error": "stream_truncated",
@@ -154,7 +163,7 @@ def test_the_keys_of_a_plain_response() -> None:
     line = line_of(plain_exchange())
     assert list(line) == [key for key in KEYS if key not in PLAIN_ONLY_MISSES]
     assert line["message"] == "Chat completion successful"
-    assert line["ttft_source"] == "derived"
+    assert line["ttft_source"] == line["speed_source"] == "derived"
     assert line["stream"] is False
 
 
@@ -200,7 +209,10 @@ def test_level_and_message_of_every_error(failure: type[ProxyError]) -> None:
     ("exchange", "level", "message"),
     [
         (chat_exchange(), "info", "Chat completion successful"),
-        (chat_exchange(route="/health"), "info", "Request served"),
+        (chat_exchange(route="/v1/models"), "info", "Request served"),
+        (chat_exchange(route="/health"), "debug", "Request served"),
+        (chat_exchange(route="/metrics"), "debug", "Request served"),
+        (chat_exchange(route="/health", error=BadRequest("x")), "warning", "Request refused"),
         (chat_exchange(error=ClientGone()), "info", "Client disconnected"),
         (chat_exchange(error=BadRequest("x")), "warning", "Request refused"),
         (chat_exchange(upstream_status=429, status=429), "error", "Exchange failed"),
@@ -321,6 +333,14 @@ def test_cost_is_an_exact_decimal(cost: str, text: str) -> None:
     assert json.loads(written, parse_float=Decimal)["cost_usd"] == Decimal(cost)
 
 
+LONGEST_HEADERS = (
+    (b"user-agent", b'"' * 999),
+    (b"x-session-id", b"s" * 128),
+    (b"x-agent", b"a" * 128),
+    (b"x-stainless-retry-count", b"9999"),
+)
+
+
 @pytest.mark.parametrize("model", ["\x01" * 300, '"' * 300, "\u2028" * 300])
 def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
     """Several workers write to one pipe, which keeps lines of at most PIPE_BUF bytes apart."""
@@ -328,13 +348,21 @@ def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
     longest = stream_exchange(
         model=model,
         requested_model=None,
+        address="f" * 40,
+        request=Request("P" * 99, b'/"' * 999, b"1.1", LONGEST_HEADERS),
+        response_bytes=count,
+        reserved_tokens=count,
+        longest_gap=123456.123456,
+        upstream_headers=((b"inference-id", b"i" * 128), (b"cf-ray", b"c" * 128)),
+        finish_reason="other",
+        service_tier="other",
         client="c" * 64,
         trace_id="t" * 128,
         request_id="r" * 128,
         usage=Usage(count, count, count, count, count),
         time_info=TimeInfo(1.7e-308, 123456789.123456, 1.7e308),
         cost=Decimal("123456789012345678.1234567890123456789012345678"),
-        error=Truncated(),
+        error=NotFound(),
         client_blocked_seconds=123456.123456,
         intended_start_lag_seconds=86399.123456,
         pool_wait_seconds=123456.123456,
@@ -342,7 +370,8 @@ def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
         tls_seconds=123456.123456,
     )
     lines: list[bytes] = []
-    Logs("debug", lines.append, worker=1000, run_id="r" * 64).exchange(*with_timings(longest))
+    callers = CallerReader(config_with(AGENT_ID_HEADERS="x-agent"))
+    Logs("debug", lines.append, 1000, "r" * 64, callers).exchange(*with_timings(longest))
     assert len(lines[0]) < select.PIPE_BUF
 
 

@@ -20,7 +20,14 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "requests_total": ("counter", {"model"}),
     "errors_total": ("counter", {"model"}),
     "outcomes_total": ("counter", {"route", "outcome", "class", "status_code"}),
+    "process_cpu_seconds_total": ("counter", set()),
+    "process_max_fds": ("gauge", set()),
+    "process_open_fds": ("gauge", set()),
+    "process_resident_memory_bytes": ("gauge", set()),
+    "process_start_time_seconds": ("gauge", set()),
+    "process_virtual_memory_bytes": ("gauge", set()),
     "upstream_failures_total": ("counter", {"outcome", "cause"}),
+    "upstream_errors_total": ("counter", {"status", "code"}),
     "ttft_seconds": ("histogram", {"model", "source"}),
     "upstream_ttft_seconds": ("histogram", {"model"}),
     "proxy_ttft_seconds": ("histogram", {"model"}),
@@ -37,17 +44,18 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "chunk_gap_seconds": ("histogram", {"model"}),
     "upstream_connection_uses_total": ("counter", {"connection"}),
     "ttfo_seconds": ("histogram", {"model"}),
-    "tpot_seconds": ("histogram", {"model"}),
+    "tpot_seconds": ("histogram", {"model", "source"}),
     "network_seconds": ("histogram", {"model"}),
     "upstream_queue_seconds": ("histogram", {"model"}),
     "upstream_prompt_seconds": ("histogram", {"model"}),
     "request_duration_seconds": ("histogram", {"route"}),
     "overhead_seconds": ("histogram", {"route"}),
     "tokens_total": ("counter", {"model", "type"}),
-    "output_tokens_per_second": ("histogram", {"model"}),
+    "output_tokens_per_second": ("histogram", {"model", "source"}),
     "cost_usd_total": ("counter", {"model"}),
     "reserved_tokens_total": ("counter", {"model"}),
     "malformed_quota_headers_total": ("counter", set()),
+    "unknown_quota_headers_total": ("counter", set()),
     "client_requests_total": ("counter", {"client"}),
     "client_tokens_total": ("counter", {"client", "type"}),
     "client_cost_usd_total": ("counter", {"client"}),
@@ -65,6 +73,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "requests_in_flight": ("gauge", set()),
     "client_connections": ("gauge", set()),
     "client_connections_limit": ("gauge", set()),
+    "client_connections_full_total": ("counter", set()),
     "upstream_connections": ("gauge", {"state"}),
     "upstream_reachable": ("gauge", set()),
     "upstream_ratelimit_limit": ("gauge", {"kind", "window"}),
@@ -98,7 +107,7 @@ def test_the_table(accept: bytes) -> None:
             **RETRIED,
             **new,
         ),
-        stream_exchange(error=ConnectFailed("ECONNREFUSED")),
+        stream_exchange(error=ConnectFailed("ECONNREFUSED"), upstream_status=429),
     )
     metrics.count_catalogue_fetch(succeeded=True)
     metrics.count_background_failure("warmup")
@@ -131,15 +140,16 @@ def test_the_metrics_of_a_stream() -> None:
         "proxy_own_seconds": 0.0031,
         "chunk_gap_seconds": 0.4,
         "ttfo_seconds": 0.303,
-        "tpot_seconds": 0.1,
         "network_seconds": 0.089,
         "upstream_queue_seconds": 0.05,
         "upstream_prompt_seconds": 0.06,
-        "output_tokens_per_second": 12.5,
     }.items():
         assert value(metrics, f"{name}_sum", **model) == expected, name
         assert value(metrics, f"{name}_count", **model) == 1, name
-    assert value(metrics, "ttft_seconds_sum", source="measured", **model) == 0.203
+    measured = {"source": "measured", **model}
+    assert value(metrics, "ttft_seconds_sum", **measured) == 0.203
+    assert value(metrics, "tpot_seconds_sum", **measured) == 0.1
+    assert value(metrics, "output_tokens_per_second_sum", **measured) == 12.5
     assert value(metrics, "request_duration_seconds_sum", route=CHAT) == 2.0
     assert value(metrics, "overhead_seconds_sum", route=CHAT) == 0.25
     assert value(metrics, "client_blocked_seconds_total") == 0.25
@@ -174,7 +184,32 @@ def test_a_plain_response_has_its_own_source() -> None:
     model = {"model": "gpt-oss-120b"}
     assert value(metrics, "ttft_seconds_count", source="derived", **model) == 1
     assert value(metrics, "ttft_seconds_count", source="measured", **model) is None
-    assert value(metrics, "tpot_seconds_count", **model) is None
+    for name, total in (("tpot_seconds", 0.1), ("output_tokens_per_second", 12.5)):
+        assert value(metrics, f"{name}_sum", source="derived", **model) == total
+        assert value(metrics, f"{name}_count", source="measured", **model) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "label"),
+    [
+        ("queue_exceeded", "queue_exceeded"),
+        ("token_quota_exceeded", "token_quota_exceeded"),
+        ("made_up_by_nobody_knows_whom", "other"),
+        (None, "none"),
+    ],
+)
+def test_errors_of_the_api_are_counted_by_a_closed_list_of_codes(
+    code: str | None, label: str
+) -> None:
+    metrics = observed(
+        chat_exchange(upstream_status=429, upstream_code=code),
+        chat_exchange(upstream_status=429, upstream_code=code, route="/v1/models"),
+        chat_exchange(),
+        chat_exchange(upstream_status=None),
+    )
+    assert value(metrics, "upstream_errors_total", status="429", code=label) == 2
+    errors = [s for s in samples(metrics) if "upstream_errors" in s.name]
+    assert [sample.value for sample in errors] == [2]
 
 
 def test_an_incomplete_request_has_no_overhead() -> None:

@@ -1,5 +1,6 @@
 """The metrics of several workers in one scrape: sums, and combined gauges."""
 
+import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from exchanges import chat_exchange, plain_exchange, stream_exchange, with_timings
 from prometheus_client import values
+from prometheus_client.metrics_core import Metric
 from scraped_metrics import OPENMETRICS, config_with, families, live, new_metrics, value
 
 from ape_cerebras.errors import ClientGone
@@ -55,7 +57,8 @@ def sums(metrics: Metrics, accept: bytes = b"") -> Samples:
         (sample.name, frozenset(sample.labels.items())): sample.value
         for metric in families(metrics, accept).values()
         for sample in metric.samples
-        if metric.type in ("counter", "histogram") and "worker" not in metric.name
+        if metric.type in ("counter", "histogram")
+        and not metric.name.startswith(("cerebras_proxy_worker", "process_"))
     }
 
 
@@ -115,8 +118,32 @@ def test_every_metric_has_the_same_type_and_help_as_in_one_process(workers: Work
 
 
 def test_metrics_are_sorted_by_name(workers: WorkerService) -> None:
-    names = list(families(workers.worker(1)))
+    names = [each for each in families(workers.worker(1)) if not each.startswith("process_")]
     assert names[: -len(WORKERS)] == sorted(names[: -len(WORKERS)])
+
+
+def test_what_the_processes_take_is_summed_and_stays_counted(workers: WorkerService) -> None:
+    """Both "workers" are this process."""
+    first = workers.worker(1)
+    second = workers.worker(2)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    first.refresh_process()
+    second.refresh_process()
+    alone, both = families(new_metrics()), families(first)
+
+    def of(name: str, found: dict[str, Metric]) -> float:
+        return found[f"process_{name}"].samples[0].value
+
+    assert of("max_fds", both) == 2 * of("max_fds", alone)
+    assert of("start_time_seconds", both) == of("start_time_seconds", alone)
+    assert of("open_fds", both) > of("open_fds", alone)
+    assert of("resident_memory_bytes", both) > 1.5 * of("resident_memory_bytes", alone)
+    cpu = of("cpu_seconds", both)
+    assert cpu >= 2 * (before.ru_utime + before.ru_stime) - 0.1
+    workers.forget(2)
+    left = families(first)
+    assert of("cpu_seconds", left) == cpu
+    assert of("max_fds", left) == of("max_fds", alone)
 
 
 def test_gauges_are_summed_or_the_maximum_or_the_latest(workers: WorkerService) -> None:
@@ -154,7 +181,7 @@ def test_the_counters_of_a_dead_worker_stay(workers: WorkerService) -> None:
     assert value(second, "degraded", reason="ttft") == 0
     assert value(second, "upstream_ratelimit_remaining", kind="tokens", window="day") == 90
     assert value(second, "requests_total", **model) == 2
-    assert value(second, "tpot_seconds_count", **model) == 2
+    assert value(second, "tpot_seconds_count", source="measured", **model) == 2
     successor = workers.worker(1, in_flight=1)
     successor.observe(*with_timings(stream_exchange()))
     assert value(successor, "requests_total", **model) == 3

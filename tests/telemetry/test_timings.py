@@ -65,7 +65,7 @@ def test_the_times_of_a_stream() -> None:
 
 def test_the_times_of_a_plain_response() -> None:
     timings = Timings.of(plain_exchange(upstream_wait_seconds=0.998))
-    assert timings.ttft_source == "derived"
+    assert timings.ttft_source == timings.speed_source == "derived"
     assert times(timings) == {
         "ttft_seconds": 0.602,  # 101.0 - 0.4 - 100.0, and 2 ms to pass the reply on
         "upstream_ttft_seconds": 0.599,
@@ -75,12 +75,12 @@ def test_the_times_of_a_plain_response() -> None:
         "total_time_seconds": 1.002,
         "overhead_seconds": 0.004,
         "generation_seconds": None,
-        "tpot_seconds": None,
+        "tpot_seconds": 0.1,  # of the completion_time
         "queue_seconds": 0.05,
         "prompt_seconds": 0.06,
         "completion_seconds": 0.4,
         "network_seconds": 0.489,
-        "tokens_per_second": None,
+        "tokens_per_second": 12.5,
     }
 
 
@@ -101,7 +101,8 @@ def test_the_times_of_a_plain_response() -> None:
 )
 def test_no_ttft_is_derived_without_its_inputs(fields: dict[str, Any]) -> None:
     timings = Timings.of(plain_exchange(**fields))
-    assert timings.ttft_source is None
+    assert timings.ttft_source is timings.speed_source is None
+    assert timings.tpot_seconds is timings.tokens_per_second is None
     for name in ("ttft_seconds", "upstream_ttft_seconds", "proxy_ttft_seconds", "network_seconds"):
         assert getattr(timings, name) is None, name
 

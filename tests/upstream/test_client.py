@@ -285,7 +285,27 @@ def test_the_quota_is_read_by_kind_and_window() -> None:
         {("tokens", "minute"): 30_000.0},
         {("tokens", "minute"): 29_123.5, ("requests", "day"): 999_997_455.0},
         0,
+        1,  # without a window
     )
+
+
+@pytest.mark.parametrize("text", [b"-1", b"-4096.5", b"-0"])
+def test_an_overdrawn_quota_has_nothing_left(text: bytes) -> None:
+    quota = read_quota(((b"x-ratelimit-remaining-tokens-minute", text),))
+    assert quota == Quota({}, {("tokens", "minute"): 0.0}, 0)
+
+
+def test_quota_headers_with_unknown_names_are_counted() -> None:
+    headers = (
+        (b"x-ratelimit-limit-images-minute", b"5"),
+        (b"x-ratelimit-remaining-tokens-week", b"5"),
+        (b"x-ratelimit-reset-tokens-minute", b"5"),
+        (b"x-ratelimits", b"5"),
+    )
+    assert read_quota(headers) == Quota({}, {}, 0, 2)
+    metrics = observed(chat_exchange(quota=read_quota(headers)))
+    assert value(metrics, "unknown_quota_headers_total") == 2
+    assert value(metrics, "malformed_quota_headers_total") == 0
 
 
 @pytest.mark.parametrize("text", [b"", b"-1", b"1e5", b"nan", b"inf", b"5, 5", b"\xff", b"9" * 40])
