@@ -50,9 +50,7 @@ _W3C_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _MAX_TEXT = 128  # characters of a user agent or a path, escaped
 _ATTEMPT = re.compile(rb"[0-9]{1,4}")
 # Keys of the API begin with csk-, those of others with sk- or the like, and tokens with eyJ.
-_LIKE_A_KEY = re.compile(
-    rb"(?<![a-z0-9])(?:[cgpr]?sk[-_]|gh[a-z]_|eyj)[a-z0-9._-]{6}", re.IGNORECASE
-)
+_LIKE_A_KEY = re.compile(rb"(?<![a-z0-9])(?:[cgpr]?sk[-_]|gh[a-z]_|eyj)[a-z0-9._-]{6}")
 _SHORTEST_KEY = 6  # bytes; a shorter one is a word that may be anywhere
 _CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"proxy-authorization", b"cookie")
 # One element of Forwarded: pairs of a token and a token or a quoted string.
@@ -228,17 +226,23 @@ def _text(value: bytes | None, request: Request) -> str | None:
     if not value or _may_hold_key(value, request):
         return None
     text = value[:_MAX_TEXT].decode("ascii", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)[:_MAX_TEXT]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text[:_MAX_TEXT]
 
 
 def _may_hold_key(value: bytes, request: Request) -> bool:
     """Whether the value looks like a key, or holds one that the request presents elsewhere."""
-    if _LIKE_A_KEY.search(value):
+    lower = value.lower()
+    may_begin = b"sk" in lower or b"eyj" in lower or b"gh" in lower
+    if may_begin and _LIKE_A_KEY.search(lower):
         return True
     for name in _CREDENTIALS:
-        presented = (request.header(name) or b"").split()
-        if presented and len(presented[-1]) >= _SHORTEST_KEY and presented[-1] in value:
-            return True
+        presented = request.header(name)
+        if presented is not None:
+            key = presented.rpartition(b" ")[2]
+            if len(key) >= _SHORTEST_KEY and key in value:
+                return True
     return False
 
 
