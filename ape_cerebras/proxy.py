@@ -368,7 +368,7 @@ class Proxy:
 
 def open_traces(config: Config, logs: Logs, metrics: Metrics) -> "Traces | None":
     """Traces, where they are switched on: OpenTelemetry is imported for nothing else."""
-    if config.traces_url is None and config.otlp_metrics_url is None:
+    if (config.traces_url is None and config.otlp_metrics_url is None) or config.otlp_obstacle:
         return None
     from .telemetry.traces import Traces
 

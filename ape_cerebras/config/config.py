@@ -26,6 +26,7 @@ from .values import (
     EgressProxy,
     Networks,
     Origin,
+    has_opentelemetry,
     read_file,
     reject_unfinished,
 )
@@ -189,6 +190,18 @@ class Config:
             return None
         by_name = base and exporter and f"{base.rstrip('/')}/v1/metrics"
         return self.otel_exporter_otlp_metrics_endpoint or by_name
+
+    @property
+    def otlp_obstacle(self) -> str:
+        """What keeps spans and metrics from a collector that is named; empty if nothing does. It is
+        no error: a platform sets these variables for every program that it runs."""
+        if self.traces_url is None and self.otlp_metrics_url is None:
+            return ""
+        if self.otel_exporter_otlp_protocol != "http/protobuf":
+            return "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf: no traces are sent"
+        if not has_opentelemetry():
+            return "no traces are sent: pip install 'ape-cerebras[otel]' for OpenTelemetry's SDK"
+        return ""
 
     @property
     def queue_timeout(self) -> float:
@@ -371,6 +384,8 @@ def doubts(config: Config, environment: Mapping[str, str]) -> list[tuple[str, st
     """What deserves a look in settings that are not wrong: level, message, and the problem."""
     found = [("warning", "Contradiction", text) for text in contradictions(config)]
     found += [("warning", "No setting", text) for text in near_misses(environment)]
+    if config.otlp_obstacle:
+        found.append(("warning", "No traces", config.otlp_obstacle))
     if grace := grace_advice(config.graceful_shutdown_timeout, environment):
         found.append(("info", "Grace period", grace))
     way = describe_proxies(config.upstream_proxy, environment)

@@ -176,7 +176,11 @@ SETTINGS: tuple[Setting, ...] = (
         read_collector,
         "whole URL that metrics are sent to by OTLP; unset: as OTEL_METRICS_EXPORTER says",
     ),
-    Setting("OTEL_EXPORTER_OTLP_PROTOCOL", one_of("http/protobuf"), "how a collector is spoken to"),
+    Setting(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        one_of("http/protobuf", "http/json", "grpc"),
+        "protocol to the collector; only http/protobuf is supported, others send nothing",
+    ),
     Setting("OTEL_TRACES_EXPORTER", _exporters, "none: no traces in spite of an endpoint"),
     Setting(
         "OTEL_METRICS_EXPORTER",

@@ -28,6 +28,7 @@ __all__ = (
     "Networks",
     "EgressProxy",
     "Origin",
+    "has_opentelemetry",
     "inline_or_file",
     "matching",
     "not_negative",
@@ -311,13 +312,16 @@ def read_collector(text: str) -> str:
     keys."""
     if not _COLLECTOR.fullmatch(text):
         raise ValueError("must be an http or https URL, without user and password")
+    return text
+
+
+def has_opentelemetry() -> bool:
+    """Whether the extra ``otel`` is installed."""
     try:
         found = find_spec("opentelemetry.sdk"), find_spec("opentelemetry.exporter.otlp.proto.http")
     except ModuleNotFoundError:  # of a package that one of them is in
-        found = None, None
-    if None in found:
-        raise ValueError("needs OpenTelemetry's SDK: pip install 'ape-cerebras[otel]'")
-    return text
+        return False
+    return None not in found
 
 
 def read_workers(text: str) -> int:

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
+import orjson
 import pytest
 from anyio import to_thread
 from end_to_end import (
@@ -393,20 +394,34 @@ _WITHOUT = (
 )
 
 
-@pytest.mark.parametrize("command", ["check", "serve"])
-def test_without_the_extra_it_says_so(command: str) -> None:
-    program = f"{_WITHOUT}\nfrom ape_cerebras.__main__ import main; raise SystemExit(main())"
-    url = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+_PROGRAM = "from ape_cerebras.__main__ import main; raise SystemExit(main())"
+_NO_EXTRA = (f"{_WITHOUT}\n{_PROGRAM}", "http/protobuf", "pip install 'ape-cerebras[otel]'")
+_NO_GRPC = (_PROGRAM, "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf")
+_ENDPOINT = "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(("program", "protocol", "text"), [_NO_EXTRA, _NO_GRPC])
+def test_what_keeps_traces_from_a_collector_is_warned_of(
+    program: str, protocol: str, text: str
+) -> None:
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": _ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    command = (sys.executable, "-c", program)
+    given = environment(CEREBRAS_API_KEY="csk-0123456789abcdef", PORT="0", **settings)
     done = subprocess.run(
-        (sys.executable, "-c", program, command),
-        env=environment(CEREBRAS_API_KEY="csk-0123456789abcdef", **url),
-        capture_output=True,
-        text=True,
-        check=False,
+        (*command, "check"), env=given, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    text = "OTEL_EXPORTER_OTLP_ENDPOINT needs OpenTelemetry's SDK: pip install 'ape-cerebras[otel]'"
-    assert text in done.stderr + done.stdout
+    assert done.returncode == 0
+    assert "warning: No traces: " in done.stderr
+    assert text in done.stderr
+    with subprocess.Popen((*command, "serve"), env=given, stdout=subprocess.PIPE) as serving:
+        assert serving.stdout is not None
+        lines = []
+        while not lines or lines[-1]["message"] != "Listening":
+            lines.append(orjson.loads(serving.stdout.readline()))
+        serving.terminate()
+    [warning] = [line for line in lines if line["message"] == "No traces"]
+    assert warning["level"] == "warning"
+    assert text in warning["problem"]
 
 
 @pytest.mark.parametrize(
@@ -414,7 +429,7 @@ def test_without_the_extra_it_says_so(command: str) -> None:
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "must be an http or https URL"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:pw@collector", "without user and password"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "must be one of http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "gopher", "must be one of http/protobuf"),
         ("OTEL_TRACES_EXPORTER", "a b", "names of exporters"),
     ],
 )
