@@ -415,7 +415,7 @@ def test_what_keeps_traces_from_a_collector_is_warned_of(
     assert text in done.stderr
     with subprocess.Popen((*command, "serve"), env=given, stdout=subprocess.PIPE) as serving:
         assert serving.stdout is not None
-        lines = []
+        lines: list[dict[str, Any]] = []
         while not lines or lines[-1]["message"] != "Listening":
             lines.append(orjson.loads(serving.stdout.readline()))
         serving.terminate()
