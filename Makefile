@@ -17,7 +17,8 @@
 #                   parsers; SECONDS=600 for longer
 # make demo-report  two minutes of agents against the simulator, with a slow phase, an outage and
 #                   429s, and the report of it in build/demo; SECONDS=60 for other lengths
-# make selfcheck    whether the recorded times are true on this machine, in about 8 minutes
+# make selfcheck    whether the recorded times are true on this machine, idle, busy and overloaded, in
+#                   about 15 minutes
 #
 # Benchmarks:
 # make bench        this proxy beside the peers that are found here; PEERS=nginx,haproxy picks,
@@ -128,7 +129,7 @@ types: $(VENV)/installed-test
 selfcheck: $(VENV)/installed-selfcheck
 	@status=0; for backend in asyncio trio; do for tls in "" --tls; do \
 	  echo; echo "$$backend $$tls"; \
-	  $(BIN)/ape-cerebras selfcheck --backend $$backend $$tls || status=1; \
+	  $(BIN)/ape-cerebras selfcheck --overload --backend $$backend $$tls || status=1; \
 	done; done; exit $$status
 
 bench: $(VENV)/installed

@@ -223,16 +223,18 @@ class _PassedOn:
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Send a chunk, then look at it, also if the client has gone: its tokens are used. Return
         whether the content has ended."""
-        sent_at = None
-        text = chunk if self._decoder is None else self._decoder.latest
+        sent_at, text = None, _text_of(chunk, self._decoder, self._exchange)
         try:
             await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(text))
-            sent_at = self.downstream.stream.written_at
+            if self._exchange.first_output_at is None:  # else no moment of a write is recorded
+                sent_at = self.downstream.stream.sent_at
         finally:
             if len(text) <= PART_BYTES:
                 self._meter.feed(text, arrived_at, sent_at)
             else:
                 await _look_into(text, self._meter, arrived_at, sent_at)
+        if sent_at is not None:
+            self._note_send_seconds(sent_at)
         # Compressed bytes go on behind the content's end: a checksum, if nothing else.
         return self._exchange.done_seen and self._decoder is None
 
@@ -243,8 +245,14 @@ class _PassedOn:
     def end_of_body(self, *, framed: bool) -> None:
         """Note the end of a body whose content has not ended. Of what cannot be read only the
         framing knows the end."""
-        self._meter.end_of_body(self.downstream.stream.written_at, framed=framed)
+        self._meter.end_of_body(self.downstream.stream.sent_at, framed=framed)
         self._ended_unread = framed and self._decoder is not None and self._decoder.blind
+
+    def _note_send_seconds(self, sent_at: float) -> None:
+        """Record how long the latest write took if it took along a first token."""
+        exchange, took = self._exchange, self.downstream.stream.send_seconds
+        if sent_at in (exchange.first_token_sent_at, exchange.first_output_sent_at):
+            exchange.token_send_seconds = max(exchange.token_send_seconds, took)
 
     async def finish(self) -> None:
         if not self.complete:
@@ -273,11 +281,9 @@ class _Reassembled:
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Look at a chunk and keep it. Return whether the content has ended."""
-        text = chunk
-        if self._decoder is not None:
-            text = self._decoder.latest
-            if self._decoder.blind:
-                raise InvalidResponse
+        text = _text_of(chunk, self._decoder, self._exchange)
+        if self._decoder is not None and self._decoder.blind:
+            raise InvalidResponse
         await _look_into(text, self._meter, arrived_at, None)
         for part in parts(text):
             self._assembly.feed(part)
@@ -330,6 +336,14 @@ async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -
         response.wind_down(_END_TIMEOUT)
         with suppress(IdleTimeout, Truncated):
             await response.next_chunk()
+
+
+def _text_of(chunk: bytes, decoder: ContentDecoder | None, exchange: Exchange) -> bytes:
+    """What is to be looked into of a chunk; count what cannot be decoded."""
+    if decoder is None:
+        return chunk
+    exchange.unread_bytes += decoder.blind * len(chunk)
+    return decoder.latest
 
 
 async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:

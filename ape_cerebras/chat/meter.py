@@ -283,8 +283,8 @@ def _is_notable(text: bytes) -> bool:
         find(b'"usage"') >= 0
         or find(b'"error"') >= 0
         or find(b'"time_info"') >= 0
-        or find(b'finish_reason":"') >= 0
-        or find(b'finish_reason": "') >= 0
+        or text.count(b'finish_reason"')  # in whatever spacing
+        != text.count(b'finish_reason":null') + text.count(b'finish_reason": null')
     )
 
 
@@ -348,6 +348,10 @@ def _read_totals(exchange: Exchange, response: Any) -> None:
         usage = Usage.read(response.get("usage"))
         if usage is not None:
             exchange.usage, exchange.usage_events = usage, exchange.token_events
+        else:
+            prompt, completion = Usage.read_half(response.get("usage"))
+            exchange.half_prompt_tokens = prompt or exchange.half_prompt_tokens
+            exchange.half_completion_tokens = completion or exchange.half_completion_tokens
         exchange.time_info = TimeInfo.read(response.get("time_info")) or exchange.time_info
         model = response.get("model")
         if isinstance(model, str):

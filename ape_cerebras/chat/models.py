@@ -264,7 +264,8 @@ class UsageEstimates:
 
     Of a stream that is the number of events with tokens. The first of them has one token, as
     recorded of the API, and the others have as many as those of the same model had lately. Of the
-    first hundred models each is known by itself. A plain body has a token for every four bytes.
+    first hundred models each is known by itself. A plain body has a token for every four bytes, and
+    so has one that could not be decoded, for every four as they came.
     """
 
     def __init__(self) -> None:
@@ -295,7 +296,9 @@ class UsageEstimates:
         if exchange.sent_at is None or (exchange.upstream_status or 200) >= 300:
             return None
         if reported is None:
-            completion = min(most, self._completion_of(exchange))
+            prompt = exchange.half_prompt_tokens or prompt
+            estimate = min(most, self._completion_of(exchange))
+            completion = exchange.half_completion_tokens or estimate
             return Usage(prompt, completion, prompt + completion)
         more = reported.completion_tokens + round(later * self._tokens_per_event(exchange.model))
         completion = max(reported.completion_tokens, min(most, more))
@@ -303,10 +306,13 @@ class UsageEstimates:
         return reported._replace(completion_tokens=completion, total_tokens=total)
 
     def _completion_of(self, exchange: Exchange) -> int:
+        unread = exchange.unread_bytes // _BYTES_PER_TOKEN
         if not exchange.streamed:
-            return max(0, exchange.plain_bytes - _BYTES_BESIDES_TEXT) // _BYTES_PER_TOKEN
+            text = max(0, exchange.plain_bytes - _BYTES_BESIDES_TEXT)
+            return unread + text // _BYTES_PER_TOKEN
         events = exchange.token_events
-        return events and 1 + round((events - 1) * self._tokens_per_event(exchange.model))
+        more = round((events - 1) * self._tokens_per_event(exchange.model))
+        return unread + (1 + more if events else 0)
 
     def _tokens_per_event(self, model: str | None) -> float:
         tokens, events = self._sums.get(model, (_TOKENS_PER_EVENT, 1))

@@ -8,6 +8,7 @@ Bytes have arrived when the kernel got them, where it provides timestamps (``tim
 when they are read.
 """
 
+import math
 import select
 import socket
 from collections import deque
@@ -24,9 +25,11 @@ from .readiness import readiness_of
 from .stream import READ_BYTES, PeerStalled, TimestampedStream
 from .timestamps import (
     TIMESTAMP_SPACE,
+    Arrival,
     ArrivalClock,
     ArrivalPeeker,
     Arrivals,
+    CoalescingWatch,
     enable_timestamps,
     timestamp_in,
 )
@@ -60,7 +63,7 @@ class SocketStream(TimestampedStream):
         self._arrival_clock = of_this_loop(ArrivalClock) if kernel_timestamps else None
         self._peeker = of_this_loop(ArrivalPeeker) if kernel_timestamps else None
         self._arrivals: Arrivals = deque()  # those that were peeked at, and wait to be read
-        self._peeking = False
+        self._coalescing: CoalescingWatch | None = None  # while these are peeked at
         # Whether the latest read has left nothing, so that to read again would be in vain until
         # more has come (epoll(7), question 9). Where urgent data is about, a short read leaves
         # something, and only a read that would block shows that nothing is left.
@@ -70,15 +73,15 @@ class SocketStream(TimestampedStream):
 
     def peek_arrivals(self, on: bool) -> None:
         on = on and self.kernel_timestamps
-        if on is self._peeking or self._peeker is None:
+        if on is (self._coalescing is not None) or self._peeker is None:
             return
         if on:
             with suppress(OSError):  # no room for one more: its arrivals may be coalesced
                 self._peeker.watch(self._socket, self._arrivals)
-                self._peeking = True
+                self._coalescing = CoalescingWatch(self._socket, self.now())
         else:
             self._peeker.forget(self._socket)
-            self._peeking = False
+            self._coalescing, self.arrival_seconds = None, 0.0
 
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
         watches = self._readiness.watch(hook, end_only=end_only)
@@ -112,6 +115,22 @@ class SocketStream(TimestampedStream):
         return self._read(max_bytes)
 
     def _read(self, max_bytes: int) -> bytes:
+        coalescing = self._coalescing
+        if coalescing is None:
+            return self._read_arrived(max_bytes)
+        since = self._arrivals[0].absent_at if self._arrivals else -math.inf
+        coalescing.before_read(self.now())
+        try:
+            data = self._read_arrived(max_bytes)
+        except WouldBlock:
+            coalescing.found_empty()
+            raise
+        self.arrival_seconds = coalescing.possible_delay(self.arrived_at, since, self._arrivals)
+        if self._drained:
+            coalescing.found_empty()
+        return data
+
+    def _read_arrived(self, max_bytes: int) -> bytes:
         began_at = self.now()
         at_most = min(max_bytes, self._arrivals[0][0]) if self._arrivals else max_bytes
         try:
@@ -130,9 +149,9 @@ class SocketStream(TimestampedStream):
         if not self._arrivals:
             timestamp = timestamp_in(ancillary)
         else:
-            peeked, timestamp = self._arrivals.popleft()
+            peeked, timestamp, absent_at = self._arrivals.popleft()
             if size < peeked:
-                self._arrivals.appendleft((peeked - size, timestamp))
+                self._arrivals.appendleft(Arrival(peeked - size, timestamp, absent_at))
         self._note_arrival(timestamp)
         self._drained = size < at_most and not self._reading.reads_stop_short
         if self._drained:

@@ -18,6 +18,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBl
 from anyio.abc import ByteStream
 
 from .event_loop import loop_clock
+from .timestamps import moment_within
 
 __all__ = (
     "READ_BYTES",
@@ -46,11 +47,13 @@ class TimestampedStream(ByteStream):
     ``now``: the clock of all these times, a function.
     ``arrived_at``: when the bytes of the latest ``receive`` arrived; never decreases.
     ``kernel_timestamps``: set to False to take the time of every read for the arrival.
+    ``arrival_seconds``: by how much they may have arrived earlier than that, while
+    ``peek_arrivals`` is on.
     ``has_timestamp``: whether that time is the kernel's; else it is the time of the read.
     ``reads_without_timestamp``: the reads of which the latter is true; a counter.
-    ``left_at``: just before the last bytes of the latest ``send`` were handed to the kernel. A
-    response cannot have arrived earlier, however long this process is preempted then.
-    ``written_at``: just after that.
+    ``left_at``: just before the last bytes of the latest ``send`` were handed to the kernel.
+    ``written_at``: just after that. They left in between: ``sent_at``, give or take
+    ``send_seconds``.
     ``read_wait_seconds``, ``write_wait_seconds``: time spent waiting for the peer, timeouts
     included; counters. The event loop's own delay in noticing an arrival is not part of it.
     ``most_at_once``: the most bytes read in a row without a wait, since somebody set it to 0.
@@ -64,6 +67,7 @@ class TimestampedStream(ByteStream):
         self.now = loop_clock()
         self.arrived_at = self.left_at = self.written_at = self.now()
         self.kernel_timestamps = True
+        self.arrival_seconds = 0.0
         self.has_timestamp = False
         self.reads_without_timestamp = 0
         self.most_at_once = 0
@@ -73,6 +77,17 @@ class TimestampedStream(ByteStream):
         self.deadline = math.inf
         self.peer: str | None = None
         self._broken = False
+
+    @property
+    def sent_at(self) -> float:
+        """When the last bytes of the latest ``send`` left."""
+        return moment_within(self.left_at, self.written_at)
+
+    @property
+    def send_seconds(self) -> float:
+        """The time that the kernel took to take them; more where this process was preempted. 0
+        where it took none."""
+        return max(0.0, self.written_at - self.left_at)
 
     def receive_nowait(self) -> bytes:
         """Receive what has arrived. Raises what ``receive`` raises, and WouldBlock where nothing

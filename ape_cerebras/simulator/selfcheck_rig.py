@@ -2,9 +2,10 @@
 load generator."""
 
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
@@ -25,6 +26,7 @@ __all__ = (
     "ClientTimings",
     "ServerProcess",
     "issue_certificates",
+    "overloaded",
     "pin",
     "play",
     "running",
@@ -39,6 +41,14 @@ _REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"X-Trace-ID: %s\r\nX-Simulate: %s\r\nContent-Length: %d\r\n\r\n%s"
 )
+# It ends with the process that started it, however that ends.
+_SPIN = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
 _BODY = b'{"model":"llama3.1-8b","stream":true,"messages":[{"role":"user","content":"Hello!"}]}'
 
 
@@ -118,6 +128,23 @@ def pin(pid: int, core: int) -> None:
     os.sched_setaffinity(pid, {cores[core % len(cores)]})
 
 
+@contextmanager
+def overloaded(processes: int) -> Iterator[None]:
+    """Have so many processes spin on each core that this process may use."""
+    spinning: list[subprocess.Popen[bytes]] = []
+    try:
+        for core in range(len(_cores())):
+            for _ in range(processes):
+                spinning.append(subprocess.Popen((sys.executable, "-c", _SPIN)))  # noqa: S603
+                pin(spinning[-1].pid, core)
+        yield
+    finally:
+        for each in spinning:
+            each.kill()
+        for each in spinning:
+            each.wait()
+
+
 class Certificates(NamedTuple):
     """Files of the simulator's certificate chain and key, and of the authority behind them."""
 
@@ -171,8 +198,8 @@ async def running(*arguments: str, core: int, **settings: str) -> AsyncIterator[
 
 
 class ClientTimings(NamedTuple):
-    """Times of a stream at its client: seconds from writing the request (the middle of the call,
-    ``uncertain`` either way) to the arrival of the first token, and of the end."""
+    """Times of a stream at its client: seconds from writing the request (the middle of the call) to
+    the arrival of the first token, and of the end. ``uncertain``: by how much they may be off."""
 
     ttft: float
     total: float
@@ -193,6 +220,7 @@ async def play(stream: TimestampedStream, options: str, trace_id: str) -> Client
         tail = tail[-256:] + data
         if first_at is None and _FIRST_TOKEN in tail:
             first_at = stream.arrived_at
+            uncertain = max(uncertain, stream.arrival_seconds)
     first_at = first_at or stream.arrived_at
     return ClientTimings(first_at - began_at, stream.arrived_at - began_at, uncertain)
 

@@ -78,6 +78,13 @@ class Usage(NamedTuple):
             _count(of_prompt, "image_tokens") or None,
         )
 
+    @staticmethod
+    def read_half(usage: Any) -> tuple[int | None, int | None]:
+        """The tokens of prompt and completion of a ``usage`` object that ``read`` cannot use; None
+        or 0 for what it does not tell."""
+        prompt = _count(usage, "prompt_tokens", "input_tokens")
+        return prompt, _count(usage, "completion_tokens", "output_tokens")
+
 
 def _count(parent: Any, *names: str) -> int | None:
     """The largest whole number among these members, also as a float or as text; else None."""
@@ -182,12 +189,14 @@ class Exchange:
     connect_seconds: float | None = None  # TCP, of a new connection
     tls_seconds: float | None = None  # TLS handshake, of a new connection
     sent_at: float | None = None
+    send_seconds: float = 0.0  # that writing the request took; it left in between
     head_at: float | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None  # the code in the body of an error
     upstream_address: str | None = None  # of the connection
     quota: Quota = NO_QUOTA  # the account's, as the response reports it
     upstream_headers: Headers = ()  # of the response, once it holds no key
+    arrival_seconds: float = 0.0  # by which head or first token may have arrived earlier
     response_timestamped: bool | None = None  # the kernel timestamped all of its bytes
     response_backlogged: bool = False  # more of it was unread than the kernel holds
     upstream_wait_seconds: float = 0.0  # for a connection, head, body or shared fetch
@@ -215,6 +224,8 @@ class Exchange:
     done_seen: bool = False  # the stream's [DONE] was seen
     stream_failed: bool = False  # an error event inside a stream
     usage: Usage | None = None  # as the API reports it
+    half_prompt_tokens: int | None = None  # where only these, or only those, are reported
+    half_completion_tokens: int | None = None
     usage_events: int = 0  # of the events that brought tokens, those up to that report
     plain_bytes: int = 0  # of a plain body
     time_info: TimeInfo | None = None
@@ -223,6 +234,8 @@ class Exchange:
     service_tier: str | None = None  # as the response names it
 
     # chat/completions
+    token_send_seconds: float = 0.0  # that writing took, to the client, with a first token in it
+    unread_bytes: int = 0  # of a body that nobody could decode, as they came
     estimated_usage: Usage | None = None  # where the API did the work and did not report all of it
     cost: Decimal | None = None  # of the usage that counts
 

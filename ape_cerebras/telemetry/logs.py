@@ -92,6 +92,11 @@ LOG_FIELDS = (
     LogField("proxy_ttft_seconds", "the difference of these two: what this proxy added"),
     LogField("ttfb_seconds", "request written upstream → response head arrived"),
     LogField("ttfo_seconds", "like `ttft_seconds`, for the first token that is not reasoning"),
+    LogField(
+        "uncertainty_seconds",
+        "by which these may be off, because the proxy was preempted while it wrote the request "
+        "or the first token, or before it read that; where it is more than 0.1 ms",
+    ),
     LogField("total_time_seconds", "request complete → last byte written"),
     LogField("generation_seconds", "first token → last token"),
     LogField("max_chunk_gap_seconds", "longest time between reads that brought tokens; of streams"),

@@ -6,6 +6,7 @@ rounded to the microsecond; a value that does not apply is None.
 
 from typing import Any, NamedTuple
 
+from ..net.timestamps import CERTAIN_SECONDS
 from .exchange import Exchange, Usage
 from .outcomes import OUTCOME_OF_STATUS, OUTCOMES, Outcome
 
@@ -31,6 +32,7 @@ class Timings(NamedTuple):
     proxy_own_seconds: float | None
     ttfb_seconds: float | None
     ttfo_seconds: float | None  # only of models that reason
+    uncertainty_seconds: float | None  # by which the times above may be off; only where it matters
     total_time_seconds: float  # from the first byte, if the request never was complete
     wait_seconds: float | None
     overhead_seconds: float | None  # None if it never was: most of that is waiting for the client
@@ -71,6 +73,7 @@ class Timings(NamedTuple):
             proxy_own_seconds=proxy_own,
             ttfb_seconds=_span(exchange.sent_at, exchange.head_at),
             ttfo_seconds=_ttfo_of(exchange),
+            uncertainty_seconds=_uncertainty_of(exchange),
             total_time_seconds=total,
             wait_seconds=wait,
             overhead_seconds=overhead,
@@ -184,6 +187,14 @@ def _ttfo_of(exchange: Exchange) -> float | None:
     if passed_at is None:
         passed_at = _passed_at(exchange, exchange.first_output_at)
     return _span(exchange.received_at, passed_at)
+
+
+def _uncertainty_of(exchange: Exchange) -> float | None:
+    """Seconds by which TTFTs and TTFB may be off, because this process was preempted: while it
+    wrote the request or the first token, or before it read that. The sum, because a difference of
+    two moments is off by both."""
+    parts = (exchange.send_seconds, exchange.arrival_seconds, exchange.token_send_seconds)
+    return _rounded(sum(seconds for seconds in parts if seconds > CERTAIN_SECONDS)) or None
 
 
 def _generation_of(exchange: Exchange) -> tuple[float | None, float | None]:

@@ -165,9 +165,19 @@ class UpstreamResponse:
         self._stop_counting()
         self._raw.before_wait = None
         self._raw.read_timeout = math.inf
-        if self._awaits_token:
-            self._raw.peek_arrivals(False)
+        self._end_peeking()
         self._pool.give_back(self._connection)
+
+    def _note_arrival_seconds(self) -> None:
+        exchange = self._exchange
+        exchange.arrival_seconds = max(exchange.arrival_seconds, self._raw.arrival_seconds)
+
+    def _end_peeking(self) -> None:
+        """Note the first token, which is in what was read last."""
+        if self._awaits_token:
+            self._awaits_token = False
+            self._note_arrival_seconds()
+            self._raw.peek_arrivals(False)
 
     def _stop_counting(self) -> None:
         """Record the time waited on the connection, and how the bytes arrived; once."""
@@ -186,7 +196,9 @@ class UpstreamResponse:
         try:
             status, headers = await connection.request(method, url, headers, body)
         finally:
-            exchange.sent_at = connection.stream.sent_at
+            if connection.stream.may_have_been_taken_on:
+                exchange.sent_at = connection.stream.sent_at
+                exchange.send_seconds = connection.stream.send_seconds
             self._raw.deadline = math.inf
         self.status = exchange.upstream_status = status
         if status in _REDIRECTS:
@@ -194,6 +206,7 @@ class UpstreamResponse:
         self._raw.read_timeout = config.upstream_idle_timeout
         self.headers = headers
         exchange.head_at = connection.arrived_at
+        self._note_arrival_seconds()
         exchange.quota = read_quota(headers)
         self._leaks = KeyLeakDetector(config.cerebras_api_key.encode(), status)
         if self._leaks.found_in(b"\n".join([value for _, value in headers]) + b"\n"):
@@ -230,8 +243,7 @@ class UpstreamResponse:
         if self._ahead:
             return self._ahead.pop(0)
         if self._awaits_token and self._exchange.first_token_at is not None:
-            self._awaits_token = False
-            self._raw.peek_arrivals(False)
+            self._end_peeking()
         chunk = await self._connection.next_chunk()
         if chunk is not None:
             decoder = self.decoder
@@ -347,6 +359,7 @@ def forget_attempt(exchange: Exchange) -> None:
     exchange.connection = exchange.pool_wait_seconds = None
     exchange.connect_seconds = exchange.tls_seconds = None
     exchange.sent_at = exchange.head_at = None
+    exchange.send_seconds = exchange.arrival_seconds = 0.0
     exchange.upstream_status = exchange.upstream_code = exchange.upstream_address = None
     exchange.quota, exchange.upstream_headers = NO_QUOTA, ()
     exchange.response_timestamped, exchange.response_backlogged = None, False

@@ -29,6 +29,7 @@ from ..http1.body import BodyReader, idle_timeout_in, keeps_alive, response_read
 from ..http1.messages import Headers
 from ..http1.response_head import ResponseGuard
 from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
+from ..net.timestamps import CERTAIN_SECONDS
 
 __all__ = ("Connection", "ResponseHead", "UpstreamStream")
 
@@ -43,15 +44,16 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     that follow give what is behind the head, whatever it is.
 
     ``raw`` is the timestamped stream at the bottom; ``stream`` is that, or TLS over it. Timeouts in
-    seconds are those of ``raw`` where httpcore names none. ``sent_at``: when the latest request had
-    been written, None before. ``cause``: why nothing more can be read, of ``CAUSES``; None while
-    that is not so. ``has_heard``: whether any byte of a response has arrived. A user of the stream
-    clears these before each request.
+    seconds are those of ``raw`` where httpcore names none. ``sent_at``: when the latest request was
+    written, None before; ``send_seconds``: how long the write took. ``cause``: why nothing more can
+    be read, of ``CAUSES``; None while that is not so. ``has_heard``: whether any byte of a response
+    has arrived. A user of the stream clears these before each request.
     """
 
     def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
         self.raw = raw
         self.sent_at: float | None = None
+        self.send_seconds = 0.0
         self.cause: str | None = None
         self.has_heard = False
         self._stream = stream
@@ -63,6 +65,12 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     def is_clean(self) -> bool:
         """Whether no write was cut short, and everything that has been received has been read."""
         return not (self._writes.torn or self._arrived)
+
+    @property
+    def may_have_been_taken_on(self) -> bool:
+        """Whether upstream may work on the latest request: it was written whole, or responded
+        to."""
+        return self.sent_at is not None and (self.has_heard or not self._writes.torn)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if timeout is not None:
@@ -133,7 +141,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             pass
         except PeerStalled:
             raise httpcore.WriteTimeout from None
-        self.sent_at = self.raw.left_at
+        self._note_sent()
 
     async def _flush_listening(self, guard: ResponseGuard) -> bytes | None:
         """Write a large request and read at the same time: a server may reject it early and stop
@@ -162,11 +170,17 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             except httpcore.WriteTimeout as error:
                 failures.append(error)
             tasks.cancel_scope.cancel()
-        self.sent_at = raw.left_at
+        self._note_sent()
         raw.read_wait_seconds = waited  # both waited for the same
         if failures:
             raise failures[0]
         return head
+
+    def _note_sent(self) -> None:
+        # As ``raw.sent_at`` has it, without two calls for each exchange.
+        left_at = self.raw.left_at
+        self.send_seconds = max(0.0, self.raw.written_at - left_at)
+        self.sent_at = left_at + min(self.send_seconds, CERTAIN_SECONDS) / 2
 
     async def receive_now(self) -> bytes | None:
         """What has arrived, read through TLS too: b"" at the end, None where nothing has arrived.

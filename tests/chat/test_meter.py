@@ -271,6 +271,20 @@ def test_the_finish_reason(written: bytes, found: str | None) -> None:
         assert (exchange.finish_reason, exchange.service_tier) == (found, "flex")
 
 
+@pytest.mark.parametrize(
+    "spaces", [(b"", b""), (b"", b" "), (b" ", b" "), (b"", b"  "), (b"", b"\t")]
+)
+def test_a_finish_reason_is_seen_in_whatever_spacing(spaces: tuple[bytes, bytes]) -> None:
+    member = b'"finish_reason"%b:%b%%b' % spaces
+    one = b'data: {"choices":[{"delta":{"content":"a"},%b,"index":0}]}\n\n'
+    exchange = Exchange(started_at=0.0)
+    meter = StreamMeter(exchange)
+    for reason in (*[b"null"] * 12, b'"length"'):  # it comes with the last token
+        meter.feed(one % (member % reason), 0.0, 0.0)
+    meter.end_of_body(0.0, framed=True)
+    assert (exchange.finish_reason, meter.complete, exchange.token_events) == ("length", True, 13)
+
+
 def test_usage_in_every_event_counts_as_the_last_one_says() -> None:
     usage = b'"usage":{"prompt_tokens":3,"completion_tokens":%d}'
     each = b'data: {"choices":[{"delta":{"content":"a"}}],' + usage + b"}\n\n"

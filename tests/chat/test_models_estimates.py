@@ -77,6 +77,21 @@ def test_a_plain_body_counts_by_its_bytes(size: int, completion: int) -> None:
     assert completion_of(chat_exchange(plain_bytes=size)) == completion
 
 
+def test_of_a_body_that_could_not_be_decoded_its_bytes_count_as_they_came() -> None:
+    assert completion_of(chat_exchange(unread_bytes=400)) == 100
+    assert completion_of(cut(unread_bytes=400)) == 100
+    assert completion_of(cut(unread_bytes=400, token_events=11)) == 161
+    assert completion_of(cut(unread_bytes=10**6), most=8) == 8
+
+
+def test_half_a_usage_counts_and_the_rest_is_estimated() -> None:
+    prompt_only = cut(token_events=11, half_prompt_tokens=500)
+    assert estimated(prompt_only) == Usage(500, 61, 561)
+    completion_only = cut(token_events=11, half_completion_tokens=70)
+    assert estimated(completion_only) == Usage(PROMPT, 70, PROMPT + 70)
+    assert estimated(completion_only, most=5) == Usage(PROMPT, 70, PROMPT + 70)
+
+
 def test_an_estimate_has_no_more_completion_than_was_reserved() -> None:
     assert completion_of(cut(token_events=500), most=8) == 8
     assert completion_of(chat_exchange(plain_bytes=10**6), most=8) == 8

@@ -11,7 +11,7 @@ from anyio import WouldBlock
 
 from ape_cerebras.net.event_loop import loop_clock, of_this_loop
 from ape_cerebras.net.socket_stream import SocketStream
-from ape_cerebras.net.timestamps import ArrivalClock, ArrivalPeeker
+from ape_cerebras.net.timestamps import ArrivalClock, ArrivalPeeker, AwakeClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_timestamps")]
 
@@ -23,6 +23,18 @@ IN_VAIN = pytest.mark.parametrize("in_vain", [False, True], ids=["at once", "fou
 def pause() -> None:
     """Hold the event loop, for longer than a timestamp may be wrong."""
     time.sleep(5 * TOLERANCE)
+
+
+def sleep(seconds: float) -> None:
+    """Put the thread to sleep, as an event loop that waits does."""
+    time.sleep(seconds)
+
+
+def preempt() -> None:
+    """Keep the thread from its event loop, awake, for longer than a timestamp may be wrong."""
+    until = time.monotonic() + 50 * TOLERANCE
+    while time.monotonic() < until:
+        pass
 
 
 @contextmanager
@@ -95,6 +107,82 @@ async def test_each_of_several_arrivals_that_wait_has_its_time(in_vain: bool) ->
             assert await stream.receive(1000) == part
             assert sent_at[number] - TOLERANCE <= stream.arrived_at
             assert [*sent_at, loop_clock()()][number + 1] > stream.arrived_at
+
+
+async def test_of_coalesced_arrivals_it_is_known_how_early_the_first_may_have_been() -> None:
+    with connection(in_vain=True) as (ours, stream):
+        ours.send(b"first")
+        first_at = loop_clock()()
+        preempt()
+        ours.send(b"second")
+        second_at = loop_clock()()
+        preempt()
+        assert await stream.receive() == b"firstsecond"
+        assert stream.arrived_at >= first_at + 50 * TOLERANCE - TOLERANCE
+        assert stream.arrived_at - stream.arrival_seconds <= first_at + TOLERANCE
+        # And so for the next ones, which came since the read began.
+        ours.send(b"third")
+        first_at = loop_clock()()
+        preempt()
+        ours.send(b"fourth")
+        await stream.receive()
+        assert second_at < stream.arrived_at - stream.arrival_seconds <= first_at + TOLERANCE
+        stream.peek_arrivals(False)
+        assert stream.arrival_seconds == 0
+
+
+async def test_while_the_thread_slept_nothing_had_arrived() -> None:
+    asleep, empty_from = 0.03, loop_clock()()
+    with connection(in_vain=True) as (ours, stream):
+        sleep(asleep)
+        ours.send(b"first")
+        first_at = loop_clock()()
+        preempt()
+        ours.send(b"second")
+        await stream.receive()
+        earliest = stream.arrived_at - stream.arrival_seconds
+        assert empty_from + asleep - 0.011 <= earliest <= first_at + TOLERANCE
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["one segment", "no clock"])
+async def test_without_coalescing_there_is_no_doubt_however_late_the_read(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the system does not say when a thread was awake: nothing would be certain."""
+    with connection(in_vain=True) as (ours, stream):
+        monkeypatch.setattr(of_this_loop(AwakeClock), "is_known", known)
+        ours.send(b"first")
+        preempt()
+        if not known:
+            ours.send(b"second")
+            preempt()
+        await stream.receive()
+        assert stream.arrival_seconds == 0
+
+
+async def test_arrivals_that_were_peeked_at_one_by_one_are_in_no_doubt() -> None:
+    with connection(in_vain=True) as (ours, stream):
+        for part in (b"first", b"second"):
+            ours.send(part)
+            of_this_loop(ArrivalPeeker).poll()
+            preempt()
+        for part in (b"first", b"second"):
+            assert await stream.receive() == part
+            assert stream.arrival_seconds == 0
+
+
+async def test_arrivals_coalesced_between_two_polls_are_in_doubt_for_as_long() -> None:
+    with connection(in_vain=True) as (ours, stream):
+        preempt()
+        polled_at = loop_clock()()
+        of_this_loop(ArrivalPeeker).poll()
+        for part in (b"first", b"second"):
+            ours.send(part)
+            preempt()
+        of_this_loop(ArrivalPeeker).poll()
+        await stream.receive()
+        assert stream.arrived_at - stream.arrival_seconds >= polled_at - TOLERANCE
+        assert stream.arrival_seconds >= 50 * TOLERANCE - TOLERANCE
 
 
 async def test_timestamps_are_used_again_after_the_wall_clock_was_set(

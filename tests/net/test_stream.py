@@ -66,6 +66,18 @@ async def test_any_anyio_stream_can_be_timestamped() -> None:
             await wrapped.receive()
 
 
+async def test_bytes_leave_within_the_call_that_sends_them() -> None:
+    sink = Sink()
+    sink.left_at, sink.written_at = 100.0, 100.00002
+    assert sink.sent_at == pytest.approx(100.00001)
+    assert sink.send_seconds == pytest.approx(0.00002)
+    sink.written_at = 100.5  # the process was preempted
+    assert 100.0 < sink.sent_at < 100.0001
+    assert sink.send_seconds == 0.5
+    sink.written_at = 99.0  # the call failed
+    assert (sink.sent_at, sink.send_seconds) == (100.0, 0.0)
+
+
 class Sink(TimestampedStream):
     """Takes writes, and can be made to fail."""
 

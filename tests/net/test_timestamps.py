@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 
 from ape_cerebras.net.event_loop import loop_clock, of_this_loop
 from ape_cerebras.net.timestamps import (
+    CERTAIN_SECONDS,
     TIMESTAMP_SPACE,
     ArrivalClock,
     ArrivalPeeker,
     Arrivals,
+    AwakeClock,
     enable_timestamps,
+    moment_within,
     timestamp_in,
 )
 
@@ -155,6 +158,48 @@ def test_timestamps_can_be_enabled_on_linux_and_not_on_a_closed_socket() -> None
     assert not enable_timestamps(sock)
 
 
+@pytest.mark.parametrize(
+    ("took", "moment"),
+    [
+        (0.0, 0.0),
+        (0.00004, 0.00002),
+        (CERTAIN_SECONDS, CERTAIN_SECONDS / 2),
+        (5.0, CERTAIN_SECONDS / 2),  # preempted, most likely behind it
+        (-1.0, 0.0),  # failed: its end is that of a call before
+    ],
+)
+def test_a_call_took_effect_in_its_middle_unless_it_was_preempted(
+    took: float, moment: float
+) -> None:
+    assert moment_within(100.0, 100.0 + took) == pytest.approx(100.0 + moment)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+def test_the_awake_clock_goes_on_while_the_thread_runs_and_not_while_it_sleeps() -> None:
+    clock = AwakeClock()
+    assert clock.is_known
+    tick = 0.011  # the system may count what runs by its timer's ticks
+    before, awake, ran = time.monotonic(), clock(), time.thread_time()
+    while time.thread_time() < ran + 0.03:
+        pass
+    assert 0.03 - tick <= clock() - awake <= time.monotonic() - before + tick
+    before, awake = time.monotonic(), clock()
+    time.sleep(0.05)
+    assert time.monotonic() - before - (clock() - awake) >= 0.05 - tick
+
+
+def test_where_the_system_does_not_count_there_is_no_awake_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_: object) -> int:
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", missing)
+        clock = AwakeClock()
+    assert not clock.is_known
+
+
 Pair = tuple[socket.socket, socket.socket]
 
 
@@ -173,7 +218,7 @@ def pair(kernel_timestamps: None) -> Iterator[Pair]:
 
 def test_each_arrival_is_peeked_at_once(pair: Pair) -> None:
     ours, theirs = pair
-    peeker, arrivals = ArrivalPeeker(), Arrivals()
+    peeker, arrivals = ArrivalPeeker(time.monotonic), Arrivals()
     peeker.watch(theirs, arrivals)
     peeker.poll()
     assert not arrivals
@@ -182,14 +227,14 @@ def test_each_arrival_is_peeked_at_once(pair: Pair) -> None:
         ours.send(b"a" * (number + 1))
         peeker.poll()
         peeker.poll()
-        assert [count for count, _ in arrivals] == list(range(1, number + 2))
-    times = [timestamp for _, timestamp in arrivals]
+        assert [arrival.size for arrival in arrivals] == list(range(1, number + 2))
+    times = [arrival.timestamp for arrival in arrivals]
     assert before <= times[0] < times[1] < times[2] <= time.time_ns()
 
 
 def test_a_forgotten_socket_is_not_peeked_at(pair: Pair) -> None:
     ours, theirs = pair
-    peeker = ArrivalPeeker()
+    peeker = ArrivalPeeker(time.monotonic)
     for _ in range(2):
         arrivals = Arrivals()
         peeker.watch(theirs, arrivals)
@@ -201,7 +246,7 @@ def test_a_forgotten_socket_is_not_peeked_at(pair: Pair) -> None:
 
 
 def test_a_descriptor_that_is_reused_is_another_socket() -> None:
-    peeker = ArrivalPeeker()
+    peeker = ArrivalPeeker(time.monotonic)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(3):
             ours = socket.create_connection(listener.getsockname())
@@ -212,5 +257,5 @@ def test_a_descriptor_that_is_reused_is_another_socket() -> None:
                 peeker.watch(theirs, arrivals)
                 ours.send(b"ab")
                 peeker.poll()
-                assert [count for count, _ in arrivals] == [2]
+                assert [arrival.size for arrival in arrivals] == [2]
                 peeker.forget(theirs)

@@ -170,7 +170,7 @@ OF_STREAMS = {
         f"usage: {usage.decode()}": End(
             streams(TOKENS, events(NO_USAGE % usage, b"[DONE]")), "completed", 25
         )
-        for usage in (b"null", b"{}", b'{"prompt_tokens":null,"completion_tokens":5}')
+        for usage in (b"null", b"{}", b'{"prompt_tokens":null,"completion_tokens":"many"}')
     },
 }
 OF_PLAIN = {
@@ -247,6 +247,39 @@ async def test_usage_that_came_counts_also_where_the_stream_is_cut_after_it(tmp_
         assert (await check_charged(it, 10, 4, "upstream"))["outcome"] == CUT
 
 
+@pytest.mark.parametrize(
+    ("usage", "prompt", "completion"),
+    [
+        (b'{"prompt_tokens":null,"completion_tokens":7}', PROMPT[STREAM], 7),
+        (b'{"prompt_tokens":500}', 500, 25),
+        (b'{"input_tokens":500,"output_tokens":null}', 500, 25),
+    ],
+)
+async def test_of_half_a_usage_the_other_half_is_estimated(
+    usage: bytes, prompt: int, completion: int, tmp_path: Path
+) -> None:
+    script = streams(TOKENS, events(NO_USAGE % usage, b"[DONE]"))
+    async with charging(script, tmp_path) as it:
+        await play(it, STREAM, End(script, "completed", completion))
+        await check_charged(it, prompt, completion)
+
+
+@pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])
+async def test_a_response_that_nobody_can_decode_is_charged_by_its_bytes(
+    body: bytes, tmp_path: Path
+) -> None:
+    kind = b"text/event-stream" if body is STREAM else b"application/json"
+
+    async def unreadable(peer: Conversation) -> None:
+        await peer.request()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Encoding: compress\r\n" % kind
+        await peer.send(head + b"Content-Length: 480\r\n\r\n" + b"\x1f\x9d\x90" * 160)
+
+    async with charging(unreadable, tmp_path) as it:
+        await play(it, body, End(unreadable, "completed", 120))
+        await check_charged(it, PROMPT[body], 120)
+
+
 async def test_tokens_behind_the_usage_of_a_cut_stream_are_added(tmp_path: Path) -> None:
     first = b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":0,"total_tokens":7}}'
     async with charging(streams(events(first), TOKENS, then="leave"), tmp_path) as it:
@@ -311,6 +344,18 @@ async def test_a_request_that_did_not_get_to_the_api_costs_nothing(tmp_path: Pat
     base = {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{free_port()}"}
     async with charging(silent, tmp_path, **base) as it:
         await play(it, STREAM, End(silent, "", 0))
+        await check_free(it)
+
+
+async def test_an_upload_that_was_reset_without_a_response_costs_nothing(tmp_path: Path) -> None:
+    body = STREAM[:-1] + b',"user":"%s"}' % (b"x" * 8_000_000)  # more than the kernels hold
+
+    async def resets_in_the_body(peer: Conversation) -> None:
+        await peer.stream.receive(1)
+        peer.stream.reset()
+
+    async with charging(resets_in_the_body, tmp_path, RETRY_ATTEMPTS="0") as it:
+        await play(it, body, End(resets_in_the_body, "", 0))
         await check_free(it)
 
 

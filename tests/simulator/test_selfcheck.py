@@ -16,6 +16,7 @@ from ape_cerebras.commands import run_command
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.simulator import command, selfcheck_rig
 from ape_cerebras.simulator.selfcheck import (
+    OVERLOAD_PHASES,
     PHASES,
     Phase,
     PhaseResult,
@@ -31,10 +32,13 @@ NAMES = ("upstream_ttft", "ttfb", "last_token", "ttft", "total_time")
 SLOW = 120.0  # seconds until a run is given up
 
 
-def result(upstream_ttft: list[float], wanted: int = 0) -> PhaseResult:
+def result(
+    upstream_ttft: list[float], wanted: int = 0, uncertain: list[float] | None = None
+) -> PhaseResult:
     errors = dict.fromkeys(NAMES, upstream_ttft)
     added = [abs(error) for error in upstream_ttft]
-    return PhaseResult(wanted or len(added), errors, added, 3, 0.5)
+    told = uncertain or [0.0] * len(added)
+    return PhaseResult(wanted or len(added), errors, added, 3, 0.5, told)
 
 
 def test_each_time_is_compared_with_the_ground_truth() -> None:
@@ -64,6 +68,17 @@ def test_the_limit_applies_to_kernel_timestamps_idle_and_busy() -> None:
     assert is_within(dict.fromkeys(PHASES, good), 0.0001)
 
 
+def test_on_an_overloaded_machine_an_error_counts_that_its_line_does_not_tell() -> None:
+    late = [0.0] * 90 + [0.05] * 10
+    told, too_little = result(late, uncertain=late), result(late, uncertain=[0.0] * 95 + [0.06] * 5)
+    for phase in OVERLOAD_PHASES:
+        assert phase.timestamps
+        assert is_within({phase: told}, 0.0005)
+        assert not is_within({phase: too_little}, 0.0005)
+        assert not is_within({phase: result(late)}, 0.0005)
+    assert not is_within({Phase(busy=True, timestamps=True): told}, 0.0005)
+
+
 def test_one_percent_may_be_worse_and_an_empty_result_fails() -> None:
     phase = Phase(busy=False, timestamps=True)
     assert is_within({phase: result([0.0] * 99 + [1.0])}, 0.001)
@@ -84,7 +99,9 @@ def test_a_phase_with_too_few_compared_streams_fails(phase: Phase) -> None:
 def test_the_command_reports_too_few_compared_streams(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def few(backend: str, streams: int, *, tls: bool) -> dict[Phase, PhaseResult]:
+    async def few(
+        backend: str, streams: int, *, tls: bool, overload: bool
+    ) -> dict[Phase, PhaseResult]:
         return dict.fromkeys(PHASES, result([0.0], streams))
 
     monkeypatch.setattr(command, "selfcheck", few)
@@ -108,6 +125,9 @@ def test_the_table_is_in_milliseconds() -> None:
     assert rows["timestamp"] == ["kernel"]
     for name in ("error of upstream_ttft", "error of ttft", "TTFT added"):
         assert rows[name] == ["0.100", "2.000"]
+    assert rows["machine"] == ["free"]
+    assert rows["beyond what lines tell"] == ["0.100", "2.000"]
+    assert rows["lines that tell it"] == ["0"]
     assert rows["share of a core"] == ["0.50"]
     assert rows["discarded, uncertain"] == ["3"]
 
@@ -116,8 +136,8 @@ def test_the_table_is_in_milliseconds() -> None:
 IN_A_HURRY = """
 from ape_cerebras.__main__ import main
 from ape_cerebras.simulator import selfcheck
-names = ("_BUSY", "_SETTLE_SECONDS", "_MEASURE_SECONDS")
-for name, value in zip(names, (0.3, 0.1, 0.2), strict=True):
+names = ("_BUSY", "_SETTLE_SECONDS", "_MEASURE_SECONDS", "_SPINNING", "_BESIDE_OVERLOAD")
+for name, value in zip(names, (0.3, 0.1, 0.2, 1, 1), strict=True):
     assert getattr(selfcheck, name) > value
     setattr(selfcheck, name, value)
 raise SystemExit(main())
@@ -125,23 +145,52 @@ raise SystemExit(main())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"),
+    ("arguments", "status", "phases"),
     [
-        (("--backend", "asyncio", "--limit", "1e9"), 0),
-        (("--backend", "trio", "--tls", "--limit", "0"), 1),
+        (("--backend", "asyncio", "--limit", "1e9", "--overload"), 0, 6),
+        (("--backend", "trio", "--tls", "--limit", "0"), 1, 4),
     ],
 )
-def test_a_whole_run_prints_its_table(arguments: tuple[str, ...], status: int) -> None:
+def test_a_whole_run_prints_its_table(arguments: tuple[str, ...], status: int, phases: int) -> None:
     command = (sys.executable, "-c", IN_A_HURRY, "selfcheck", "--streams", "5", *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW, check=False)
     assert done.returncode == status, done.stderr
     rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines()}
-    assert rows["event loop"] == ["idle", "idle", "busy", "busy"]
+    assert rows["event loop"] == ["idle", "idle", "busy", "busy", "idle", "busy"][:phases]
+    assert rows["machine"] == (["free"] * 4 + ["overloaded"] * 2)[:phases]
     for name in NAMES:
         assert all(math.isfinite(float(cell)) for cell in rows[f"error of {name}"])
     assert all(float(cell) > 0 for cell in rows["share of a core"])
     assert ("does not hold" in done.stdout) == bool(status)
-    assert "20 of 20 streams" in done.stderr
+    assert f"{5 * phases} of {5 * phases} streams" in done.stderr
+
+
+def test_an_overload_ends_with_its_block_and_with_its_process() -> None:
+    program = """
+import os, sys
+from ape_cerebras.simulator import selfcheck_rig
+with selfcheck_rig.overloaded(2):
+    children = open(f"/proc/self/task/{os.getpid()}/children").read()
+    print(len(selfcheck_rig._cores()), children, flush=True)
+    sys.stdin.readline() or os._exit(1)
+"""
+    for line, status in (("go on", 0), ("", 1)):
+        with subprocess.Popen(
+            (sys.executable, "-c", program),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            cores, *pids = map(int, process.stdout.readline().split())
+            assert len(pids) == 2 * cores
+            # The spinning processes have the other ends of these pipes too: wait for them.
+            assert process.communicate(line, timeout=SLOW) == ("", "")
+            assert process.returncode == status
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
 
 
 @pytest.mark.anyio

@@ -85,6 +85,24 @@ def test_the_times_of_a_plain_response() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "uncertainty"),
+    [
+        ({}, None),
+        ({"send_seconds": 0.0001, "arrival_seconds": 0.00005, "token_send_seconds": 0.0}, None),
+        ({"send_seconds": 0.0002}, 0.0002),
+        ({"arrival_seconds": 0.05, "token_send_seconds": 0.00009}, 0.05),
+        ({"send_seconds": 0.004, "arrival_seconds": 0.03, "token_send_seconds": 0.002}, 0.036),
+    ],
+)
+def test_times_tell_by_how_much_they_may_be_off(
+    fields: dict[str, float], uncertainty: float | None
+) -> None:
+    timings = Timings.of(stream_exchange(**fields))
+    assert timings.uncertainty_seconds == uncertainty
+    assert times(timings) == times(Timings.of(stream_exchange()))
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"time_info": None},

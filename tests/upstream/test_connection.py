@@ -49,7 +49,9 @@ async def test_head_and_body_of_a_request_leave_in_one_piece() -> None:
     head = await connection.request("POST", URL, (*HEADERS, (b"content-length", b"4")), b"body")
     assert head.status == 200
     assert await peer.receive() == b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody"
-    assert connection.stream.sent_at == connection.stream.raw.left_at
+    raw = connection.stream.raw
+    assert connection.stream.sent_at == raw.sent_at
+    assert connection.stream.send_seconds == raw.send_seconds
 
 
 async def test_httpcores_timeouts_are_kept() -> None:
