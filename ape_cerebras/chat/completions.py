@@ -226,7 +226,7 @@ class _PassedOn:
         sent_at, text = None, _text_of(chunk, self._decoder, self._exchange)
         try:
             await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(text))
-            if self._exchange.first_output_at is None:  # else no moment of a write is recorded
+            if self._exchange.streamed and self._exchange.first_output_at is None:
                 sent_at = self.downstream.stream.sent_at
         finally:
             if len(text) <= PART_BYTES:
