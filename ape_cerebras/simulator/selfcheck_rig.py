@@ -43,9 +43,8 @@ _REQUEST = (
 )
 # It ends with the process that started it, however that ends.
 _SPIN = """
-import os
-parent = os.getppid()
-while os.getppid() == parent:
+import os, sys
+while os.getppid() == int(sys.argv[1]):
     for _ in range(100_000):
         pass
 """
@@ -135,7 +134,7 @@ def overloaded(processes: int) -> Iterator[None]:
     try:
         for core in range(len(_cores())):
             for _ in range(processes):
-                spinning.append(subprocess.Popen((sys.executable, "-c", _SPIN)))  # noqa: S603
+                spinning.append(subprocess.Popen((sys.executable, "-c", _SPIN, str(os.getpid()))))  # noqa: S603
                 pin(spinning[-1].pid, core)
         yield
     finally:
