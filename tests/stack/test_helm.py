@@ -1,0 +1,223 @@
+"""The Helm chart: Helm's own engine finds nothing wrong with it, and it renders what
+``contrib/kubernetes`` has. The engine is Helm 4's SDK; it runs in a process of its own, for the Go
+runtime in it."""
+
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import orjson
+import pytest
+import yaml
+from deployment_files import CONTRIB, config_of, documents
+
+from ape_cerebras.version import VERSION
+
+CHART = CONTRIB / "helm" / "cerebras-proxy"
+PLAIN = CONTRIB / "kubernetes"
+NAME = "cerebras-proxy"
+MONITORING: dict[str, Any] = {
+    name: {"enabled": True} for name in ("serviceMonitor", "prometheusRule", "dashboards")
+}
+KEDA = {"autoscaling": {"enabled": False}, "keda": {"enabled": True}}
+FEWEST: dict[str, Any] = {
+    name: {"enabled": False} for name in ("autoscaling", "podDisruptionBudget", "networkPolicy")
+} | {"service": {"headless": False}}
+# What a package has no schema of: kinds of the Prometheus operator and of KEDA.
+WITHOUT_SCHEMA = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
+HELM = """
+import sys, json, helm_python as helm
+path, values, release = json.load(sys.stdin)
+report = {"lint": helm.lint(path, values, strict=True)}
+try:
+    with helm.Chart.load(path) as chart:
+        report["rendered"] = chart.render(values, name=release, namespace="agents")
+except helm.HelmValuesError as failure:
+    report["refused"] = str(failure)
+print(json.dumps(report))
+"""
+
+pytestmark = pytest.mark.skipif(
+    find_spec("helm_python") is None, reason="helm-python-sdk has no wheel for this platform"
+)
+
+
+@cache
+def _helm(values: bytes, release: str) -> Any:
+    given = orjson.dumps([str(CHART), orjson.loads(values), release])
+    done = subprocess.run(
+        (sys.executable, "-c", HELM), input=given, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return orjson.loads(done.stdout)
+
+
+def helm(values: dict[str, Any], release: str = NAME) -> Any:
+    return _helm(orjson.dumps(values), release)
+
+
+def rendered(values: dict[str, Any], release: str = NAME) -> dict[tuple[str, str], dict[str, Any]]:
+    """The documents, by kind and name."""
+    files: dict[str, str] = helm(values, release)["rendered"]
+    found = [
+        document
+        for path, text in files.items()
+        if path.endswith(".yaml")
+        for document in yaml.safe_load_all(text)
+        if document
+    ]
+    by_name = {(each["kind"], each["metadata"]["name"]): each for each in found}
+    assert len(by_name) == len(found)
+    return by_name
+
+
+def plain(file: str) -> dict[str, Any]:
+    return documents(PLAIN / file)[0]
+
+
+def test_it_has_the_version_of_the_proxy() -> None:
+    [chart] = documents(CHART / "Chart.yaml")
+    assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
+
+
+@pytest.mark.parametrize("values", [{}, MONITORING, KEDA, FEWEST], ids=str)
+def test_helm_finds_nothing_wrong(values: dict[str, Any]) -> None:
+    report = helm(values)["lint"]
+    assert report["errors"] == []
+    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("values", [{}, MONITORING, KEDA, FEWEST], ids=str)
+def test_the_schemas_of_kubernetes_allow_it(values: dict[str, Any]) -> None:
+    for (kind, _), manifest in rendered({**values, "settings": {"LOG_LEVEL": "debug"}}).items():
+        if kind not in WITHOUT_SCHEMA:
+            kubernetes_validate.validate(
+                manifest, kubernetes_validate.latest_version(), strict=True
+            )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"imag": {"tag": "1"}},
+        {"keda": {"enabled": True}},  # beside autoscaling
+        {"settings": {"APE_API_KEY": "a-key"}},
+        {"settings": {"RETRY_ATTEMPTS": 1}},  # a large number would become 1e+06
+        {"replicaCount": "two"},
+        {"serviceMonitor": {"interval": "soon"}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_values_that_mean_nothing(values: dict[str, Any]) -> None:
+    assert "rendered" not in helm(values)
+    assert helm(values)["refused"]
+
+
+def test_kinds_are_switched_by_values() -> None:
+    every = {kind for kind, _ in rendered(MONITORING)}
+    assert every == {
+        *("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
+        *("NetworkPolicy", "ServiceMonitor", "PrometheusRule", "ConfigMap"),
+    }
+    assert {kind for kind, _ in rendered(FEWEST)} == {"Deployment", "Service"}
+    kinds = {kind for kind, _ in rendered(KEDA)}
+    assert "ScaledObject" in kinds
+    assert "HorizontalPodAutoscaler" not in kinds
+    assert "replicas" not in rendered({})["Deployment", NAME]["spec"]
+    assert rendered(FEWEST)["Deployment", NAME]["spec"]["replicas"] == 2
+
+
+def without_instance(value: Any) -> Any:
+    """A manifest without the label by which several releases are told apart."""
+    if isinstance(value, list):
+        return [without_instance(each) for each in value]
+    if isinstance(value, dict):
+        apart = "app.kubernetes.io/instance"
+        return {name: without_instance(each) for name, each in value.items() if name != apart}
+    return value
+
+
+def test_the_deployment_is_the_plain_one() -> None:
+    chart = without_instance(rendered({})["Deployment", NAME])["spec"]
+    [container] = chart["template"]["spec"]["containers"]
+    assert container.pop("imagePullPolicy") == "IfNotPresent"
+    [kustomized] = plain("kustomization.yaml")["images"]
+    assert container["image"] == f"{kustomized['newName']}:{kustomized['newTag']}"
+    container["image"] = NAME
+    assert chart == plain("deployment.yaml")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("hpa.yaml", {}),
+        ("pdb.yaml", {}),
+        ("networkpolicy.yaml", {}),
+        ("servicemonitor.yaml", MONITORING),
+        ("monitoring/prometheusrule.yaml", MONITORING),
+    ],
+)
+def test_what_belongs_to_it_is_the_plain_one(file: str, values: dict[str, Any]) -> None:
+    expected = plain(file)
+    found = rendered(values)[expected["kind"], NAME]
+    assert without_instance(found["spec"]) == expected["spec"]
+
+
+def test_the_services_are_the_plain_ones() -> None:
+    for expected in documents(PLAIN / "service.yaml"):
+        found = without_instance(rendered({})["Service", expected["metadata"]["name"]])
+        assert found["spec"] == {**expected["spec"]} | (
+            {} if "clusterIP" in expected["spec"] else {"type": "ClusterIP"}
+        )
+        assert found["metadata"]["labels"].items() >= expected["metadata"]["labels"].items()
+
+
+def test_keda_scales_as_the_plain_example_in_the_namespace_of_the_release() -> None:
+    expected = plain("scaledobject.yaml")["spec"]
+    [trigger] = expected["triggers"]
+    query = trigger["metadata"]["query"]
+    trigger["metadata"]["query"] = query.replace('namespace="cerebras-proxy"', 'namespace="agents"')
+    assert trigger["metadata"]["query"] != query
+    assert rendered(KEDA)["ScaledObject", NAME]["spec"] == expected
+
+
+def test_the_dashboards_are_those_of_contrib() -> None:
+    for name in ("operator", "load-test"):
+        found = rendered(MONITORING)["ConfigMap", f"{NAME}-{name}"]
+        text = (CONTRIB / "grafana" / "dashboards" / f"{name}.json").read_text("utf-8")
+        assert orjson.loads(found["data"][f"{name}.json"]) == orjson.loads(text)
+        assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_settings_reach_the_proxy(tmp_path: Any) -> None:
+    """As a ConfigMap beside the fixed ones; another value gives the pods another annotation."""
+    manifests = rendered({"settings": {"LOG_LEVEL": "debug"}, "gracefulShutdownSeconds": 20})
+    spec = manifests["Deployment", NAME]["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": NAME}}]
+    fixed = {row["name"]: row["value"] for row in container["env"]}
+    config = config_of({**manifests["ConfigMap", NAME]["data"], **fixed}, tmp_path)
+    assert (config.log_level, config.graceful_shutdown_timeout) == ("debug", 20)
+    assert spec["terminationGracePeriodSeconds"] == 30
+    sums = {
+        rendered({"settings": {"LOG_LEVEL": level}})["Deployment", NAME]["spec"]["template"][
+            "metadata"
+        ]["annotations"]["checksum/settings"]
+        for level in ("debug", "info")
+    }
+    assert len(sums) == 2
+
+
+def test_two_releases_in_a_namespace_have_nothing_in_common() -> None:
+    one, other = rendered(MONITORING, "one"), rendered(MONITORING, "other")
+    assert not set(one) & set(other)
+    for manifests, release in ((one, "one"), (other, "other")):
+        name = f"{release}-{NAME}"
+        selector = manifests["Deployment", name]["spec"]["selector"]["matchLabels"]
+        assert selector["app.kubernetes.io/instance"] == release
+        assert manifests["Service", name]["spec"]["selector"] == selector
+        assert manifests["ServiceMonitor", name]["spec"]["selector"]["matchLabels"] == selector
+        assert manifests["NetworkPolicy", name]["spec"]["podSelector"]["matchLabels"] == selector
