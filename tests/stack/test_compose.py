@@ -6,13 +6,16 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployment_files import CONTRIB, config_of, documents
-from server_process import TIMEOUT, Served
+from programs import tool
+from prometheus_server import until, watching_prometheus
+from server_process import TIMEOUT, Served, serving
 
 FILES = {name: CONTRIB / "compose" / f"{name}.yml" for name in ("proxy", "stack")}
 ELSEWHERE = ("./secrets/", "/var/run/docker.sock")  # the operator's, the engine's
@@ -110,20 +113,53 @@ def test_services_are_named_as_they_are() -> None:
     assert urls == ["http://prometheus:9090", "http://loki:3100"]
 
 
-def test_the_agents_get_their_responses(demo: Served) -> None:
-    """As streams and plain responses; and one of their requests is refused. SIGTERM ends all of
-    them."""
-    command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{demo.port}", "2")
+@contextmanager
+def agents_of(port: int, number: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = ("sh", str(CONTRIB / "compose/agents.sh"), f"http://127.0.0.1:{port}", str(number))
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as agents:
         try:
-            wanted = {(200, True), (200, False), (404, True)}
-            while wanted:
-                line = demo.line("outcome")
-                assert line["intended_start_lag_seconds"] >= 0
-                wanted.discard((line["status_code"], line["stream"]))
-            agents.terminate()
-            agents.communicate(timeout=TIMEOUT)  # to the end of the output, which all of them share
-            assert agents.returncode == 0
+            yield agents
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(agents.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("backend", ["asyncio"])  # the stack's own
+def test_no_alert_comes_of_the_agents(backend: str, tmp_path: Path) -> None:
+    """With the settings of the stack, whatever an alert waits for. Times are the machine's."""
+    tool("prometheus", "prometheus")
+    stack = services("stack")
+    arguments = [str(each) for each in stack["simulator"]["command"][5:]]
+    settings = {**stack["cerebras-proxy"]["environment"], "METRICS_PORT": "0", "BACKEND": backend}
+    [document] = documents(CONTRIB / "prometheus" / "alerts.yml")
+    alerts = {rule["alert"]: rule["expr"] for rule in document["groups"][0]["rules"]}
+    with (
+        serving("simulate", *arguments) as simulator,
+        serving(
+            "serve", **settings | {"CEREBRAS_BASE_URL": f"http://127.0.0.1:{simulator.port}"}
+        ) as served,
+        watching_prometheus(served, tmp_path) as server,
+        agents_of(served.port, 4),
+    ):
+        refused = 'cerebras_proxy_outcomes_total{outcome="upstream_rejected"}'
+        until(lambda: server.query(refused), "the agents do not get to their last request")
+        reserved = "sum(increase(cerebras_proxy_reserved_tokens_total[1h])) > 0"
+        rate = "job:cerebras_proxy_requests:rate5m > 0"
+        for needed in (reserved, rate):
+            until(lambda needed=needed: server.query(needed), needed)  # type: ignore[misc]
+        raised = {name for name, expression in alerts.items() if server.query(expression)}
+    assert raised <= {"CerebrasProxyTTFTOverTarget", "CerebrasProxyLoopLag"}
+
+
+def test_the_agents_get_their_responses(demo: Served) -> None:
+    """As streams and plain responses; and one of their requests is refused. SIGTERM ends all of
+    them."""
+    with agents_of(demo.port, 2) as agents:
+        wanted = {(200, True), (200, False), (404, True)}
+        while wanted:
+            line = demo.line("outcome")
+            assert line["intended_start_lag_seconds"] >= 0
+            wanted.discard((line["status_code"], line["stream"]))
+        agents.terminate()
+        agents.communicate(timeout=TIMEOUT)  # to the end of the output, which all of them share
+        assert agents.returncode == 0

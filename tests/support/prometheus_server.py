@@ -64,8 +64,8 @@ def known_names(directory: Path) -> set[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    """The names of the series in an expression."""
-    return set(re.findall(r"[\w:]*cerebras_proxy_[\w:]+", expression))
+    """The names of the proxy's series in an expression, those of its processes among them."""
+    return set(re.findall(r"[\w:]*cerebras_proxy_[\w:]+|\bprocess_[a-z]+_\w+", expression))
 
 
 # A load
