@@ -100,6 +100,7 @@ help:
 
 docs: $(VENV)/installed
 	$(BIN)/python contrib/docs/reference.py
+	$(BIN)/python contrib/kubernetes/monitoring/write_rules.py
 
 faults: $(VENV)/installed-test
 	$(PYTEST) -m faults
