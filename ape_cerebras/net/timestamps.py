@@ -230,8 +230,9 @@ class AwakeClock:
         self.is_known = self._file >= 0
 
     def __call__(self) -> float:
-        ran, waited, _ = os.pread(self._file, 64, 0).split()
-        return (int(ran) + int(waited)) / 1e9
+        # The first number is what the thread has run, as of the latest tick only.
+        waited = os.pread(self._file, 64, 0).split()[1]
+        return time.thread_time() + int(waited) / 1e9
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._file >= 0:  # at the interpreter's end there is no module ``os`` any more
