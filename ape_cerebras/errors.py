@@ -1,8 +1,7 @@
 """Every way in which an exchange can fail: one class each.
 
 A failure carries the status and error code for the client, the outcome for log and metrics, and a
-constant text. It never holds the message of a foreign exception, which may quote a header and with
-it a key.
+constant text: never a foreign exception's, which may quote a header and with it a key.
 
 ::
 
@@ -134,12 +133,14 @@ class ProxyError(Exception):
 
 
 class RequestRefused(ProxyError, type="invalid_request_error", outcome="refused"):
-    """``message``: one of our own constant texts. ``keeps``: false where framing is uncertain."""
+    """``message``: one of our own texts. ``keeps``: false where framing is uncertain."""
 
-    def __init__(self, message: str = "", *, keeps: bool | None = None) -> None:
-        super().__init__(message)
-        self.message = message or self.message
-        self.keeps = self.keeps if keeps is None else keeps
+    def __init__(self, *message: str, keeps: bool | None = None) -> None:
+        super().__init__(*message)
+        if message:
+            (self.message,) = message
+        if keeps is not None:
+            self.keeps = keeps
 
 
 class BadRequest(RequestRefused, status=400, code="bad_request"):

@@ -129,7 +129,10 @@ def oracle(stream: list[Written], chunk_of: list[int], chunks: int) -> Exchange:
             if output:
                 found.first_output_at, found.first_output_sent_at = arrived_at, sent_at
     found.token_reads = len(reads)
-    found.gap_counts = gaps(sorted(reads))
+    moments = sorted(reads)
+    found.gap_counts = gaps(moments)
+    steps = [later - before for before, later in pairwise(moments)]
+    found.longest_gap = float(max(steps, default=0))
     return found
 
 

@@ -102,7 +102,9 @@ def test_a_ttft_over_its_target() -> None:
         ]
         event = next(line for line in rig.lines.all() if "reason" in line)
         assert (event["share"], event["target"], event["samples"]) == (1.0, 0.05, 20)
-        assert (event["main_outcome"], event["ttft_target_seconds"]) == ("completed", 0.299)
+        assert event["ttft_target_seconds"] == 0.299
+        # The client goes as soon as it has its response.
+        assert event["main_outcome"] in ("completed", "client_disconnected")
 
     on_mock_clock(test)
 

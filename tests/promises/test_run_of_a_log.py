@@ -27,7 +27,7 @@ async def test_a_log_carries_its_run_its_settings_and_its_count() -> None:
         for _ in range(LINES - 1):
             await client.request(chat(b'{"stream":true,"messages":[]}', header))
         await client.request(chat())  # without a key: it counts, too
-        await client.get("/health")
+        await client.get("/v1/models", header.decode())
         await running.lines.exchange(LINES + 1)
         running.proxy.begin_drain()
         with anyio.fail_after(1):

@@ -23,7 +23,9 @@ def worker(scoreboard: Scoreboard, directory: Path, lines: Lines) -> Proxy:
     """The first of two that serve."""
     scoreboard.mark_up(1)
     scoreboard.mark_up(2)
-    return Proxy(config_with(), lines.write, slot=WorkerSlot(1, scoreboard, str(directory)))
+    return Proxy(
+        config_with(LOG_LEVEL="debug"), lines.write, slot=WorkerSlot(1, scoreboard, str(directory))
+    )
 
 
 def test_a_worker_with_more_connections_lets_others_go_first(tmp_path: Path) -> None:

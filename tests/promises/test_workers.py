@@ -280,7 +280,8 @@ def test_workers_end_with_their_parent(backend: str, tmp_path: Path) -> None:
 
 
 def test_one_worker_is_the_process_itself(tmp_path: Path) -> None:
-    with serving("serve", "--demo", "--workers", "1", TMPDIR=str(tmp_path)) as served:
+    settings = {"TMPDIR": str(tmp_path), "LOG_LEVEL": "debug"}  # for the line of /health
+    with serving("serve", "--demo", "--workers", "1", **settings) as served:
         process = served.process.pid
         assert not Path(f"/proc/{process}/task/{process}/children").read_text()
         assert not list(tmp_path.iterdir())

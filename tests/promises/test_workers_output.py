@@ -54,7 +54,9 @@ class Muffled:
             connection = http.client.HTTPConnection("127.0.0.1", self.port)
             connections.append(stack.enter_context(closing(connection)))
             self.request(connection, "who")
-            takers.add(self.line()["worker"])
+            while (line := self.line())["trace_id"] != "who":
+                pass
+            takers.add(line["worker"])
         return connections
 
 
@@ -62,7 +64,10 @@ class Muffled:
 def muffled(backend: str, directory: Path) -> Iterator[Muffled]:
     """Two workers that serve, from now on unheard."""
     command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--workers", "2")
-    settings = environment(BACKEND=backend, HOST="127.0.0.1", PORT="0", TMPDIR=str(directory))
+    # Requests for /health are logged at debug.
+    settings = environment(
+        BACKEND=backend, HOST="127.0.0.1", PORT="0", TMPDIR=str(directory), LOG_LEVEL="debug"
+    )
     process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, bufsize=0)
     with process:
         assert process.stdout is not None
