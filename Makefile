@@ -4,6 +4,8 @@
 #                   JOBS=4 for more, LOOPS=uvloop for other event loops than asyncio and trio
 # make test-pythons the tests on every CPython from 3.11 to 3.14 that is found; ARGS=tests/chat
 #                   for some of them
+# make test-newer   the tests of contrib's files with Prometheus 3 and HAProxy 3.2, from Debian's sid;
+#                   as root, with debootstrap, in two minutes
 # make docs         write the reference tables of contrib/docs anew from the code
 #
 # Longer tests:
@@ -66,7 +68,7 @@ PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist
 QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
-.PHONY: help run test test-pythons docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
+.PHONY: help run test test-pythons test-newer docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
   bench-warm bench-gzip bench-growth bench-instructions bench-marks bench-quota bench-scale \
   bench-stages bench-peers demo-report image image-test lock package clean
 
@@ -78,6 +80,13 @@ run: $(VENV)/installed
 
 test: lint types $(VENV)/installed-js
 	$(PYTEST)
+
+test-newer: $(VENV)/installed-test
+	$(BIN)/python contrib/develop/newer_programs.py build/newer
+	PATH=$(CURDIR)/build/newer/bin:$$PATH $(PYTEST) tests/stack/test_prometheus.py \
+	  tests/stack/test_grafana.py tests/stack/test_compose.py tests/stack/test_balancers.py
+	build/newer/bin/haproxy -c -dW -f contrib/haproxy/haproxy.cfg
+	build/newer/bin/amtool check-config contrib/compose/alertmanager.yml
 
 # By the names that Debian, python.org and pyenv give them. A free-threaded build is none of them:
 # orjson has no wheel for those.

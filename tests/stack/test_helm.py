@@ -26,6 +26,33 @@ KEDA = {"autoscaling": {"enabled": False}, "keda": {"enabled": True}}
 FEWEST: dict[str, Any] = {
     name: {"enabled": False} for name in ("autoscaling", "podDisruptionBudget", "networkPolicy")
 } | {"service": {"headless": False}}
+EVERYTHING: dict[str, Any] = MONITORING | {
+    "image": {"tag": "2", "pullPolicy": "Always"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "fullnameOverride": "llm",
+    "secret": {"clientKey": ""},
+    "settings": {"APE_API_KEYS_FILE": "/run/secrets/cerebras-proxy/keys.toml"},
+    "podAnnotations": {"a.example/b": "c"},
+    "podLabels": {"team": "agents"},
+    "nodeSelector": {"pool": "proxies"},
+    "tolerations": [{"key": "proxies", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {}},
+    "priorityClassName": "high",
+    "serviceAccountName": "agents",
+    "extraVolumes": [{"name": "certificates", "configMap": {"name": "authority"}}],
+    "extraVolumeMounts": [{"name": "certificates", "mountPath": "/etc/authority"}],
+    "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a.example/b": "c"}},
+    "networkPolicy": {"egressPorts": [443, 6379]},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+}
+CHOICES = {
+    "defaults": {},
+    "monitoring": MONITORING,
+    "keda": KEDA,
+    "fewest": FEWEST,
+    "everything": EVERYTHING,
+}
 # What a package has no schema of: kinds of the Prometheus operator and of KEDA.
 WITHOUT_SCHEMA = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 HELM = """
@@ -83,16 +110,16 @@ def test_it_has_the_version_of_the_proxy() -> None:
     assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
 
 
-@pytest.mark.parametrize("values", [{}, MONITORING, KEDA, FEWEST], ids=str)
+@pytest.mark.parametrize("values", CHOICES.values(), ids=CHOICES)
 def test_helm_finds_nothing_wrong(values: dict[str, Any]) -> None:
     report = helm(values)["lint"]
     assert report["errors"] == []
     assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
 
 
-@pytest.mark.parametrize("values", [{}, MONITORING, KEDA, FEWEST], ids=str)
+@pytest.mark.parametrize("values", CHOICES.values(), ids=CHOICES)
 def test_the_schemas_of_kubernetes_allow_it(values: dict[str, Any]) -> None:
-    for (kind, _), manifest in rendered({**values, "settings": {"LOG_LEVEL": "debug"}}).items():
+    for (kind, _), manifest in rendered(values).items():
         if kind not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(
                 manifest, kubernetes_validate.latest_version(), strict=True
@@ -128,6 +155,26 @@ def test_kinds_are_switched_by_values() -> None:
     assert "HorizontalPodAutoscaler" not in kinds
     assert "replicas" not in rendered({})["Deployment", NAME]["spec"]
     assert rendered(FEWEST)["Deployment", NAME]["spec"]["replicas"] == 2
+
+
+def test_every_value_has_its_place() -> None:
+    manifests = rendered(EVERYTHING)
+    assert all(name == "llm" or name.startswith("llm-") for _, name in manifests)
+    spec = manifests["Deployment", "llm"]["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    for name in ("nodeSelector", "tolerations", "affinity", "imagePullSecrets"):
+        assert spec[name] == EVERYTHING[name]
+    assert (spec["priorityClassName"], spec["serviceAccountName"]) == ("high", "agents")
+    assert spec["volumes"][1:] == EVERYTHING["extraVolumes"]
+    assert container["volumeMounts"][1:] == EVERYTHING["extraVolumeMounts"]
+    assert container["image"].endswith(":2")
+    assert "APE_API_KEY_FILE" not in {row["name"] for row in container["env"]}
+    service = manifests["Service", "llm"]
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["port"]) == ("LoadBalancer", 80)
+    opened = manifests["NetworkPolicy", "llm"]["spec"]["egress"][1]["ports"]
+    assert [each["port"] for each in opened] == [443, 6379]
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert manifests[kind, "llm"]["metadata"]["labels"]["release"] == "prometheus"
 
 
 def without_instance(value: Any) -> Any:
