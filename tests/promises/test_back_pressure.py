@@ -80,7 +80,8 @@ async def test_clients_that_read_nothing_cost_little_and_are_cut_while_upstream_
     sent: list[int] = []
 
     async def endless(peer: Conversation) -> None:
-        await peer.request()
+        if (await peer.request()).startswith(b"GET "):  # the service's own, when it starts
+            return
         await peer.stream_head()
         number = len(sent)
         sent.append(0)
