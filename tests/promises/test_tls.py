@@ -1,11 +1,14 @@
 """TLS to upstream, for real: a local authority, and certificates good and bad."""
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
 from end_to_end import (
     KEY,
     Conversation,
@@ -21,6 +24,7 @@ from upstream_scripts import responds
 
 pytestmark = pytest.mark.anyio
 
+OTHER_CAS = Path(__file__).parent.parent / "support/ca"
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
 
 
@@ -78,6 +82,42 @@ async def test_a_bad_certificate_gets_no_key(kind: str, authority: trustme.CA, b
     assert (line["outcome"], line["cause"]) == ("upstream_tls_failed", CAUSES[kind])
     assert line["upstream_address"].endswith(f":{upstream.port}")
     assert upstream.requests == []
+
+
+def subject_hash(authority: trustme.CA) -> str:
+    """The hash that ``openssl x509 -subject_hash`` prints: of the subject's parts, in lower case
+    and UTF-8, without the sequence around them."""
+    subject = x509.load_pem_x509_certificate(authority.cert_pem.bytes()).subject
+    parts = [x509.NameAttribute(part.oid, str(part.value).lower()) for part in subject]
+    canonical = x509.Name(parts).public_bytes()
+    assert canonical[1] == len(canonical) - 2, "a sequence with a length of one byte"
+    digest = hashlib.sha1(canonical[2:], usedforsecurity=False).digest()
+    return digest[3::-1].hex()
+
+
+async def test_a_directory_of_cas(authority: trustme.CA, tmp_path: Path) -> None:
+    """OpenSSL finds an issuer there by the hash of its name, which the file's name has to be: the
+    same CA under another name is not seen."""
+    hashed, other = tmp_path / "hashed", tmp_path / "other"
+    for directory, name in ((hashed, f"{subject_hash(authority)}.0"), (other, "authority.pem")):
+        directory.mkdir()
+        authority.cert_pem.write_to_path(directory / name)
+    leaf = authority.issue_cert("localhost")
+    outcomes = []
+    async with running_upstream(over_tls(responds, leaf)) as upstream:
+        base = f"https://localhost:{upstream.port}"
+        for settings in (
+            {"SSL_CERT_DIR": f"{OTHER_CAS}:{hashed}"},
+            {"SSL_CERT_DIR": f"{OTHER_CAS}:{other}"},
+            {},
+        ):
+            async with running_proxy(0, CEREBRAS_BASE_URL=base, **settings) as running:
+                response = await (await running.client()).request(chat())
+                line = await running.lines.exchange()
+                outcomes.append((response.status, line["outcome"], line.get("cause")))
+    failed = (502, "upstream_tls_failed", "unknown_issuer")
+    assert outcomes == [(200, "completed", None), failed, failed]
+    assert len(upstream.requests) == 1
 
 
 async def test_plain_http_on_the_tls_port(bundle: str) -> None:
