@@ -21,7 +21,7 @@ from redis_server import redis_server
 
 from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
 NAMES = ("alice", "bob")
 CLIENTS = 12  # of each

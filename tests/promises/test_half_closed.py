@@ -22,7 +22,7 @@ from http_clients import CLIENTS
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
 WHOLE = events(TOKEN, b"[DONE]")
 INSIDE = b'data: {"choices":[{"del'  # behind it no error event fits
