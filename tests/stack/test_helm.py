@@ -4,8 +4,10 @@ runtime in it."""
 
 import subprocess
 import sys
+import tarfile
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -239,7 +241,22 @@ def test_the_dashboards_are_those_of_contrib() -> None:
         assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
-def test_settings_reach_the_proxy(tmp_path: Any) -> None:
+def test_a_package_has_what_the_chart_links_to(tmp_path: Path) -> None:
+    """``contrib`` is not there where the package is."""
+    program = "from helm_python import package; package({!r}, destination={!r})"
+    command = (sys.executable, "-c", program.format(str(CHART), str(tmp_path)))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    links = {path.name: path for path in (CHART / "files").iterdir()}
+    assert set(links) == {"rules.yml", "alerts.yml", "operator.json", "load-test.json"}
+    with tarfile.open(tmp_path / f"{NAME}-{VERSION}.tgz") as package:
+        for name, path in links.items():
+            packed = package.extractfile(f"{NAME}/files/{name}")
+            assert packed is not None
+            assert packed.read() == path.read_bytes()
+
+
+def test_settings_reach_the_proxy(tmp_path: Path) -> None:
     """As a ConfigMap beside the fixed ones; another value gives the pods another annotation."""
     manifests = rendered({"settings": {"LOG_LEVEL": "debug"}, "gracefulShutdownSeconds": 20})
     spec = manifests["Deployment", NAME]["spec"]["template"]["spec"]
