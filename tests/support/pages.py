@@ -27,6 +27,7 @@ __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "contrib" / "docs").glob("*.md")))
+_REQUIREMENTS = ROOT / "pyproject.toml"
 _FENCED = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
 _API_KEY = '"csk-0123456789"'
 _LOOPS = ("asyncio", "trio")
@@ -208,8 +209,11 @@ class Session:
 def session(directory: Path, api: str) -> Iterator[Session]:
     """In ``directory``, which becomes a view of the project; ``api`` stands for the real API."""
     for path in ROOT.iterdir():
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and path != _REQUIREMENTS:
             (directory / path.name).symlink_to(path)
+    # Old, so that no make of a page installs anew, from this directory, what these tests run in.
+    (directory / _REQUIREMENTS.name).write_bytes(_REQUIREMENTS.read_bytes())
+    os.utime(directory / _REQUIREMENTS.name, (0, 0))
     running = Session(directory, api)
     try:
         yield running
