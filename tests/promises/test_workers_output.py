@@ -3,6 +3,7 @@
 import fcntl
 import http.client
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ class Muffled:
 
     def line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
+        assert select.select((self.process.stdout,), (), (), TIMEOUT)[0], "no line came"
         line: dict[str, Any] = orjson.loads(self.process.stdout.readline())
         return line
 
