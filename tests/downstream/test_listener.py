@@ -11,9 +11,11 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 
 import anyio
 import pytest
+import trio
 from anyio.lowlevel import checkpoint
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
+from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
@@ -325,3 +327,17 @@ async def test_a_connection_that_has_just_been_opened_makes_no_room() -> None:
         assert waited.cancelled_caught
         assert downstream.idle_since is not None
         tasks.cancel_scope.cancel()
+
+
+def test_full_connections_are_warned_of_once_a_minute() -> None:
+    lines: list[bytes] = []
+
+    async def wait_four_times() -> None:
+        connections = Connections(1, None, Logs("warning", lines.append))
+        connections.add(memory_pair()[1])
+        for _ in range(4):
+            with anyio.move_on_after(25):
+                await connections.wait_for_room()
+
+    trio.run(wait_four_times, clock=MockClock(autojump_threshold=0))
+    assert [json.loads(line)["waited"] for line in lines] == [1, 4]

@@ -101,6 +101,7 @@ OTHERS = {
     *("name not found", "connection refused", "no route", "TLS to a plain port"),
     *("Redis gone, `LIMITS_STORE_OUTAGE=closed`", "the disk of the logs full"),
     *("429 of this proxy's rate", "429 of a key's budget", "upstream connections full"),
+    "connections of clients full",
 }
 
 
@@ -205,6 +206,20 @@ async def test_no_upstream_connection_comes_free() -> None:
             await running.lines.exchange(number)
         at = [line["outcome"] for line in running.lines.exchanges()].index("overloaded") + 1
         await held(running, ROWS["upstream connections full"], at)
+
+
+async def test_no_connection_of_a_client_comes_free() -> None:
+    row = ROWS["connections of clients full"]
+    settings = {"METRICS_PORT": "0", "MAX_CONNECTIONS": "1"}
+    async with running_proxy(1, **settings) as running:
+        first = await running.client()
+        await first.get("/health")
+        second = await running.client()
+        message = re.findall("`([A-Z][^`]+)`", row[0])[0]
+        assert (await running.lines.event(message))["level"] == "warning"
+        name = re.findall("`([a-z_]+)`", row[1])[0]
+        assert await running.metric(f"cerebras_proxy_{name}") == 1
+        second.stream.close()
 
 
 async def test_redis_that_is_gone() -> None:
