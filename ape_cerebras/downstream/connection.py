@@ -85,7 +85,7 @@ class Downstream:
         self._held_bytes = 0
         self.body_bytes = 0
         self.more_headers: Headers = ()
-        self._is_head_request = self._chunked = False
+        self._is_head_request = self._chunked = self._ends_with_connection = False
         self._persists_1_0 = self._may_persist_1_0 = False  # beyond a response to HTTP/1.0
         self._head_bytes_sent = 0  # by a probe
         self._held_status: tuple[Exchange, int] | None = None
@@ -237,6 +237,9 @@ class Downstream:
             fields.append(_CLOSE)
         has_length = b"content-length" in names or status in BODILESS
         self._chunked = not has_length and self._http.their_http_version == b"1.1"
+        self._ends_with_connection = not (has_length or self._chunked)
+        if self._ends_with_connection:
+            self._reset_on_close(True)
         reason = PHRASES.get(status, b"")
         response = h11.Response(status_code=status, headers=fields, reason=reason)
         head = self._framed(response)
@@ -262,6 +265,15 @@ class Downstream:
         self._buffer.hold(self._framed(_END))
         await self.flush()
         self.completed_at = self.stream.written_at
+        if self._ends_with_connection:
+            self._reset_on_close(False)
+
+    def _reset_on_close(self, on: bool) -> None:
+        """Have the kernel reset a connection whose end would be the body's, also where this process
+        is killed: a balancer that speaks HTTP/1.0, as nginx does by default, would pass what it has
+        on as complete."""
+        if isinstance(self.stream, SocketStream):
+            self.stream.reset_on_close(on)
 
     async def respond(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response; to HEAD without its body (RFC 9110 section 9.3.2)."""

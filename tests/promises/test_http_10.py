@@ -1,12 +1,14 @@
 """HTTP/1.0 clients that ask for a connection to go on: it does where a response has a length."""
 
 import re
+import socket
 from pathlib import Path
 
 import anyio
 import pytest
 from end_to_end import TOKEN, chat, events, running_proxy, running_upstream
 from programs import tool
+from server_process import TIMEOUT, serving
 from upstream_scripts import responds, streams
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
@@ -92,6 +94,25 @@ async def test_a_stream_has_no_length_and_ends_the_connection() -> None:
     assert b"\r\nConnection: close" in head
     assert b"chunked" not in head.lower()
     assert body == STREAM
+
+
+def test_a_stream_of_a_killed_process_is_reset(backend: str) -> None:
+    """Nothing but the connection's end shows that it was cut, and the kernel closes it."""
+    body = b'{"messages":[{"role":"user","content":"a"}],"stream":true}'
+    stalls = b"X-Simulate: fault=stall, at=2"
+    with (
+        serving("serve", "--demo", BACKEND=backend) as served,
+        socket.create_connection(("127.0.0.1", served.port), TIMEOUT) as client,
+    ):
+        client.sendall(old(chat(body, stalls)))
+        received = b""
+        while b"data: " not in received:
+            data = client.recv(65536)
+            assert data, received
+            received += data
+        served.process.kill()
+        with pytest.raises(ConnectionResetError):
+            client.makefile("rb").read()
 
 
 async def test_a_drain_and_the_limit_of_requests_end_it() -> None:
