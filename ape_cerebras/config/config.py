@@ -34,7 +34,7 @@ from .values import (
 __all__ = ("Config", "ConfigError", "contradictions", "doubts", "read_address")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
-_MAY_BE_A_KEY = re.compile(r"sk-|@|[A-Za-z0-9_-]{24}")
+_MAY_BE_A_KEY = re.compile(r"sk-|@|[?&][^=]*=|[A-Za-z0-9_-]{24}")
 _SHOWN = 64  # characters of a refused value
 _SERVERS_KEEP_ALIVE = 75.0  # seconds; nginx's default, and the shortest that is common
 

@@ -182,6 +182,7 @@ def test_a_problem_names_its_variable_and_shows_no_secret(setting: Setting) -> N
         ("me:word@host", ""),
         ("0123456789abcdef01234567", ""),
         ("sk-0", ""),
+        ("https://host/v1?key=word", ""),
     ],
 )
 def test_a_refused_value_is_quoted_unless_it_may_be_a_secret(text: str, shown: str) -> None:
