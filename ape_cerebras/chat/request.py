@@ -274,12 +274,11 @@ def _bounded(request: dict[str, Any], bounds: CompletionBounds) -> dict[str, int
 
 
 def _limit_in(request: dict[str, Any]) -> int | None:
-    """Return the most completion tokens that a request names; None where it names none."""
-    for name in _LIMIT_NAMES:
-        number = _whole_number(request.get(name))
-        if number is not None and number >= 0:
-            return number
-    return None
+    """Return the most completion tokens that a request names; None where it names none, or one that
+    the API might read as a higher one."""
+    named = [request[name] for name in _LIMIT_NAMES if request.get(name) is not None]
+    limits = [number for number in map(_whole_number, named) if number is not None and number >= 0]
+    return max(limits, default=None) if len(limits) == len(named) else None
 
 
 def _whole_number(value: Any) -> int | None:

@@ -92,6 +92,12 @@ def test_a_limit_that_is_no_whole_number_does_not_pass_a_cap(value: bytes) -> No
         (b'"n":0', None, 1),
         (b'"n":"4"', None, 1),
         (b'"n":null,"max_tokens":"7"', None, 1),
+        # Whichever of the two names the API goes by, no less is reserved than it may use.
+        (b'"max_completion_tokens":1,"max_tokens":4000', 4000, 1),
+        (b'"max_completion_tokens":4000,"max_tokens":1', 4000, 1),
+        (b'"max_completion_tokens":1,"max_tokens":null', 1, 1),
+        (b'"max_completion_tokens":1,"max_tokens":"4000"', None, 1),
+        (b'"max_completion_tokens":-1,"max_tokens":1', None, 1),
     ],
 )
 def test_a_request_says_how_much_it_may_generate(
@@ -144,9 +150,5 @@ def test_only_the_token_limit_changes(
     if default is not None and not [value for value in limits.values() if value is not None]:
         put = [sent[name] for name in (NEW, OLD) if sent.get(name) is not None]
         assert put == [default]
-    limits_sent = [
-        sent[name]
-        for name in (NEW, OLD)
-        if (sent.get(name) or 0) >= 0 and sent.get(name) is not None
-    ]
-    assert chat.limit == (limits_sent[0] if limits_sent else None)
+    named = [sent[name] for name in (NEW, OLD) if sent.get(name) is not None]
+    assert chat.limit == (None if -1 in named else max(named, default=None))
