@@ -301,6 +301,7 @@ async def _serve_proxy(
                 tasks.start_soon(_cancel_once, stop, starting)
                 proxy = await serving.start(partial(serve, slot=slot, ports=ports), config)
             if starting.cancelled_caught:  # a lookup of HOST may take long
+                tasks.cancel_scope.cancel()  # the simulator serves on otherwise
                 return
             if slot is None:
                 _greet(config, proxy.addresses)

@@ -11,7 +11,6 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -47,8 +46,7 @@ async def serve(
     """
     with ExitStack() as stack:
         if ports is None:
-            opening = partial(open_ports, config.host, config.port, config.scrapers_port)
-            ports = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
+            ports = await _open(config)
         stack.callback(ports.close)
         if write_line is None:
             writer = stack.enter_context(LineWriter(_STANDARD_OUTPUT, shared=slot is not None))
@@ -68,6 +66,27 @@ async def serve(
             await _serve_on(ports, proxy, slot, task_status)
         finally:
             await proxy.flush_spans()
+
+
+async def _open(config: Config) -> Ports:
+    """Open the ports in a thread, since a lookup of HOST may take long. Where the start is
+    cancelled meanwhile, nobody waits for the thread, and what it has opened closes."""
+    opened: list[Ports] = []
+    is_abandoned = False
+
+    def opening() -> Ports:
+        opened.append(open_ports(config.host, config.port, config.scrapers_port))
+        if is_abandoned:
+            opened[0].close()
+        return opened[0]
+
+    try:
+        return await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        is_abandoned = True
+        for ports in opened:
+            ports.close()
+        raise
 
 
 async def _serve_on(

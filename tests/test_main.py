@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import orjson
 import pytest
 import trustme
@@ -21,6 +22,9 @@ from end_to_end import KEY, free_port
 from pages import ROOT
 from server_process import CLIENT_KEY, TIMEOUT, run, serving
 
+from ape_cerebras.commands import _serve_proxy
+from ape_cerebras.config.config import Config
+from ape_cerebras.config.keys import UpstreamKey
 from ape_cerebras.config.settings import SETTINGS
 from ape_cerebras.config.values import BACKENDS
 
@@ -379,3 +383,12 @@ print([name for name in sys.modules if "simulat" in name or "selfcheck" in name]
     command = (sys.executable, "-W", "error", "-c", program)
     loaded = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert loaded.stdout == "[]\n"
+
+
+@pytest.mark.anyio
+async def test_a_demo_that_is_stopped_while_it_starts_ends_with_its_simulator() -> None:
+    stop = anyio.Event()
+    stop.set()
+    config = Config(cerebras_api_key=UpstreamKey(KEY), host="127.0.0.1", port=0)
+    with anyio.fail_after(TIMEOUT):
+        await _serve_proxy(True, config, None, None, stop)

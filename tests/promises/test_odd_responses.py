@@ -162,8 +162,8 @@ async def test_nonsense_for_usage_spoils_nothing() -> None:
         assert (await (await running.client()).request(chat())).status == 200
         line = await running.lines.exchange()
     assert (line["outcome"], line["usage_source"]) == ("completed", "estimated")
-    # By the 38 bytes of the request, and the 878 of the response less 280.
-    assert (line["prompt_tokens"], line["completion_tokens"]) == (10, 149)
+    # By the 38 bytes of the request; and the half of usage that can be read.
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (10, 5)
     assert "queue_seconds" not in line
 
 

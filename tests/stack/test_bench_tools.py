@@ -46,7 +46,7 @@ def test_a_dump_counts_from_the_zero_on() -> None:
 def test_the_calls_of_a_request_do_not_depend_on_how_many_there_are(rig: Any) -> None:
     tool = import_module("instructions")
     [plain] = (case for case in tool.CASES if case.name == "plain")
-    few, more = (plain._replace(clients=2, requests=number) for number in (4, 12))
+    few, more = (plain._replace(clients=2, requests=number) for number in (40, 120))
     floor = peer("floor-coro")
     counts = [tool.calls(rig, floor, [case])["plain"] for case in (few, more)]
     assert counts[0] == pytest.approx(counts[1], rel=0.3)
