@@ -73,16 +73,16 @@ def grace_advice(grace: float, environment: Mapping[str, str]) -> str:
     """That the container may be killed before the ``grace`` of the shutdown is over; empty where
     that is not to be expected. How long its runtime waits cannot be seen from within."""
     if "KUBERNETES_SERVICE_HOST" in environment:
-        waits, runtime, told_by = _KUBERNETES
+        waits, runtime, remedy = _KUBERNETES
     elif any(Path(mark).exists() for mark in _DOCKER_MARKS):
-        waits, runtime, told_by = _DOCKER
+        waits, runtime, remedy = _DOCKER
     else:
         return ""
     if grace <= waits:
         return ""
     return (
-        f"GRACEFUL_SHUTDOWN_TIMEOUT ({grace:g}) is above the {waits} s that {runtime} waits unless "
-        f"it is told otherwise: by {told_by}"
+        f"GRACEFUL_SHUTDOWN_TIMEOUT ({grace:g}) is above the {waits} s that {runtime} waits "
+        f"unless {remedy} says otherwise"
     )
 
 

@@ -1,7 +1,7 @@
 """Metrics of running proxies: scraped, parsed, and differenced between scrapes.
 
 A counter that is lower than at the scrape before has begun anew, and all of that proxy with it: its
-increase is what it counts now. A histogram is never put together of buckets from before and after.
+increase is what it counts now. No histogram mixes buckets from before and after.
 Rates are added up over proxies, each by the seconds that it has been seen.
 """
 

@@ -1,4 +1,4 @@
-"""Cross-Origin Resource Sharing: what a browser is told of responses, errors and preflights."""
+"""Cross-Origin Resource Sharing: what a browser gets with responses, errors and preflights."""
 
 from collections.abc import Mapping
 

@@ -1,5 +1,5 @@
-"""Tool calls in pieces, put together as the accumulators of OpenAI's SDKs do; what these give up on
-is put together all the same."""
+"""Tool calls in pieces, reassembled as the accumulators of OpenAI's SDKs do; pieces that these give
+up on are reassembled all the same."""
 
 import subprocess
 from copy import deepcopy
@@ -17,7 +17,7 @@ A, B = {"id": "a", "type": "function"}, {"id": "b", "type": "function"}
 
 
 class Pieces(NamedTuple):
-    """``calls``: name and arguments of each, as they are put together here. ``python``, ``node``:
+    """``calls``: name and arguments of each, as they are reassembled here. ``python``, ``node``:
     whether that SDK does the same."""
 
     pieces: list[dict[str, Any]]

@@ -180,7 +180,7 @@ def test_every_value_has_its_place() -> None:
 
 
 def without_instance(value: Any) -> Any:
-    """A manifest without the label by which several releases are told apart."""
+    """A manifest without the label that distinguishes several releases."""
     if isinstance(value, list):
         return [without_instance(each) for each in value]
     if isinstance(value, dict):

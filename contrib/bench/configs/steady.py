@@ -6,8 +6,8 @@ It checks the event loop's lag every few milliseconds. Under valgrind, where a r
 times as long, these checks would be a good part of what is counted; by real time they are nothing.
 So their pauses are set to more than a day. What a request or a token does is all there.
 
-The process is not closed to debuggers, as ``python -m ape_cerebras`` closes it: callgrind is told
-from outside when to count.
+The process is not closed to debuggers, as ``python -m ape_cerebras`` closes it: another
+process starts and stops the counting of callgrind.
 """
 
 import sys
