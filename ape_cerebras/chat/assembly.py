@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from ..errors import InvalidResponse, UpstreamFailed
-from .meter import is_failure, read_json
+from .meter import read_json
 from .request import count_contents
-from .sse import EventReader
+from .sse import EventReader, is_failure
 
 __all__ = ("Assembly", "Reply")
 

@@ -9,7 +9,7 @@ The first token is the first event whose ``delta`` has a non-empty ``content``, 
 of such parts; an event that only names the role has none. Few events of a stream have to be parsed:
 those up to the first token, up to the first output token where a model reasons first, those with
 usage, timings or an error, and those without a token. In the others a pattern finds whether they
-carry a token; text cannot deceive it, because every quote in text is escaped.
+carry a token (``sse``), or they differ from the one before in the text of a token only.
 
 Parsing holds the event loop, so large content is not parsed whole: the meter searches the beginning
 of a large event for tokens and reads its end, and reads the end of a large plain response, where
@@ -28,33 +28,30 @@ from typing import Any
 import orjson
 
 from ..telemetry.exchange import Exchange, TimeInfo, Usage
-from .sse import END_OF_BODY, EventReader
+from .sse import (
+    END_OF_BODY,
+    ERROR_FIRST,
+    OUTPUT_TOKEN,
+    REASONING_TOKEN,
+    TOKEN,
+    EventReader,
+    TokenEvents,
+    finished_in,
+    is_failure,
+    is_notable,
+    may_have_output,
+    tokens_in,
+)
 
 __all__ = (
     "Meter",
     "PlainMeter",
     "StreamMeter",
-    "is_failure",
     "meter_for",
     "read_json",
 )
 
 _END = b"[DONE]"
-
-# Behind a quote. Each alternative begins with a letter, which re tries first: with groups among
-# them a search takes a fifth longer.
-_OUTPUT = (
-    *(name + rb'"\s*:\s*"[^"]' for name in (b"content", b"text", b"refusal")),
-    rb'tool_calls"\s*:\s*\[\s*\{',
-    rb'function_call"\s*:\s*\{',
-)
-_REASONING = tuple(name + rb'"\s*:\s*"[^"]' for name in (b"reasoning", b"reasoning_content"))
-_TOKEN, _OUTPUT_TOKEN, _REASONING_TOKEN = (
-    re.compile(rb'"(?:%b)' % b"|".join(ends))
-    for ends in (_OUTPUT + _REASONING, _OUTPUT, _REASONING)
-)
-_MAY_BE_OUTPUT = (b'"content"', b'"tool_calls"', b'"text"', b'"refusal"', b'"function_call"')
-_ERROR_FIRST = re.compile(rb'\s*\{\s*"error"\s*:\s*[^n\s]')
 _TOTAL = re.compile(rb'(?<!\\)"(?:usage|time_info|model)"\s*:')
 _BATCH = 8  # events
 _MAX_PARSED_EVENT = 64 * 1024  # bytes
@@ -63,10 +60,6 @@ _END_BYTES = 16 * 1024  # usage, timings and all else at the end have less than 
 _MAX_TOTALS = 8  # names that are tried
 _MAX_LENIENT = 256 * 1024  # bytes; more of them would hold the event loop
 
-# Members of a delta; and those of a part that hold text, beside types and ids.
-_REASONING_NAMES = ("reasoning", "reasoning_content", "reasoning_details")
-_TEXT_NAMES = ("text", "content", "refusal", "summary")
-_MAX_PART_DEPTH = 4
 _FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _SERVICE_TIERS = ("auto", "default", "flex", "priority")
 
@@ -123,6 +116,7 @@ class StreamMeter:
         exchange.gap_counts = [0] * (len(gap_bounds) + 1)
         self._exchange = exchange
         self._events = EventReader()
+        self._token_events = TokenEvents()
         self._gap_bounds = gap_bounds
         self._choices = math.inf if choices is None else choices
         self._finished: set[int] = set()  # choices that have had their finish_reason
@@ -135,7 +129,7 @@ class StreamMeter:
             return True
         if self._exchange.first_token_at is None or not self._events.at_boundary:
             return False
-        return not _may_have_output(chunk)
+        return not may_have_output(chunk)
 
     @property
     def can_take_event(self) -> bool:
@@ -158,11 +152,12 @@ class StreamMeter:
             return
         exchange.last_body_at = arrived_at
         previous_at = exchange.last_token_at
-        events = self._events.feed(chunk)
-        if len(events) < _BATCH:
-            self._take(events, arrived_at, sent_at)
+        tokens = self._token_events.count_in(chunk) if self._events.at_boundary else 0
+        if tokens:
+            exchange.last_token_at = arrived_at
+            exchange.token_events += tokens
         else:
-            self._take_batches(events, arrived_at, sent_at)
+            self._take_events(self._events.feed(chunk), arrived_at, sent_at)
         if exchange.last_token_at != previous_at:
             exchange.token_reads += 1
             if previous_at is not None:
@@ -182,6 +177,25 @@ class StreamMeter:
     def end(self) -> None:
         """Do nothing more: all events have been looked at."""
 
+    def _take_events(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
+        if len(events) < _BATCH:
+            self._take(events, arrived_at, sent_at)
+        else:
+            self._take_batches(events, arrived_at, sent_at)
+        if events and self._token_events.learns:
+            last = events[-1]
+            if TOKEN.search(last) and not self._may_hold_more(last):
+                self._token_events.learn(last)
+
+    def _may_hold_more(self, event: bytes) -> bool:
+        """Whether an event may hold more than a token that only has to be counted."""
+        exchange = self._exchange
+        return (
+            exchange.first_token_at is None
+            or (exchange.first_output_at is None and may_have_output(event))
+            or is_notable(event)
+        )
+
     def _take_batches(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         """Take events that mostly are only tokens: together a hundred take two thirds of the time
         that they take one by one."""
@@ -197,8 +211,8 @@ class StreamMeter:
 
     def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         text = b"\n".join(events)
-        plain = not (_is_notable(text) or text.find(_END) >= 0 or len(text) > _MAX_PARSED_EVENT)
-        if plain and len([event for event in events if _TOKEN.search(event)]) == len(events):
+        plain = not (is_notable(text) or text.find(_END) >= 0 or len(text) > _MAX_PARSED_EVENT)
+        if plain and len([event for event in events if TOKEN.search(event)]) == len(events):
             self._exchange.last_token_at = arrived_at
             self._exchange.token_events += len(events)
         else:
@@ -213,13 +227,9 @@ class StreamMeter:
                 exchange.done_seen = True
             elif len(event) > _MAX_PARSED_EVENT:
                 self._look_at_ends(event, arrived_at, sent_at)
-            elif (
-                exchange.first_token_at is None
-                or (exchange.first_output_at is None and _may_have_output(event))
-                or _is_notable(event)
-            ):
+            elif self._may_hold_more(event):
                 self._look_into(read_json(event), arrived_at, sent_at)
-            elif _TOKEN.search(event):
+            elif TOKEN.search(event):
                 exchange.last_token_at = arrived_at
                 exchange.token_events += 1
             else:
@@ -228,19 +238,19 @@ class StreamMeter:
     def _look_into(self, event: Any, arrived_at: float, sent_at: float | None) -> None:
         if isinstance(event, dict):
             choices = event.get("choices")
-            self._note_tokens(*_tokens_in(choices), arrived_at, sent_at)
+            self._note_tokens(*tokens_in(choices), arrived_at, sent_at)
             _read_totals(self._exchange, event)
             if is_failure(event):
                 self._exchange.stream_failed = True
-            self._finished |= _finished_in(choices)
+            self._finished |= finished_in(choices)
 
     def _look_at_ends(self, event: bytes, arrived_at: float, sent_at: float | None) -> None:
         """The same for an event that is too large to be parsed."""
         begin = event[:_MAX_PARSED_EVENT]
-        output, reasoning = _OUTPUT_TOKEN.search(begin), _REASONING_TOKEN.search(begin)
+        output, reasoning = OUTPUT_TOKEN.search(begin), REASONING_TOKEN.search(begin)
         self._note_tokens(bool(output), bool(reasoning), arrived_at, sent_at)
         _read_totals(self._exchange, _read_end(event))
-        if _ERROR_FIRST.match(begin):
+        if ERROR_FIRST.match(begin):
             self._exchange.stream_failed = True
 
     def _note_tokens(
@@ -274,72 +284,6 @@ def meter_for(
     if status == 200 and content_type.lower().startswith(b"text/event-stream"):
         return StreamMeter(exchange, gap_bounds, choices)
     return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
-
-
-def _is_notable(text: bytes) -> bool:
-    """Whether it may hold more than tokens."""
-    find = text.find  # CPython 3.11 makes and drops a TypeError for each ``in`` between bytes
-    return (
-        find(b'"usage"') >= 0
-        or find(b'"error"') >= 0
-        or find(b'"time_info"') >= 0
-        or text.count(b'finish_reason"')  # in whatever spacing
-        != text.count(b'finish_reason":null') + text.count(b'finish_reason": null')
-    )
-
-
-def is_failure(event: dict[str, Any]) -> bool:
-    """Whether an event of a stream reports an error, in any of the shapes that servers give it: as
-    the member ``error`` (OpenAI's, and the API's own in a stream), as an object or a type of that
-    name, or flat, which is the shape of the API's 4xx."""
-    if event.get("error") or "error" in (event.get("object"), event.get("type")):
-        return True
-    flat = event.get("detail") or isinstance(event.get("message"), str)
-    return bool(flat) and not event.get("choices")
-
-
-def _may_have_output(text: bytes) -> bool:
-    """Whether there may be a token in it that is not reasoning."""
-    return any([text.find(name) >= 0 for name in _MAY_BE_OUTPUT])  # noqa: C419 - quicker
-
-
-def _tokens_in(choices: Any) -> tuple[bool, bool]:
-    """Whether an event's choices carry tokens of the output, and of reasoning."""
-    output = reasoning = False
-    for choice in choices if isinstance(choices, list) else ():
-        delta = choice.get("delta") if isinstance(choice, dict) else None
-        delta = delta if isinstance(delta, dict) else {}
-        calls, call, content = map(delta.get, ("tool_calls", "function_call", "content"))
-        text = choice.get("text") if isinstance(choice, dict) else None
-        output = output or any(map(_has_text, (content, delta.get("refusal"), text)))
-        output = output or (isinstance(calls, list) and bool(calls))
-        output = output or (isinstance(call, dict) and bool(call))
-        parts = content if isinstance(content, list) else ()
-        thoughts = [part.get("thinking") for part in parts if isinstance(part, dict)]
-        reasoning = reasoning or any(map(_has_text, map(delta.get, _REASONING_NAMES)))
-        reasoning = reasoning or any(map(_has_text, thoughts))
-    return output, reasoning
-
-
-def _finished_in(choices: Any) -> set[int]:
-    """The indices of an event's choices that have a ``finish_reason``."""
-    finished = set()
-    for position, choice in enumerate(choices if isinstance(choices, list) else ()):
-        if isinstance(choice, dict) and choice.get("finish_reason"):
-            index = choice.get("index")
-            finished.add(index if type(index) is int else position)
-    return finished
-
-
-def _has_text(value: Any, depth: int = 0) -> bool:
-    """Whether there is text in it: a string, an object that holds text, or a list of such parts."""
-    if depth == _MAX_PART_DEPTH:
-        return False
-    if isinstance(value, dict):
-        value = [value.get(name) for name in _TEXT_NAMES]
-    if isinstance(value, list):
-        return any(_has_text(part, depth + 1) for part in value)
-    return isinstance(value, str) and bool(value)
 
 
 def _read_totals(exchange: Exchange, response: Any) -> None:
