@@ -312,6 +312,7 @@ class Proxy:
             await anyio.sleep(_LAG_SAMPLE)
             self._metrics.loop_lag.observe(max(0.0, self._clock() - due_at))
             if self._slot is not None:  # another worker may be scraped for this one's gauges
+                self._slot.scoreboard.tick(self._slot.number)
                 self._metrics.refresh()
 
     async def reread_keys(self) -> None:

@@ -100,7 +100,8 @@ async def _serve_on(
         proxy.logs.event("info", "Worker serves", process=os.getpid(), upstream=upstream)
         await _wait_for_all_workers(slot.scoreboard)
     acceptors = [
-        Acceptor(listener, proxy.logs, proxy.for_clients.connections) for listener in ports.clients
+        Acceptor(listener, proxy.logs, proxy.for_clients.connections, slot)
+        for listener in ports.clients
     ]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(proxy.run_in_background)
@@ -113,6 +114,8 @@ async def _serve_on(
             task_status.started(proxy)
             await proxy.drain_began.wait()
             accepting.cancel_scope.cancel()
+        if slot is not None:
+            slot.scoreboard.set_accepting(slot.number, False)
         for acceptor, listener in zip(acceptors, ports.clients, strict=True):
             for stream in acceptor.accept_waiting():
                 tasks.start_soon(proxy.handle, stream, proxy.for_clients)

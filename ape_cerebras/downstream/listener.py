@@ -1,8 +1,9 @@
 """Listening sockets, accepting from them, and the count of connections that are open."""
 
 import errno
+import select
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from ..net.socket_stream import SocketStream
 from ..net.stream import TimestampedStream
 from ..net.timestamps import enable_timestamps
 from ..telemetry.logs import Logs
-from ..telemetry.multiprocess import WorkerSlot
+from ..telemetry.multiprocess import WorkerSlot, WorkerState
 from ..version import VERSION
 from .connection import Downstream
 
@@ -23,8 +24,10 @@ __all__ = (
     "CannotListen",
     "Connections",
     "Ports",
+    "Precedence",
     "addresses_of",
     "announce",
+    "awaited_workers",
     "open_listeners",
     "open_ports",
 )
@@ -48,7 +51,13 @@ _LOG_FULL_EVERY = 60.0  # seconds
 # Seconds after which an idle connection may make room for another: the first request of one that
 # has just been opened may be on its way.
 _IDLE_ENOUGH = 1.0
-_YIELD_TO_OTHERS = 0.001  # seconds in which a worker with fewer connections accepts the next one
+# Seconds that a connection waits for a worker with fewer of them, at most. On cores that others
+# wanted, four clients were two and two over two workers in 90 of 100 trials with 10 ms, 95 with 20.
+_PATIENCE = 0.05
+_LOOK_EVERY = 0.001  # seconds, while a connection is left to other workers
+# Of so many connections a worker may have one more than it should. A crowd would be accepted one by
+# one by each in turn, and the last of it wait while the first are served.
+_TOLERANCE = 16
 
 # Out of a resource for now (accept(2)): wait, and go on with those there are.
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
@@ -192,8 +201,7 @@ class Connections:
             self._slot.scoreboard.set_connections(self._slot.number, len(self._open))
 
     async def wait_for_room(self) -> None:
-        """Wait until another connection may be accepted. A worker that has more of them than
-        another lets that one go first.
+        """Wait until another connection may be accepted.
 
         Where there is no room, the connection closes that has been idle longest, as nginx does it
         (``ngx_drain_connections``): clients that keep connections and say nothing shut nobody out.
@@ -203,8 +211,6 @@ class Connections:
         while len(self._open) >= self._limit:
             with anyio.move_on_after(self._make_room()):
                 await self.wait_for_fewer_than(self._limit)
-        if self._slot is not None and self._slot.scoreboard.has_more_connections(self._slot.number):
-            await anyio.sleep(_YIELD_TO_OTHERS)
 
     def _note_full(self) -> None:
         self.full += 1
@@ -233,15 +239,85 @@ class Connections:
             await self._closed_one.wait()
 
 
+def awaited_workers(
+    own: int, others: Mapping[int, WorkerState], silent: Mapping[int, WorkerState]
+) -> dict[int, WorkerState]:
+    """The workers to which one with ``own`` connections leaves the next: those that have fewer, but
+    not the ``silent`` ones that are still in the state in which they let one wait."""
+    enough = own - own // _TOLERANCE
+    return {
+        number: state
+        for number, state in others.items()
+        if state.connections < enough and silent.get(number) != state
+    }
+
+
+class Precedence:
+    """Whether this worker or another accepts the connection that waits: one with the fewest.
+
+    A worker leaves it to those that have fewer, unless they let it wait for ``_PATIENCE``. A count
+    is raised with the accept, before anything else of that worker runs, and those of others can
+    meanwhile only have risen: so, but for connections that end, no worker gets ahead by more than
+    one (one in ``_TOLERANCE``), in whatever order they run. Just after an accept those with as many
+    go first, too: they may have fewer, and not know yet that clients have gone. Where four clients
+    had just gone, the next four were two and two in 99 of 100 trials, and without that in 95.
+
+    Of a worker that let one wait nothing is expected until it accepts or ends a connection, or its
+    event loop goes on (``ticks``): one that hangs costs one wait, not one for each connection.
+    """
+
+    def __init__(self, slot: WorkerSlot) -> None:
+        self._slot = slot
+        self._awaited: dict[int, WorkerState] = {}
+        self._silent: dict[int, WorkerState] = {}
+        self._until = _UNKNOWN
+        self._ours_at = _UNKNOWN
+
+    def is_ours(self, now: float) -> bool:
+        """Whether this worker should accept the connection that waits at ``now``."""
+        number, scoreboard = self._slot.number, self._slot.scoreboard
+        own, others = scoreboard.connections(number), scoreboard.others(number)
+        own += now < self._ours_at + _LOOK_EVERY  # just after an accept
+        before, self._awaited = self._awaited, awaited_workers(own, others, self._silent)
+        if not self._awaited:
+            self._ours_at = now
+            return True
+        if not before or _has_accepted(before, self._awaited):
+            self._until = now + _PATIENCE
+        if now < self._until:
+            return False
+        self._silent |= self._awaited
+        self.forget()
+        return True
+
+    def forget(self) -> None:
+        """Nothing waits any more: the next connection is another."""
+        self._awaited = {}
+
+
+def _has_accepted(before: Mapping[int, WorkerState], after: Mapping[int, WorkerState]) -> bool:
+    return any(
+        number in before and state.connections > before[number].connections
+        for number, state in after.items()
+    )
+
+
 class Acceptor:
     """Accepts connections from one listening socket, and adds them to ``connections``; without
-    these it accepts any number."""
+    these it accepts any number. ``slot`` is that of one of several workers that share the socket.
+    """
 
     def __init__(
-        self, listener: socket.socket, logs: Logs, connections: Connections | None = None
+        self,
+        listener: socket.socket,
+        logs: Logs,
+        connections: Connections | None = None,
+        slot: WorkerSlot | None = None,
     ) -> None:
         self._listener = listener
         self._connections = connections
+        self._slot = slot
+        self._precedence = None if slot is None else Precedence(slot)
         self._logs = logs
         self._log_again_at = _UNKNOWN
         self._clock = loop_clock()
@@ -258,6 +334,9 @@ class Acceptor:
             if self._connections is not None:
                 await self._connections.wait_for_room()
             now = self._clock()
+            if self._precedence is not None and not self._precedence.is_ours(now):
+                await self._leave_to_others(self._precedence, now)
+                continue
             try:
                 return self._accept_now(self._empty_at)
             except BlockingIOError:
@@ -267,11 +346,28 @@ class Acceptor:
                 if error.errno in _NOT_LISTENING:
                     raise
                 if error.errno in _OUT_OF_RESOURCES:
-                    if now >= self._log_again_at:
-                        self._log_again_at = now + _LOG_EVERY
-                        self._logs.event("error", _CANNOT_ACCEPT)
-                    await anyio.sleep(_PAUSE)
+                    await self._pause(now)
                 # Else the connection broke before it was accepted.
+
+    async def _leave_to_others(self, precedence: Precedence, now: float) -> None:
+        """Wait for a moment, or where no connection waits (any more) until one does."""
+        if _is_readable(self._listener):
+            await anyio.sleep(_LOOK_EVERY)
+            return
+        precedence.forget()
+        self._empty_at = now
+        await anyio.wait_readable(self._listener)
+
+    async def _pause(self, now: float) -> None:
+        """Wait for resources, while no other worker waits for this one."""
+        if now >= self._log_again_at:
+            self._log_again_at = now + _LOG_EVERY
+            self._logs.event("error", _CANNOT_ACCEPT)
+        if self._slot is not None:
+            self._slot.scoreboard.set_accepting(self._slot.number, False)
+        await anyio.sleep(_PAUSE)
+        if self._slot is not None:
+            self._slot.scoreboard.set_accepting(self._slot.number, True)
 
     def accept_waiting(self) -> Iterator[SocketStream]:
         """Accept the connections in the backlog, which closing the listener would reset."""
@@ -293,3 +389,10 @@ class Acceptor:
         if self._connections is not None:
             self._connections.add(stream)
         return stream
+
+
+def _is_readable(listener: socket.socket) -> bool:
+    """Whether a connection waits, without accepting it."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))

@@ -7,9 +7,9 @@ until the parent waits for them: none can interrupt it, or reach a worker's firs
 
 All workers accept from the same sockets, so that a waiting connection is accepted by a worker that
 lives. With sockets of their own (SO_REUSEPORT) the kernel would go on giving connections to one
-that has died. Connections are spread evenly because a worker with more of them than another waits
-for a moment before it accepts the next (``Scoreboard.has_more_connections``): of 32 connections,
-one of two workers had 17 at most. By chance alone it had up to 30, and by the kernel's hash 21.
+that has died. Connections are spread evenly because a worker leaves the next one to those that have
+fewer (``listener.Precedence``): of 32 connections, one of two workers had 17 at most. By chance
+alone it had up to 30, and by the kernel's hash 21.
 
 Each worker drains itself at SIGTERM, which may well come twice: from the parent, and from whoever
 signals all processes of the service. Only the parent knows that there is no time left, and sets a

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from operator import attrgetter
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,6 +25,7 @@ __all__ = (
     "Scoreboard",
     "SharedProcessMetrics",
     "WorkerSlot",
+    "WorkerState",
     "collect_workers",
     "forget_worker",
     "private_values",
@@ -31,6 +33,14 @@ __all__ = (
 )
 
 _WORD = 8  # bytes
+
+
+class WorkerState(NamedTuple):
+    """A worker as others see it: how many connections it has open, and a number that goes on with
+    its event loop."""
+
+    connections: int
+    ticks: int
 
 
 class Scoreboard:
@@ -42,10 +52,10 @@ class Scoreboard:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        words = memoryview(mmap.mmap(-1, _WORD * (3 + 3 * workers))).cast("q")
+        words = memoryview(mmap.mmap(-1, _WORD * (3 + 4 * workers))).cast("q")
         self._of_all, of_each = words[:3], words[3:]
         self._up, self._open = of_each[:workers], of_each[workers : 2 * workers]
-        self._ticks = of_each[2 * workers :]
+        self._ticks, self._accepts = of_each[2 * workers : 3 * workers], of_each[3 * workers :]
 
     # Written by the parent
 
@@ -76,11 +86,15 @@ class Scoreboard:
         return bool(self._of_all[2])
 
     def mark_up(self, number: int) -> None:
-        self._up[number - 1] = self._of_all[2] = 1
+        self._up[number - 1] = self._accepts[number - 1] = self._of_all[2] = 1
 
     def mark_down(self, number: int) -> None:
         """Also called by the parent, for a worker that has died."""
-        self._up[number - 1] = self._open[number - 1] = 0
+        self._up[number - 1] = self._accepts[number - 1] = self._open[number - 1] = 0
+
+    def set_accepting(self, number: int, accepts: bool) -> None:
+        """Whether a worker that serves accepts connections: not while it drains, or cannot."""
+        self._accepts[number - 1] = accepts
 
     def tick(self, number: int) -> None:
         """A worker's event loop goes round."""
@@ -94,10 +108,13 @@ class Scoreboard:
     def set_connections(self, number: int, connections: int) -> None:
         self._open[number - 1] = connections
 
-    def has_more_connections(self, number: int) -> bool:
-        """Whether another worker that serves has fewer connections open."""
-        own = self._open[number - 1]
-        return any(up and count < own for up, count in zip(self._up, self._open, strict=True))
+    def connections(self, number: int) -> int:
+        return self._open[number - 1]
+
+    def others(self, number: int) -> dict[int, WorkerState]:
+        """The other workers that accept connections, by their numbers."""
+        accepting = [at for at, accepts in enumerate(self._accepts) if accepts and at != number - 1]
+        return {at + 1: WorkerState(self._open[at], self._ticks[at]) for at in accepting}
 
 
 @dataclass(frozen=True)

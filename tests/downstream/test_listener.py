@@ -15,6 +15,7 @@ import trio
 from anyio.lowlevel import checkpoint
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
+from sockets import client_of
 from trio.testing import MockClock
 
 from ape_cerebras.config.config import Config
@@ -87,13 +88,6 @@ async def accepting(host: str = "127.0.0.1") -> AsyncIterator[tuple[socket.socke
             tasks.start_soon(arrivals.accept)
             yield listener, arrivals
             tasks.cancel_scope.cancel()
-
-
-def client_of(listener: socket.socket) -> socket.socket:
-    client = socket.socket(listener.family)
-    client.setblocking(False)
-    client.connect_ex(listener.getsockname())
-    return client
 
 
 async def has_ipv6() -> bool:

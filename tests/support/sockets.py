@@ -1,4 +1,4 @@
-"""Socket streams over a real TCP connection."""
+"""Socket streams over a real TCP connection, and clients of a listening socket."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from ape_cerebras.net.socket_stream import SocketStream
 
-__all__ = ("sockets",)
+__all__ = ("client_of", "sockets")
 
 
 @asynccontextmanager
@@ -23,3 +23,11 @@ async def sockets() -> AsyncIterator[tuple[SocketStream, SocketStream]]:
     finally:
         for end in ends:
             end.close()
+
+
+def client_of(listener: socket.socket) -> socket.socket:
+    """A client whose connection is under way."""
+    client = socket.socket(listener.family)
+    client.setblocking(False)
+    client.connect_ex(listener.getsockname())
+    return client

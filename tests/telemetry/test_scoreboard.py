@@ -1,8 +1,6 @@
-"""The scoreboard of the workers: its numbers, and which worker has more connections than others."""
+"""The scoreboard of the workers: its numbers, and how each worker sees the others."""
 
-import pytest
-
-from ape_cerebras.telemetry.multiprocess import Scoreboard
+from ape_cerebras.telemetry.multiprocess import Scoreboard, WorkerState
 
 
 def scoreboard_of(*connections: int | None) -> Scoreboard:
@@ -34,30 +32,25 @@ def test_workers_and_restarts_are_counted() -> None:
     assert (scoreboard.restarts, scoreboard.must_end_now()) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("connections", "more"),
-    [
-        ((0, 0), ()),
-        ((4, 4), ()),
-        ((5, 4), (1,)),
-        ((4, 5), (2,)),
-        ((3, 9, 4), (2, 3)),
-        ((5, None), ()),
-        ((5, None, 4), (1,)),
-        ((5,), ()),
-    ],
-)
-def test_a_worker_compares_its_connections_with_serving_workers_only(
-    connections: tuple[int | None, ...], more: tuple[int, ...]
-) -> None:
-    scoreboard = scoreboard_of(*connections)
-    serving = [n for n, count in enumerate(connections, 1) if count is not None]
-    assert tuple(number for number in serving if scoreboard.has_more_connections(number)) == more
+def test_a_worker_sees_the_others_that_accept_connections() -> None:
+    scoreboard = scoreboard_of(4, 5, None, 6)
+    scoreboard.tick(4)
+    assert scoreboard.connections(1) == 4
+    assert scoreboard.others(1) == {2: WorkerState(5, 0), 4: WorkerState(6, 1)}
+    assert scoreboard.others(3) == {
+        1: WorkerState(4, 0),
+        2: WorkerState(5, 0),
+        4: WorkerState(6, 1),
+    }
+    scoreboard.set_accepting(4, False)
+    assert scoreboard.others(1) == {2: WorkerState(5, 0)}
+    scoreboard.set_accepting(4, True)
+    assert set(scoreboard.others(1)) == {2, 4}
 
 
 def test_the_connections_of_a_dead_worker_are_forgotten() -> None:
     scoreboard = scoreboard_of(7, 3)
     scoreboard.mark_down(1)
+    assert scoreboard.others(2) == {}
     scoreboard.mark_up(1)
-    assert not scoreboard.has_more_connections(1)
-    assert scoreboard.has_more_connections(2)
+    assert scoreboard.others(2) == {1: WorkerState(0, 0)}
