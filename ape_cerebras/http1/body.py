@@ -16,7 +16,7 @@ A compressed body passes as it is. Whoever has to look into it gets a copy from 
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -236,17 +236,17 @@ class ChunkedReader:
 BodyReader = SizedReader | ChunkedReader
 
 
-def response_reader(status: int, headers: Headers) -> BodyReader | None:
+def response_reader(status: int, values: Mapping[bytes, bytes]) -> BodyReader | None:
     """The reader of the body behind a checked head, which names one length or one coding at most
-    (RFC 9112 section 6.3); None where the connection's end is the body's. Names are in lower
-    case."""
+    (RFC 9112 section 6.3); None where the connection's end is the body's. ``values``: those of the
+    head's fields, by lower-case name."""
     if status in BODILESS:
         return SizedReader(0)
-    for name, value in headers:
-        if name == b"content-length":
-            return SizedReader(int(value))
-        if name == b"transfer-encoding":
-            return ChunkedReader(math.inf, _MAX_RESPONSE_TRAILERS, math.inf)
+    length = values.get(b"content-length")
+    if length is not None:
+        return SizedReader(int(length))
+    if b"transfer-encoding" in values:
+        return ChunkedReader(math.inf, _MAX_RESPONSE_TRAILERS, math.inf)
     return None
 
 

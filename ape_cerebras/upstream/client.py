@@ -145,6 +145,7 @@ class UpstreamResponse:
         self._ahead: list[bytes | None] = []
         self.status = 0
         self.headers: Headers = ()
+        self._first: dict[bytes, bytes] = {}  # the first value of each name
         self.decoder: ContentDecoder | None = None
         raw = self._raw = connection.stream.raw
         raw.most_at_once = 0
@@ -194,7 +195,7 @@ class UpstreamResponse:
         exchange, config, connection = self._exchange, self._config, self._connection
         self._raw.deadline = self._raw.now() + config.upstream_first_byte_timeout
         try:
-            status, headers = await connection.request(method, url, headers, body)
+            status, headers, first = await connection.request(method, url, headers, body)
         finally:
             if connection.stream.may_have_been_taken_on:
                 exchange.sent_at = connection.stream.sent_at
@@ -204,7 +205,7 @@ class UpstreamResponse:
         if status in _REDIRECTS:
             raise InvalidResponse("redirect")
         self._raw.read_timeout = config.upstream_idle_timeout
-        self.headers = headers
+        self.headers, self._first = headers, first
         exchange.head_at = connection.arrived_at
         self._note_arrival_seconds()
         exchange.quota = read_quota(headers)
@@ -214,7 +215,7 @@ class UpstreamResponse:
         exchange.upstream_headers = headers
         if status == 401:
             raise KeyRefused
-        if any([name == b"content-encoding" for name, _ in headers]):  # noqa: C419 - quicker
+        if b"content-encoding" in first:
             self.decoder = decoder_for(headers)
         if status >= 400:  # the beginning of an error is read before any of it is passed on
             ahead: list[bytes | None] = []
@@ -229,7 +230,7 @@ class UpstreamResponse:
 
     def header(self, name: bytes) -> bytes:
         """The first value of ``name`` (lower case); empty where there is none."""
-        return next((value for each, value in self.headers if each == name), b"")
+        return self._first.get(name, b"")
 
     @property
     def is_framed(self) -> bool:
@@ -314,11 +315,12 @@ class KeyLeakDetector:
 def read_quota(headers: Headers) -> Quota:
     """The account's quota as the ``x-ratelimit-*`` headers report it. The API reports a quota that
     is overdrawn as less than none: nothing is left then."""
+    fields = [field for field in headers if field[0].startswith(b"x-ratelimit-")]
+    if not fields:
+        return NO_QUOTA
     values: dict[bytes, dict[tuple[str, str], float]] = {b"limit": {}, b"remaining": {}}
     malformed = unknown = 0
-    for name, value in headers:
-        if not name.startswith(b"x-ratelimit-"):
-            continue
+    for name, value in fields:
         field = _QUOTA_FIELD.fullmatch(name)
         if field is None:
             unknown += not _RESET_FIELD.fullmatch(name)

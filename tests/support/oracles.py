@@ -79,7 +79,7 @@ def assert_responses_end_alike(raw: bytes) -> None:
     assert list(headers) == in_lower_case(
         tuple((name, value.strip(b" \t")) for name, _, value in fields)
     )
-    body, reader = _body_by_h11(client), response_reader(event.status_code, headers)
+    body, reader = _body_by_h11(client), response_reader(event.status_code, dict(headers))
     if reader is None:
         assert body == (_BODY, False)
         return
