@@ -15,6 +15,7 @@ __all__ = (
     "FORBIDDEN",
     "HEAD_END",
     "PHRASES",
+    "TEXT",
     "TOKEN",
     "Headers",
     "Request",
@@ -35,6 +36,9 @@ TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 """Bytes that no head may hold, to be used with ``search``: control bytes, a CR without LF, an LF
 without CR. A CR at the end of a part is allowed, because its LF may still arrive."""
+TEXT = bytes((9, *range(0x20, 0x7F), *range(0x80, 0x100)))
+"""All bytes that may stand in a line. Of a head without them just the ends of its lines are left,
+two bytes each: so one ``translate`` finds the control bytes and the bare CR and LF."""
 # A name, and a value of visible ASCII, SP, HTAB and obs-text (RFC 9110 section 5.5). A folded line
 # (RFC 9112 section 5.2) does not match.
 _FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")

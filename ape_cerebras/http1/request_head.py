@@ -23,7 +23,7 @@ from ..errors import (
     TargetTooLong,
     VersionUnsupported,
 )
-from .messages import FORBIDDEN, TOKEN
+from .messages import FORBIDDEN, TEXT, TOKEN
 
 __all__ = ("HeadLimits", "check_head", "check_part", "origin_form")
 
@@ -36,7 +36,6 @@ _HOST = re.compile(
 _CODINGS = re.compile(TOKEN + rb"(?:[ \t]*,[ \t]*" + TOKEN + rb")*")
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:[/?][^#]*)?)", re.IGNORECASE)
 
-_TEXT = bytes((9, *range(0x20, 0x7F), *range(0x80, 0x100)))  # all that may stand in a line
 # More than once, each of these lets one reader act on the first value and another on the last.
 _ONCE = re.compile(
     rb"\r\n(authorization|content-(?:encoding|length|type)|expect|host|transfer-encoding):([^\r]*)"
@@ -83,7 +82,7 @@ def check_head(head: bytes, limits: HeadLimits) -> None:
     VersionUnsupported.
     """
     ends = head.count(b"\r\n")
-    if len(head.translate(None, _TEXT)) != 2 * ends:
+    if len(head.translate(None, TEXT)) != 2 * ends:
         raise BadRequest(_BAD_BYTE, keeps=False)
     line_end = head.index(b"\r\n")
     is_http_11 = _check_request_line(head[:line_end], limits)

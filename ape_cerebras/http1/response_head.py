@@ -12,13 +12,12 @@ Field names, and whatever else h11 checks as strictly, are left to it.
 import re
 
 from ..errors import InvalidResponse
-from .messages import FORBIDDEN, HEAD_END
+from .messages import FORBIDDEN, HEAD_END, TEXT
 
 __all__ = ("ResponseGuard",)
 
 _BEGINNING = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r]*)?\r")
-_PRINTABLE = bytes((*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)))
 # A folded line; a field that says where the body ends, and its value.
 _NOTABLE = re.compile(
     rb"\r\n(?:([ \t])|(content-length|transfer-encoding):([^\r]*))", re.IGNORECASE
@@ -75,9 +74,7 @@ class ResponseGuard:
             match is None
             or len(lines) + 2 > _MAX_BYTES
             or count > _MAX_LINES + 1  # the status line
-            or count != lines.count(b"\r")
-            or count != lines.count(b"\n")
-            or lines.translate(None, _PRINTABLE)  # control bytes are left
+            or len(lines.translate(None, TEXT)) != 2 * count
             or not _is_clear(_NOTABLE.findall(lines), is_http_11=match[1] == b"1")
         ):
             raise InvalidResponse("malformed_head")
