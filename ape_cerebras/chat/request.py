@@ -210,16 +210,19 @@ def _find_names(body: bytes, request: dict[str, Any]) -> dict[str, int]:
     Raises BadRequest where one is there twice: one parser takes the first and another the last, and
     the API might use a value that was not checked here.
     """
-    written = {name: _READ_NAMES[name] for name in _READ_NAMES if name in request}
-    counts = [body.count(quoted) for quoted in written.values()]
-    if sum(counts) > _MAX_READ_NAMES:
+    ends, times = {}, 0
+    for name, quoted in _READ_NAMES.items():
+        if name in request:
+            ends[name] = body.find(quoted) + len(quoted)
+            times += body.count(quoted)
+    if times > _MAX_READ_NAMES:
         raise BadRequest(_NAMED_TOO_OFTEN)
     # Maybe the escape of a letter, or of the underscore, is in a name.
     if body.find(b"\\u00") >= 0 and any(escape in body for escape in _ESCAPES):
         return _outermost(body, _READ_NAME.finditer(body))
-    if counts.count(1) == len(counts):
-        return {name: body.index(quoted) + len(quoted) for name, quoted in written.items()}
-    found = (place for quoted in written.values() for place in re.finditer(quoted, body))
+    if times == len(ends):  # without escapes each stands there at least once
+        return ends
+    found = (place for name in ends for place in re.finditer(_READ_NAMES[name], body))
     places = sorted(place.start() for place in found)
     return _outermost(body, filter(None, (_READ_NAME.match(body, at) for at in places)))
 
@@ -277,8 +280,10 @@ def _limit_in(request: dict[str, Any]) -> int | None:
     """Return the most completion tokens that a request names; None where it names none, or one that
     the API might read as a higher one."""
     named = [request[name] for name in _LIMIT_NAMES if request.get(name) is not None]
+    if not named:
+        return None
     limits = [number for number in map(_whole_number, named) if number is not None and number >= 0]
-    return max(limits, default=None) if len(limits) == len(named) else None
+    return max(limits) if len(limits) == len(named) else None
 
 
 def _whole_number(value: Any) -> int | None:

@@ -67,10 +67,13 @@ class Usage(NamedTuple):
             return None
         of_prompt = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
         made = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        total = total or prompt + completion
+        if not (of_prompt or made):
+            return cls(prompt, completion, total)
         return cls(
             prompt,
             completion,
-            total or prompt + completion,
+            total,
             _count(of_prompt, "cached_tokens") or 0,
             _count(made, "reasoning_tokens") or 0,
             _count(made, "accepted_prediction_tokens") or None,
@@ -117,7 +120,8 @@ class TimeInfo(NamedTuple):
         """Read the ``time_info`` object of a response; None where that is no object, or empty."""
         if not isinstance(info, dict) or not info:
             return None
-        return cls(*(_seconds(info.get(f"{phase}_time")) for phase in cls._fields))
+        queue, prompt, completion = map(info.get, ("queue_time", "prompt_time", "completion_time"))
+        return cls(_seconds(queue), _seconds(prompt), _seconds(completion))
 
 
 def _seconds(value: Any) -> float | None:
