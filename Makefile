@@ -201,11 +201,14 @@ clean:
 	  $(FUZZ)/.venv $(BENCH)/.venv* $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  || { echo "Python 3.11 or newer is needed, as $(PYTHON); on Debian and Ubuntu:" \
-	            "apt-get install python3 python3-venv; another one: make PYTHON=python3.13"; exit 1; }
+	@found=$$($(PYTHON) --version 2>/dev/null); \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed, and $(PYTHON) is $${found:-not found}; on Debian 12," \
+	            "Ubuntu 24.04 and newer: apt-get install python3 python3-venv; where there is" \
+	            "another one: make PYTHON=python3.13"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-	  || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	  || { echo "$(PYTHON) has no venv; on Debian and Ubuntu:" \
+	            "apt-get install $(notdir $(PYTHON))-venv"; exit 1; }
 	@echo "Setting up $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
 

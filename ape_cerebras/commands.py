@@ -85,7 +85,7 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ape-cerebras",
         description="A small, exact proxy in front of the Cerebras inference API.",
-        epilog="Without a command it serves. The settings are environment variables: see 'check'.",
+        epilog="Without a command it serves. Settings are environment variables: see 'settings'.",
     )
     parser.add_argument("--version", action="version", version=f"ape-cerebras {VERSION}")
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -108,8 +108,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="as a table of Markdown")
     form.add_argument("--json", action="store_true", help="as JSON")
     asking = command("health", "ask a running proxy whether it is healthy")
-    for flag in ("host", "port"):
-        asking.add_argument(f"--{flag}", help=_flag_help(_FLAGS[flag]))
+    asking.add_argument("--host", help="address of the proxy (default: HOST, else 127.0.0.1)")
+    asking.add_argument("--port", help="its TCP port (default: PORT, else 8000)")
     of_extras = {name: command(name, text) for name, (text, *_) in _EXTRAS.items()}
     if wanted in of_extras:
         _add_flags_of_extra(wanted, of_extras[wanted])

@@ -66,7 +66,7 @@ def test_all_wrong_settings_are_reported_at_once_without_secrets(command: str) -
 def test_serve_needs_a_key() -> None:
     refused = run("serve")
     assert refused.returncode == 2
-    assert "CEREBRAS_API_KEY is required" in refused.stdout
+    assert "CEREBRAS_API_KEY is required, except with --demo" in refused.stdout
 
 
 def test_a_port_in_use_is_reported_in_one_line() -> None:
@@ -77,6 +77,7 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
     [line] = [orjson.loads(text) for text in refused.stdout.splitlines()]
     assert (line["level"], line["message"]) == ("error", "Cannot listen")
     assert line["address"].endswith(port)
+    assert line["remedy"].startswith("set PORT, --port or METRICS_PORT to another port")
     assert refused.stderr == ""
 
 

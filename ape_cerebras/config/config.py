@@ -289,7 +289,7 @@ def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[s
                 reject_unfinished(text)
                 values[setting.variable.lower()] = setting.parse(text)
             elif setting.required:
-                problems.append(f"{setting.variable} is required")
+                problems.append(f"{setting.variable} is required, except with --demo")
         except ValueError as problem:
             problems.append(f"{source} {problem}{_quoted(setting, environment)}".lstrip())
     if problems:

@@ -7,6 +7,7 @@ A service of ``Type=notify`` reports to systemd that it serves, that it ends, an
 that its event loop goes round (sd_notify(3)): datagrams to the socket that NOTIFY_SOCKET names.
 """
 
+import errno
 import math
 import os
 import signal
@@ -43,6 +44,14 @@ _E = TypeVar("_E", bound=BaseException)
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that would end a process silently. Python itself ignores SIGPIPE."""
 _OUTPUT_TIMEOUT = 1.0  # seconds
+_ANOTHER_PORT = "set PORT, --port or METRICS_PORT to another port; 0 is any free one"
+_ANOTHER_HOST = "set HOST or --host to an address of this machine; 0.0.0.0 is all of them"
+_REMEDIES = {
+    errno.EADDRINUSE: _ANOTHER_PORT,
+    errno.EACCES: _ANOTHER_PORT,
+    errno.EADDRNOTAVAIL: _ANOTHER_HOST,
+    errno.EAFNOSUPPORT: _ANOTHER_HOST,
+}
 
 
 def run_until_stopped(
@@ -87,7 +96,8 @@ def report_not_listening(error: CannotListen) -> None:
     if number == socket.EAI_AGAIN:
         reason = "the name's servers do not respond"
     logs = Logs("debug", OutputWriter(_OUTPUT_TIMEOUT))
-    logs.event("error", "Cannot listen", address=error.filename, reason=reason)
+    remedy = _REMEDIES.get(number if number > 0 else errno.EADDRNOTAVAIL)
+    logs.event("error", "Cannot listen", address=error.filename, reason=reason, remedy=remedy)
 
 
 class Systemd:
