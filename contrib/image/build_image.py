@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Build the image with docker, podman or buildah, whichever is there: ``make image``.
 
-Arguments go to the builder, such as ``--build-arg BASE=…``. pip inside the build uses the index of
-pip outside: its configuration, and the CA bundle that names, are passed as secrets.
+Arguments go to the builder, such as ``--build-arg BASE=…``. The commit becomes a label. pip inside
+the build uses the index of pip outside: its configuration, and the CA bundle that names, are passed
+as secrets.
 """
 
 import shutil
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ("build", "pip_secrets")
+__all__ = ("build", "pip_secrets", "revision")
 
 ROOT = Path(__file__).parent.parent.parent
 TAG = "cerebras-proxy"
@@ -29,7 +30,7 @@ def main() -> int:
     for engine, (check, command) in ENGINES.items():
         if shutil.which(engine) and not _run_quietly(check):
             print(f"Building {TAG} with {engine}", flush=True)
-            return build((*command, "--tag", TAG, *sys.argv[1:]))
+            return build((*command, "--tag", TAG, *revision(), *sys.argv[1:]))
     print("Neither docker, podman nor buildah is here, or none can work.", file=sys.stderr)
     return 1
 
@@ -38,6 +39,16 @@ def build(command: Sequence[str]) -> int:
     """Run a builder's command on this tree; its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.call((*command, *pip_secrets(Path(folder)), str(ROOT)))
+
+
+def revision() -> list[str]:
+    """A builder's arguments that name the commit, ``-dirty`` where files differ from it; none in an
+    unpacked sdist, which may lie in another repository."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return []
+    command = ("git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty")
+    named = subprocess.run((*command, "--exclude=*"), capture_output=True, text=True, check=False)
+    return ["--build-arg", f"REVISION={named.stdout.strip()}"] if named.returncode == 0 else []
 
 
 def pip_secrets(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from build_image import ROOT, TAG, build
+from build_image import ROOT, TAG, build, revision
 from container import Container, Run, running
 from write_locks import LOCK
 
@@ -72,9 +72,11 @@ def main() -> int:
 
 def try_image(folder: Path) -> int:
     store = Store(folder)
-    _make_base(store)
-    builder = (*store.command, "build", "--isolation", "chroot", "--format", "docker")
-    if build((*builder, "--quiet", "--build-arg", f"BASE={BASE}", "--tag", TAG)):
+    digest = _make_base(store)
+    builder = (*store.command, "build", "--isolation", "chroot", "--format", "docker", "--quiet")
+    base = ("--build-arg", f"BASE={BASE}", "--build-arg", f"BASE_DIGEST={digest}")
+    commit = revision()
+    if build((*builder, *base, *commit, "--tag", TAG)):
         return 1
     added = _added_bytes(store, folder / "layers")
     print(f"Added to the base: {added / 1e6:.1f} MB, of {MOST_ADDED / 1e6:.0f} at most")
@@ -82,7 +84,7 @@ def try_image(folder: Path) -> int:
     image = json.loads(store("inspect", "--type", "image", TAG))["Docker"]["config"]
     assert image["Healthcheck"]["Test"] == ["CMD", "ape-cerebras", "health"]
     root = Path(store("mount", store("from", "--pull-never", TAG)))
-    _labels(image)
+    _labels(image, commit, digest)
     _packages(root)
     for number, (flags, memory) in enumerate(WAYS):
         user = ANY_USER if number else image["User"]
@@ -92,8 +94,9 @@ def try_image(folder: Path) -> int:
     return 0
 
 
-def _make_base(store: Store) -> None:
-    """It is kept for the next time as a folder; so a change of Debian's packages is not seen."""
+def _make_base(store: Store) -> str:
+    """Its digest. It is kept for the next time as a folder; so a change of Debian's packages is not
+    seen."""
     if not (CACHE / "base").is_dir():
         unfinished = CACHE / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -104,6 +107,7 @@ def _make_base(store: Store) -> None:
     container = store("from", "scratch")
     store("add", "--quiet", container, str(CACHE / "base"), "/")
     store("commit", "--quiet", container, BASE)
+    return store("images", "--format", "{{.Digest}}", BASE)
 
 
 def _mirror() -> str:
@@ -125,11 +129,14 @@ def _added_bytes(store: Store, folder: Path) -> int:
     return sum(layer["size"] for layer in layers[1:])
 
 
-def _labels(image: dict[str, Any]) -> None:
+def _labels(image: dict[str, Any], commit: list[str], digest: str) -> None:
+    """What was built, and from which commit and which base, as both were named to the builder."""
     prefix = "org.opencontainers.image."
     labels = {name.removeprefix(prefix): text for name, text in image["Labels"].items()}
-    named = {name: labels[name] for name in ("title", "version", "licenses", "base.name")}
-    assert named == {"title": TAG, "version": VERSION, "licenses": "MIT", "base.name": BASE}
+    named = {"title": TAG, "version": VERSION, "licenses": "MIT"}
+    named |= {"revision": "".join(commit).partition("=")[2], "base.name": BASE}
+    named |= {"base.digest": digest}
+    assert {name: labels[name] for name in named} == named
 
 
 def _packages(root: Path) -> None:

@@ -3,6 +3,7 @@
 
 import json
 import re
+import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -75,3 +76,18 @@ def test_pip_inside_uses_the_index_of_pip_here(
     assert "file:" not in written
     wanted = [f"id=pip,src={tmp_path / 'pip.conf'}", f"id=ca,src={bundle}"]
     assert secrets == ["--secret", wanted[0], "--secret", wanted[1]]
+
+
+def test_the_commit_is_named_but_for_an_unpacked_sdist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "contrib" / "image"))
+    build_image = import_module("build_image")
+    monkeypatch.setattr(build_image, "ROOT", tmp_path)
+    assert build_image.revision() == []
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.test")
+    for command in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run(("git", "-C", tmp_path, *command), check=True)
+    flag, argument = build_image.revision()
+    assert flag == "--build-arg"
+    assert re.fullmatch(r"REVISION=[0-9a-f]{40}", argument)
