@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "contrib" / "bench"
@@ -157,3 +158,10 @@ def test_files_stay_short() -> None:
 
 def test_the_lock_names_no_registry() -> None:
     assert '"resolved"' not in (BENCH / "package-lock.json").read_text("utf-8")
+
+
+def test_no_release_that_was_compromised_is_measured() -> None:
+    lines = (BENCH / "requirements.txt").read_text("utf-8").splitlines()
+    [litellm] = [Requirement(line) for line in lines if line.startswith("litellm")]
+    assert [each.operator for each in litellm.specifier] == ["=="]
+    assert not any(litellm.specifier.contains(each) for each in ("1.82.7", "1.82.8", "1.107.0"))
