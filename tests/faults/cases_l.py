@@ -7,7 +7,7 @@ import orjson
 import pytest
 from cases_e_f import QUICK, endless
 from cases_k import raw
-from codings import compressed
+from codings import bomb
 from end_to_end import (
     KEY,
     TOKEN,
@@ -143,9 +143,12 @@ PACKED = (
 LEAK = b'{"message":"No quota for %s***"}' % KEY[:6].encode()
 
 
-def packed(name: str, coding: str, data: bytes, status: int = 200, code: str = "") -> Case:
-    """A compressed response: it passes as it is, or is withheld for the reason ``code``."""
-    named, body = compressed(coding, data)
+def packed(
+    name: str, coding: str, data: bytes, status: int = 200, code: str = "", *, blanks: int = 0
+) -> Case:
+    """A compressed response, ``data`` behind so many blanks: it passes as it is, or is withheld for
+    the reason ``code``."""
+    named, body = bomb(coding, blanks, data)
     wire = PACKED % (b"%d X" % status, named) + chunk(body) + END
 
     def check(scene: Scene, response: Response) -> bool:
@@ -239,6 +242,6 @@ CASES: list[Case] = [
         packed(f"L16 {coding} quotes the key", coding, LEAK, 400, "answer_withheld")
         for coding in ("gzip", "two members", "raw deflate")
     ),
-    packed("L16 bomb", "gzip", b" " * 10**8 + FULL),
-    packed("L16 bomb quotes the key", "gzip", b" " * 10**8 + LEAK, 400, "answer_withheld"),
+    packed("L16 bomb", "gzip", FULL, blanks=10**8),
+    packed("L16 bomb quotes the key", "gzip", LEAK, 400, "answer_withheld", blanks=10**8),
 ]

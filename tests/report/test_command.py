@@ -4,6 +4,7 @@ import gzip
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -20,13 +21,16 @@ from server_process import environment, run
 
 from ape_cerebras.commands import run_command
 
-LINES = lines_of(2000)
+
+@pytest.fixture
+def raw_lines() -> Sequence[bytes]:
+    return lines_of(2000)
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
+def log(tmp_path: Path, raw_lines: Sequence[bytes]) -> Path:
     path = tmp_path / "proxy.log"
-    path.write_bytes(b"\n".join(LINES))  # the last one is not ended
+    path.write_bytes(b"\n".join(raw_lines))  # the last one is not ended
     return path
 
 
@@ -44,25 +48,25 @@ def figures(*arguments: str | Path, status: int = 0) -> Any:
 # Figures
 
 
-def test_figures_are_those_of_the_raw_lines(log: Path) -> None:
+def test_figures_are_those_of_the_raw_lines(log: Path, raw_lines: Sequence[bytes]) -> None:
     found = figures(log)
     assert found["requests"] == 2000
     for name, key in (("ttft", "ttft_seconds"), ("upstream_ttft", "upstream_ttft_seconds")):
-        values = values_of(LINES, key)
+        values = values_of(raw_lines, key)
         for quantile in (0.5, 0.9, 0.95, 0.99):
             shown = found["latencies"][name]["quantiles"][f"p{100 * quantile:g}"]
             expected = np.quantile(values, quantile, method="inverted_cdf")
             assert shown["value"] == pytest.approx(expected, rel=0.003)
             assert shown["interval"][0] <= shown["value"] <= shown["interval"][1]
         assert found["latencies"][name]["quantiles"]["p99.9"] == {"value": None, "needs": 3688}
-    assert found["sums"]["completion_tokens"] == values_of(LINES, "completion_tokens").sum()
+    assert found["sums"]["completion_tokens"] == values_of(raw_lines, "completion_tokens").sum()
     tokens, seconds = (
-        values_of(LINES, name) for name in ("completion_tokens", "generation_seconds")
+        values_of(raw_lines, name) for name in ("completion_tokens", "generation_seconds")
     )
     rate = found["tokens_per_second_of_generation"]
     assert rate == pytest.approx(tokens.sum() / seconds.sum())
     assert found["cached_ratio"] == pytest.approx(
-        values_of(LINES, "cached_tokens").sum() / values_of(LINES, "prompt_tokens").sum()
+        values_of(raw_lines, "cached_tokens").sum() / values_of(raw_lines, "prompt_tokens").sum()
     )
 
 
@@ -97,17 +101,19 @@ async def test_figures_are_what_the_simulator_says_it_did(tmp_path: Path) -> Non
     assert shares["queue"] == pytest.approx(0.002, abs=1e-4)
 
 
-def test_inputs_are_files_patterns_gzip_and_stdin(tmp_path: Path) -> None:
-    (tmp_path / "a-1.log").write_bytes(b"\n".join(LINES[:500]) + b"\n")
-    (tmp_path / "a-2.log").write_bytes(b"\n".join(LINES[500:900]))
+def test_inputs_are_files_patterns_gzip_and_stdin(
+    tmp_path: Path, raw_lines: Sequence[bytes]
+) -> None:
+    (tmp_path / "a-1.log").write_bytes(b"\n".join(raw_lines[:500]) + b"\n")
+    (tmp_path / "a-2.log").write_bytes(b"\n".join(raw_lines[500:900]))
     with gzip.open(tmp_path / "b.log.gz", "wb") as packed:
-        packed.write(b"\n".join(LINES[900:1400]))
+        packed.write(b"\n".join(raw_lines[900:1400]))
     found = figures(tmp_path / "a-*.log", tmp_path / "b.log.gz")
     assert found["requests"] == 1400
     assert len(found["inputs"]) == 3
     arguments = (sys.executable, "-m", "ape_cerebras", "report", "-", "--json", "-")
     piped = subprocess.run(
-        arguments, input=b"\n".join(LINES), capture_output=True, check=True, env=environment()
+        arguments, input=b"\n".join(raw_lines), capture_output=True, check=True, env=environment()
     )
     assert orjson.loads(piped.stdout)["requests"] == 2000
 
@@ -129,11 +135,13 @@ def test_objectives_decide_about_the_exit_status(log: Path) -> None:
     assert unclear["objectives"][0]["value"] is None
 
 
-def test_figures_of_agents_are_those_of_the_raw_lines(log: Path) -> None:
+def test_figures_of_agents_are_those_of_the_raw_lines(
+    log: Path, raw_lines: Sequence[bytes]
+) -> None:
     groups = figures(log)["groups"]["agent"]
     assert set(groups) == {"planner", "coder", "critic"}
     for name, found in groups.items():
-        own = [line for line in LINES if orjson.loads(line)["agent_id"] == name]
+        own = [line for line in raw_lines if orjson.loads(line)["agent_id"] == name]
         assert found["requests"] == found["turns"] == len(own)
         assert found["cost_usd"] == pytest.approx(values_of(own, "cost_usd").sum())
         values = values_of(own, "ttft_seconds")
@@ -283,9 +291,9 @@ def test_plots_and_markdown(log: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_plot_of_measured_and_derived_times_says_so(log: Path, tmp_path: Path) -> None:
     page, derived = tmp_path / "report.html", line_of(50, ttft_source="derived")
     for lines, title in (
-        (LINES[:20], "<h3>TTFT over time"),
+        (lines_of(20), "<h3>TTFT over time"),
         ([derived] * 20, "<h3>TTFT (derived) over time"),
-        ([*LINES[:20], derived], "<h3>TTFT (measured and derived) over time"),
+        ([*lines_of(20), derived], "<h3>TTFT (measured and derived) over time"),
     ):
         log.write_bytes(b"\n".join(lines))
         assert report(log, "--html", page) == 0
@@ -425,9 +433,10 @@ def test_what_cannot_be_used_is_named(
     log: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    raw_lines: Sequence[bytes],
 ) -> None:
     torn = tmp_path / "torn.gz"
-    torn.write_bytes(gzip.compress(b"\n".join(LINES), mtime=0)[:-900])
+    torn.write_bytes(gzip.compress(b"\n".join(raw_lines), mtime=0)[:-900])
     given = {"LOG": str(log), "TORN.gz": str(torn)}
     assert report(*(given.get(each, each) for each in arguments)) == 2
     assert word in capsys.readouterr().err

@@ -1,34 +1,33 @@
 """What is added up, against the raw lines."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import orjson
 import pytest
-from report_lines import line_of, lines_of, run_of, values_of
+from report_lines import line_of, run_of, values_of
 
 from ape_cerebras.report.columns import PARTS
 from ape_cerebras.report.objectives import Objective
 
-LINES = lines_of(5000)
 
-
-def test_sums_are_those_of_the_raw_lines() -> None:
-    run = run_of(LINES)
+def test_sums_are_those_of_the_raw_lines(raw_lines: Sequence[bytes]) -> None:
+    run = run_of(raw_lines)
     assert run.sums["requests"] == 5000
     for name in ("prompt_tokens", "completion_tokens", "cost_usd"):
-        assert run.sums[name] == pytest.approx(values_of(LINES, name).sum())
-    failed = [line for line in LINES if b"upstream_rate_limited" in line]
+        assert run.sums[name] == pytest.approx(values_of(raw_lines, name).sum())
+    failed = [line for line in raw_lines if b"upstream_rate_limited" in line]
     assert run.sums["failed"] == len(failed) > 0
     assert run.errors == {("upstream_rate_limited", "429", "queue_exceeded", ""): len(failed)}
     assert run.counts["outcome"]["completed"] == 5000 - len(failed)
 
 
-def test_parts_are_means_of_all_and_of_the_slowest() -> None:
-    lines = [orjson.loads(line) for line in LINES if b'"measured"' in line]
+def test_parts_are_means_of_all_and_of_the_slowest(raw_lines: Sequence[bytes]) -> None:
+    lines = [orjson.loads(line) for line in raw_lines if b'"measured"' in line]
     lines.sort(key=lambda line: -line["ttft_seconds"])
-    run = run_of(LINES)
+    run = run_of(raw_lines)
     for share, count in ((1.0, len(lines)), (0.01, math.ceil(len(lines) / 100))):
         parts = run.parts(share)
         taken = lines[: int(parts["count"])]
@@ -51,12 +50,12 @@ def test_times_from_the_intended_start_include_the_lag() -> None:
     assert run.sketches["ttft_intended"].most == pytest.approx(2.1)
 
 
-def test_groups_add_up_and_know_pauses() -> None:
-    run = run_of(LINES)
+def test_groups_add_up_and_know_pauses(raw_lines: Sequence[bytes]) -> None:
+    run = run_of(raw_lines)
     groups = run.groups["agent_id"]
     assert set(groups) == {"planner", "coder", "critic"}
     assert sum(group.sums["requests"] for group in groups.values()) == 5000
-    own = [orjson.loads(line) for line in LINES if b'"coder"' in line]
+    own = [orjson.loads(line) for line in raw_lines if b'"coder"' in line]
     ends = [number / 50 for number in range(1, 5000, 3)]
     starts = [end - line["total_time_seconds"] for end, line in zip(ends, own, strict=True)]
     pauses = [start - end for end, start in pairwise_of(ends, starts) if start > end]
@@ -86,7 +85,7 @@ def test_many_groups_are_added_up_as_others() -> None:
 # Objectives
 
 
-def test_objectives_and_goodput() -> None:
+def test_objectives_and_goodput(raw_lines: Sequence[bytes]) -> None:
     objectives = (
         Objective("fast", "ttft", 0.95, 0.3),
         Objective("too fast", "ttft", 0.95, 0.001),
@@ -95,7 +94,7 @@ def test_objectives_and_goodput() -> None:
         Objective("a rate missed", "tokens_per_second", 0.9, 600.0),
         Objective("unknown", "ttfo", 0.5, 1.0),
     )
-    run = run_of(LINES, objectives[:1])
+    run = run_of(raw_lines, objectives[:1])
     met = {objective.text: run.met(objective) for objective in objectives}
     assert {name: is_met for name, (_, is_met) in met.items()} == {
         "fast": True,
@@ -107,10 +106,10 @@ def test_objectives_and_goodput() -> None:
     }
     assert met["few errors"][0] == run.sums["failed"] / 5000
     assert met["unknown"][0] is None
-    good = [line for line in map(orjson.loads, LINES) if line.get("ttft_seconds", 1.0) <= 0.3]
+    good = [line for line in map(orjson.loads, raw_lines) if line.get("ttft_seconds", 1.0) <= 0.3]
     assert run.good == len(good)
 
 
-def test_the_slowest_are_the_slowest() -> None:
-    expected = sorted(values_of(LINES, "ttft_seconds"))[:-21:-1]
-    assert [value for value, _ in run_of(LINES).slowest] == expected
+def test_the_slowest_are_the_slowest(raw_lines: Sequence[bytes]) -> None:
+    expected = sorted(values_of(raw_lines, "ttft_seconds"))[:-21:-1]
+    assert [value for value, _ in run_of(raw_lines).slowest] == expected

@@ -1,6 +1,7 @@
 """Sketches of distributions and their statistics, against NumPy on the raw values."""
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +19,6 @@ from ape_cerebras.report.sketches import (
     needed,
 )
 
-LINES = lines_of(5000)
 EXACT = 0.003  # a bin's width
 
 
@@ -32,11 +32,11 @@ def sketch_of(values: list[float]) -> Sketch:
 
 
 @pytest.mark.parametrize("name", ["ttft", "upstream_ttft", "proxy_ttft", "total"])
-def test_quantiles_are_those_of_the_raw_lines(name: str) -> None:
+def test_quantiles_are_those_of_the_raw_lines(name: str, raw_lines: Sequence[bytes]) -> None:
     key = {"total": "total_time_seconds"}.get(name, f"{name}_seconds")
-    completed = [line for line in LINES if orjson.loads(line)["outcome"] == "completed"]
+    completed = [line for line in raw_lines if orjson.loads(line)["outcome"] == "completed"]
     values = values_of(completed, key)
-    sketch = run_of(LINES).sketches[name]
+    sketch = run_of(raw_lines).sketches[name]
     assert sketch.count == len(values)
     assert sketch.sum == pytest.approx(values.sum())
     assert (sketch.least, sketch.most) == (values.min(), values.max())
