@@ -18,6 +18,8 @@ from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.telemetry.outcomes import OUTCOMES
 
+Line = dict[str, Any]
+
 HISTOGRAMS = {
     "ttft_seconds": "ttft_seconds",
     "upstream_ttft_seconds": "upstream_ttft_seconds",
@@ -31,10 +33,13 @@ HISTOGRAMS = {
 }
 
 
-def reported(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str, float], list[Any]]:
+def reported(
+    exchanges: list[Exchange],
+) -> tuple[list[Line], dict[str, float], list[Any]]:
     """The lines; sums of samples by name; all samples."""
     config = Config.from_environment({"CEREBRAS_API_KEY": "key"})
-    metrics, lines = Metrics(config, "asyncio"), []
+    metrics = Metrics(config, "asyncio")
+    lines: list[Line] = []
     logs = Logs("debug", lambda line: lines.append(json.loads(line, parse_float=Decimal)))
     for exchange in exchanges:
         metrics.observe(*with_timings(exchange))
@@ -49,16 +54,13 @@ def reported(exchanges: list[Exchange]) -> tuple[list[dict[str, Any]], dict[str,
     return lines, dict(sums), samples
 
 
-@settings(max_examples=60)
-@given(st.lists(ended_exchanges(), max_size=12))
-def test_sums(exchanges: list[Exchange]) -> None:
-    lines, sums, samples = reported(exchanges)
+def sums_agree(lines: list[Line], sums: dict[str, float], samples: list[Any]) -> None:
     chats = [line for line in lines if line["route"] == CHAT]
 
     def total(key: str) -> float:
         return float(sum(line.get(key, 0) for line in chats))
 
-    assert len(lines) == len(exchanges) == sums.get("outcomes_total", 0)
+    assert len(lines) == sums.get("outcomes_total", 0)
     assert sums.get("requests_total", 0) == len(chats)
     failed = [line for line in chats if OUTCOMES[line["outcome"]].failed]
     assert sums.get("errors_total", 0) == len(failed)
@@ -83,10 +85,9 @@ def test_sums(exchanges: list[Exchange]) -> None:
     assert sums.get("request_duration_seconds_sum", 0) == pytest.approx(float(durations))
 
 
-@settings(max_examples=60)
-@given(st.lists(ended_exchanges(), max_size=12))
-def test_each_outcome_is_counted_with_the_labels_of_its_line(exchanges: list[Exchange]) -> None:
-    lines, _, samples = reported(exchanges)
+def each_outcome_is_counted_with_the_labels_of_its_line(
+    lines: list[Line], samples: list[Any]
+) -> None:
     counted = Counter(
         {
             (labels["route"], labels["outcome"], int(labels["status_code"])): sample.value
@@ -99,12 +100,9 @@ def test_each_outcome_is_counted_with_the_labels_of_its_line(exchanges: list[Exc
     )
 
 
-@settings(max_examples=60)
-@given(st.lists(ended_exchanges(), max_size=12))
-def test_each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
-    exchanges: list[Exchange],
+def each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
+    lines: list[Line], samples: list[Any]
 ) -> None:
-    lines, _, samples = reported(exchanges)
     chats = [line for line in lines if line["route"] == CHAT]
     names = {line["client"] for line in chats if "client" in line}
     counted: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -122,3 +120,13 @@ def test_each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
             assert found[f"tokens_total{kind}"] == sum(c.get(f"{kind}_tokens", 0) for c in own)
         dollars = float(sum(line.get("cost_usd", 0) for line in own))
         assert found["cost_usd_total"] == pytest.approx(dollars)
+
+
+@settings(max_examples=60)
+@given(st.lists(ended_exchanges(), max_size=12))
+def test_sums(exchanges: list[Exchange]) -> None:
+    lines, sums, samples = reported(exchanges)
+    assert len(lines) == len(exchanges)
+    sums_agree(lines, sums, samples)
+    each_outcome_is_counted_with_the_labels_of_its_line(lines, samples)
+    each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(lines, samples)
