@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,16 @@ def ranks() -> dict[str, int]:
 RANKS = ranks()
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    """Parsed once: eight tests look at each module."""
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
 def imports_of(module: str) -> Iterator[str]:
     """The modules of the package that one imports, also inside functions."""
-    path = MODULES[module]
-    folder = list(path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    folder = list(MODULES[module].relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ImportFrom) and node.level:
             above = folder[: len(folder) - node.level + 1]
             if node.module is None:
@@ -80,7 +86,7 @@ def test_no_room_has_a_cycle(room: str) -> None:
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_a_room_is_a_docstring(room: str) -> None:
-    [only] = ast.parse(MODULES[room].read_text("utf-8")).body
+    [only] = tree_of(room).body
     assert isinstance(only, ast.Expr)
     assert ast.get_docstring(ast.Module([only], [])) is not None
 
@@ -101,9 +107,8 @@ def test_the_public_api_is_unchanged() -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_files_and_functions_stay_short(module: str) -> None:
-    text = MODULES[module].read_text("utf-8")
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
+    assert len(MODULES[module].read_text("utf-8").splitlines()) <= 400
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 40, node.name
 
@@ -116,8 +121,8 @@ def test_the_package_stays_small() -> None:
     lines = {name: len(text.splitlines()) for name, text in texts.items()}
     functions = sum(
         isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for text in texts.values()
-        for node in ast.walk(ast.parse(text))
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
     )
     assert len(ROOMS) <= 11
     assert len(modules) <= 70
@@ -127,8 +132,8 @@ def test_the_package_stays_small() -> None:
 
 def test_no_two_classes_share_a_name() -> None:
     places: dict[str, list[str]] = {}
-    for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(module)
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
@@ -137,7 +142,7 @@ def test_no_two_classes_share_a_name() -> None:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_prints_a_foreign_exception(module: str) -> None:
     """The text of an exception can quote a header, and with it a key."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ExceptHandler) and node.name:
             foreign = "Error" in ast.unparse(node.type) if node.type else True
             ours = {"ProxyError", "ConfigError", "ValueError"}

@@ -58,9 +58,13 @@ def test_has_it_in_the_log():
 
 
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_each_way_to_leak_a_key_fails_its_test(pytester: pytest.Pytester, processes: str) -> None:
+def test_each_way_to_leak_a_key_fails_its_test(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, processes: str
+) -> None:
+    # Of the plugins it needs one; hypothesis and the others take a second in each process.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(TALKATIVE)
     pytester.makeconftest(PLUGIN)
-    options = ("-q", "--tb=no", "--no-summary", "--numprocesses", processes)
+    options = ("-p", "xdist", "-q", "--tb=no", "--no-summary", "--numprocesses", processes)
     result = pytester.runpytest_subprocess(*options)
     result.assert_outcomes(passed=1, failed=7, errors=1)
