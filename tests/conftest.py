@@ -50,10 +50,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-LOOP_FIXTURES: dict[str, Literal["function", "module", "session"]] = {
+LOOP_FIXTURES: dict[str, Literal["function", "module"]] = {
     "anyio_backend": "function",
     "backend": "module",
-    "watched": "session",
+    "watched": "module",
 }
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import yaml
 from dashboards import DASHBOARDS, panels, queries
-from prometheus_server import CONTRIB, Load, Prometheus, known_names, names_in, until
+from prometheus_server import (
+    CONTRIB,
+    Load,
+    Prometheus,
+    known_names,
+    names_in,
+    until,
+    until_none_is_silent,
+)
 
 NAMES = tuple(DASHBOARDS)
 # The version of Grafana 12 and 13, by their published schema.
@@ -80,7 +88,7 @@ def test_all_names_are_those_of_series_that_there_are(name: str, tmp_path: Path)
 def test_every_panel_has_something_to_show(name: str, watched: tuple[Prometheus, Load]) -> None:
     server, _ = watched
     requested = {query.expression for query in queries(DASHBOARDS[name], "prometheus")}
-    until(lambda: not server.silent(requested), "some panels stay empty")
+    until_none_is_silent(server, requested, "some panels stay empty")
 
 
 @pytest.mark.parametrize("name", NAMES)

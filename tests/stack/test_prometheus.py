@@ -17,6 +17,7 @@ from prometheus_server import (
     known_names,
     names_in,
     until,
+    until_none_is_silent,
     watching_prometheus,
 )
 from server_process import serving
@@ -103,7 +104,7 @@ def test_the_page_has_all_alerts_and_no_other() -> None:
 
 def test_every_rule_gives_a_value(watched: tuple[Prometheus, Load]) -> None:
     server, _ = watched
-    until(lambda: not server.silent(set(RECORDED)), "some rules give nothing")
+    until_none_is_silent(server, set(RECORDED), "some rules give nothing")
     groups = server.get("/api/v1/rules")["data"]["groups"]
     found = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
     assert set(found) == set(RECORDED) | set(ALERTS)

@@ -32,6 +32,7 @@ __all__ = (
     "names_in",
     "under_load",
     "until",
+    "until_none_is_silent",
     "watching_prometheus",
 )
 
@@ -161,6 +162,18 @@ def until(is_so: Callable[[], object], what: str) -> None:
     while not is_so():
         assert time.monotonic() < end, what
         time.sleep(0.05)  # between two queries, as everything shares one processor
+
+
+def until_none_is_silent(server: Prometheus, expressions: set[str], what: str) -> None:
+    """Poll until all expressions have a sample at once. Each is queried by itself before: all of a
+    dashboard at each poll keep a core busy."""
+    left = set(expressions)
+
+    def is_so() -> bool:
+        left.intersection_update(server.silent(left))
+        return not left and not server.silent(expressions)
+
+    until(is_so, what)
 
 
 def _settings(target: str, directory: Path) -> Path:
