@@ -68,6 +68,10 @@ PYTEST := $(BIN)/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) --dist
 QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
+# Containers often forbid bytecode files. Then each process of the tests, 130 services among them,
+# would compile the package anew, a tenth of its start's CPU, and three would rewrite every assert.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help run test test-pythons test-newer docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
   bench-warm bench-gzip bench-growth bench-instructions bench-marks bench-quota bench-scale \
   bench-stages bench-peers demo-report image image-test lock package clean
@@ -78,8 +82,15 @@ run: $(VENV)/installed
 	else echo "CEREBRAS_API_KEY is not set: serving the simulator" >&2; \
 	     exec $(BIN)/ape-cerebras serve --demo; fi
 
-test: lint types $(VENV)/installed-js
-	$(PYTEST)
+# mypy, half a minute without its cache, runs beside the tests and is shown after them.
+test:
+	@$(MAKE) --silent --jobs 2 $(VENV)/installed-test $(VENV)/installed-js
+	@$(MAKE) --no-print-directory lint
+	@mkdir -p build; \
+	$(BIN)/mypy >build/types.log 2>&1 & types=$$!; \
+	status=0; $(PYTEST) || status=1; \
+	wait $$types || status=1; \
+	cat build/types.log; exit $$status
 
 test-newer: $(VENV)/installed-test
 	$(BIN)/python contrib/develop/newer_programs.py build/newer
@@ -199,6 +210,7 @@ package: $(TOOLS)/installed
 clean:
 	rm -rf $(VENV) .image build dist tests/sdks/js/node_modules \
 	  $(FUZZ)/.venv $(BENCH)/.venv* $(BENCH)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find ape_cerebras contrib tests -name __pycache__ -prune -exec rm -r {} +
 
 $(VENV)/bin/python:
 	@found=$$($(PYTHON) --version 2>/dev/null); \
