@@ -287,7 +287,9 @@ def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[s
                 text = _read_secret(text)
             if text:
                 reject_unfinished(text)
-                values[setting.variable.lower()] = setting.parse(text)
+                api = values.get("cerebras_base_url", _CEREBRAS)
+                is_used = api.scheme == "https" or not setting.of_https
+                values[setting.variable.lower()] = setting.parse(text) if is_used else text
             elif setting.required:
                 problems.append(f"{setting.variable} is required, except with --demo")
         except ValueError as problem:

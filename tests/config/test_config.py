@@ -191,6 +191,22 @@ def test_a_refused_value_is_quoted_unless_it_may_be_a_secret(text: str, shown: s
     ]
 
 
+def test_ca_certificates_are_looked_into_for_an_api_at_https_only() -> None:
+    environment = {
+        "CEREBRAS_API_KEY": "csk-x",
+        "SSL_CERT_FILE": "/nowhere/ca.pem",
+        "SSL_CERT_DIR": "/nowhere",
+    }
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environment(environment)
+    assert len(caught.value.problems) == 2
+    config = Config.from_environment({**environment, "CEREBRAS_BASE_URL": "http://127.0.0.1"})
+    shown = config.visible()
+    assert [shown[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")] == [
+        *("/nowhere/ca.pem", "/nowhere"),
+    ]
+
+
 def test_overrides_win_over_variables_even_invalid_ones() -> None:
     config = Config.from_environment({"PORT": "wrong"}, port=1, cerebras_api_key="k", host="::1")
     assert (config.port, config.host, config.cerebras_api_key) == (1, "::1", "k")
