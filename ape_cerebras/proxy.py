@@ -26,7 +26,7 @@ from .errors import (
 )
 from .limits.admission import Admission
 from .limits.api_keys import ApiKeys, check_key
-from .limits.redis_store import open_limit_store
+from .limits.token_buckets import LimitStore
 from .net.event_loop import ThreadCall, current_backend, loop_clock
 from .net.stream import timestamped
 from .routes import Routes, Table, cors_headers, match, preflight
@@ -374,3 +374,14 @@ def open_traces(config: Config, logs: Logs, metrics: Metrics) -> "Traces | None"
     from .telemetry.traces import Traces
 
     return Traces(config, logs, metrics.model_label)
+
+
+def open_limit_store(config: Config, logs: Logs) -> LimitStore:
+    """The store that the settings name. Few proxies share limits: the others do without the module
+    of Redis's, as without OpenTelemetry's."""
+    if config.limits_store is None:
+        return LimitStore()
+    from .limits.redis_store import RedisLimitStore
+
+    closed, timeout = config.limits_store_outage == "closed", config.limits_store_timeout
+    return RedisLimitStore(config.limits_store, timeout, closed=closed, logs=logs)

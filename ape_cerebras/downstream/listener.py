@@ -104,7 +104,9 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
     """
     listeners: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(  # bytes: see `_look_up` of `upstream/connect`
+            host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         for family, address in dict.fromkeys((family, address) for family, *_, address in found):
             if port == 0 and listeners:
                 address = (address[0], listeners[0].getsockname()[1], *address[2:])

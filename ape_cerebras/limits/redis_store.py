@@ -34,13 +34,12 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ..config.config import Config
 from ..errors import LimitStoreUnavailable
 from ..net.event_loop import Clock, loop_clock
 from ..telemetry.logs import Logs
 from .token_buckets import Balance, Budget, Charge, Decision, Hold, LimitStore, TokenBucket
 
-__all__ = ("RedisLimitStore", "open_limit_store")
+__all__ = ("RedisLimitStore",)
 
 _PREFIX = "{ape-cerebras}:"  # in braces, so that all keys are on one node of a cluster
 _THREADS = 8
@@ -390,11 +389,3 @@ def _read_reply(reply: Any, values: int) -> _Reply:
     if len(read.values) != values or not 0 <= read.result <= max(1, values):
         raise ValueError
     return read
-
-
-def open_limit_store(config: Config, logs: Logs) -> LimitStore:
-    """The store that the settings name."""
-    if config.limits_store is None:
-        return LimitStore()
-    closed, timeout = config.limits_store_outage == "closed", config.limits_store_timeout
-    return RedisLimitStore(config.limits_store, timeout, closed=closed, logs=logs)

@@ -156,7 +156,7 @@ async def test_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
     def no_name(host: Any, *arguments: Any, **options: Any) -> Any:
-        if host == "api.nowhere.example":
+        if host == b"api.nowhere.example":
             raise socket.gaierror(socket.EAI_NONAME, "foreign")
         return real(host, *arguments, **options)
 

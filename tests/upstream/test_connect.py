@@ -74,9 +74,10 @@ class Resolver:
         self.answer = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", self)
 
-    def __call__(self, host: str, port: int, *more: Any, **options: Any) -> Any:
+    def __call__(self, name: bytes | str, port: int, *more: Any, **options: Any) -> Any:
+        host = name.decode() if isinstance(name, bytes) else name
         if options.get("flags", 0) & socket.AI_NUMERICHOST or not host.endswith(".test"):
-            return self._look_up(host, port, *more, **options)
+            return self._look_up(name, port, *more, **options)
         self.asked.append(host)
         if host == "slow.test":
             self.answer.wait(10)

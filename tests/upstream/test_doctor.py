@@ -135,10 +135,10 @@ async def test_a_name_that_is_not_found(
 ) -> None:
     real = socket.getaddrinfo
 
-    def fail(host: str, *rest: Any, **options: Any) -> Any:
-        if host != "api.nowhere.example":  # another thread's
+    def fail(host: bytes, *rest: Any, **options: Any) -> Any:
+        if host != b"api.nowhere.example":  # another thread's
             return real(host, *rest, **options)
-        raise socket.gaierror(number, f"foreign text about {host}")
+        raise socket.gaierror(number, f"foreign text about {host.decode()}")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     subject, text = await fault_of("http://api.nowhere.example")
@@ -150,8 +150,8 @@ async def test_a_name_that_is_not_found(
 async def test_one_address_of_several_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.getaddrinfo
 
-    def both(host: str, port: int, **options: Any) -> Any:
-        names = ("127.0.0.2", "127.0.0.1") if host == "two.example" else (host,)
+    def both(host: bytes, port: int, **options: Any) -> Any:
+        names = ("127.0.0.2", "127.0.0.1") if host == b"two.example" else (host,)
         return [found for name in names for found in real(name, port, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
