@@ -145,9 +145,13 @@ class Quota(NamedTuple):
 NO_QUOTA = Quota({}, {}, 0)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Exchange:
-    """The record of one request: opened when its first byte arrived, closed exactly once."""
+    """The record of one request: opened when its first byte arrived, closed exactly once.
+
+    It is like no other, and nobody prints it: methods over 74 fields for that would take half of
+    the time that the class takes to be made, at each start.
+    """
 
     # proxy
     started_at: float
