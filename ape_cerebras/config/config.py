@@ -34,7 +34,7 @@ from .values import (
 __all__ = ("Config", "ConfigError", "contradictions", "doubts", "read_address")
 
 _MAX_SECRET_FILE_BYTES = 64 * 1024
-_MAY_BE_A_KEY = re.compile(r"sk-|@|[?&][^=]*=|[A-Za-z0-9_-]{24}")
+_MAY_BE_A_KEY = r"sk-|@|[?&][^=]*=|[A-Za-z0-9_-]{24}"
 _SHOWN = 64  # characters of a refused value
 _SERVERS_KEEP_ALIVE = 75.0  # seconds; nginx's default, and the shortest that is common
 
@@ -302,7 +302,7 @@ def _read_all(environment: Mapping[str, str], settings: list[Setting]) -> dict[s
 def _quoted(setting: Setting, environment: Mapping[str, str]) -> str:
     """The value that is refused, for the message, unless it is a secret or looks like one."""
     text = environment.get(setting.variable, "").strip()
-    if setting.secret or not text or _MAY_BE_A_KEY.search(text):
+    if setting.secret or not text or re.search(_MAY_BE_A_KEY, text):
         return ""
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return f" (it is {shown!a})"

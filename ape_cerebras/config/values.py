@@ -63,7 +63,7 @@ HOST = r"[A-Za-z0-9._:%-]{1,255}"
 _HASHED_NAME = re.compile("[0-9a-f]{8}[.][0-9]+")  # of a certificate, by 'openssl rehash'
 _MAX_FILE_BYTES = 4 * 1024 * 1024
 _PROXY_PORT = 80
-_COLLECTOR = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?")
+_COLLECTOR = r"https?://[^\s/?#@]+(?:/[^\s?#@]*)?"
 _MAX_PORT = 65535
 BACKENDS = ("asyncio", "trio", "uvloop")
 BACKEND_HELP = f"the event loop: {', '.join(BACKENDS)}"
@@ -73,7 +73,7 @@ Networks = tuple[IPv4Network | IPv6Network, ...]
 
 _HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECRET_HEADERS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}
-_WEB_ORIGIN = re.compile(
+_WEB_ORIGIN = (
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])"
     r"(?P<colon>(?::(?P<port>[0-9]{1,5}))?)"
 )
@@ -251,7 +251,7 @@ def read_web_origins(text: str) -> tuple[bytes, ...]:
 
 
 def _read_web_origin(text: str) -> bytes:
-    match = _WEB_ORIGIN.fullmatch(text)
+    match = re.fullmatch(_WEB_ORIGIN, text)
     if match is None or int(match["port"] or 0) > _MAX_PORT:
         raise ValueError("must be origins like https://app.example.com, comma-separated, or *")
     is_default = match["port"] == {"http": "80", "https": "443"}.get(match["scheme"])
@@ -310,7 +310,7 @@ def read_backend(text: str) -> str:
 def read_collector(text: str) -> str:
     """The URL of an OTLP collector. The SDK sends OTEL_EXPORTER_OTLP_HEADERS, which hold its
     keys."""
-    if not _COLLECTOR.fullmatch(text):
+    if not re.fullmatch(_COLLECTOR, text):
         raise ValueError("must be an http or https URL, without user and password")
     return text
 

@@ -28,12 +28,12 @@ from .messages import FORBIDDEN, TEXT, TOKEN
 __all__ = ("HeadLimits", "check_head", "check_part", "origin_form")
 
 _REQUEST_LINE = re.compile(TOKEN + rb" ([\x21-\x7e]+) HTTP/1\.([01])")
-_OTHER_VERSION = re.compile(TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d")
+_OTHER_VERSION = TOKEN + rb" [\x21-\x7e]+ HTTP/\d\.\d"
 _HOST = re.compile(
     rb"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?))"
     rb"(?::(?P<port>[0-9]{0,5}))?"
 )
-_CODINGS = re.compile(TOKEN + rb"(?:[ \t]*,[ \t]*" + TOKEN + rb")*")
+_CODINGS = TOKEN + rb"(?:[ \t]*,[ \t]*" + TOKEN + rb")*"
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)((?:[/?][^#]*)?)", re.IGNORECASE)
 
 # More than once, each of these lets one reader act on the first value and another on the last.
@@ -106,7 +106,7 @@ def _check_request_line(line: bytes, limits: HeadLimits) -> bool:
     """Whether it is a line of HTTP/1.1; else it is one of HTTP/1.0."""
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        if _OTHER_VERSION.fullmatch(line):
+        if re.fullmatch(_OTHER_VERSION, line):
             raise VersionUnsupported
         raise BadRequest("The request line is malformed.", keeps=False)
     target_bytes = match.end(1) - match.start(1)
@@ -136,7 +136,7 @@ def _check_coding(coding: bytes) -> None:
         # 501 for one coding too many; 400 for a list that does not end in chunked, or has it
         # twice. h11 knows only the former.
         names = [name.strip() for name in coding.split(b",")]
-        if _CODINGS.fullmatch(coding) and b"chunked" not in names[:-1]:
+        if re.fullmatch(_CODINGS, coding) and b"chunked" not in names[:-1]:
             raise CodingUnknown
         raise BadRequest("Transfer-Encoding is malformed.", keeps=False)
 

@@ -42,10 +42,10 @@ _TOKEN_TYPES = (
 )
 _MAX_EXEMPLAR_ID = 128 - len("trace_id")  # characters; the OpenMetrics specification's limit
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-_ACCEPTS_OPENMETRICS = re.compile(
-    # A weight of 0 is a refusal (RFC 9110 section 12.4.2).
-    rb"(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))",
-    re.IGNORECASE,
+# A weight of 0 is a refusal (RFC 9110 section 12.4.2).
+_ACCEPTS_OPENMETRICS = (
+    rb"(?i)(?:^|,)\s*application/openmetrics-text\s*(?=[;,]|$)"
+    rb"(?![^,]*;\s*q=0(?:\.0*)?\s*(?:[;,]|$))"
 )
 _Values = Callable[[], AbstractContextManager[None]]
 """Where metrics made within such a context keep their values."""
@@ -295,7 +295,7 @@ class Metrics:
         """
         # The library repeats parts of the header it is given, so it is given one of ours.
         encode, content_type = choose_encoder(
-            _OPENMETRICS if _ACCEPTS_OPENMETRICS.search(accept) else ""
+            _OPENMETRICS if re.search(_ACCEPTS_OPENMETRICS, accept) else ""
         )
         return encode(self), content_type
 

@@ -53,14 +53,15 @@ _ATTEMPT = re.compile(rb"[0-9]{1,4}")
 _LIKE_A_KEY = re.compile(rb"(?<![a-z0-9])(?:[cgpr]?sk[-_]|gh[a-z]_|eyj)[a-z0-9._-]{6}")
 _SHORTEST_KEY = 6  # bytes; a shorter one is a word that may be anywhere
 _CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"proxy-authorization", b"cookie")
-# One element of Forwarded: pairs of a token and a token or a quoted string.
-_PAIR = re.compile(
+# One element of Forwarded: pairs of a token and a token or a quoted string. This and the next are
+# compiled when a trusted proxy sends the first.
+_PAIR = (
     rb"\s*(?P<name>" + TOKEN + rb')=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>' + TOKEN + rb"))\s*"
     rb"(?P<end>[;,]|$)"
 )
 _ZONE = r"(?:%[\w.-]{1,32})?"
 _PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]{1,32}))?"
-_NODE = re.compile(
+_NODE = (
     rf"(?P<v4>[0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}}){_PORT}"
     rf"|(?P<v6>[0-9A-Fa-f:.]{{2,45}}){_ZONE}"
     rf"|\[(?P<literal>[0-9A-Fa-f:.]{{2,45}}){_ZONE}\]{_PORT}"
@@ -291,8 +292,9 @@ def _nodes_in(value: bytes) -> list[bytes]:
     """The ``for`` of each element of a Forwarded field, empty where it has none; one empty node
     where the field is malformed, so that nothing in it counts."""
     nodes, node, at = [], b"", 0
+    element = re.compile(_PAIR)
     while at < len(value):
-        pair = _PAIR.match(value, at)
+        pair = element.match(value, at)
         if pair is None:
             return [b""]
         at = pair.end()
@@ -306,7 +308,7 @@ def _nodes_in(value: bytes) -> list[bytes]:
 
 def _parse_node(text: str) -> _Address | None:
     """An address with or without port and brackets; its zone is left out."""
-    match = _NODE.fullmatch(text)
+    match = re.fullmatch(_NODE, text)
     if match is None:
         return None
     try:

@@ -69,9 +69,10 @@ _LONGEST_PAUSE = 8.0  # seconds
 _LONGEST_RETRY_AFTER = 60.0  # seconds; a client gets a longer one to decide for itself
 _SPREAD = 0.25  # of Retry-After, so that those who got the same do not come back together
 
-_SECONDS = re.compile(rb"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+# Both are compiled when the first Retry-After comes.
+_SECONDS = rb"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 # IMF-fixdate, RFC 850, asctime (RFC 9110 section 5.6.7).
-_DATE = re.compile(
+_DATE = (
     rb"(?:[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4}"
     rb"|[A-Z][a-z]{5,8}, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2}) [0-9:]{8} GMT"
     rb"|[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8} [0-9]{4}"
@@ -97,9 +98,9 @@ def read_retry_after(value: bytes, now: float) -> float:
     """The seconds of a ``Retry-After``, which may also be a date (RFC 9110 section 10.2.3), and
     which some servers send with decimals. ``now``: since the epoch. Raises ValueError where it is
     malformed."""
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(_SECONDS, value):
         return min(float(value), _LONGEST_READ)
-    if not _DATE.fullmatch(value):
+    if not re.fullmatch(_DATE, value):
         raise ValueError
     moment = parsedate_to_datetime(value.decode())
     return max(0.0, moment.replace(tzinfo=UTC).timestamp() - now)
