@@ -293,7 +293,7 @@ class UsageEstimates:
         of the estimate at most. Counts that came before the last token are added to.
         """
         reported, later = exchange.usage, exchange.token_events - exchange.usage_events
-        if exchange.sent_at is None or (exchange.upstream_status or 200) >= 300:
+        if not exchange.was_sent or (exchange.upstream_status or 200) >= 300:
             return None
         if reported is None:
             prompt = exchange.half_prompt_tokens or prompt

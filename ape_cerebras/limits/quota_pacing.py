@@ -195,7 +195,7 @@ class QuotaPacing:
         now = self._clock()
         model.end_flight(id(exchange), now)
         flight = model.admitted.pop(id(exchange))
-        sent = exchange.sent_at is not None
+        sent = exchange.was_sent
         used = flight.charged if sent and now < model.no_refunds_until else _used_by(exchange)
         if flight.charged is not flight.reserved:  # when the head came
             used = flight.charged
@@ -248,7 +248,7 @@ def _reserved_by(exchange: Exchange) -> int:
 
 def _used_by(exchange: Exchange) -> Amounts:
     """Nothing if nothing was sent; the prompt if nothing is known of the response."""
-    if exchange.sent_at is None:
+    if not exchange.was_sent:
         return _NOTHING
     usage = exchange.counted_usage
     if usage is None:

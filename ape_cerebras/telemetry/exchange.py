@@ -214,6 +214,7 @@ class Exchange:
     retry_seconds: float | None = None  # from the first attempt to the last, or the wait for it
     retry_reasons: tuple[str, ...] = ()  # the reason for each retry
     retry_suppressed: str | None = None  # why a retry was not made for which there was a reason
+    request_lost: bool = False  # sent whole on a connection that ended; the API may have read it
     malformed_retry_after: int = 0
 
     # chat/meter
@@ -263,6 +264,11 @@ class Exchange:
     def request_bytes(self) -> int | None:
         """The size of the body, as the client sent it; None where none came, or not all of it."""
         return len(self.body) or None
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the API may have got the request: from the last attempt, or from one before."""
+        return self.sent_at is not None or self.request_lost
 
     @property
     def counted_usage(self) -> Usage | None:

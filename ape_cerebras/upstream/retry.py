@@ -15,7 +15,9 @@ are to change nothing at the API (RFC 9110 section 9.2.2). What may happen twice
 charge, if upstream closed after doing it; and the SDKs of OpenAI and Cerebras repeat a request that
 got a 502, or lost its connection, by themselves. nginx and Envoy do not repeat a POST that has been
 sent, unless told to (``proxy_next_upstream non_idempotent``, ``retry_on: reset``): they do not know
-what they carry. It takes no RETRY_ATTEMPTS and no pause, and happens once for each attempt.
+what they carry. It takes no RETRY_ATTEMPTS and no pause, and happens once for each attempt. Where
+the client disconnects before the second time, or there is no connection for it, the exchange is
+charged for the first (``request_lost``).
 
 The pause is drawn at random from all that is allowed ("full jitter"), and the allowance doubles
 from one retry to the next, so that requests that failed together do not come back together. The
@@ -238,6 +240,7 @@ class RetryingClient:
                 raise
         exchange.attempts = (exchange.attempts or 1) + 1
         exchange.retry_reasons = (*exchange.retry_reasons, "connection_lost")
+        exchange.request_lost |= exchange.sent_at is not None
         lost = self._clock() - began_at
         exchange.retry_seconds = round((exchange.retry_seconds or 0.0) + lost, 6)
         forget_attempt(exchange)

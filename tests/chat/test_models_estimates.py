@@ -114,3 +114,10 @@ def test_tokens_after_reported_ones_are_added() -> None:
 )
 def test_work_that_was_not_done_has_no_tokens(fields: dict[str, Any]) -> None:
     assert estimated(chat_exchange(**fields)) is None
+
+
+def test_a_lost_request_has_its_prompt_though_it_was_not_sent_again() -> None:
+    never_again = chat_exchange(request_lost=True, sent_at=None, head_at=None, upstream_status=None)
+    usage = estimated(never_again)
+    assert usage is not None
+    assert usage.prompt_tokens > usage.completion_tokens == 0

@@ -307,6 +307,21 @@ def test_a_request_never_sent_upstream_is_refunded() -> None:
     on_mock_clock(test)
 
 
+def test_a_lost_request_is_not_refunded() -> None:
+    async def test() -> None:
+        made = fleet(tokens_per_minute=2_000)
+        await made.request("a0", limit=900, used=900)
+        exchange = chat_exchange(
+            request_lost=True, reserved_tokens=1_000, sent_at=None, upstream_status=None
+        )
+        async with made.admission.admitted(exchange):
+            pass
+        await made.request("a1", limit=900, used=900)
+        assert made.sent_at["a1"] > 0.0
+
+    on_mock_clock(test)
+
+
 def test_a_request_that_waited_too_long_gets_a_retry_after() -> None:
     async def test() -> None:
         config = Config.from_environment({"CEREBRAS_API_KEY": KEY, "QUOTA_PACING": "on"})

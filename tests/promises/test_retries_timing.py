@@ -244,6 +244,37 @@ def test_retry_time_is_part_of_ttft() -> None:
     on_mock_clock(what_retrying_took_is_part_of_ttft)
 
 
+async def a_request_lost_before_the_client_left_is_charged() -> None:
+    """Connections take 3 s each. The second request is lost with its connection, and the client
+    disconnects while there is no other yet: the API may have carried out what it had read."""
+    read: list[bytes] = []
+
+    async def loses_the_second(stream: MemoryStream) -> None:
+        await stream.send(OK)
+        read.append(b"")
+        while not read[0].endswith(b"]}"):
+            read[0] += await stream.receive()
+        stream.close()
+
+    async with rig(loses_the_second, 3, WARM_CONNECTIONS="0") as running:
+        await running.client.send(STREAMED)
+        await running.line()
+        await running.client.send(STREAMED)
+        await anyio.sleep(1)
+        running.client.close()
+        line = await running.lines.exchange(2, timeout=1e6)
+    assert read[0].endswith(b"]}")
+    assert (line["outcome"], line["tries"]) == ("client_disconnected", 2)
+    assert (line["usage_source"], line["prompt_tokens"], line["completion_tokens"]) == (
+        *("estimated", -(-len(STREAMED.partition(b"\r\n\r\n")[2]) // 4), 0),
+    )
+    assert line["cost_usd"] > 0
+
+
+def test_a_request_lost_before_the_client_left_is_charged() -> None:
+    on_mock_clock(a_request_lost_before_the_client_left_is_charged)
+
+
 _seconds = st.floats(0, 1000).map(lambda seconds: round(seconds, 6))
 
 
