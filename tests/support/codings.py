@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,9 @@ def _brotli(data: bytes) -> bytes:
 
 
 def _zstd(data: bytes) -> bytes:
-    library: Any = pytest.importorskip("backports.zstd")
+    # From 3.14 the standard library has it, and its backport is not installed.
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    library: Any = pytest.importorskip(name)
     compressed: bytes = library.compress(data)
     return compressed
 
