@@ -9,6 +9,7 @@ from end_to_end import KEY, chat
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_stream import MemoryStream, memory_pair
+from mock_clock import on_mock_clock
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
@@ -216,18 +217,24 @@ async def test_nothing_is_served_after_a_failed_write_or_a_cut() -> None:
     assert not downstream.reusable
 
 
-async def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
-    client, downstream = connection()
-    began_at = anyio.current_time()
-    async with anyio.create_task_group() as tasks:
+def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
+    async def test() -> None:
+        _, downstream = connection()
+        began_at = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
 
-        async def wait() -> None:
-            assert await downstream.wait_for_request() is None
+            async def wait() -> None:
+                assert await downstream.wait_for_request() is None
 
-        tasks.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
-        downstream.drain()
-    assert anyio.current_time() - began_at < 1
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            downstream.drain()
+        assert anyio.current_time() - began_at == pytest.approx(0.1)
+
+    on_mock_clock(test)
+
+
+async def test_a_request_on_its_way_is_served_when_draining() -> None:
     client, downstream = connection()
     downstream.drain()
     await client.send(GET)
@@ -350,15 +357,18 @@ async def test_an_end_inside_an_empty_line_is_the_end_of_the_connection() -> Non
         assert await downstream.wait_for_request() is None
 
 
-async def test_a_connection_that_has_never_asked_has_the_time_of_a_head() -> None:
-    times = {"CLIENT_HEAD_TIMEOUT": "0.02", "KEEP_ALIVE_TIMEOUT": "60"}
-    client, downstream = connection(**times)
-    with anyio.fail_after(5):
+def test_a_connection_that_has_never_asked_has_the_time_of_a_head() -> None:
+    async def test() -> None:
+        client, downstream = connection(CLIENT_HEAD_TIMEOUT="20", KEEP_ALIVE_TIMEOUT="60")
+        began_at = anyio.current_time()
         assert await downstream.wait_for_request() is None
-    client, downstream = connection(**times)
-    await client.send(GET)
-    await read_request(downstream)
-    await respond(downstream)
-    with anyio.move_on_after(0.1) as waited:
-        await downstream.wait_for_request()
-    assert waited.cancelled_caught
+        assert anyio.current_time() - began_at == pytest.approx(20)
+        client, downstream = connection(CLIENT_HEAD_TIMEOUT="20", KEEP_ALIVE_TIMEOUT="60")
+        await client.send(GET)
+        await read_request(downstream)
+        await respond(downstream)
+        began_at = anyio.current_time()
+        assert await downstream.wait_for_request() is None
+        assert anyio.current_time() - began_at == pytest.approx(60)
+
+    on_mock_clock(test)
