@@ -20,7 +20,7 @@ import pytest
 import trustme
 from end_to_end import KEY, free_port
 from pages import ROOT
-from server_process import CLIENT_KEY, TIMEOUT, run, serving
+from server_process import CLIENT_KEY, RUN_TIMEOUT, TIMEOUT, run, serving
 
 from ape_cerebras.commands import _serve_proxy
 from ape_cerebras.config.config import Config
@@ -307,13 +307,15 @@ SETTINGS_OF = {"CEREBRAS_API_KEY": KEY, "PORT": "99", "MODEL_ALIASES": "a=b|c", 
 
 
 def test_settings_prints_the_table_in_three_forms() -> None:
-    plain = run("settings", timeout=TIMEOUT, **SETTINGS_OF)
+    plain = run("settings", timeout=RUN_TIMEOUT, **SETTINGS_OF)
     assert plain.returncode == 0
     [port] = [line.split() for line in plain.stdout.splitlines() if line.startswith("PORT ")]
     assert port[:4] == ["PORT", "8000", "99", "PORT"]
     rows = {
         row["name"]: row
-        for row in orjson.loads(run("settings", "--json", timeout=TIMEOUT, **SETTINGS_OF).stdout)
+        for row in orjson.loads(
+            run("settings", "--json", timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout
+        )
     }
     assert list(rows) == [setting.variable for setting in SETTINGS]
     assert rows["LOG_LEVEL"] == {
@@ -327,7 +329,7 @@ def test_settings_prints_the_table_in_three_forms() -> None:
     assert (rows["CEREBRAS_API_KEY"]["value"], rows["CEREBRAS_API_KEY"]["default"]) == (
         *("(set)", "(required)"),
     )
-    markdown = run("settings", "--markdown", timeout=TIMEOUT, **SETTINGS_OF).stdout.splitlines()
+    markdown = run("settings", "--markdown", timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout.splitlines()
     assert markdown[:2] == [
         "| NAME | DEFAULT | VALUE | FROM | MEANING |",
         "| --- | --- | --- | --- | --- |",
@@ -335,7 +337,7 @@ def test_settings_prints_the_table_in_three_forms() -> None:
     assert len(markdown) == 2 + len(SETTINGS)
     assert [line for line in markdown if "a=b\\|c" in line]
     for form in ((), ("--json",), ("--markdown",)):
-        assert KEY not in run("settings", *form, timeout=TIMEOUT, **SETTINGS_OF).stdout
+        assert KEY not in run("settings", *form, timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout
 
 
 def test_settings_needs_no_key_but_right_settings() -> None:
@@ -355,7 +357,7 @@ DOUBTFUL = {
 
 
 def test_doubtful_settings_are_said_by_check_and_at_the_start() -> None:
-    checked = run("check", CEREBRAS_API_KEY=KEY, timeout=TIMEOUT, **DOUBTFUL)
+    checked = run("check", CEREBRAS_API_KEY=KEY, timeout=RUN_TIMEOUT, **DOUBTFUL)
     assert checked.returncode == 0
     with serving("serve", "--demo", **DOUBTFUL) as served:
         said = [f"{x['level']}: {x['message']}: {x.get('problem')}" for x in served.lines]

@@ -31,11 +31,10 @@ async def ten_thousand(scene: Scene) -> None:
         tasks.start_soon(client.send, HEALTH * 10_000)
         await anyio.wait_all_tasks_blocked()  # nobody reads the responses, so nobody reads requests
         assert len(scene.exchanges) < 10_000
-        with anyio.fail_after(25):
-            data = b""
-            with suppress(anyio.EndOfStream):
-                while True:
-                    data += await client.stream.receive()
+        data = b""
+        with suppress(anyio.EndOfStream):
+            while True:
+                data += await client.stream.receive()
     assert data.count(b"HTTP/1.1 200 ") == data.count(b'{"status":"healthy"') == 10_000
     assert data.count(b"connection: close") == 1
 

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 from fault_bench import Case
-from server_process import TIMEOUT, Line, Served, refusing_port, run, serving
+from server_process import RUN_TIMEOUT, Line, Served, refusing_port, run, serving
 
 __all__ = ("CASES",)
 
@@ -201,9 +201,9 @@ def windows_lines(backend: str) -> None:
     settings = {"BACKEND": f"{backend}\r", "LOG_LEVEL": " debug\r\n", "MAX_HEADERS": "\t7 "}
     with serving("serve", "--demo", **settings) as served:
         own = {**settings, "HOST": "127.0.0.1\r", "PORT": f" {served.port}\r"}
-        asked = run("health", timeout=TIMEOUT, **own)
+        asked = run("health", timeout=RUN_TIMEOUT, **own)
         assert (asked.returncode, asked.stderr) == (0, "")
-        checked = run("check", timeout=TIMEOUT, CEREBRAS_API_KEY="csk-0123456789\r", **own)
+        checked = run("check", timeout=RUN_TIMEOUT, CEREBRAS_API_KEY="csk-0123456789\r", **own)
         assert checked.returncode == 0
         assert f"\nPORT={served.port}\n" in checked.stdout
     with refusing_port() as port:

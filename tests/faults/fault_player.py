@@ -30,7 +30,14 @@ _ROUTES = {
 }
 
 
+# Seconds until a case fails that does not end: some are a thousand requests, on a machine that may
+# be busy with others.
+_CASE_TIMEOUT = 120.0
+_PER_TIMEOUT = 2**20  # bytes of a request for which its response may take a TIMEOUT more
+
+
 async def play_case(bench: Bench, case: Case) -> None:
+    await _settle(bench)  # a case that failed did not get to that
     if not bench.series:
         bench.series = await _series(bench)
     of_this_loop(EdgePoller)  # one task and one descriptor, made once for each event loop
@@ -38,7 +45,7 @@ async def play_case(bench: Bench, case: Case) -> None:
     bench.upstream.begin(bench.secure(case.upstream))
     scene = Scene(bench)
     try:
-        with anyio.fail_after(30):
+        with anyio.fail_after(_CASE_TIMEOUT):
             await (case.play(scene) if case.play else _send(scene, case))
     finally:
         for client in scene.clients:
@@ -61,7 +68,8 @@ async def _send(scene: Scene, case: Case) -> None:
                     await client.send(case.sends[begin : begin + step])
 
         group.start_soon(send)
-        response = await client.response(case.method)
+        timeout = TIMEOUT * (1 + len(case.sends) // _PER_TIMEOUT)
+        response = await client.response(case.method, timeout)
         await _assert_response(scene, case, client, response)
         group.cancel_scope.cancel()
 
@@ -101,10 +109,7 @@ def _assert_own_error(response: Response, case: Case) -> None:
 
 async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) -> None:
     bench = scene.bench
-    proxy = bench.running.proxy
-    bench.upstream.end()
-    await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
-    proxy._upstream.pool.close()
+    await _settle(bench)
     await until_nothing_is_left(tasks, files)
     exchanges = scene.exchanges
     if case.lines is not None:
@@ -118,6 +123,14 @@ async def _assert_as_before(scene: Scene, case: Case, tasks: int, files: int) ->
     assert CLIENT_KEY.encode() not in bench.upstream.got
     assert await _series(bench) == bench.series
     await until_nothing_is_left(tasks, files)
+
+
+async def _settle(bench: Bench) -> None:
+    """Close every connection to upstream, once the clients' have ended."""
+    proxy = bench.running.proxy
+    bench.upstream.end()
+    await until(lambda: not proxy._connections and not proxy._upstream.pool.active)
+    proxy._upstream.pool.close()
 
 
 async def until_nothing_is_left(tasks: int, files: int) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import orjson
 import pytest
 import trustme
-from server_process import CLIENT_KEY, TIMEOUT, environment, refusing_port, run, serving
+from server_process import CLIENT_KEY, RUN_TIMEOUT, environment, refusing_port, run, serving
 
 UPSTREAM_KEY = "csk-upstream-key-0123456789"
 OK = {"CEREBRAS_API_KEY": UPSTREAM_KEY, "DEFAULT_MODEL": "gpt-oss-120b"}
 
 
 def check(*flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return run("check", *flags, timeout=TIMEOUT, **settings)
+    return run("check", *flags, timeout=RUN_TIMEOUT, **settings)
 
 
 @contextmanager

@@ -102,7 +102,9 @@ async def test_a_response_that_does_not_end_is_not_held_for_ever() -> None:
         running_upstream(script) as upstream,
         running_proxy(upstream.port, **EXACT) as running,
     ):
-        response = await (await running.client()).request(chat())
+        client = await running.client()
+        await client.send(chat())
+        response = await client.response(timeout=60)  # behind many megabytes
         await upstream.disconnected.wait()
     assert (response.status, response.json()["code"]) == (502, "invalid_response")
 

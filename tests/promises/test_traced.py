@@ -21,7 +21,7 @@ from end_to_end import (
 )
 from opentelemetry.sdk.environment_variables import OTEL_BSP_SCHEDULE_DELAY
 from otlp_collector import CollectedSpan, Collector, collecting
-from server_process import TIMEOUT, environment, run, serving
+from server_process import RUN_TIMEOUT, environment, run, serving
 from worker_service import CHAT, JSON, running_workers
 
 pytestmark = pytest.mark.anyio
@@ -435,7 +435,7 @@ def test_what_keeps_traces_from_a_collector_is_warned_of(
 )
 def test_wrong_settings(setting: str, value: str, word: str) -> None:
     settings = {"CEREBRAS_API_KEY": "csk-0123456789abcdef", setting: value}
-    done = run("check", timeout=TIMEOUT, **settings)
+    done = run("check", timeout=RUN_TIMEOUT, **settings)
     assert done.returncode == 2
     assert done.stderr.startswith(setting)
     assert word in done.stderr

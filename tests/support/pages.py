@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import orjson
 from key_leaks import check_for_keys
 from programs import tool
-from server_process import TIMEOUT, environment
+from server_process import RUN_TIMEOUT, environment
 
 __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session")
 
@@ -102,7 +102,7 @@ class _Service:
 
     def line_with(self, key: str) -> dict[str, Any]:
         """The next log line that has ``key``; other lines are skipped."""
-        while line := self._lines.get(timeout=TIMEOUT):
+        while line := self._lines.get(timeout=RUN_TIMEOUT):
             if line.startswith(b"{") and key in (fields := orjson.loads(line)):
                 found: dict[str, Any] = fields
                 return found
@@ -113,7 +113,7 @@ class _Service:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, number)
-                self.process.wait(timeout=TIMEOUT)
+                self.process.wait(timeout=RUN_TIMEOUT)
                 break
             except ProcessLookupError:
                 break
@@ -193,7 +193,7 @@ class Session:
             env=self._settings(**more),
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=RUN_TIMEOUT,
             check=False,
         )
         assert done.returncode == status, f"{block}: {done.stdout}{done.stderr}"

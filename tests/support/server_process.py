@@ -17,6 +17,7 @@ from prometheus_client import parser
 
 __all__ = (
     "CLIENT_KEY",
+    "RUN_TIMEOUT",
     "TIMEOUT",
     "Line",
     "Served",
@@ -27,6 +28,9 @@ __all__ = (
 )
 
 TIMEOUT = 15.0  # seconds until a test that waits for something fails
+RUN_TIMEOUT = 60.0
+"""Seconds until a test fails whose process has neither begun to serve nor ended. Python's start and
+the imports take 0.3 s of a core, and took more than 15 s beside 24 others on two cores."""
 CLIENT_KEY = "ape-key-0123456789"
 
 Line = dict[str, Any]
@@ -39,7 +43,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(
-    *arguments: str, timeout: float = TIMEOUT, **settings: str
+    *arguments: str, timeout: float = RUN_TIMEOUT, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         (sys.executable, "-m", "ape_cerebras", *arguments),
@@ -73,9 +77,9 @@ class Served:
             self._unread.put(text)
         self._unread.put(b"")
 
-    def _next(self) -> Line | None:
+    def _next(self, timeout: float = TIMEOUT) -> Line | None:
         """The next line; None at the end."""
-        text = self._unread.get(timeout=TIMEOUT)
+        text = self._unread.get(timeout=timeout)
         if not text:
             self._unread.put(text)
             return None
@@ -83,9 +87,9 @@ class Served:
         self.lines.append(line)
         return line
 
-    def line_where(self, wanted: Callable[[Line], bool]) -> Line:
-        """The next line of that kind."""
-        while (line := self._next()) is not None:
+    def line_where(self, wanted: Callable[[Line], bool], timeout: float = TIMEOUT) -> Line:
+        """The next line of that kind. ``timeout``: seconds for each line."""
+        while (line := self._next(timeout)) is not None:
             if wanted(line):
                 return line
         raise AssertionError("ended without such a line")
@@ -159,7 +163,8 @@ def serving(
         )
     served = Served(process)
     try:
-        served.port = int(str(served.line("address")["address"]).rpartition(":")[2])
+        listening = served.line_where(lambda line: "address" in line, RUN_TIMEOUT)
+        served.port = int(str(listening["address"]).rpartition(":")[2])
         yield served
     finally:
         served.end()
