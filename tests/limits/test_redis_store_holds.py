@@ -254,10 +254,10 @@ async def test_a_client_that_leaves_while_redis_is_asked_holds_nothing(
 async def test_what_redis_took_without_a_reply_is_given_back_when_it_responds_again(
     server: RedisServer, emptied: Redis
 ) -> None:
-    async with redis_relay(server) as relay, store(relay.url, 0.2, closed=True) as made:
+    async with redis_relay(server) as relay, store(relay.url, closed=True) as made:
 
         async def lose(client: SocketStream, data: bytes) -> None:
-            pass
+            client.close()
 
         await made.limits.settle_dollars(BUDGET, Hold(), Decimal("0.1"))
         for number in range(2):
