@@ -19,7 +19,6 @@ from .downstream.connection import Downstream
 from .downstream.listener import Connections, Ports, addresses_of
 from .errors import (
     Draining,
-    ExchangeTimeout,
     InternalError,
     ProxyError,
     ShutDown,
@@ -159,11 +158,10 @@ class Proxy:
     async def _serve(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         """The one way through an exchange: however it ends, it is counted and logged once."""
         blocked = downstream.stream.write_wait_seconds
-        # A scope takes a hundredth of the CPU of a plain exchange.
-        respond = self._respond if self.config.request_timeout is None else self._respond_in_time
         self._in_flight += 1
         try:
-            await respond(exchange, downstream, table)
+            with downstream.exchange_scope(self.config.request_timeout):
+                await self._respond(exchange, downstream, table)
         except ProxyError as error:
             exchange.error = error
             await self._report_error(error, exchange, downstream)
@@ -183,14 +181,6 @@ class Proxy:
             completed_at = downstream.completed_at
             exchange.finished_at = self._clock() if completed_at is None else completed_at
             self._account_for(exchange)
-
-    async def _respond_in_time(
-        self, exchange: Exchange, downstream: Downstream, table: Table
-    ) -> None:
-        with anyio.move_on_after(self.config.request_timeout) as scope:
-            await self._respond(exchange, downstream, table)
-        if scope.cancelled_caught and downstream.completed_at is None:
-            raise ExchangeTimeout
 
     async def _respond(self, exchange: Exchange, downstream: Downstream, table: Table) -> None:
         try:

@@ -32,7 +32,7 @@ from ..http1.messages import (
 from ..net.socket_stream import SocketStream
 from ..net.stream import PeerStalled, TimestampedStream, WriteBuffer
 from ..telemetry.exchange import Exchange
-from .disconnect import DisconnectWatcher
+from .disconnect import DisconnectWatcher, ExchangeScope
 from .request_reader import RequestReader
 
 __all__ = ("Downstream", "Misframed", "StreamState")
@@ -78,6 +78,7 @@ class Downstream:
         self._requests_left = config.max_requests_per_connection
         self._closing = False
         self._zero_sent_after: float | None = None  # the write before a probe, whichever exchange's
+        self._scope: ExchangeScope | None = None
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
@@ -159,10 +160,18 @@ class Downstream:
         all_timestamped = stream.reads_without_timestamp == self._without_timestamp_before
         return stream.has_timestamp and all_timestamped
 
+    def exchange_scope(self, seconds: float | None = None) -> ExchangeScope:
+        """Return a context manager around an exchange: it raises ExchangeTimeout after so many
+        ``seconds``, and ClientGone as ``watch_disconnect`` has it."""
+        self._scope = ExchangeScope(self, seconds)
+        return self._scope
+
     def watch_disconnect(self) -> DisconnectWatcher:
-        """Return an async context manager that raises ClientGone if the client disconnects before
-        its response is complete. Bytes that it sends meanwhile are kept for later."""
-        return DisconnectWatcher(self)
+        """Return an async context manager, within ``exchange_scope``, which ends the exchange if
+        the client disconnects before its response is complete. Bytes that it sends meanwhile are
+        kept for later."""
+        assert self._scope is not None  # noqa: S101 - whoever serves an exchange opens it
+        return DisconnectWatcher(self, self._scope)
 
     def send_probe(self) -> bool:
         """Send the client a byte without meaning, if there is room for it just now: before the head
@@ -356,6 +365,7 @@ class Downstream:
         # Where the connection's end is the body's end, only a reset shows that it was cut. So it is
         # behind a probe's zero.
         stream = self.stream
+        self._scope = None  # which references this object
         ends_with_connection = self.started and not (self.ended or self._chunked)
         if isinstance(stream, SocketStream):
             if ends_with_connection or self._zero_sent_after == stream.written_at:

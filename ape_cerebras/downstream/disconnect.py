@@ -9,6 +9,7 @@ socket answers further data with a reset, so a harmless byte is sent and the res
 Where no probe can be sent, a FIN counts as a disconnect.
 """
 
+import math
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
@@ -16,11 +17,11 @@ from typing import Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from ..errors import ClientGone
+from ..errors import ClientGone, ExchangeTimeout
 from ..net.stream import TimestampedStream
 from .request_reader import RequestReader
 
-__all__ = ("DisconnectWatcher", "Watched")
+__all__ = ("DisconnectWatcher", "ExchangeScope", "Watched")
 
 _POLL_EVERY = 0.1  # seconds
 
@@ -37,30 +38,65 @@ class Watched(Protocol):
         where there never is."""
 
 
-class DisconnectWatcher:
-    """An async context manager around work that is pointless once the client has gone.
+class ExchangeScope:
+    """A context manager around an exchange, which ends it where it takes more than ``seconds``
+    (None: never), or where its client disconnects while that is watched: with ExchangeTimeout or
+    ClientGone. If the response is complete by then, the block ends without an error: SDKs close a
+    stream's connection as soon as they have read the end marker. Errors of the block and
+    cancellation from outside pass through.
 
-    If the client disconnects, the block is cancelled and ClientGone raised. If the response is
-    complete by then, the block ends without an error: SDKs close a stream's connection as soon as
-    they have read the end marker. Errors of the block and cancellation from outside pass through.
+    There is one cancel scope for both, because each takes a hundredth of the instructions of a
+    plain exchange.
     """
 
-    def __init__(self, downstream: Watched) -> None:
+    def __init__(self, downstream: Watched, seconds: float | None) -> None:
         self._downstream = downstream
-        self._scope = anyio.CancelScope()
+        deadline = math.inf if seconds is None else anyio.current_time() + seconds
+        self._scope = anyio.CancelScope(deadline=deadline)
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        ends = self._scope.__exit__(kind, failure, traceback)
+        if self._scope.cancelled_caught and self._downstream.completed_at is None:
+            raise ClientGone if self._gone else ExchangeTimeout
+        return bool(ends)
+
+    @property
+    def is_pointless(self) -> bool:
+        """Whether the client has gone, and its response is not complete."""
+        return self._gone and self._downstream.completed_at is None
+
+    def end_as_gone(self) -> None:
+        """End the exchange, because its client has gone."""
+        self._gone = True
+        self._scope.cancel()
+
+
+class DisconnectWatcher:
+    """An async context manager around work that is pointless once the client has gone: if the
+    client disconnects, the exchange ends by its ``scope``."""
+
+    def __init__(self, downstream: Watched, scope: ExchangeScope) -> None:
+        self._downstream = downstream
+        self._scope = scope
         self._tasks: TaskGroup | None = None
         self._probed = False
-        self._gone = False
 
     async def __aenter__(self) -> None:
         if self._downstream.stream.watch(self._check):
-            self._scope.__enter__()
             if self._downstream.reader.ended:  # no arrival will tell
                 self._check()
         else:
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
-            self._scope = self._tasks.cancel_scope
             self._tasks.start_soon(self._wait)
 
     async def __aexit__(
@@ -69,35 +105,30 @@ class DisconnectWatcher:
         failure: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if self._tasks is None:
+        tasks = self._tasks
+        if tasks is None:
             self._downstream.stream.watch(None)
-            cancelled = self._scope.__exit__(kind, failure, traceback)
-        elif isinstance(failure, Exception):  # the task group would wrap it
-            self._scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
-            cancelled = False
+        elif kind is None or isinstance(failure, Exception):  # the task group would wrap it
+            tasks.cancel_scope.cancel()
+            await tasks.__aexit__(None, None, None)
         else:
-            if kind is None:
-                self._scope.cancel()
-            cancelled = await self._tasks.__aexit__(kind, failure, traceback)
-        if self._gone and (cancelled or kind is None) and self._downstream.completed_at is None:
+            await tasks.__aexit__(kind, failure, traceback)
+        if kind is None and self._scope.is_pointless:  # the block ended before it was cancelled
             raise ClientGone
-        return bool(cancelled)
+        return False
 
     def _check(self) -> None:
         with suppress(ClientGone):
             if not (self._downstream.reader.read_ahead_nowait() and self._is_gone()):
                 return
-        self._gone = True
-        self._scope.cancel()
+        self._scope.end_as_gone()
 
     async def _wait(self) -> None:
         with suppress(ClientGone):
             await self._downstream.reader.read_ahead()
             while not self._is_gone():  # noqa: ASYNC110 - the loop has no event for it
                 await anyio.sleep(_POLL_EVERY)
-        self._gone = True
-        self._scope.cancel()
+        self._scope.end_as_gone()
 
     def _is_gone(self) -> bool:
         """Whether the client, from which nothing more is read, is gone. Once it has ended its

@@ -162,11 +162,12 @@ class Simulator:
         self._notify()
         playback = Playback(downstream, exchange, self._account, truth)
         try:
-            async with downstream.watch_disconnect():
-                try:
-                    await self._respond(playback, request)
-                except Rejected as rejected:
-                    await playback.send_error(rejected.reply)
+            with downstream.exchange_scope():
+                async with downstream.watch_disconnect():
+                    try:
+                        await self._respond(playback, request)
+                    except Rejected as rejected:
+                        await playback.send_error(rejected.reply)
             if playback.cut:
                 await downstream.abort()
         except ProxyError:  # only a client disconnect is possible

@@ -12,7 +12,7 @@ from memory_stream import memory_pair
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
-from ape_cerebras.errors import ClientGone, RequestTimeout
+from ape_cerebras.errors import ClientGone, ExchangeTimeout, RequestTimeout
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.telemetry.exchange import Exchange
@@ -54,6 +54,13 @@ async def requested(over: str) -> AsyncIterator[tuple[TimestampedStream, Downstr
         await downstream.close_at_once()
 
 
+@asynccontextmanager
+async def watched(downstream: Downstream, seconds: float | None = None) -> AsyncIterator[None]:
+    with downstream.exchange_scope(seconds):
+        async with downstream.watch_disconnect():
+            yield
+
+
 async def respond(downstream: Downstream) -> None:
     await downstream.respond(Exchange(started_at=0.0), 200, (), b"ok")
 
@@ -63,7 +70,7 @@ async def test_a_disconnect_ends_the_block(over: str, before: bool) -> None:
     async with requested(over) as (client, downstream):
 
         async def wait() -> None:
-            async with downstream.watch_disconnect():
+            async with watched(downstream):
                 if not before:
                     client.close()
                 await anyio.sleep_forever()
@@ -78,7 +85,7 @@ async def test_a_disconnect_before_the_end_of_the_block_is_not_overlooked(over: 
     async with requested(over) as (client, downstream):
 
         async def work() -> None:
-            async with downstream.watch_disconnect():
+            async with watched(downstream):
                 client.close()
                 with anyio.CancelScope(shield=True), anyio.fail_after(5):
                     while not downstream.reader.ended:
@@ -90,7 +97,7 @@ async def test_a_disconnect_before_the_end_of_the_block_is_not_overlooked(over: 
 
 async def test_requests_that_come_meanwhile_are_kept(over: str) -> None:
     async with requested(over) as (client, downstream):
-        async with downstream.watch_disconnect():
+        async with watched(downstream):
             await client.send(GET.replace(b"health", b"later"))
             await anyio.wait_all_tasks_blocked()
         await respond(downstream)
@@ -100,7 +107,7 @@ async def test_requests_that_come_meanwhile_are_kept(over: str) -> None:
 
 async def test_a_disconnect_after_a_complete_response_is_no_error(over: str) -> None:
     async with requested(over) as (client, downstream):
-        async with downstream.watch_disconnect():
+        async with watched(downstream):
             await respond(downstream)
             client.close()
             await anyio.sleep_forever()
@@ -110,7 +117,34 @@ async def test_a_disconnect_after_a_complete_response_is_no_error(over: str) -> 
 async def test_a_timeout_is_no_disconnect(over: str) -> None:
     async with requested(over) as (_, downstream):
         with anyio.move_on_after(0.05) as scope:
-            async with downstream.watch_disconnect():
+            async with watched(downstream):
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("completed", [True, False])
+async def test_an_exchange_ends_at_its_deadline(over: str, completed: bool) -> None:
+    async with requested(over) as (_, downstream):
+
+        async def work() -> None:
+            async with watched(downstream, 0.05):
+                if completed:
+                    await respond(downstream)
+                await anyio.sleep_forever()
+
+        if completed:
+            await work()
+        else:
+            with pytest.raises(ExchangeTimeout):
+                await work()
+
+
+async def test_cancellation_from_outside_is_neither_while_a_client_disconnects(over: str) -> None:
+    async with requested(over) as (client, downstream):
+        with anyio.CancelScope() as scope:
+            async with watched(downstream, 60):
+                client.close()
+                scope.cancel()
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
 
@@ -119,7 +153,7 @@ async def test_errors_of_the_block_pass_through_as_they_are(over: str) -> None:
     async with requested(over) as (_, downstream):
         for error in (RequestTimeout(), ZeroDivisionError()):
             with pytest.raises(type(error)) as caught:
-                async with downstream.watch_disconnect():
+                async with watched(downstream):
                     raise error
             assert caught.value is error
 
@@ -127,7 +161,7 @@ async def test_errors_of_the_block_pass_through_as_they_are(over: str) -> None:
 async def test_one_connection_is_watched_again_and_again(over: str) -> None:
     async with requested(over) as (client, downstream):
         for _ in range(3):
-            async with downstream.watch_disconnect():
+            async with watched(downstream):
                 await anyio.lowlevel.checkpoint()
             await respond(downstream)
             await client.send(GET)
