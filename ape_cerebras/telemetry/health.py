@@ -54,8 +54,9 @@ class SlidingMinute:
 
     def _advance(self, now: float) -> None:
         second = math.floor(now)
-        if not self._seconds or self._seconds[-1][0] < second:
-            self._seconds.append((second, {}))
+        if self._seconds and self._seconds[-1][0] >= second:
+            return
+        self._seconds.append((second, {}))
         while self._seconds[0][0] <= second - _WINDOW:
             self._seconds.popleft()
 

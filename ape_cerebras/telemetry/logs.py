@@ -10,15 +10,13 @@ import os
 import select
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
-from functools import partial
-from itertools import compress
-from operator import attrgetter, is_not
+from functools import lru_cache
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from traceback import walk_tb
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import orjson
@@ -161,59 +159,80 @@ _MESSAGES = {
     "unauthorized": "Request refused",
 }
 
-_IS_PRESENT = partial(is_not, None)
-_NO_USAGE = SimpleNamespace(**dict.fromkeys(Usage._fields))
+_OF_FAILURES = ("upstream_status", "upstream_code")
+_OWN = ("timestamp", "level", "message", "status", "ttft_source", "cost", *_OF_FAILURES)
+"""What a line makes itself, in place of what the records have by that name."""
+_NULL = orjson.Fragment(b"null")
+_NO_USAGE = (None,) * len(Usage._fields)
 _NO_CALLER = Caller(*[None] * len(Caller._fields))
 
 
-class _Sources(NamedTuple):
-    """The records whose attributes a line has."""
-
-    exchange: Exchange
-    timings: Timings
-    usage: Any  # a Usage, or _NO_USAGE
-    caller: Caller
-
-
 class _Rows(NamedTuple):
-    """A part of a line: its keys, what reads their values, and the place of the one key that the
-    line of a chat has without a value, too. All by C: one by one the values of a line take four
-    times the instructions."""
+    """A part of a line: its keys, and what reads their values from the exchange and the tuples
+    behind it. By an ``attrgetter`` of paths a line took 66,000 instructions, not 47,000."""
 
     keys: tuple[str, ...]
-    read: Callable[[_Sources], tuple[Any, ...]]
-    nullable: int | None
+    of_exchange: Callable[[Exchange], tuple[Any, ...]]
+    in_order: Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 def _rows(fields: tuple[LogField, ...]) -> _Rows:
-    sources = {"timings": Timings._fields, "usage": Usage._fields, "caller": Caller._fields}
-    source_of = {name: source for source, names in sources.items() for name in names}
     names = [field.attribute or field.key for field in fields]
-    paths = [f"{source_of.get(name, 'exchange')}.{name}" for name in names]
+    of_tuples = [*_OWN, *Timings._fields, *Usage._fields, *Caller._fields]
+    of_exchange = [name for name in names if name not in of_tuples]
+    places = [(of_tuples + of_exchange).index(name) for name in names]
     keys = tuple([field.key for field in fields])
-    nullable = keys.index("ttft_source") if "ttft_source" in keys else None
-    return _Rows(keys, attrgetter(*paths), nullable)
+    return _Rows(keys, attrgetter(*of_exchange), itemgetter(*places))
 
 
-_ROWS, _DEBUG_ROWS = _rows(LOG_FIELDS), _rows(DEBUG_FIELDS)
+_ROWS, _DEBUG_ROWS = _rows(FIRST_FIELDS + LOG_FIELDS), _rows(DEBUG_FIELDS)
 
 
-def _read(rows: _Rows, exchange: Exchange, timings: Timings, caller: Caller) -> dict[str, Any]:
-    """The part of a line that ``rows`` describe."""
-    values = rows.read(_Sources(exchange, timings, timings.usage or _NO_USAGE, caller))
-    present = list(map(_IS_PRESENT, values))
-    if rows.nullable is not None and timings.is_chat:
-        present[rows.nullable] = True
-    return dict(compress(zip(rows.keys, values, strict=True), present))
+def _own_values(exchange: Exchange, timings: Timings, level: str) -> tuple[Any, ...]:
+    """The values of ``_OWN``."""
+    served = timings.outcome == "completed" and not timings.is_chat
+    message = "Request served" if served else _MESSAGES.get(timings.outcome, "Exchange failed")
+    failed = timings.error_code is not None
+    return (
+        *(_now(), level, message),
+        exchange.status or None,
+        timings.ttft_source or (_NULL if timings.is_chat else None),
+        orjson.Fragment(format(exchange.cost, "f").encode()) if exchange.cost is not None else None,
+        exchange.upstream_status if failed else None,
+        exchange.upstream_code if failed else None,
+    )
+
+
+def _read(
+    rows: _Rows, own: tuple[Any, ...], exchange: Exchange, timings: Timings, caller: Caller
+) -> dict[str, Any]:
+    """The part of a line that ``rows`` describe, without values that are None."""
+    usage = timings.usage or _NO_USAGE
+    values = rows.in_order((*own, *timings, *usage, *caller, *rows.of_exchange(exchange)))
+    return {k: value for k, value in zip(rows.keys, values, strict=True) if value is not None}
 
 
 def _escape(fields: dict[str, Any]) -> None:
+    """Reduce text from outside to ASCII, and cut it."""
     for name in _OUTSIDE:
-        if name in fields:
-            text = fields[name][:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
-            # JSON takes six characters for a control character.
-            most = _MAX_TEXT if text.isprintable() else _MAX_UNPRINTABLE
-            fields[name] = text.replace("\x7f", "\\x7f")[:most]
+        text = fields.get(name)
+        if text is None or (text.isascii() and text.isprintable() and len(text) <= _MAX_TEXT):
+            continue
+        text = text[:_MAX_TEXT].encode("ascii", "backslashreplace").decode()
+        # JSON takes six characters for a control character.
+        most = _MAX_TEXT if text.isprintable() else _MAX_UNPRINTABLE
+        fields[name] = text.replace("\x7f", "\\x7f")[:most]
+
+
+def _now() -> str:
+    """The time as RFC 3339 has it: 5,000 instructions, where ``isoformat`` takes 16,000."""
+    second, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_format_second(second)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=1)
+def _format_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 class Logs:
@@ -241,7 +260,8 @@ class Logs:
         """Log an event outside of exchanges. ``message`` is one of our own texts."""
         if _LEVELS[level] >= self._least:
             _escape(fields)
-            self._write_line(level, message, trace_id, fields)
+            first = {"timestamp": _now(), "level": level, "message": message, "trace_id": trace_id}
+            self._write_line(first | fields)
 
     def exchange(self, exchange: Exchange, timings: Timings) -> None:
         """Log an exchange that has ended."""
@@ -250,29 +270,16 @@ class Logs:
             level = "debug"
         if _LEVELS[level] < self._least:
             return
-        message = _MESSAGES.get(timings.outcome, "Exchange failed")
-        if timings.outcome == "completed" and not timings.is_chat:
-            message = "Request served"
         caller = _NO_CALLER if self._callers is None else self._callers.read(exchange)
-        fields = _read(_ROWS, exchange, timings, caller)
-        _escape(fields)
-        if not exchange.status:
-            del fields["status_code"]
-        if exchange.cost is not None:
-            fields["cost_usd"] = orjson.Fragment(format(exchange.cost, "f").encode())
-        if timings.error_code is None:
-            fields.pop("upstream_status", None)
-            fields.pop("upstream_code", None)
+        own = _own_values(exchange, timings, level)
+        line = _read(_ROWS, own, exchange, timings, caller)
+        _escape(line)
         if self._least == _LEVELS["debug"] and exchange.token_events:
-            fields.update(_read(_DEBUG_ROWS, exchange, timings, _NO_CALLER))
-        self._write_line(level, message, exchange.trace_id, fields)
+            line.update(_read(_DEBUG_ROWS, own, exchange, timings, _NO_CALLER))
+        self._write_line(line)
 
-    def _write_line(
-        self, level: str, message: str, trace_id: str | None, fields: dict[str, Any]
-    ) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-        first = {"timestamp": now, "level": level, "message": message, "trace_id": trace_id}
-        line = {**first, **fields, **self._last}
+    def _write_line(self, line: dict[str, Any]) -> None:
+        line.update(self._last)
         self._write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 

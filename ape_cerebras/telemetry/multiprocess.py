@@ -3,36 +3,52 @@
 Workers keep their metrics in files that all of them can read (prometheus_client's multiprocess
 mode), so that any of them can be scraped for all. Files are named by the worker's number and not by
 its process: the successor of a dead worker goes on counting where that left off, and there are no
-more files than workers, however often one is started.
+more files than workers, however often one is started. ``GapCounts`` is the histogram that is kept
+as two counters, in such files or in one process.
 """
 
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from glob import glob
+from itertools import accumulate
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, values
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.utils import floatToGoString
 
-from .metric_table import STEM, WORKER_METRICS
+from .metric_table import METRICS, STEM, WORKER_METRICS
 
 __all__ = (
+    "GAPS",
+    "GapCounts",
     "Scoreboard",
     "SharedProcessMetrics",
+    "Values",
     "WorkerSlot",
     "WorkerState",
     "collect_workers",
     "forget_worker",
-    "private_values",
+    "labelled",
     "share_values",
 )
 
 _WORD = 8  # bytes
+GAPS = next(row for row in METRICS if row.name == "chunk_gap_seconds")
+_GAP_COUNTS, _GAP_SUMS = f"{STEM}chunk_gap_counts", f"{STEM}chunk_gap_sums"
+Values = Callable[[], AbstractContextManager[None]]
+"""Where metrics made within such a context keep their values."""
 
 
 class WorkerState(NamedTuple):
@@ -126,22 +142,6 @@ class WorkerSlot:
     directory: str  # of the files that hold the workers' metrics
 
 
-@contextmanager
-def private_values() -> Iterator[None]:
-    """Have the metrics made within keep their values in this process, as metrics of one process do.
-
-    The library goes by PROMETHEUS_MULTIPROC_DIR alone, for the whole process: in a variable of
-    somebody else's, a directory that is not there ends the process, and one that is there gets our
-    series among others', without exemplars.
-    """
-    before = values.ValueClass
-    values.ValueClass = values.MutexValue
-    try:
-        yield
-    finally:
-        values.ValueClass = before
-
-
 class SharedProcessMetrics:
     """What the library's collector finds out of this process, kept where the metrics of all workers
     are: gauges are summed over the workers that live (the start is the earliest one's), and the CPU
@@ -209,3 +209,52 @@ def collect_workers(slot: WorkerSlot) -> Iterator[Metric]:
     for row, value in zip(WORKER_METRICS, numbers, strict=True):
         family = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
         yield family(STEM + row.name, row.meaning, value=value)
+
+
+def labelled(values: Values, metric: Any, *labels: str) -> Any:
+    """The child of a metric, whose values are kept as ``values`` has it."""
+    with values():
+        return metric.labels(*labels)
+
+
+class GapCounts:
+    """A histogram whose observations arrive counted by bucket.
+
+    prometheus_client observes one value at a time, 1.3 µs each, and a stream has thousands of gaps.
+    So two counters hold counts and sums, also over several workers, and ``merge`` makes the
+    histogram from them.
+    """
+
+    def __init__(
+        self, bounds: tuple[float, ...], registry: CollectorRegistry, values: Values
+    ) -> None:
+        self._bounds = [*map(floatToGoString, bounds), "+Inf"]
+        self._counts = Counter(_GAP_COUNTS, "By bucket", ("model", "bucket"), registry=registry)
+        self._sums = Counter(_GAP_SUMS, "Seconds", ("model",), registry=registry)
+        self._child: Callable[..., Any] = cache(partial(labelled, values))
+
+    def add(self, model: str, counts: list[int], total: float) -> None:
+        for bucket, count in enumerate(counts):
+            if count:
+                self._child(self._counts, model, str(bucket)).inc(count)
+        self._child(self._sums, model).inc(total)
+
+    def merge(self, families: Iterable[Metric]) -> Iterator[Metric]:
+        """``families`` with the histogram in place of the counters."""
+        counts: dict[str, list[float]] = {}
+        sums: dict[str, float] = {}
+        for family in families:
+            if family.name not in (_GAP_COUNTS, _GAP_SUMS):
+                yield family
+                continue
+            for name, labels, value, *_ in family.samples:
+                if name == f"{_GAP_COUNTS}_total":
+                    of_model = counts.setdefault(labels["model"], [0.0] * len(self._bounds))
+                    of_model[int(labels["bucket"])] = value
+                elif name == f"{_GAP_SUMS}_total":
+                    sums[labels["model"]] = value
+        histogram = HistogramMetricFamily(STEM + GAPS.name, GAPS.meaning, labels=GAPS.labels)
+        for model, of_model in counts.items():
+            buckets = [*zip(self._bounds, accumulate(of_model), strict=True)]
+            histogram.add_metric([model], buckets, sums.get(model, 0.0))
+        yield histogram

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ape_cerebras.errors import (
     ClientGone,
@@ -341,3 +342,11 @@ def test_path_and_headers_of_a_request() -> None:
     request = Request("GET", b"/health?a=/b?c", b"1.1", headers)
     assert request.path == b"/health"
     assert [request.header(name) for name in (b"x", b"y", b"z")] == [b"2", b"", None]
+
+
+@example(1e306)
+@given(st.floats(0, 1e6))
+def test_times_are_rounded_to_the_nearest_microsecond(seconds: float) -> None:
+    total = Timings.of(chat_exchange(received_at=0.0, finished_at=seconds)).total_time_seconds
+    assert total == round(total, 6)
+    assert total == pytest.approx(seconds, rel=1e-15, abs=0.501e-6)
