@@ -137,7 +137,10 @@ METRICS = (
         "mostrecent",
     ),
     _gauge("model_limit", ("model", "kind"), "What the API's list allows", "mostrecent"),
-    _times("loop_lag_seconds", (), "lag", "How late a sleep of 10 ms wakes", ""),
+    _times(
+        *("loop_lag_seconds", (), "lag"),
+        *("How late a sleep wakes: of 10 ms with several exchanges in flight, else of 100 ms", ""),
+    ),
     _count(
         *("background_failures_total", ("task",)),
         "Failures of tasks in the background, which go on after a pause",

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio import to_thread
 from end_to_end import KEY, Lines, running_proxy
 from memory_stream import memory_pair
@@ -78,7 +79,7 @@ async def failures_counted(proxy: Proxy, task: str) -> float:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_that_fails_goes_on(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ape_cerebras.proxy, "_LAG_SAMPLE", 0.25)
+    monkeypatch.setattr(ape_cerebras.proxy, "_LAG_SAMPLE_IDLE", 0.25)
 
     async def test() -> None:
         lines, failing = Lines(), Failing()
@@ -123,6 +124,31 @@ def test_the_pauses_begin_again_where_it_went_well_for_long() -> None:
             await anyio.sleep(103)
             tasks.cancel_scope.cancel()
         assert [round(at - began_at) for at in failing.at] == [0, 1, 101, 102]
+
+    on_mock_clock(test)
+
+
+def test_the_loop_is_watched_more_often_while_exchanges_may_wait_for_each_other() -> None:
+    async def test() -> None:
+        proxy, late = a_proxy(Lines()), list[float]()
+        put(proxy, "_metrics.loop_lag.observe", late.append)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(proxy.run_in_background)
+            for samples in (10, 10, 100):  # with no exchange in flight, with one, with two
+                await anyio.sleep(0.15)
+                late.clear()
+                await anyio.sleep(1)
+                assert len(late) == pytest.approx(samples, abs=1)
+                assert max(late) == pytest.approx(0, abs=1e-6)
+                client, server = memory_pair()
+                tasks.start_soon(proxy.handle, server)
+                await client.send(b"GET / HTTP/1.1\r\n")
+            await anyio.sleep(0.15)
+            late.clear()
+            trio.lowlevel.current_clock().jump(0.05)  # type: ignore[attr-defined]
+            await anyio.sleep(0.001)
+            assert late == [pytest.approx(0.045, abs=0.005)]
+            tasks.cancel_scope.cancel()
 
     on_mock_clock(test)
 

@@ -16,7 +16,7 @@ from ape_cerebras import proxy
 from ape_cerebras.commands import run_command
 
 NEVER = 1e5  # seconds
-BY_THE_CLOCK = ("_LAG_SAMPLE", "_CHECK_EVERY")
+BY_THE_CLOCK = ("_LAG_SAMPLE", "_LAG_SAMPLE_IDLE", "_CHECK_EVERY")
 
 if __name__ == "__main__":
     for name in BY_THE_CLOCK:
