@@ -14,6 +14,10 @@ CPython 3.11, one core of a virtual server). On trio anyio's waits cost 2.5 µs 
 
 Edges also report what arrives while nobody reads, and that the peer is gone (``watch``), on trio
 too. A task that waits for that would take a tenth of the time of a whole exchange.
+
+And they can have what arrives handled there and then, while the task that reads waits on
+(``handle``): for a stream of tokens that saves an event-loop iteration and the resumption of all
+the task's coroutines, a quarter of the function calls of a token.
 """
 
 import asyncio
@@ -38,6 +42,7 @@ _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR if _HAS_EPOLL el
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if _HAS_EPOLL else 0
 
 _Hook = Callable[[], None]
+_Handler = Callable[[], bool]
 
 
 class Waiter:
@@ -71,36 +76,102 @@ class Waiter:
         self._scope.deadline = until
 
 
+class ReadWaiter(Waiter):
+    """Waits to read, by anyio; while arrivals are handled (``by_edges``), by edges."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, to_write=False)
+        self.by_edges = False
+        self._has_come = False  # an edge, while nobody waited
+        self._edge: anyio.Event | None = None
+        self._failure: Exception | None = None
+
+    async def wait(self, until: float) -> bool:
+        if not self.by_edges:
+            return await super().wait(until)
+        if self._has_come:
+            self._has_come = False
+            return True
+        self._edge = anyio.Event()
+        try:
+            with anyio.CancelScope(deadline=until) as self._scope:
+                await self._edge.wait()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._edge = self._failure = None
+        return not self._scope.cancelled_caught
+
+    def handle(self, handler: _Handler | None) -> None:
+        """See ``EdgeWaiter.handle``; without a handler wake whoever waits."""
+        if self._edge is None or self._edge.is_set():
+            self._has_come = True
+            return
+        goes_on = False
+        try:
+            goes_on = handler is not None and handler()
+        except Exception as error:
+            self._failure = error
+        if not goes_on:
+            self._edge.set()
+
+
 class Readiness:
     """The readiness of a socket: ``reading`` and ``writing``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.reading = Waiter(sock, to_write=False)
+        self.reading: Waiter
+        self.reading = self._read_waiter = ReadWaiter(sock)
         self.writing = Waiter(sock, to_write=True)
         self._poller: EdgePoller | None = None
+        self._handler: _Handler | None = None
         self._hook: _Hook | None = None
         self._end_hook: _Hook | None = None
+
+    def handle(self, handler: _Handler | None) -> bool:
+        """See ``TimestampedStream.handle_arrivals``."""
+        if _HAS_EPOLL and handler is not self._handler:
+            self._handler = handler
+            watches = self._watch_edges(select.EPOLLIN if handler or self._hook else 0)
+            self._read_waiter.by_edges = watches and handler is not None
+            if handler is None:  # no edge will end the wait that is under way
+                self._read_waiter.handle(None)
+        return self._read_waiter.by_edges
 
     def watch(self, hook: _Hook | None, *, end_only: bool) -> bool:
         """See ``TimestampedStream.watch``."""
         if not _HAS_EPOLL:
             return False
-        if self._poller is None:
-            try:
-                poller = of_this_loop(EdgePoller)
-                poller.watch(self._socket, self, 0 if end_only else select.EPOLLIN)
-            except OSError:  # no descriptor is left for an epoll instance, or no memory
-                return False
-            self._poller = poller
+        if self._poller is None and not self._watch_edges(0 if end_only else select.EPOLLIN):
+            return False
         if end_only:
             self._end_hook = hook
         else:
             self._hook = hook
         return True
 
+    def _watch_edges(self, bits: int) -> bool:
+        """Be notified of edges: those of ``bits``, and the connection's end. Return whether that is
+        possible."""
+        try:
+            if self._poller is not None:
+                self._poller.change(self._socket, bits)
+            else:
+                poller = of_this_loop(EdgePoller)
+                poller.watch(self._socket, self, bits)
+                self._poller = poller
+        except OSError:  # no descriptor is left for an epoll instance, or no memory
+            return False
+        return True
+
     def notify(self, bits: int) -> None:
         """Take in an edge."""
+        if bits & _READABLE and self._handler is not None:
+            self._read_waiter.handle(None if bits & _ENDED else self._handler)
+        self._call_hooks(bits)
+
+    def _call_hooks(self, bits: int) -> None:
         if bits & _READABLE and self._hook is not None:
             self._hook()
         if bits & _ENDED and self._end_hook is not None:
@@ -108,7 +179,7 @@ class Readiness:
 
     def close(self) -> None:
         """Wake whoever waits. To be called before the socket is closed."""
-        self._hook = self._end_hook = None
+        self._handler = self._hook = self._end_hook = None
         if self._poller is not None:
             self._poller.forget(self._socket)
         anyio.notify_closing(self._socket)
@@ -124,6 +195,7 @@ class EdgeWaiter(Waiter):
     def __init__(self) -> None:
         self.ready = self.ended = False
         self.future: asyncio.Future[bool] | None = None
+        self._failure: Exception | None = None
         self._until = math.inf
         self._timer: asyncio.Handle | None = None
         self._timer_at = math.inf  # while there is none; uvloop's timers do not know
@@ -135,12 +207,30 @@ class EdgeWaiter(Waiter):
         self.future = asyncio.get_running_loop().create_future()
         self.set_deadline(until)
         try:
-            return await self.future
+            in_time = await self.future
+            if self._failure is not None:
+                raise self._failure
         except BaseException:
             self.ready = True  # an edge may have come, and nobody has read
             raise
         finally:
-            self.future = None
+            self.future = self._failure = None
+        return in_time
+
+    def handle(self, handler: _Handler) -> None:
+        """Have ``handler`` do, at once, what whoever waits would do. That one is woken only where
+        it returns False, or fails: then the wait fails likewise."""
+        future = self.future
+        self.ready = True
+        goes_on = False
+        try:
+            goes_on = handler()
+        except Exception as error:
+            self._failure = error
+        if goes_on:
+            self.ready = self.ended
+        elif future is not None and not future.done():
+            future.set_result(True)
 
     def set_deadline(self, until: float) -> None:
         self._until = until
@@ -177,8 +267,13 @@ class EdgeReadiness(Readiness):
         self._socket = sock
         self.reading, self.writing = EdgeWaiter(), EdgeWaiter()
         self._hook = self._end_hook = None
+        self._handler: _Handler | None = None
         self._poller = of_this_loop(EdgePoller)
         self._poller.watch(sock, self, select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI)
+
+    def handle(self, handler: _Handler | None) -> bool:
+        self._handler = handler
+        return True
 
     def notify(self, bits: int) -> None:
         future = self.reading.future
@@ -187,18 +282,20 @@ class EdgeReadiness(Readiness):
         if bits & _READABLE:
             if future is None or future.done() or self._hook is not None:
                 self.reading.ready = True
-            else:
+            elif self._handler is None or bits & _ENDED:
                 future.set_result(True)
+            else:
+                self.reading.handle(self._handler)
         future = self.writing.future  # where there is none, the next write tries first anyway
         if future is not None and bits & _WRITABLE and not future.done():
             future.set_result(True)
         if bits & _ENDED:
             self.reading.ready = self.reading.ended = True
         if self._hook is not None or bits & _ENDED:
-            super().notify(bits)
+            self._call_hooks(bits)
 
     def close(self) -> None:
-        self._hook = self._end_hook = None
+        self._hook = self._end_hook = self._handler = None
         if self._poller is not None:
             self._poller.forget(self._socket)
         self.reading.ready = self.reading.ended = True
@@ -224,6 +321,10 @@ class EdgePoller:
         """Notify ``readiness`` of edges: those of ``bits``, and the connection's end."""
         self._epoll.register(sock, bits | select.EPOLLRDHUP | select.EPOLLET)
         self._watched[sock.fileno()] = readiness
+
+    def change(self, sock: socket.socket, bits: int) -> None:
+        """Notify of other edges of a socket that is watched."""
+        self._epoll.modify(sock, bits | select.EPOLLRDHUP | select.EPOLLET)
 
     def forget(self, sock: socket.socket) -> None:
         """To be called before the socket is closed; a second call does nothing."""

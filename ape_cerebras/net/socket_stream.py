@@ -69,7 +69,9 @@ class SocketStream(TimestampedStream):
         # something, and only a read that would block shows that nothing is left.
         self._drained = False
         self._wait_began_at = self._wait_ended_at = 0.0
+        self._waits = False
         self._read_since_wait = 0
+        self._handler: Callable[[], bool] | None = None
 
     def peek_arrivals(self, on: bool) -> None:
         on = on and self.kernel_timestamps
@@ -90,6 +92,20 @@ class SocketStream(TimestampedStream):
             hook()
         return watches
 
+    def handle_arrivals(self, handler: Callable[[], bool] | None) -> bool:
+        self._handler = handler
+        return self._readiness.handle(None if handler is None else self._handle_arrival)
+
+    def _handle_arrival(self) -> bool:
+        if self._peeker is not None:
+            self._peeker.poll()
+        self._end_wait()
+        goes_on = self._handler is not None and self._handler() and self._drained
+        if goes_on:
+            self._begin_wait()
+            self._reading.set_deadline(self._wait_until)
+        return goes_on
+
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
         self._reading.set_deadline(self.deadline)
@@ -100,7 +116,8 @@ class SocketStream(TimestampedStream):
         self._until_yield -= 1
         if self._until_yield <= 0:
             self._until_yield = _YIELD_EVERY
-            await anyio.lowlevel.checkpoint()
+            if self.read_timeout:  # else it must not wait
+                await anyio.lowlevel.checkpoint()
         if self._drained and not self._reading.ready:
             await self._wait_to_read()
         while True:
@@ -179,17 +196,30 @@ class SocketStream(TimestampedStream):
     async def _wait_to_read(self) -> None:
         if self.read_timeout == 0:
             raise PeerStalled
-        self._read_since_wait = 0
         if self.before_wait is not None:
             await self.before_wait()
-        self._until_yield = _YIELD_EVERY
-        self._wait_began_at = now = self.now()
+        self._begin_wait()
         try:
-            if not await self._reading.wait(min(now + self.read_timeout, self.deadline)):
+            if not await self._reading.wait(self._wait_until):
                 raise PeerStalled
         finally:
+            self._end_wait()
+
+    def _begin_wait(self) -> None:
+        self._waits = True
+        self._read_since_wait = 0
+        self._until_yield = _YIELD_EVERY
+        self._wait_began_at = self.now()
+
+    @property
+    def _wait_until(self) -> float:
+        return min(self._wait_began_at + self.read_timeout, self.deadline)
+
+    def _end_wait(self) -> None:
+        if self._waits:
+            self._waits = False
             self._wait_ended_at = self.now()
-            self.read_wait_seconds += self._wait_ended_at - now
+            self.read_wait_seconds += self._wait_ended_at - self._wait_began_at
 
     async def send(self, item: bytes) -> None:
         # As in receive: a helper would be one more coroutine for every read and every write.
@@ -224,6 +254,14 @@ class SocketStream(TimestampedStream):
             return self._socket.send(item)
         except OSError:
             return 0
+
+    def send_now(self, item: bytes) -> int:
+        if self._peeker is not None:
+            self._peeker.poll()
+        self.left_at = self.now()
+        sent = self.send_nowait(item)
+        self.written_at = self.now()
+        return sent
 
     async def send_eof(self) -> None:
         with suppress(OSError):

@@ -94,6 +94,16 @@ class TimestampedStream(ByteStream):
         has arrived, or where this stream cannot know."""
         raise WouldBlock
 
+    def handle_arrivals(self, handler: Callable[[], bool] | None) -> bool:
+        """Call ``handler`` at an arrival while a ``receive`` waits, instead of ending its wait. It
+        takes what has arrived with ``receive_nowait`` and returns whether the wait goes on.
+        Whatever it raises ``receive`` raises; None ends that. Returns False where this stream
+        cannot do that.
+
+        That saves the event-loop iteration in which a task is woken, and all its coroutines.
+        """
+        return False
+
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
         """Call ``hook``, which must not raise, at every arrival while nobody receives, the end of
         the connection included, and at once if something may have arrived; None ends that. With
@@ -101,6 +111,11 @@ class TimestampedStream(ByteStream):
         also while somebody receives, at no cost before. Returns False where this stream cannot do
         that."""
         return False
+
+    def send_now(self, item: bytes) -> int:
+        """Send as much of ``item`` as is taken at once; return how many bytes, 0 where this stream
+        cannot know. Never raises: what is wrong the next ``send`` finds."""
+        return 0
 
     def set_deadline(self, seconds: float | None) -> None:
         """Set ``deadline`` to so many seconds from now, for a read that waits already, too. None
@@ -139,6 +154,15 @@ class WriteBuffer:
         if data:
             self._held.append(data)
             self.size += len(data)
+
+    def flush_now(self, stream: TimestampedStream) -> bool:
+        """Write what ``stream`` takes of it at once, and hold the rest. Return whether that was all
+        of it."""
+        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        sent = stream.send_now(data)
+        self.size -= sent
+        self._held = [data[sent:]] if self.size else []
+        return not self.size
 
     async def flush(self) -> None:
         """Write what is held. Raises what the stream's ``send`` raises."""

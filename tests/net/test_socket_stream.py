@@ -383,3 +383,159 @@ async def test_nagles_algorithm_is_off_on_both_legs() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         stream.close()
     assert len(accepted) == 1
+
+
+class Handled:
+    """What a handler of arrivals got while ``receive`` waited; it ends the wait at ``last``."""
+
+    def __init__(self, stream: SocketStream, last: bytes = b"end") -> None:
+        self.data: list[bytes] = []
+        self.times: list[float] = []
+        self.failure: Exception | None = None
+        self._stream, self._last = stream, last
+
+    def __call__(self) -> bool:
+        self.data.append(self._stream.receive_nowait())
+        self.times.append(self._stream.arrived_at)
+        if self.failure is not None:
+            raise self.failure
+        return self.data[-1] != self._last
+
+
+async def test_arrivals_are_handled_while_a_reader_waits_on() -> None:
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        assert theirs.handle_arrivals(handled)
+        read: list[bytes] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def receive() -> None:
+                read.append(await theirs.receive())
+
+            tasks.start_soon(receive)
+            for data in (b"a", b"b", b"end"):
+                await anyio.wait_all_tasks_blocked()
+                assert read == []
+                await ours.send(data)
+                while handled.data[-1:] != [data]:
+                    await anyio.lowlevel.checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            assert read == []  # its wait has ended, and nothing was left
+            theirs.handle_arrivals(None)
+            await ours.send(b"c")
+        assert read == [b"c"]
+        assert handled.data == [b"a", b"b", b"end"]
+        assert handled.times == sorted(handled.times)
+
+
+async def test_what_arrives_while_nobody_receives_is_not_handled() -> None:
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        theirs.handle_arrivals(handled)
+        await ours.send(b"a")
+        await anyio.wait_all_tasks_blocked()
+        assert await theirs.receive() == b"a"
+        assert handled.data == []
+
+
+async def test_what_a_handler_of_arrivals_raises_is_raised_by_the_reader() -> None:
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        handled.failure = ValueError("odd")
+        theirs.handle_arrivals(handled)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ours.send, b"a")
+            with pytest.raises(ValueError, match="odd"):
+                await theirs.receive()
+        theirs.handle_arrivals(None)
+        await ours.send(b"b")
+        assert await theirs.receive() == b"b"
+
+
+async def test_an_end_is_left_to_the_reader_whose_arrivals_are_handled() -> None:
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        theirs.handle_arrivals(handled)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ours.send_eof)
+            with pytest.raises(EndOfStream):
+                await theirs.receive()
+        assert handled.data == []
+
+
+async def test_a_reader_whose_arrivals_are_handled_can_be_cancelled() -> None:
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        theirs.handle_arrivals(handled)
+        with anyio.move_on_after(0):
+            await theirs.receive()
+        await ours.send(b"a")
+        assert await theirs.receive() == b"a"
+        theirs.close()
+        assert theirs.handle_arrivals(None) in (True, False)  # closed, and no error
+
+
+async def test_each_handled_arrival_begins_the_read_timeout_anew() -> None:
+    async with sockets() as (ours, theirs):
+        theirs.read_timeout = 0.5
+        handled = Handled(theirs)
+        theirs.handle_arrivals(handled)
+        async with anyio.create_task_group() as tasks:
+
+            async def stall() -> None:
+                with pytest.raises(PeerStalled):
+                    await theirs.receive()
+                stalled_at.append(theirs.now())
+
+            stalled_at: list[float] = []
+            tasks.start_soon(stall)
+            await anyio.wait_all_tasks_blocked()
+            held_until = hold_the_loop()
+            await ours.send(b"a")
+        assert handled.data == [b"a"]
+        assert stalled_at[0] >= held_until + 0.498  # uvloop's timers are in milliseconds
+        assert theirs.read_wait_seconds >= 0.498
+
+
+async def test_more_than_a_read_takes_is_left_to_the_reader() -> None:
+    async with sockets() as (ours, theirs):
+        sizes: list[int] = []
+
+        def handle() -> bool:
+            sizes.append(len(theirs.receive_nowait(1000)))
+            return True
+
+        theirs.handle_arrivals(handle)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ours.send, b"a" * 1500)
+            rest = await theirs.receive()
+        assert (sizes, len(rest)) == ([1000], 500)
+
+
+async def test_what_arrives_before_a_wait_is_not_missed_by_a_handler() -> None:
+    """The hook before a wait may take long, to send to a slow client."""
+    async with sockets() as (ours, theirs):
+        handled = Handled(theirs)
+        theirs.handle_arrivals(handled)
+
+        read: list[bytes] = []
+        sent = False
+
+        async def flush() -> None:
+            nonlocal sent
+            if not sent:
+                sent = True
+                await ours.send(b"a")
+                await anyio.wait_all_tasks_blocked()
+
+        async def receive() -> None:
+            read.append(await theirs.receive())
+
+        theirs.before_wait = flush
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                while not (read or handled.data):
+                    await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+        assert read + handled.data == [b"a"]
