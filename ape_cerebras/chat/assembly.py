@@ -23,11 +23,10 @@ import orjson
 from ..errors import InvalidResponse, UpstreamFailed
 from .meter import read_json
 from .request import count_contents
-from .sse import EventReader, is_failure
+from .sse import END_MARKER, EventReader, is_failure
 
 __all__ = ("Assembly", "Reply")
 
-_END = b"[DONE]"
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_REPLY_BYTES = 32 * 1024 * 1024  # about
 _MAX_VALUES = 20_000  # in one event; they are parsed in 2 ms
@@ -84,7 +83,7 @@ class Assembly:
         if payloads or self._events.at_boundary:
             self._unfinished = len(chunk)
         for payload in payloads:
-            self._ended = self._ended or payload.startswith(_END)
+            self._ended = self._ended or payload.startswith(END_MARKER)
             if not self._ended:
                 self._take(payload)
 

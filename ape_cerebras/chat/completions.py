@@ -23,12 +23,13 @@ from ..limits.quota_pacing import estimate_prompt, estimate_reservation
 from ..net.event_loop import yield_shielded
 from ..telemetry.exchange import Exchange
 from ..upstream.client import UpstreamRequest, UpstreamResponse
+from ..upstream.connection import HandedOver
 from ..upstream.retry import RetryingClient
 from .assembly import Assembly
-from .meter import Meter, StreamMeter, meter_for
+from .meter import Meter, StreamMeter, look_into, meter_for, text_of
 from .models import Catalogue, UsageEstimates
 from .request import ChatRequest, Compression, read_chat_request
-from .sse import END_OF_BODY, PART_BYTES, parts
+from .sse import END_MARKER, END_OF_BODY, PART_BYTES, parts
 
 __all__ = ("Relay", "error_body", "error_event")
 
@@ -40,15 +41,9 @@ _NOT_REASSEMBLED = frozenset((b"content-type", b"content-encoding"))
 # Fields that concern one connection only (RFC 9110 section 7.6.1), or the other one not.
 _HOP_BY_HOP = frozenset(
     (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
         b"proxy-connection",  # never standard, still sent
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
+        *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     )
 )
 _NOT_DOWN = _HOP_BY_HOP | {
@@ -174,6 +169,8 @@ class Relay:
             state = meter if decoder is None else None
             downstream.send_head(exchange, response.status, headers, state)
             output = _PassedOn(exchange, downstream, meter, decoder)
+            if streams and downstream.can_send_now:
+                response.relay_arrivals(output.take_now)
         try:
             await _relay(response, output)
         finally:
@@ -218,21 +215,42 @@ class _PassedOn:
         self.downstream = downstream
         self._meter = meter
         self._decoder = decoder
-        self._ended_unread = False
+        self._ended_unread = self._partly_sent = False
+
+    def take_now(self, chunk: bytes, arrived_at: float) -> bool:
+        """``take`` outside of any task, of a chunk that is small and does not end the content.
+        Return whether all was sent. Raises HandedOver with a chunk that ``take`` has to take."""
+        exchange, sent_at = self._exchange, None
+        if len(chunk) > PART_BYTES or chunk.find(END_MARKER) >= 0:
+            raise HandedOver(chunk)
+        all_sent = self.downstream.send_chunk_now(chunk)
+        if exchange.streamed and exchange.first_output_at is None:
+            if not all_sent:  # the moment when it is sent may matter
+                self._partly_sent = True
+                raise HandedOver(chunk)
+            sent_at = self.downstream.stream.sent_at
+        self._meter.feed(chunk, arrived_at, sent_at)
+        if sent_at is not None:
+            self._note_send_seconds(sent_at)
+        return all_sent
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Send a chunk, then look at it, also if the client has gone: its tokens are used. Return
         whether the content has ended."""
-        sent_at, text = None, _text_of(chunk, self._decoder, self._exchange)
+        sent_at, text = None, text_of(chunk, self._decoder, self._exchange)
         try:
-            await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(text))
+            if self._partly_sent:
+                self._partly_sent = False
+                await self.downstream.flush()
+            else:
+                await self.downstream.send_chunk(chunk, hold=self._meter.may_hold(text))
             if self._exchange.streamed and self._exchange.first_output_at is None:
                 sent_at = self.downstream.stream.sent_at
         finally:
             if len(text) <= PART_BYTES:
                 self._meter.feed(text, arrived_at, sent_at)
             else:
-                await _look_into(text, self._meter, arrived_at, sent_at)
+                await look_into(text, self._meter, arrived_at, sent_at)
         if sent_at is not None:
             self._note_send_seconds(sent_at)
         # Compressed bytes go on behind the content's end: a checksum, if nothing else.
@@ -281,10 +299,10 @@ class _Reassembled:
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:
         """Look at a chunk and keep it. Return whether the content has ended."""
-        text = _text_of(chunk, self._decoder, self._exchange)
+        text = text_of(chunk, self._decoder, self._exchange)
         if self._decoder is not None and self._decoder.blind:
             raise InvalidResponse
-        await _look_into(text, self._meter, arrived_at, None)
+        await look_into(text, self._meter, arrived_at, None)
         for part in parts(text):
             self._assembly.feed(part)
             if len(part) < len(text):
@@ -336,22 +354,6 @@ async def _relay(response: UpstreamResponse, output: _PassedOn | _Reassembled) -
         response.wind_down(_END_TIMEOUT)
         with suppress(IdleTimeout, Truncated):
             await response.next_chunk()
-
-
-def _text_of(chunk: bytes, decoder: ContentDecoder | None, exchange: Exchange) -> bytes:
-    """What is to be looked into of a chunk; count what cannot be decoded."""
-    if decoder is None:
-        return chunk
-    exchange.unread_bytes += decoder.blind * len(chunk)
-    return decoder.latest
-
-
-async def _look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
-    """Meter a chunk in parts, between which the event loop goes on."""
-    for part in parts(chunk):
-        meter.feed(part, arrived_at, sent_at)
-        if len(part) < len(chunk):
-            await yield_shielded()
 
 
 def _headers_up(request: Request) -> Headers:

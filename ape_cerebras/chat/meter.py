@@ -27,8 +27,11 @@ from typing import Any
 
 import orjson
 
+from ..http1.body import ContentDecoder
+from ..net.event_loop import yield_shielded
 from ..telemetry.exchange import Exchange, TimeInfo, Usage
 from .sse import (
+    END_MARKER,
     END_OF_BODY,
     ERROR_FIRST,
     OUTPUT_TOKEN,
@@ -40,6 +43,7 @@ from .sse import (
     is_failure,
     is_notable,
     may_have_output,
+    parts,
     tokens_in,
 )
 
@@ -47,11 +51,12 @@ __all__ = (
     "Meter",
     "PlainMeter",
     "StreamMeter",
+    "look_into",
     "meter_for",
     "read_json",
+    "text_of",
 )
 
-_END = b"[DONE]"
 _TOTAL = re.compile(rb'(?<!\\)"(?:usage|time_info|model)"\s*:')
 _BATCH = 8  # events
 _MAX_PARSED_EVENT = 64 * 1024  # bytes
@@ -211,7 +216,8 @@ class StreamMeter:
 
     def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         text = b"\n".join(events)
-        plain = not (is_notable(text) or text.find(_END) >= 0 or len(text) > _MAX_PARSED_EVENT)
+        plain = not (is_notable(text) or text.find(END_MARKER) >= 0)
+        plain = plain and len(text) <= _MAX_PARSED_EVENT
         if plain and len([event for event in events if TOKEN.search(event)]) == len(events):
             self._exchange.last_token_at = arrived_at
             self._exchange.token_events += len(events)
@@ -223,7 +229,7 @@ class StreamMeter:
         for event in events:
             if exchange.done_seen:
                 break
-            if event.startswith(_END):
+            if event.startswith(END_MARKER):
                 exchange.done_seen = True
             elif len(event) > _MAX_PARSED_EVENT:
                 self._look_at_ends(event, arrived_at, sent_at)
@@ -284,6 +290,22 @@ def meter_for(
     if status == 200 and content_type.lower().startswith(b"text/event-stream"):
         return StreamMeter(exchange, gap_bounds, choices)
     return PlainMeter(exchange, readable=status == 200 and b"json" in content_type.lower())
+
+
+def text_of(chunk: bytes, decoder: ContentDecoder | None, exchange: Exchange) -> bytes:
+    """What is to be looked into of a chunk; count what cannot be decoded."""
+    if decoder is None:
+        return chunk
+    exchange.unread_bytes += decoder.blind * len(chunk)
+    return decoder.latest
+
+
+async def look_into(chunk: bytes, meter: Meter, arrived_at: float, sent_at: float | None) -> None:
+    """Meter a chunk in parts, between which the event loop goes on."""
+    for part in parts(chunk):
+        meter.feed(part, arrived_at, sent_at)
+        if len(part) < len(chunk):
+            await yield_shielded()
 
 
 def _read_totals(exchange: Exchange, response: Any) -> None:

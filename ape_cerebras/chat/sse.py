@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 __all__ = (
+    "END_MARKER",
     "END_OF_BODY",
     "ERROR_FIRST",
     "OUTPUT_TOKEN",
@@ -33,6 +34,9 @@ __all__ = (
     "parts",
     "tokens_in",
 )
+
+END_MARKER = b"[DONE]"
+"""Begins the payload that ends a stream."""
 
 END_OF_BODY = b"\n\n"
 """To be fed behind a body that has ended by its framing: its end ends the last event. The standard

@@ -266,6 +266,19 @@ class Downstream:
         if not hold or self._held_bytes >= _MAX_HELD:
             await self.flush()
 
+    @property
+    def can_send_now(self) -> bool:
+        """Whether ``send_chunk_now`` is of use."""
+        return isinstance(self.stream, SocketStream)
+
+    def send_chunk_now(self, chunk: bytes) -> bool:
+        """Send as much of a piece of the body as the client's socket takes at once, and hold the
+        rest for ``flush``. Return whether that was all of it, and of what was held before. Raises
+        Misframed, as ``send_chunk``; where the connection is broken, ``flush`` finds it."""
+        self._held.append(chunk)
+        self._frame_held()
+        return self._buffer.flush_now(self.stream)
+
     async def send_end(self) -> None:
         """End the response as complete; once is enough. Raises Misframed where some is missing."""
         if self.ended:

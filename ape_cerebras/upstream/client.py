@@ -20,6 +20,7 @@ from ..http1.messages import Headers
 from ..net.event_loop import loop_clock
 from ..telemetry.exchange import NO_QUOTA, Exchange, Quota
 from .connect import RECEIVE_BUFFER, Connect, connect_tcp, ssl_context_for
+from .connection import HandedOver
 from .pool import Pool, PooledConnection
 
 __all__ = (
@@ -164,7 +165,7 @@ class UpstreamResponse:
     def close(self) -> None:
         """Give the connection back as it was. A response not read to its end closes it."""
         self._stop_counting()
-        self._raw.before_wait = None
+        self._end_relaying()
         self._raw.read_timeout = math.inf
         self._end_peeking()
         self._pool.give_back(self._connection)
@@ -245,7 +246,10 @@ class UpstreamResponse:
             return self._ahead.pop(0)
         if self._awaits_token and self._exchange.first_token_at is not None:
             self._end_peeking()
-        chunk = await self._connection.next_chunk()
+        try:
+            chunk = await self._connection.next_chunk()
+        except HandedOver as left:
+            return left.chunk
         if chunk is not None:
             decoder = self.decoder
             leaks = self._leaks.found_in(chunk if decoder is None else decoder.decode(chunk))
@@ -277,11 +281,32 @@ class UpstreamResponse:
         """Have ``hook`` awaited whenever a read has to wait, until the content has ended."""
         self._raw.before_wait = hook
 
+    def relay_arrivals(self, relay: Callable[[bytes, float], bool]) -> None:
+        """Have ``relay`` take the chunks that arrive, at those moments, while ``next_chunk`` waits,
+        until the content has ended, where the stream can do that and the body is not compressed. It
+        raises HandedOver with one that it leaves to ``next_chunk``, and returns whether to wait
+        on."""
+        if self.decoder is None:
+            self._relay = relay
+            self._connection.handle_chunks(self._handle_chunk)
+
+    def _handle_chunk(self, chunk: bytes) -> bool:
+        if self._leaks.found_in(chunk):
+            raise ResponseWithheld
+        goes_on = self._relay(chunk, self._connection.arrived_at)
+        if self._awaits_token and self._exchange.first_token_at is not None:
+            self._end_peeking()
+        return goes_on
+
+    def _end_relaying(self) -> None:
+        self._raw.before_wait = None
+        self._connection.handle_chunks(None)
+
     def wind_down(self, seconds: float) -> None:
         """Wait no longer than that for the rest: the content has ended, but not the body's framing.
         With 0 no read waits at all. Nothing is flushed before these waits, and none is counted."""
         self._stop_counting()
-        self._raw.before_wait = None
+        self._end_relaying()
         self._raw.read_timeout = seconds
 
 

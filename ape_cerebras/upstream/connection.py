@@ -16,12 +16,12 @@ Closing awaits nothing, so that a cancelled request closes its connection there 
 
 import math
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 import anyio
 import httpcore
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream
 
 from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, RequestRefused, Truncated
@@ -31,10 +31,22 @@ from ..http1.response_head import ResponseGuard
 from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
 from ..net.timestamps import CERTAIN_SECONDS
 
-__all__ = ("Connection", "ResponseHead", "UpstreamStream")
+__all__ = ("Connection", "HandedOver", "ResponseHead", "UpstreamStream")
 
+_FAILURES = (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError)
+_RECORDS_AT_ONCE = 32  # of TLS that are handled before other streams
 _AT_ONCE = 64 * 1024
 """Bytes of a request that are sent before anything is read. The kernel takes as many."""
+
+
+class HandedOver(Exception):
+    """What a handler of arrivals leaves to the task that waits for them: a chunk, the failure of
+    its read, or neither, where the task has to look at the framing."""
+
+    def __init__(self, chunk: bytes = b"", failure: Exception | None = None) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.failure = failure
 
 
 class UpstreamStream(httpcore.AsyncNetworkStream):
@@ -60,6 +72,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self._writes = WriteBuffer(stream)
         self._awaits_head = False
         self._arrived = bytearray()  # and not read yet
+        self._handler: Callable[[bytes], bool] | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -95,7 +108,12 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
 
     async def _receive(self, max_bytes: int) -> bytes:
         try:
-            return await self._stream.receive(max_bytes)
+            try:
+                return await self._stream.receive(max_bytes)
+            except HandedOver as left:
+                if left.chunk or left.failure:
+                    raise left.failure or left from None
+                return b""
         except EndOfStream:
             self.cause = "closed"
             return b""
@@ -189,15 +207,53 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         meanwhile. It has to be a read, not a look at the socket: a server may send a TLS session
         ticket at any time, which is no response.
         """
-        self.raw.read_timeout = 0
+        timeout, self.raw.read_timeout = self.raw.read_timeout, 0
         try:
             return await self._stream.receive(READ_BYTES)
         except PeerStalled:
             return None
-        except (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError):
+        except _FAILURES:
             return b""
         finally:
-            self.raw.read_timeout = math.inf
+            self.raw.read_timeout = timeout
+
+    def handle_arrivals(self, handler: Callable[[bytes], bool] | None) -> bool:
+        """Call ``handler`` with what arrives while a ``read`` waits, through TLS too; see
+        ``TimestampedStream``. What it raises ``read`` raises."""
+        self._handler = handler
+        return self.raw.handle_arrivals(None if handler is None else self._handle_arrival)
+
+    def _handle_arrival(self) -> bool:
+        """Handle what has arrived. Whatever is left then is for a new ``receive``: TLS may have
+        decrypted more, and who waits for the socket would not see that."""
+        for _ in range(_RECORDS_AT_ONCE):
+            try:
+                data = self._receive_nowait()
+            except (WouldBlock, PeerStalled):  # perhaps a part of a TLS record has arrived
+                return True
+            except _FAILURES as failure:
+                raise HandedOver(failure=failure) from None
+            if self._handler is None or not self._handler(data):
+                break
+            if self._stream is self.raw:
+                return True
+        raise HandedOver
+
+    def _receive_nowait(self) -> bytes:
+        """Receive what has arrived, outside of any task: TLS streams of anyio can receive in a task
+        only, but one that need not wait is over at the first step of its coroutine."""
+        if self._stream is self.raw:
+            return self.raw.receive_nowait()
+        timeout, self.raw.read_timeout = self.raw.read_timeout, 0
+        step = self._stream.receive(READ_BYTES)
+        try:
+            step.send(None)
+        except StopIteration as received:
+            return bytes(received.value)
+        finally:
+            self.raw.read_timeout = timeout
+            step.close()
+        raise BrokenResourceError  # it waits to send what TLS needs to, which has no room
 
     async def aclose(self) -> None:
         self.raw.close()
@@ -248,6 +304,7 @@ class Connection:
         self._reader: BodyReader | None = None  # None where the body ends with the connection
         self._keeps_alive = False
         self._arrived = bytearray()  # of the body, and not read yet
+        self._handler: Callable[[bytes], bool] | None = None
         self.reusable = False
 
     async def request(
@@ -284,10 +341,29 @@ class Connection:
         self._body: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
         return ResponseHead(response.status, fields, first)
 
+    def handle_chunks(self, handler: Callable[[bytes], bool] | None) -> None:
+        """Call ``handler`` with the chunks that arrive while ``next_chunk`` waits, where the stream
+        can do that; see ``TimestampedStream.handle_arrivals``. What it raises that one raises."""
+        self._handler = handler
+        framed = handler is not None and self._reader is not None
+        self.stream.handle_arrivals(self._handle_arrival if framed else None)
+
+    def _handle_arrival(self, arrived: bytes) -> bool:
+        reader, stream, handler = self._reader, self.stream, self._handler
+        assert reader is not None  # noqa: S101 - handle_chunks
+        assert handler is not None  # noqa: S101 - likewise
+        self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
+        self._arrived += arrived
+        chunk = reader.take(self._arrived)
+        goes_on = not chunk or handler(chunk)
+        if reader.ended or reader.paused:
+            raise HandedOver
+        return goes_on
+
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body, without its framing; None at its end.
 
-        Raises IdleTimeout, Truncated, and what ``before_wait`` raises.
+        Raises IdleTimeout, Truncated, and what ``before_wait`` and the handler of chunks raise.
         """
         reader, stream = self._reader, self.stream
         sent_at = stream.sent_at or -math.inf
@@ -296,15 +372,14 @@ class Connection:
                 data = await self._body.read(READ_BYTES)
                 self.arrived_at = max(stream.raw.arrived_at, sent_at)
                 return data or None
-            if reader.paused:
-                await anyio.lowlevel.checkpoint()
             while not reader.ended:
-                if not reader.paused:
-                    arrived = await self._body.read(READ_BYTES)
-                    if not arrived:
-                        raise Truncated(stream.cause)
+                if reader.paused:
+                    await anyio.lowlevel.checkpoint()
+                elif arrived := await self._body.read(READ_BYTES):
                     self.arrived_at = max(stream.raw.arrived_at, sent_at)
                     self._arrived += arrived
+                elif stream.cause is not None:
+                    raise Truncated(stream.cause)
                 if data := reader.take(self._arrived):
                     return data
         except httpcore.ReadTimeout:

@@ -1,0 +1,161 @@
+"""Tokens are relayed where they arrive, without a resumption of the task that serves the client;
+what is not so simple that task does, and nobody sees the difference."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from end_to_end import (
+    FINISH,
+    KEY,
+    TOKEN,
+    Conversation,
+    chat,
+    events,
+    running_proxy,
+    running_upstream,
+)
+from tls_upstream import over_tls
+
+from ape_cerebras.downstream.connection import Downstream
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.client import UpstreamResponse
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
+
+STREAMED = chat(b'{"model":"gpt-oss-120b","messages":[],"stream":true}')
+REASONING = TOKEN.replace(b"content", b"reasoning")
+
+
+@pytest.fixture(params=["plain", "tls"])
+def leaf(request: pytest.FixtureRequest, authority: trustme.CA) -> trustme.LeafCert | None:
+    return authority.issue_cert("localhost") if request.param == "tls" else None
+
+
+class StepByStep:
+    """A stream whose next chunk is sent when the client has the one before."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+        self.go = anyio.Semaphore(0)
+
+    async def __call__(self, peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        for chunk in self.chunks:
+            await self.go.acquire()
+            await peer.chunk(chunk)
+        await peer.end()
+
+
+async def relayed(
+    script: StepByStep, leaf: trustme.LeafCert | None, bundle: str
+) -> tuple[bytes, dict[str, Any]]:
+    """What the client got of the body, and the line of the exchange."""
+    scheme = "http" if leaf is None else "https"
+    async with running_upstream(script if leaf is None else over_tls(script, leaf)) as upstream:
+        url = f"{scheme}://localhost:{upstream.port}"
+        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
+            client = await running.client()
+            await client.send(STREAMED)
+            got = b""
+            for chunk in script.chunks[:-1]:
+                script.go.release()
+                got += await client.until(chunk[-20:])
+            script.go.release()
+            got += await client.until(b"0\r\n\r\n")
+            return got, await running.lines.exchange()
+
+
+def content_of(response: bytes) -> bytes:
+    """The body's content, without the framing of its chunks."""
+    _, _, body = response.partition(b"\r\n\r\n")
+    return b"".join(re.findall(rb"(?s)(data: .*?\n\n)", body))
+
+
+def numbered(count: int) -> list[bytes]:
+    return [events(TOKEN.replace(b'"a"', b'"%d"' % number)) for number in range(count)]
+
+
+async def test_tokens_resume_no_task(
+    leaf: trustme.LeafCert | None, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed = 0
+    next_chunk = UpstreamResponse.next_chunk
+
+    async def counted(response: UpstreamResponse) -> bytes | None:
+        nonlocal resumed
+        resumed += 1
+        return await next_chunk(response)
+
+    monkeypatch.setattr(UpstreamResponse, "next_chunk", counted)
+    counts = []
+    for tokens in (4, 40):
+        resumed = 0
+        script = StepByStep(*numbered(tokens), events(FINISH, b"[DONE]"))
+        got, line = await relayed(script, leaf, bundle)
+        assert content_of(got) == b"".join(script.chunks)
+        assert line["outcome"] == "completed"
+        counts.append(resumed)
+    assert counts[1] <= counts[0] + 3  # arrivals that were coalesced
+
+
+def taking(most: int) -> Callable[[SocketStream, bytes], int]:
+    return lambda stream, item: stream.send_nowait(item[:most])
+
+
+@pytest.mark.parametrize("most", [0, 1, 50])
+async def test_a_client_that_takes_a_part_at_once_gets_the_rest(
+    most: int, leaf: trustme.LeafCert | None, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SocketStream, "send_now", taking(most))
+    chunks = [events(b'{"choices":[{"delta":{"role":"assistant"}}]}'), events(REASONING)]
+    script = StepByStep(*chunks, *numbered(5), events(FINISH, b"[DONE]"))
+    got, line = await relayed(script, leaf, bundle)
+    assert content_of(got) == b"".join(script.chunks)
+    assert line["outcome"] == "completed"
+    assert line["ttft_source"] == "measured"
+    assert 0 < line["upstream_ttft_seconds"] <= line["ttft_seconds"] <= line["ttfo_seconds"]
+    assert line["generation_seconds"] > 0
+
+
+async def test_a_first_token_that_waits_for_its_client_is_timed_when_it_was_sent(
+    leaf: trustme.LeafCert | None, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket takes nothing of it at once, and the task sends it later."""
+    flush = Downstream.flush
+
+    async def flush_late(downstream: Downstream) -> None:
+        await anyio.sleep(0.01)  # the time that is measured
+        await flush(downstream)
+
+    monkeypatch.setattr(SocketStream, "send_now", taking(0))
+    monkeypatch.setattr(Downstream, "flush", flush_late)
+    script = StepByStep(*numbered(2), events(FINISH, b"[DONE]"))
+    _, line = await relayed(script, leaf, bundle)
+    assert line["proxy_ttft_seconds"] >= 0.009
+
+
+async def test_a_key_in_a_token_is_withheld_where_it_arrives(
+    leaf: trustme.LeafCert | None, bundle: str
+) -> None:
+    leak = events(TOKEN.replace(b'"a"', b'"%s"' % KEY.encode()))
+    script = StepByStep(*numbered(3), leak)
+    cut = b""
+    scheme = "http" if leaf is None else "https"
+    async with running_upstream(script if leaf is None else over_tls(script, leaf)) as upstream:
+        url = f"{scheme}://localhost:{upstream.port}"
+        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
+            client = await running.client()
+            await client.send(STREAMED)
+            for chunk in script.chunks[:3]:
+                script.go.release()
+                cut += await client.until(chunk[-20:])
+            script.go.release()
+            cut += await client.until_closed()
+            line = await running.lines.exchange()
+    assert KEY[:8].encode() not in cut
+    assert line["outcome"] == "upstream_invalid"

@@ -1,0 +1,167 @@
+"""Chunks that are handled as they arrive, while the task that waits for the next one waits on."""
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import httpcore
+import pytest
+import trustme
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+from sockets import sockets
+
+from ape_cerebras.errors import Truncated
+from ape_cerebras.net.socket_stream import SocketStream
+from ape_cerebras.upstream.connection import Connection, HandedOver, UpstreamStream
+
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+def framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@asynccontextmanager
+async def encrypted(
+    ours: SocketStream, theirs: SocketStream, authority: trustme.CA
+) -> AsyncIterator[tuple[ByteStream, ByteStream]]:
+    client, server = (
+        ssl.create_default_context(),
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH),
+    )
+    authority.configure_trust(client)
+    authority.issue_cert("localhost").configure_cert(server)
+    ends: list[ByteStream] = []
+
+    async def wrap() -> None:
+        ends.append(await TLSStream.wrap(theirs, server_side=True, ssl_context=server))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wrap)
+        stream = await TLSStream.wrap(ours, ssl_context=client, hostname="localhost")
+    yield stream, ends[0]
+
+
+class Relayed:
+    """A connection in the middle of a response, the peer that sends it, and what arrived."""
+
+    def __init__(self, connection: Connection, peer: ByteStream, raw_peer: SocketStream) -> None:
+        self.connection, self.peer, self.raw_peer = connection, peer, raw_peer
+        self.handled: list[bytes] = []
+        self.returned: list[bytes | None] = []
+
+    def handle(self, chunk: bytes) -> bool:
+        self.handled.append(chunk)
+        if chunk.endswith(b"left"):
+            raise HandedOver(chunk)
+        return True
+
+    async def receive(self) -> None:
+        self.returned.append(await self.connection.next_chunk())
+
+    async def send(self, data: bytes, until: Callable[[], bool]) -> None:
+        """Send once everybody waits, and come back when that has had its effect."""
+        await anyio.wait_all_tasks_blocked()
+        await self.peer.send(data)
+        with anyio.fail_after(5):
+            while not until():
+                await anyio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def relayed(authority: trustme.CA, *, tls: bool) -> AsyncIterator[Relayed]:
+    async with sockets() as (ours, theirs):
+        stream: ByteStream = ours
+        peer: ByteStream = theirs
+        if tls:
+            async with encrypted(ours, theirs, authority) as (stream, peer):
+                pass
+        connection = Connection(UpstreamStream(ours, stream))
+        await peer.send(HEAD)
+        await connection.request("GET", httpcore.URL("http://a/"), ((b"host", b"a"),))
+        await peer.receive()
+        yield Relayed(connection, peer, theirs)
+
+
+with_and_without_tls = pytest.mark.parametrize("tls", [False, True])
+
+
+@with_and_without_tls
+async def test_chunks_however_cut(tls: bool, authority: trustme.CA) -> None:
+    async with relayed(authority, tls=tls) as relay, anyio.create_task_group() as tasks:
+        relay.connection.handle_chunks(relay.handle)
+        tasks.start_soon(relay.receive)
+        handled = relay.handled
+        await relay.send(framed(b"one"), lambda: handled == [b"one"])
+        arrived_at = relay.connection.arrived_at
+        await relay.send(framed(b"two")[:4], lambda: True)
+        await relay.send(framed(b"two")[4:], lambda: b"".join(handled) == b"onetwo")
+        await relay.send(framed(b"3") + framed(b"4"), lambda: b"".join(handled) == b"onetwo34")
+        assert relay.connection.arrived_at > arrived_at
+        assert relay.returned == []  # it waits on
+        await relay.send(framed(b"last") + END, lambda: relay.returned == [None])
+        assert b"".join(handled) == b"onetwo34last"
+        assert relay.connection.reusable
+
+
+@with_and_without_tls
+async def test_a_chunk_that_is_left_to_the_task(tls: bool, authority: trustme.CA) -> None:
+    async with relayed(authority, tls=tls) as relay, anyio.create_task_group() as tasks:
+        relay.connection.handle_chunks(relay.handle)
+
+        async def send() -> None:
+            await relay.send(framed(b"a"), lambda: relay.handled == [b"a"])
+            await relay.send(framed(b"is left"), lambda: True)
+
+        tasks.start_soon(send)
+        with pytest.raises(HandedOver) as left:
+            await relay.connection.next_chunk()
+        assert left.value.chunk == b"is left"
+        relay.connection.handle_chunks(None)
+        await relay.peer.send(framed(b"b") + END)
+        assert await relay.connection.next_chunk() == b"b"
+        assert await relay.connection.next_chunk() is None
+        assert b"".join(relay.handled) == b"ais left"
+
+
+@pytest.mark.parametrize("end", ["closed", "cut", "reset", "malformed", "trailing"])
+@with_and_without_tls
+async def test_every_end_is_the_same_as_without(tls: bool, end: str, authority: trustme.CA) -> None:
+    async def found(*, handles: bool) -> tuple[object, ...]:
+        async with relayed(authority, tls=tls) as relay, anyio.create_task_group() as tasks:
+            if handles:
+                relay.connection.handle_chunks(relay.handle)
+
+            async def finish() -> None:
+                await relay.send(framed(b"a"), lambda: bool(relay.handled or chunks))
+                await anyio.wait_all_tasks_blocked()
+                if end == "closed":
+                    await relay.peer.aclose()
+                elif end == "cut":
+                    relay.raw_peer.close()
+                elif end == "reset":
+                    relay.raw_peer.reset()
+                elif end == "malformed":
+                    await relay.peer.send(b"odd\r\n")
+                else:
+                    await relay.peer.send(END + b"more")
+
+            chunks: list[bytes] = []
+            cause = None
+            tasks.start_soon(finish)
+            try:
+                while (chunk := await relay.connection.next_chunk()) is not None:
+                    chunks.append(chunk)
+            except Truncated as truncated:
+                cause = truncated.cause
+            return b"".join(relay.handled + chunks), cause, relay.connection.reusable
+        raise AssertionError
+
+    expected = await found(handles=False)
+    assert expected[0] == b"a"
+    assert await found(handles=True) == expected
