@@ -246,17 +246,18 @@ async def connect_many(made: Store, relay: RedisRelay) -> None:
 async def test_connections_to_a_peer_that_is_gone_fail_once_not_one_by_one(
     server: RedisServer, emptied: Redis
 ) -> None:
-    async with redis_relay(server) as relay, store(relay.url, 0.3, closed=False) as made:
+    async with redis_relay(server) as relay, store(relay.url, closed=False) as made:
         await connect_many(made, relay)
 
         async def lose(client: SocketStream, data: bytes) -> None:
             pass
 
-        relay.spoil = lose
+        relay.spoil, patient = lose, made.limits._timeout
+        made.limits._timeout = 0.3
         await made.charge([Charge(REQUESTS, 1)], 100.0)
         assert made.logged == [False]
         await until(lambda: not relay.open)
-        relay.spoil = None
+        relay.spoil, made.limits._timeout = None, patient
         await made.charge([Charge(REQUESTS, 1)], 101.5)
         assert made.logged == [False, True]
 
