@@ -232,6 +232,8 @@ class _PassedOn:
         self._meter.feed(chunk, arrived_at, sent_at)
         if sent_at is not None:
             self._note_send_seconds(sent_at)
+        if exchange.done_seen:  # by a marker that came in two chunks
+            raise HandedOver(b"")
         return all_sent
 
     async def take(self, chunk: bytes, arrived_at: float) -> bool:

@@ -40,10 +40,10 @@ _AT_ONCE = 64 * 1024
 
 
 class HandedOver(Exception):
-    """What a handler of arrivals leaves to the task that waits for them: a chunk, the failure of
-    its read, or neither, where the task has to look at the framing."""
+    """What a handler of arrivals leaves to the task that waits for them: a chunk, which is empty
+    where the content has ended; the failure of its read; or neither, to look at the framing."""
 
-    def __init__(self, chunk: bytes = b"", failure: Exception | None = None) -> None:
+    def __init__(self, chunk: bytes | None = None, failure: Exception | None = None) -> None:
         super().__init__()
         self.chunk = chunk
         self.failure = failure
@@ -111,9 +111,9 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             try:
                 return await self._stream.receive(max_bytes)
             except HandedOver as left:
-                if left.chunk or left.failure:
-                    raise left.failure or left from None
-                return b""
+                if left.chunk is None and left.failure is None:
+                    return b""
+                raise left.failure or left from None
         except EndOfStream:
             self.cause = "closed"
             return b""

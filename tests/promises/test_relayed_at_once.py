@@ -139,6 +139,32 @@ async def test_a_first_token_that_waits_for_its_client_is_timed_when_it_was_sent
     assert line["proxy_ttft_seconds"] >= 0.009
 
 
+async def test_an_end_marker_cut_in_two_ends_the_stream_at_once(
+    leaf: trustme.LeafCert | None, bundle: str
+) -> None:
+    """Although upstream does not end the body."""
+    script = StepByStep(*numbered(2), events(FINISH), b"data: [DO", b"NE]\n\n")
+    end, ended = script.chunks[-1], anyio.Event()
+
+    async def endless(peer: Conversation) -> None:
+        peer.end = ended.wait  # type: ignore[method-assign]
+        await script(peer)
+
+    scheme = "http" if leaf is None else "https"
+    async with running_upstream(endless if leaf is None else over_tls(endless, leaf)) as upstream:
+        url = f"{scheme}://localhost:{upstream.port}"
+        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
+            client = await running.client()
+            await client.send(STREAMED)
+            for chunk in script.chunks[:-1]:
+                script.go.release()
+                await client.until(chunk[-9:])
+            script.go.release()
+            assert end in await client.until(b"0\r\n\r\n")
+            assert (await running.lines.exchange())["outcome"] == "completed"
+        ended.set()
+
+
 async def test_a_key_in_a_token_is_withheld_where_it_arrives(
     leaf: trustme.LeafCert | None, bundle: str
 ) -> None:
