@@ -182,6 +182,7 @@ class Readiness:
         self._handler = self._hook = self._end_hook = None
         if self._poller is not None:
             self._poller.forget(self._socket)
+        self._read_waiter.handle(None)
         anyio.notify_closing(self._socket)
 
 
@@ -221,16 +222,16 @@ class EdgeWaiter(Waiter):
         """Have ``handler`` do, at once, what whoever waits would do. That one is woken only where
         it returns False, or fails: then the wait fails likewise."""
         future = self.future
-        self.ready = True
+        self.ready = self.ended
         goes_on = False
         try:
             goes_on = handler()
         except Exception as error:
             self._failure = error
-        if goes_on:
-            self.ready = self.ended
-        elif future is not None and not future.done():
-            future.set_result(True)
+        if not goes_on:
+            self.ready = True
+            if future is not None and not future.done():
+                future.set_result(True)
 
     def set_deadline(self, until: float) -> None:
         self._until = until

@@ -100,6 +100,7 @@ class SocketStream(TimestampedStream):
         if self._peeker is not None:
             self._peeker.poll()
         self._end_wait()
+        self._drained = False  # until a read shows it: TLS reads until it would block
         goes_on = self._handler is not None and self._handler() and self._drained
         if goes_on:
             self._begin_wait()
@@ -228,7 +229,8 @@ class SocketStream(TimestampedStream):
         self._until_yield -= 1
         if self._until_yield <= 0:
             self._until_yield = _YIELD_EVERY
-            await anyio.lowlevel.checkpoint()
+            if self.read_timeout:  # else it is for a read through TLS, which must not wait
+                await anyio.lowlevel.checkpoint()
         self._until_yield -= len(item) // _BYTES_OF_ONE
         unsent = memoryview(item)
         while unsent:
@@ -236,6 +238,8 @@ class SocketStream(TimestampedStream):
             try:
                 unsent = unsent[self._socket.send(unsent) :]
             except BlockingIOError:
+                if not self.read_timeout:  # likewise; on trio it would wait in the poller's task
+                    raise BrokenResourceError from None
                 self._until_yield = _YIELD_EVERY
                 until = min(began_at + self.write_timeout, self.deadline)
                 try:
@@ -260,7 +264,8 @@ class SocketStream(TimestampedStream):
             self._peeker.poll()
         self.left_at = self.now()
         sent = self.send_nowait(item)
-        self.written_at = self.now()
+        if sent:
+            self.written_at = self.now()
         return sent
 
     async def send_eof(self) -> None:

@@ -59,7 +59,8 @@ class TimestampedStream(ByteStream):
     ``most_at_once``: the most bytes read in a row without a wait, since somebody set it to 0.
     ``deadline``: when every wait ends at the latest that begins from now on; infinity for never.
     ``read_timeout``, ``write_timeout``: the longest wait in seconds. With a ``read_timeout`` of 0
-    a read neither waits nor calls ``before_wait``: PeerStalled at once.
+    a read neither waits nor calls ``before_wait``: PeerStalled at once. Nor does a write
+    wait, which a read through TLS may need: BrokenResourceError.
     ``peer``: the address of the other side, where whoever made the stream knows it.
     """
 

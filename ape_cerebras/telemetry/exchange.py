@@ -241,10 +241,10 @@ class Exchange:
     response_model: str | None = None  # the model named in the response
     finish_reason: str | None = None  # of the last choice to end
     service_tier: str | None = None  # as the response names it
+    unread_bytes: int = 0  # of a body that nobody could decode, as they came
 
     # chat/completions
     token_send_seconds: float = 0.0  # that writing took, to the client, with a first token in it
-    unread_bytes: int = 0  # of a body that nobody could decode, as they came
     estimated_usage: Usage | None = None  # where the API did the work and did not report all of it
     cost: Decimal | None = None  # of the usage that counts
 

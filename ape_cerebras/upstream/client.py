@@ -144,6 +144,7 @@ class UpstreamResponse:
         self._config = config
         self._awaits_token = awaits_token
         self._ahead: list[bytes | None] = []
+        self._relay: Callable[[bytes, float], bool] | None = None
         self.status = 0
         self.headers: Headers = ()
         self._first: dict[bytes, bytes] = {}  # the first value of each name
@@ -293,6 +294,7 @@ class UpstreamResponse:
     def _handle_chunk(self, chunk: bytes) -> bool:
         if self._leaks.found_in(chunk):
             raise ResponseWithheld
+        assert self._relay is not None  # noqa: S101 - relay_arrivals
         goes_on = self._relay(chunk, self._connection.arrived_at)
         if self._awaits_token and self._exchange.first_token_at is not None:
             self._end_peeking()
@@ -300,7 +302,9 @@ class UpstreamResponse:
 
     def _end_relaying(self) -> None:
         self._raw.before_wait = None
-        self._connection.handle_chunks(None)
+        if self._relay is not None:
+            self._relay = None
+            self._connection.handle_chunks(None)
 
     def wind_down(self, seconds: float) -> None:
         """Wait no longer than that for the rest: the content has ended, but not the body's framing.

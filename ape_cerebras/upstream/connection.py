@@ -48,6 +48,12 @@ class HandedOver(Exception):
         self.chunk = chunk
         self.failure = failure
 
+    def take(self) -> Exception:
+        """What to raise of it. The failure gets this for its context where it is raised, and may
+        not be its attribute any more: that would be a reference cycle."""
+        failure, self.failure = self.failure, None
+        return failure or self
+
 
 class UpstreamStream(httpcore.AsyncNetworkStream):
     """httpcore's network stream over one of ours.
@@ -113,7 +119,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
             except HandedOver as left:
                 if left.chunk is None and left.failure is None:
                     return b""
-                raise left.failure or left from None
+                raise left.take() from None
         except EndOfStream:
             self.cause = "closed"
             return b""

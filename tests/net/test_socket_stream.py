@@ -539,3 +539,40 @@ async def test_what_arrives_before_a_wait_is_not_missed_by_a_handler() -> None:
                     await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
         assert read + handled.data == [b"a"]
+
+
+async def test_closing_wakes_a_reader_whose_arrivals_are_handled() -> None:
+    async with sockets() as (_, theirs):
+        theirs.handle_arrivals(Handled(theirs))
+        with anyio.fail_after(2):
+            async with anyio.create_task_group() as tasks:
+
+                async def close() -> None:
+                    await anyio.wait_all_tasks_blocked()
+                    theirs.close()
+
+                tasks.start_soon(close)
+                with pytest.raises(ClosedResourceError):
+                    await theirs.receive()
+
+
+async def test_a_write_for_a_read_that_must_not_wait_does_not_wait_either() -> None:
+    """TLS may have to write where it reads, also outside of any task."""
+    async with sockets() as (ours, _):
+        ours.read_timeout = 0
+        for _ in range(100):  # more than are made in a row without a checkpoint
+            with pytest.raises(StopIteration):
+                ours.send(b"a").send(None)
+        with pytest.raises(BrokenResourceError):  # noqa: PT012 - until there is no room
+            while True:
+                with pytest.raises(StopIteration):
+                    ours.send(bytes(2**20)).send(None)
+
+
+async def test_nothing_has_left_where_nothing_could_be_sent_now() -> None:
+    async with sockets() as (ours, _):
+        while ours.send_nowait(bytes(1024 * 1024)):
+            pass
+        written_at = ours.written_at
+        assert ours.send_now(b"a") == 0
+        assert ours.written_at == written_at

@@ -1,5 +1,6 @@
 """Chunks that are handled as they arrive, while the task that waits for the next one waits on."""
 
+import gc
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -167,3 +168,53 @@ async def test_every_end_is_the_same_as_without(tls: bool, end: str, authority: 
     expected = await found(handles=False)
     assert expected[0] == b"a"
     assert await found(handles=True) == expected
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True)
+@with_and_without_tls
+async def test_an_arrival_is_read_once(
+    tls: bool, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not again to see that nothing is left, where edges tell: through TLS, too."""
+    async with relayed(authority, tls=tls) as relay, anyio.create_task_group() as tasks:
+        reads = 0
+        read = SocketStream._read_arrived
+
+        def counted(stream: SocketStream, max_bytes: int) -> bytes:
+            nonlocal reads
+            reads += stream is relay.connection.stream.raw
+            return read(stream, max_bytes)
+
+        relay.connection.handle_chunks(relay.handle)
+        tasks.start_soon(relay.receive)
+        await anyio.wait_all_tasks_blocked()
+        monkeypatch.setattr(SocketStream, "_read_arrived", counted)
+        for number in range(1, 6):
+            await relay.send(framed(b"a"), lambda: len(relay.handled) == number)  # noqa: B023
+        assert reads == 5
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_end_of_tls_leaves_no_cyclic_garbage(authority: trustme.CA) -> None:
+    """It is found by the handler, and raised by the read."""
+    async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
+        relay.connection.handle_chunks(relay.handle)
+
+        async def finish() -> None:
+            await anyio.wait_all_tasks_blocked()
+            with suppress(anyio.BrokenResourceError, ssl.SSLError):
+                await relay.peer.aclose()
+
+        tasks.start_soon(finish)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            with suppress(Truncated):
+                await relay.connection.next_chunk()
+            gc.collect()
+            failures = [each for each in gc.garbage if isinstance(each, HandedOver)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            relay.connection.close()  # which a peer's end of TLS waits for
+        assert failures == []
