@@ -32,7 +32,8 @@ The way of a request; each room is entered once on the way up and once on the wa
     8   chat/completions         chat/request: read, edit, compress
     9     limits/admission       only where limits are set
     10    upstream/client        retry, pool, httpcore: request out, head in        sent_at, head_at
-    11  chat/completions         loop: chunk arrives, downstream sends it, chat/meter looks at it
+    11  chat/completions         loop: chunk arrives, downstream sends it, chat/meter looks at it;
+                                 a small one in the callback of its arrival, while the loop waits
     12  proxy, finally           Timings.of(exchange); metrics, health, logs        finished_at
     13  downstream.reusable      to 3, or linger and close
 
