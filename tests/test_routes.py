@@ -56,7 +56,8 @@ class Call:
         await client.send("\r\n".join([*head, "", ""]).encode() + body)
         self.exchange.started_at = await downstream.wait_for_request() or 0.0
         try:
-            await proxy._respond(self.exchange, downstream, {**table, CHAT.encode(): chat})
+            with downstream.exchange_scope():
+                await proxy._respond(self.exchange, downstream, {**table, CHAT.encode(): chat})
         finally:
             self.response = b"".join(stream.sent)
             self.warmed = proxy._warmup._changed.is_set()
