@@ -8,8 +8,6 @@ import fcntl
 import socket
 import sys
 import termios
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -21,15 +19,12 @@ from end_to_end import (
     TOKEN,
     Client,
     Conversation,
-    Running,
-    Script,
     chat,
     events,
     hold_the_loop,
     running_proxy,
-    running_upstream,
 )
-from tls_upstream import over_tls
+from tls_upstream import proxy_before
 
 from ape_cerebras.net.socket_stream import SocketStream
 
@@ -44,23 +39,6 @@ FINISH = b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":3,"total
 @pytest.fixture(params=["plain", "tls"])
 def leaf(request: pytest.FixtureRequest, authority: trustme.CA) -> trustme.LeafCert | None:
     return authority.issue_cert("localhost") if request.param == "tls" else None
-
-
-@asynccontextmanager
-async def proxy_before(
-    script: Script, leaf: trustme.LeafCert | None, bundle: str, **settings: str
-) -> AsyncIterator[Running]:
-    scheme = "http" if leaf is None else "https"
-    async with (
-        running_upstream(script if leaf is None else over_tls(script, leaf)) as upstream,
-        running_proxy(
-            0,
-            CEREBRAS_BASE_URL=f"{scheme}://localhost:{upstream.port}",
-            SSL_CERT_FILE=bundle,
-            **settings,
-        ) as running,
-    ):
-        yield running
 
 
 def request_arrived_at(peer: Conversation) -> float:

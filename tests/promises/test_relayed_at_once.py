@@ -15,10 +15,8 @@ from end_to_end import (
     Conversation,
     chat,
     events,
-    running_proxy,
-    running_upstream,
 )
-from tls_upstream import over_tls
+from tls_upstream import proxy_before
 
 from ape_cerebras.downstream.connection import Downstream
 from ape_cerebras.net.socket_stream import SocketStream
@@ -55,19 +53,16 @@ async def relayed(
     script: StepByStep, leaf: trustme.LeafCert | None, bundle: str
 ) -> tuple[bytes, dict[str, Any]]:
     """What the client got of the body, and the line of the exchange."""
-    scheme = "http" if leaf is None else "https"
-    async with running_upstream(script if leaf is None else over_tls(script, leaf)) as upstream:
-        url = f"{scheme}://localhost:{upstream.port}"
-        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
-            client = await running.client()
-            await client.send(STREAMED)
-            got = b""
-            for chunk in script.chunks[:-1]:
-                script.go.release()
-                got += await client.until(chunk[-20:])
+    async with proxy_before(script, leaf, bundle) as running:
+        client = await running.client()
+        await client.send(STREAMED)
+        got = b""
+        for chunk in script.chunks[:-1]:
             script.go.release()
-            got += await client.until(b"0\r\n\r\n")
-            return got, await running.lines.exchange()
+            got += await client.until(chunk[-20:])
+        script.go.release()
+        got += await client.until(b"0\r\n\r\n")
+        return got, await running.lines.exchange()
 
 
 def content_of(response: bytes) -> bytes:
@@ -152,18 +147,15 @@ async def test_an_end_marker_cut_in_two_ends_the_stream_at_once(
         peer.end = ended.wait  # type: ignore[method-assign]
         await script(peer)
 
-    scheme = "http" if leaf is None else "https"
-    async with running_upstream(endless if leaf is None else over_tls(endless, leaf)) as upstream:
-        url = f"{scheme}://localhost:{upstream.port}"
-        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
-            client = await running.client()
-            await client.send(STREAMED)
-            for chunk in script.chunks[:-1]:
-                script.go.release()
-                await client.until(chunk[-9:])
+    async with proxy_before(endless, leaf, bundle) as running:
+        client = await running.client()
+        await client.send(STREAMED)
+        for chunk in script.chunks[:-1]:
             script.go.release()
-            assert end in await client.until(b"0\r\n\r\n")
-            assert (await running.lines.exchange())["outcome"] == "completed"
+            await client.until(chunk[-9:])
+        script.go.release()
+        assert end in await client.until(b"0\r\n\r\n")
+        assert (await running.lines.exchange())["outcome"] == "completed"
         ended.set()
 
 
@@ -173,17 +165,14 @@ async def test_a_key_in_a_token_is_withheld_where_it_arrives(
     leak = events(TOKEN.replace(b'"a"', b'"%s"' % KEY.encode()))
     script = StepByStep(*numbered(3), leak)
     cut = b""
-    scheme = "http" if leaf is None else "https"
-    async with running_upstream(script if leaf is None else over_tls(script, leaf)) as upstream:
-        url = f"{scheme}://localhost:{upstream.port}"
-        async with running_proxy(0, CEREBRAS_BASE_URL=url, SSL_CERT_FILE=bundle) as running:
-            client = await running.client()
-            await client.send(STREAMED)
-            for chunk in script.chunks[:3]:
-                script.go.release()
-                cut += await client.until(chunk[-20:])
+    async with proxy_before(script, leaf, bundle) as running:
+        client = await running.client()
+        await client.send(STREAMED)
+        for chunk in script.chunks[:3]:
             script.go.release()
-            cut += await client.until_closed()
-            line = await running.lines.exchange()
+            cut += await client.until(chunk[-20:])
+        script.go.release()
+        cut += await client.until_closed()
+        line = await running.lines.exchange()
     assert KEY[:8].encode() not in cut
     assert line["outcome"] == "upstream_invalid"
