@@ -2,8 +2,8 @@
 
 The order is the measurement: a chunk is timestamped where it arrives, sent to the client, and only
 then looked at. Up to the first token each chunk is written as it comes. After it, chunks that
-arrived together are written together, as soon as upstream has nothing more to read, but for records
-of TLS: no byte is held back while the proxy waits.
+arrived together are written together, as soon as upstream has nothing more to read: no byte is held
+back while the proxy waits.
 
 Where a plain request was converted into one for a stream, so that its first token can be timed, the
 client gets nothing before the end, and then one reply that the chunks are reassembled to.

@@ -74,6 +74,7 @@ class SocketStream(TimestampedStream):
         self._handler: Callable[[], bool] | None = None
 
     def peek_arrivals(self, on: bool) -> None:
+        super().peek_arrivals(on)
         on = on and self.kernel_timestamps
         if on is (self._coalescing is not None) or self._peeker is None:
             return

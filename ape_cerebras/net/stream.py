@@ -1,8 +1,8 @@
 """Byte streams that know when their bytes arrived.
 
 ``TimestampedStream`` is what all of them have in common; ``timestamped`` gives it to any anyio
-stream, for hosts that bring their own. ``WriteBuffer`` holds what leaves by one of them until it is
-worth a write.
+stream, for hosts that bring their own. ``RecordReader`` reads TLS over one of them. ``WriteBuffer``
+holds what leaves by one of them until it is worth a write.
 
 A stream notes the time of every arrival, counts the seconds that it waits for its peer, and calls
 the hook ``before_wait`` before a read has to wait: the time to flush what was held back. Times are
@@ -10,12 +10,14 @@ readings of the event loop's clock.
 """
 
 import math
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import ByteStream
+from anyio.streams.tls import TLSAttribute
 
 from .event_loop import loop_clock
 from .timestamps import moment_within
@@ -23,6 +25,7 @@ from .timestamps import moment_within
 __all__ = (
     "READ_BYTES",
     "PeerStalled",
+    "RecordReader",
     "TimestampedStream",
     "WrappedStream",
     "WriteBuffer",
@@ -32,6 +35,7 @@ __all__ = (
 READ_BYTES = 64 * 1024
 # Bytes that a stream gets at once: a larger write, encrypted perhaps, would hold the event loop.
 _WRITE_BYTES = 128 * 1024
+_RECORDS_AT_ONCE = 32  # of TLS that are decrypted before other streams
 
 
 class PeerStalled(Exception):
@@ -49,6 +53,7 @@ class TimestampedStream(ByteStream):
     ``kernel_timestamps``: set to False to take the time of every read for the arrival.
     ``arrival_seconds``: by how much they may have arrived earlier than that, while
     ``peek_arrivals`` is on.
+    ``peeks``: whether it is on, be that possible here or not.
     ``has_timestamp``: whether that time is the kernel's; else it is the time of the read.
     ``reads_without_timestamp``: the reads of which the latter is true; a counter.
     ``left_at``: just before the last bytes of the latest ``send`` were handed to the kernel.
@@ -69,6 +74,7 @@ class TimestampedStream(ByteStream):
         self.arrived_at = self.left_at = self.written_at = self.now()
         self.kernel_timestamps = True
         self.arrival_seconds = 0.0
+        self.peeks = False
         self.has_timestamp = False
         self.reads_without_timestamp = 0
         self.most_at_once = 0
@@ -126,6 +132,7 @@ class TimestampedStream(ByteStream):
     def peek_arrivals(self, on: bool) -> None:
         """Whether to distinguish, where possible, arrivals that are coalesced before they are read.
         Worth its cost while a first token is awaited."""
+        self.peeks = on
 
     def peer_is_gone(self) -> bool:
         """Whether it is certain that the peer takes no more bytes."""
@@ -136,6 +143,77 @@ class TimestampedStream(ByteStream):
 
     async def aclose(self) -> None:
         self.close()
+
+
+class RecordReader:
+    """Reads ``stream``, TLS over ``raw``: all records of one read of ``raw`` at once, while that
+    does not peek at arrivals; a record at a time while it does.
+
+    anyio's TLS stream gives a record at a time, and a server makes one of each event that it
+    writes: each would pass through all layers by itself, and be a write to the client. Each of four
+    tokens that arrive together takes 20 calls of Python functions instead of 48.
+
+    ``has_more``: whether there may be more to receive before ``raw`` has to be read.
+    """
+
+    def __init__(self, raw: TimestampedStream, stream: ByteStream) -> None:
+        self._raw = raw
+        self._stream = stream
+        self._tls: ssl.SSLObject = stream.extra(TLSAttribute.ssl_object)  # noqa: S610 - not Django
+        self._failure: ssl.SSLError | None = None  # found behind what was received
+        self.has_more = False
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        """Raises what ``stream.receive`` raises."""
+        if self._failure is not None:
+            raise self._take_failure()  # no variable keeps it: a cycle, too
+        return self._with_rest(await self._stream.receive(max_bytes), max_bytes)
+
+    def receive_nowait(self) -> bytes:
+        """Receive what has arrived, outside of any task: TLS streams of anyio can receive in a task
+        only, but one that need not wait is over at the first step of its coroutine. Raises what
+        ``stream.receive`` raises, and WouldBlock."""
+        if self._failure is not None:
+            raise self._take_failure()
+        timeout, self._raw.read_timeout = self._raw.read_timeout, 0
+        step = self._stream.receive(READ_BYTES)
+        try:
+            step.send(None)
+        except StopIteration as received:
+            return self._with_rest(received.value, READ_BYTES)
+        except PeerStalled:  # perhaps a part of a record has arrived
+            raise WouldBlock from None
+        finally:
+            self._raw.read_timeout = timeout
+            step.close()
+        raise BrokenResourceError  # it waits to send what TLS needs to, which has no room
+
+    def _with_rest(self, record: bytes, max_bytes: int) -> bytes:
+        """Add the records that were read together with this one, but for a part of one."""
+        self.has_more = True
+        if self._raw.peeks:
+            return record
+        records, room = [record], max_bytes - len(record)
+        while room > 0 and len(records) < _RECORDS_AT_ONCE:
+            try:
+                record = self._tls.read(room)
+            except ssl.SSLWantReadError:
+                self.has_more = False
+                break
+            except ssl.SSLError as failure:
+                self._failure = failure.with_traceback(None)  # else a reference cycle
+                break
+            if not record:  # the end, which is found again
+                break
+            records.append(record)
+            room -= len(record)
+        return records[0] if len(records) == 1 else b"".join(records)
+
+    def _take_failure(self) -> ssl.SSLError:
+        """TLS reports a failure as what it is only once."""
+        failure, self._failure = self._failure, None
+        assert failure is not None  # noqa: S101 - the callers look
+        return failure
 
 
 class WriteBuffer:

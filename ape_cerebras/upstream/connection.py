@@ -28,13 +28,13 @@ from ..errors import FirstByteTimeout, IdleTimeout, InvalidResponse, RequestRefu
 from ..http1.body import BodyReader, idle_timeout_in, keeps_alive, response_reader
 from ..http1.messages import Headers
 from ..http1.response_head import ResponseGuard
-from ..net.stream import READ_BYTES, PeerStalled, TimestampedStream, WriteBuffer
+from ..net.stream import READ_BYTES, PeerStalled, RecordReader, TimestampedStream, WriteBuffer
 from ..net.timestamps import CERTAIN_SECONDS
 
 __all__ = ("Connection", "HandedOver", "ResponseHead", "UpstreamStream")
 
 _FAILURES = (EndOfStream, BrokenResourceError, ClosedResourceError, ssl.SSLError)
-_RECORDS_AT_ONCE = 32  # of TLS that are handled before other streams
+_RECORDS_AT_ONCE = 32  # of TLS that are handled one by one before other streams
 _AT_ONCE = 64 * 1024
 """Bytes of a request that are sent before anything is read. The kernel takes as many."""
 
@@ -74,7 +74,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.send_seconds = 0.0
         self.cause: str | None = None
         self.has_heard = False
-        self._stream = stream
+        self._incoming = raw if stream is raw else RecordReader(raw, stream)
         self._writes = WriteBuffer(stream)
         self._awaits_head = False
         self._arrived = bytearray()  # and not read yet
@@ -115,7 +115,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     async def _receive(self, max_bytes: int) -> bytes:
         try:
             try:
-                return await self._stream.receive(max_bytes)
+                return await self._incoming.receive(max_bytes)
             except HandedOver as left:
                 if left.chunk is None and left.failure is None:
                     return b""
@@ -215,7 +215,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         """
         timeout, self.raw.read_timeout = self.raw.read_timeout, 0
         try:
-            return await self._stream.receive(READ_BYTES)
+            return await self._incoming.receive(READ_BYTES)
         except PeerStalled:
             return None
         except _FAILURES:
@@ -232,34 +232,22 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     def _handle_arrival(self) -> bool:
         """Handle what has arrived. Whatever is left then is for a new ``receive``: TLS may have
         decrypted more, and who waits for the socket would not see that."""
+        incoming = self._incoming
         for _ in range(_RECORDS_AT_ONCE):
+            one_by_one = self.raw.peeks
             try:
-                data = self._receive_nowait()
-            except (WouldBlock, PeerStalled):  # perhaps a part of a TLS record has arrived
+                data = incoming.receive_nowait()
+            except WouldBlock:
                 return True
             except _FAILURES as failure:
                 raise HandedOver(failure=failure) from None
             if self._handler is None or not self._handler(data):
                 break
-            if self._stream is self.raw:
+            if isinstance(incoming, TimestampedStream) or not incoming.has_more:
                 return True
+            if not one_by_one:
+                break
         raise HandedOver
-
-    def _receive_nowait(self) -> bytes:
-        """Receive what has arrived, outside of any task: TLS streams of anyio can receive in a task
-        only, but one that need not wait is over at the first step of its coroutine."""
-        if self._stream is self.raw:
-            return self.raw.receive_nowait()
-        timeout, self.raw.read_timeout = self.raw.read_timeout, 0
-        step = self._stream.receive(READ_BYTES)
-        try:
-            step.send(None)
-        except StopIteration as received:
-            return bytes(received.value)
-        finally:
-            self.raw.read_timeout = timeout
-            step.close()
-        raise BrokenResourceError  # it waits to send what TLS needs to, which has no room
 
     async def aclose(self) -> None:
         self.raw.close()

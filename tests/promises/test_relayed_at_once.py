@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 import trustme
+from anyio.streams.tls import TLSAttribute
 from end_to_end import (
     FINISH,
     KEY,
@@ -173,6 +174,119 @@ async def test_a_key_in_a_token_is_withheld_where_it_arrives(
             cut += await client.until(chunk[-20:])
         script.go.release()
         cut += await client.until_closed()
+        line = await running.lines.exchange()
+    assert KEY[:8].encode() not in cut
+    assert line["outcome"] == "upstream_invalid"
+
+
+# Records of TLS that arrive together
+
+
+class RecordsTogether(StepByStep):
+    """Groups of chunks: each chunk is a record of TLS, each group leaves in one segment."""
+
+    def __init__(self, *groups: list[bytes]) -> None:
+        super().__init__(*map(b"".join, groups))
+        self.groups = groups
+
+    async def __call__(self, peer: Conversation) -> None:
+        await peer.request()
+        await peer.stream_head()
+        tls = peer.stream.extra(TLSAttribute.ssl_object)
+        for group in self.groups:
+            await self.go.acquire()
+            for chunk in group[:-1]:
+                tls.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await peer.chunk(group[-1])
+        await peer.end()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The events in each write to the client."""
+    found: list[bytes] = []
+
+    def noted(item: bytes) -> bytes:
+        if b"data: " in item:
+            found.append(content_of(b"\r\n\r\n" + item))
+        return item
+
+    send, send_now = SocketStream.send, SocketStream.send_now
+
+    async def noted_send(stream: SocketStream, item: bytes) -> None:
+        await send(stream, noted(item))
+
+    monkeypatch.setattr(SocketStream, "send", noted_send)
+    monkeypatch.setattr(SocketStream, "send_now", lambda *args: send_now(args[0], noted(args[1])))
+    return found
+
+
+ROLE = events(b'{"choices":[{"delta":{"role":"assistant"}}]}')
+LAST = [events(FINISH), events(b"[DONE]")]
+
+
+@pytest.mark.parametrize("first", [TOKEN, REASONING])
+@pytest.mark.parametrize("number", [2, 3, 20, 32])  # those of more than 2 KiB the task sends
+async def test_records_that_arrive_together_are_written_together(
+    number: int, first: bytes, authority: trustme.CA, bundle: str, written: list[bytes]
+) -> None:
+    groups = [[events(first)], numbered(number), numbered(1), numbered(number), LAST]
+    script = RecordsTogether(*groups)
+    got, line = await relayed(script, authority.issue_cert("localhost"), bundle)
+    assert written == list(script.chunks)
+    assert content_of(got) == b"".join(script.chunks)
+    assert line["outcome"] == "completed"
+    assert line["events_per_read"] == (2 * number + 2) / 4
+
+
+@pytest.mark.parametrize("first", [TOKEN, REASONING])
+async def test_records_up_to_the_first_token_are_written_one_by_one(
+    first: bytes, authority: trustme.CA, bundle: str, written: list[bytes]
+) -> None:
+    """So that it is timed by itself. Those behind it are one write."""
+    rest = numbered(3)
+    script = RecordsTogether([ROLE, events(first), *rest], LAST)
+    _, line = await relayed(script, authority.issue_cert("localhost"), bundle)
+    assert written == [ROLE, events(first), b"".join(rest), b"".join(LAST)]
+    assert 0 < line["upstream_ttft_seconds"] <= line["ttft_seconds"]
+    assert line["generation_seconds"] == 0  # they have arrived at one moment
+
+
+async def test_records_behind_the_end_marker_are_relayed_with_it(
+    authority: trustme.CA, bundle: str, written: list[bytes]
+) -> None:
+    end = [*numbered(2), *LAST, events(b'{"more":1}')]
+    script = RecordsTogether([events(TOKEN)], end)
+    got, line = await relayed(script, authority.issue_cert("localhost"), bundle)
+    assert written == list(script.chunks)
+    assert content_of(got) == b"".join(script.chunks)
+    assert (line["outcome"], line["token_events"]) == ("completed", 3)
+
+
+@pytest.mark.parametrize("most", [0, 1, 50])
+async def test_a_client_that_takes_a_part_of_several_records_gets_the_rest(
+    most: int, authority: trustme.CA, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SocketStream, "send_now", taking(most))
+    script = RecordsTogether([ROLE, events(REASONING)], numbered(3), numbered(3), LAST)
+    got, line = await relayed(script, authority.issue_cert("localhost"), bundle)
+    assert content_of(got) == b"".join(script.chunks)
+    assert line["outcome"] == "completed"
+
+
+async def test_a_key_in_two_records_that_arrive_together_is_withheld(
+    authority: trustme.CA, bundle: str
+) -> None:
+    leak = events(TOKEN.replace(b'"a"', b'"%s"' % KEY.encode()))
+    at = leak.index(KEY.encode()) + 4
+    script = RecordsTogether([events(TOKEN)], [*numbered(2), leak[:at], leak[at:]])
+    async with proxy_before(script, authority.issue_cert("localhost"), bundle) as running:
+        client = await running.client()
+        await client.send(STREAMED)
+        script.go.release()
+        await client.until(script.chunks[0][-20:])
+        script.go.release()
+        cut = await client.until_closed()
         line = await running.lines.exchange()
     assert KEY[:8].encode() not in cut
     assert line["outcome"] == "upstream_invalid"

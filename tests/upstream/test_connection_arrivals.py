@@ -2,7 +2,7 @@
 
 import gc
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -10,7 +10,7 @@ import httpcore
 import pytest
 import trustme
 from anyio.abc import ByteStream
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSAttribute, TLSStream
 from sockets import sockets
 
 from ape_cerebras.errors import Truncated
@@ -67,8 +67,14 @@ class Relayed:
 
     async def send(self, data: bytes, until: Callable[[], bool]) -> None:
         """Send once everybody waits, and come back when that has had its effect."""
+        await self.send_records((data,), until)
+
+    async def send_records(self, records: Sequence[bytes], until: Callable[[], bool]) -> None:
+        """Likewise, each as a record of TLS, in one segment."""
         await anyio.wait_all_tasks_blocked()
-        await self.peer.send(data)
+        for record in records[:-1]:
+            self.peer.extra(TLSAttribute.ssl_object).write(record)
+        await self.peer.send(records[-1])
         with anyio.fail_after(5):
             while not until():
                 await anyio.lowlevel.checkpoint()
@@ -130,6 +136,73 @@ async def test_a_chunk_that_is_left_to_the_task(tls: bool, authority: trustme.CA
         assert b"".join(relay.handled) == b"ais left"
 
 
+@pytest.mark.parametrize("peeks", [False, True])
+@pytest.mark.parametrize("handles", [False, True])
+async def test_records_of_tls_that_arrive_together_are_one_chunk(
+    handles: bool, peeks: bool, authority: trustme.CA
+) -> None:
+    """But for those that are still to be told apart. They have one arrival either way."""
+    async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
+        connection = relay.connection
+        connection.stream.raw.peek_arrivals(peeks)
+        chunks: list[tuple[bytes, float]] = []
+
+        def note(chunk: bytes) -> bool:
+            chunks.append((chunk, connection.arrived_at))
+            return True
+
+        def content() -> bytes:
+            return b"".join(chunk for chunk, _ in chunks)
+
+        async def receive() -> None:
+            while (chunk := await connection.next_chunk()) is not None:
+                note(chunk)
+
+        if handles:
+            connection.handle_chunks(note)
+        tasks.start_soon(receive)
+        sent = [b"one", b"two", b"three"]
+        records = [framed(each) for each in sent]
+        await relay.send_records(records, lambda: b"onetwothree" in content())
+        assert [chunk for chunk, _ in chunks] == (sent if peeks else [b"".join(sent)])
+        assert len({arrived_at for _, arrived_at in chunks}) == 1
+        await relay.send_records([*records, END], lambda: content() == 2 * b"onetwothree")
+        assert chunks[-1][0] == (sent[-1] if peeks else b"".join(sent))
+
+    assert connection.reusable
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+async def test_a_part_of_a_record_of_tls_delays_no_other(cut: int, authority: trustme.CA) -> None:
+    async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
+        send, handled = relay.raw_peer.send, relay.handled
+        relay.connection.handle_chunks(relay.handle)
+        tasks.start_soon(relay.receive)
+
+        async def send_cut(item: bytes) -> None:
+            await send(item[:-cut])
+            while not handled:
+                await anyio.lowlevel.checkpoint()
+            assert handled == [b"onetwo"]
+            await send(item[-cut:])
+
+        relay.raw_peer.send = send_cut  # type: ignore[method-assign]
+        records = [framed(each) for each in (b"one", b"two", b"three")]
+        await relay.send_records(records, lambda: handled == [b"onetwo", b"three"])
+        tasks.cancel_scope.cancel()
+
+
+async def test_more_records_than_are_handled_at_once(authority: trustme.CA) -> None:
+    """The rest is for the task, behind other streams."""
+    async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
+        relay.connection.handle_chunks(relay.handle)
+        tasks.start_soon(relay.receive)
+        records = [framed(b"%03d" % number) for number in range(100)]
+        await relay.send_records(records, lambda: bool(relay.returned))
+        assert relay.handled == [b"".join(b"%03d" % number for number in range(32))]
+        assert relay.returned == [b"".join(b"%03d" % number for number in range(32, 64))]
+
+
 @pytest.mark.parametrize("end", ["closed", "cut", "reset", "malformed", "trailing"])
 @with_and_without_tls
 async def test_every_end_is_the_same_as_without(tls: bool, end: str, authority: trustme.CA) -> None:
@@ -170,6 +243,33 @@ async def test_every_end_is_the_same_as_without(tls: bool, end: str, authority: 
     assert await found(handles=True) == expected
 
 
+@pytest.mark.parametrize("last", [b"b", b"is left"])
+@pytest.mark.parametrize("handles", [False, True])
+async def test_a_failure_of_tls_is_found_behind_what_arrived_with_it(
+    handles: bool, last: bytes, authority: trustme.CA
+) -> None:
+    async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
+        send = relay.raw_peer.send
+        relay.raw_peer.send = lambda item: send(item + garbage)  # type: ignore[method-assign]
+        garbage = b"\x17\x03\x03\x00\x20" + bytes(32)  # in the form of a record
+        if handles:
+            relay.connection.handle_chunks(relay.handle)
+
+        async def send_last() -> None:
+            await relay.send(framed(last), lambda: True)
+
+        tasks.start_soon(send_last)
+        with suppress(HandedOver):
+            if not handles or last == b"is left":
+                relay.returned.append(await relay.connection.next_chunk())
+        with pytest.raises(Truncated) as truncated:
+            await relay.connection.next_chunk()
+        assert truncated.value.cause == "tls_closed"
+        assert relay.handled == ([last] if handles else [])
+        assert relay.returned == ([] if handles else [last])
+        assert not relay.connection.reusable
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True)
 @with_and_without_tls
 async def test_an_arrival_is_read_once(
@@ -195,15 +295,21 @@ async def test_an_arrival_is_read_once(
         tasks.cancel_scope.cancel()
 
 
-async def test_the_end_of_tls_leaves_no_cyclic_garbage(authority: trustme.CA) -> None:
+@pytest.mark.parametrize("last", [b"", b"a record, and then " + bytes(10)])
+async def test_the_end_of_tls_leaves_no_cyclic_garbage(last: bytes, authority: trustme.CA) -> None:
     """It is found by the handler, and raised by the read."""
     async with relayed(authority, tls=True) as relay, anyio.create_task_group() as tasks:
         relay.connection.handle_chunks(relay.handle)
+        send = relay.raw_peer.send
 
         async def finish() -> None:
             await anyio.wait_all_tasks_blocked()
             with suppress(anyio.BrokenResourceError, ssl.SSLError):
-                await relay.peer.aclose()
+                if last:
+                    relay.raw_peer.send = lambda item: send(item + bytes(40))  # type: ignore[method-assign]
+                    await relay.peer.send(framed(last))
+                else:
+                    await relay.peer.aclose()
 
         tasks.start_soon(finish)
         gc.collect()
@@ -212,7 +318,7 @@ async def test_the_end_of_tls_leaves_no_cyclic_garbage(authority: trustme.CA) ->
             with suppress(Truncated):
                 await relay.connection.next_chunk()
             gc.collect()
-            failures = [each for each in gc.garbage if isinstance(each, HandedOver)]
+            failures = [each for each in gc.garbage if isinstance(each, HandedOver | ssl.SSLError)]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
