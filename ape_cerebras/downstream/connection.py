@@ -275,9 +275,11 @@ class Downstream:
         """Send as much of a piece of the body as the client's socket takes at once, and hold the
         rest for ``flush``. Return whether that was all of it, and of what was held before. Raises
         Misframed, as ``send_chunk``; where the connection is broken, ``flush`` finds it."""
-        self._held.append(chunk)
-        self._frame_held()
-        return self._buffer.flush_now(self.stream)
+        if self._held:
+            self._held.append(chunk)
+            chunk, self._held, self._held_bytes = b"".join(self._held), [], 0
+        self.body_bytes += len(chunk)
+        return self._buffer.send_now(self._framed(h11.Data(data=chunk)), self.stream)
 
     async def send_end(self) -> None:
         """End the response as complete; once is enough. Raises Misframed where some is missing."""

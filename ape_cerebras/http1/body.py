@@ -78,6 +78,11 @@ class SizedReader:
         self._missing = size
         self.ended = not size
 
+    def take_only_chunk(self, arrived: bytes) -> bytes:
+        """Return the data of ``arrived`` if it is a chunk and nothing else, between two chunks.
+        Otherwise return nothing, and take nothing: then it is for ``take``."""
+        return b""
+
     def take(self, arrived: bytearray) -> bytes:
         """Remove bytes of the body from ``arrived``; return the data in them. Once the body has
         ended, the bytes left there are not its own."""
@@ -112,11 +117,20 @@ class ChunkedReader:
         self._read: _Step = ChunkedReader._read_size  # unbound: a bound method would be a cycle
         self.ended = self.paused = False
 
+    def take_only_chunk(self, arrived: bytes) -> bytes:
+        """See ``SizedReader``. Most reads of a stream at its pace bring one chunk, whose size line
+        is as all servers write it: without zeros in front, extensions, and capitals."""
+        end = arrived.find(b"\r\n")
+        size = len(arrived) - end - 4
+        if size <= 0 or self._read is not ChunkedReader._read_size:
+            return b""
+        if arrived[:end] != b"%x" % size or not arrived.endswith(b"\r\n"):
+            return b""
+        self._count(size, end + 4)
+        return arrived[end + 2 : -2]
+
     def take(self, arrived: bytearray) -> bytes:
         """See ``SizedReader``; of very many chunks only the first are read before a pause."""
-        if self._read is ChunkedReader._read_size and (chunk := self._take_only_chunk(arrived)):
-            self.paused = False
-            return chunk
         data = bytearray()
         at, end = -1, 0
         self._chunks_left = _MAX_CHUNKS
@@ -130,20 +144,6 @@ class ChunkedReader:
         self.paused = self._chunks_left <= 0
         del arrived[:at]
         return bytes(data)
-
-    def _take_only_chunk(self, arrived: bytearray) -> bytes:
-        """Read a chunk, without extensions, that is all that has arrived; nothing where there is
-        more, or less. Most reads of a stream at its pace bring one: 5 % of a token's bytecodes."""
-        line = _PLAIN_SIZE_LINE.match(arrived)
-        begin, end = line.end() if line else 0, len(arrived) - 2
-        if line is None or begin >= end or end - begin != int(line[1], 16):
-            return b""
-        if not arrived.endswith(b"\r\n"):
-            return b""
-        self._count(end - begin, begin + 2)
-        data = bytes(arrived[begin:end])
-        arrived.clear()
-        return data
 
     def _take_whole_chunks(self, arrived: bytearray, at: int, data: bytearray) -> int:
         """Read the bulk of a body from position ``at`` on: chunks that have arrived whole and have

@@ -98,14 +98,13 @@ class SocketStream(TimestampedStream):
         return self._readiness.handle(None if handler is None else self._handle_arrival)
 
     def _handle_arrival(self) -> bool:
-        if self._peeker is not None:
+        if self._peeker is not None and self._peeker.watched:
             self._peeker.poll()
         self._end_wait()
         self._drained = False  # until a read shows it: TLS reads until it would block
         goes_on = self._handler is not None and self._handler() and self._drained
         if goes_on:
-            self._begin_wait()
-            self._reading.set_deadline(self._wait_until)
+            self._reading.set_deadline(self._begin_wait())
         return goes_on
 
     def set_deadline(self, seconds: float | None) -> None:
@@ -113,7 +112,7 @@ class SocketStream(TimestampedStream):
         self._reading.set_deadline(self.deadline)
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
-        if self._peeker is not None:
+        if self._peeker is not None and self._peeker.watched:
             self._peeker.poll()
         self._until_yield -= 1
         if self._until_yield <= 0:
@@ -124,19 +123,20 @@ class SocketStream(TimestampedStream):
             await self._wait_to_read()
         while True:
             try:
-                return self._read(max_bytes)
+                if self._coalescing is None:
+                    return self._read_arrived(max_bytes)
+                return self._read_peeked(self._coalescing, max_bytes)
             except WouldBlock:
                 await self._wait_to_read()
 
     def receive_nowait(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._drained and not self._reading.ready:
             raise WouldBlock
-        return self._read(max_bytes)
-
-    def _read(self, max_bytes: int) -> bytes:
-        coalescing = self._coalescing
-        if coalescing is None:
+        if self._coalescing is None:
             return self._read_arrived(max_bytes)
+        return self._read_peeked(self._coalescing, max_bytes)
+
+    def _read_peeked(self, coalescing: CoalescingWatch, max_bytes: int) -> bytes:
         since = self._arrivals[0].absent_at if self._arrivals else -math.inf
         coalescing.before_read(self.now())
         try:
@@ -183,13 +183,14 @@ class SocketStream(TimestampedStream):
         return data
 
     def _note_arrival(self, timestamp: int) -> None:
-        now = self.now()
-        arrived_at = None
+        arrived_at, now = None, self.now()
         if timestamp and self.kernel_timestamps and self._arrival_clock is not None:
             arrived_at = self._arrival_clock.arrival(timestamp, self._silent_until, now)
         self.has_timestamp = arrived_at is not None
-        # A segment that overtook others has an earlier timestamp than those that it follows.
-        self.arrived_at = max(self.arrived_at, now if arrived_at is None else arrived_at)
+        if arrived_at is None:
+            arrived_at = now
+        if arrived_at > self.arrived_at:  # else its segment overtook those that it follows
+            self.arrived_at = arrived_at
         if self._wait_ended_at > self.arrived_at:  # since then the event loop was waited for
             waited_from = max(self.arrived_at, self._wait_began_at)
             self.read_wait_seconds -= self._wait_ended_at - waited_from
@@ -200,21 +201,19 @@ class SocketStream(TimestampedStream):
             raise PeerStalled
         if self.before_wait is not None:
             await self.before_wait()
-        self._begin_wait()
+        until = self._begin_wait()
         try:
-            if not await self._reading.wait(self._wait_until):
+            if not await self._reading.wait(until):
                 raise PeerStalled
         finally:
             self._end_wait()
 
-    def _begin_wait(self) -> None:
+    def _begin_wait(self) -> float:
+        """Note that a wait begins; return when it ends at the latest."""
         self._waits = True
         self._read_since_wait = 0
         self._until_yield = _YIELD_EVERY
         self._wait_began_at = self.now()
-
-    @property
-    def _wait_until(self) -> float:
         return min(self._wait_began_at + self.read_timeout, self.deadline)
 
     def _end_wait(self) -> None:
@@ -225,7 +224,7 @@ class SocketStream(TimestampedStream):
 
     async def send(self, item: bytes) -> None:
         # As in receive: a helper would be one more coroutine for every read and every write.
-        if self._peeker is not None:
+        if self._peeker is not None and self._peeker.watched:
             self._peeker.poll()
         self._until_yield -= 1
         if self._until_yield <= 0:
@@ -261,12 +260,14 @@ class SocketStream(TimestampedStream):
             return 0
 
     def send_now(self, item: bytes) -> int:
-        if self._peeker is not None:
+        if self._peeker is not None and self._peeker.watched:
             self._peeker.poll()
         self.left_at = self.now()
-        sent = self.send_nowait(item)
-        if sent:
-            self.written_at = self.now()
+        try:  # as ``send_nowait``, without its call
+            sent = self._socket.send(item)
+        except OSError:
+            return 0
+        self.written_at = self.now()
         return sent
 
     async def send_eof(self) -> None:

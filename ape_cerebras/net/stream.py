@@ -234,14 +234,15 @@ class WriteBuffer:
             self._held.append(data)
             self.size += len(data)
 
-    def flush_now(self, stream: TimestampedStream) -> bool:
-        """Write what ``stream`` takes of it at once, and hold the rest. Return whether that was all
-        of it."""
-        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-        sent = stream.send_now(data)
-        self.size -= sent
-        self._held = [data[sent:]] if self.size else []
-        return not self.size
+    def send_now(self, data: bytes, stream: TimestampedStream) -> bool:
+        """Write what ``stream`` takes at once of what is held and of ``data``, and hold the rest.
+        Return whether that was all of it."""
+        if self._held:
+            data = b"".join((*self._held, data))
+        rest = data[stream.send_now(data) :]
+        self._held = [rest] if rest else []
+        self.size = len(rest)
+        return not rest
 
     async def flush(self) -> None:
         """Write what is held. Raises what the stream's ``send`` raises."""

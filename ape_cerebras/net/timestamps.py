@@ -149,6 +149,8 @@ class ArrivalClock:
         if since <= self._set_at:
             return None
         arrived_at = (timestamp - self._ahead) / 1e9
+        if since <= arrived_at <= now:
+            return arrived_at
         slack = _TOLERANCE / 1e9
         if not since - slack <= arrived_at <= now + slack:
             return None
@@ -165,11 +167,12 @@ class ArrivalClock:
 
 class ArrivalPeeker:
     """Takes the timestamps of arrivals before their readers run. Linux only. ``clock`` is that of
-    their ``absent_at``, by default the event loop's."""
+    their ``absent_at``, by default the event loop's. ``watched``: the sockets, by descriptor; while
+    there is none, a poll does nothing."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[socket.socket, Arrivals]] = {}
+        self.watched: dict[int, tuple[socket.socket, Arrivals]] = {}
         self._clock = clock or loop_clock()
         self._polled_at = float("-inf")
 
@@ -177,22 +180,22 @@ class ArrivalPeeker:
         """Have every poll add to ``arrivals`` what has arrived on a socket, until ``forget``; the
         reader removes it. Raises OSError if the kernel has no room for one more."""
         self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLET)
-        self._watched[sock.fileno()] = sock, arrivals
+        self.watched[sock.fileno()] = sock, arrivals
 
     def forget(self, sock: socket.socket) -> None:
         """Stop watching a socket; to be called before it is closed."""
-        if self._watched.pop(sock.fileno(), None) is not None:
+        if self.watched.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 
     def poll(self) -> None:
         """Peek at what has arrived since the last poll, before more is coalesced with it."""
-        if not self._watched:
+        if not self.watched:
             return
         absent_at, now = self._polled_at, self._clock()
         found = self._epoll.poll(0, _SOCKETS_PER_POLL)
         for descriptor, _ in found:
             with suppress(OSError):
-                self._peek(*self._watched[descriptor], absent_at)
+                self._peek(*self.watched[descriptor], absent_at)
         if len(found) < _SOCKETS_PER_POLL:
             self._polled_at = now
 

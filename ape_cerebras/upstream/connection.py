@@ -74,7 +74,8 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         self.send_seconds = 0.0
         self.cause: str | None = None
         self.has_heard = False
-        self._incoming = raw if stream is raw else RecordReader(raw, stream)
+        self._records = None if stream is raw else RecordReader(raw, stream)
+        self._incoming = self._records or raw
         self._writes = WriteBuffer(stream)
         self._awaits_head = False
         self._arrived = bytearray()  # and not read yet
@@ -232,7 +233,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
     def _handle_arrival(self) -> bool:
         """Handle what has arrived. Whatever is left then is for a new ``receive``: TLS may have
         decrypted more, and who waits for the socket would not see that."""
-        incoming = self._incoming
+        records, incoming = self._records, self._incoming
         for _ in range(_RECORDS_AT_ONCE):
             one_by_one = self.raw.peeks
             try:
@@ -243,7 +244,7 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
                 raise HandedOver(failure=failure) from None
             if self._handler is None or not self._handler(data):
                 break
-            if isinstance(incoming, TimestampedStream) or not incoming.has_more:
+            if records is None or not records.has_more:
                 return True
             if not one_by_one:
                 break
@@ -347,8 +348,10 @@ class Connection:
         assert reader is not None  # noqa: S101 - handle_chunks
         assert handler is not None  # noqa: S101 - likewise
         self.arrived_at = max(stream.raw.arrived_at, stream.sent_at or -math.inf)
-        self._arrived += arrived
-        chunk = reader.take(self._arrived)
+        chunk = b"" if self._arrived else reader.take_only_chunk(arrived)
+        if not chunk:
+            self._arrived += arrived
+            chunk = reader.take(self._arrived)
         goes_on = not chunk or handler(chunk)
         if reader.ended or reader.paused:
             raise HandedOver

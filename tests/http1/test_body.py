@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from oracles import read_by_h11
 
 from ape_cerebras.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ProxyError
-from ape_cerebras.http1.body import ChunkedReader
+from ape_cerebras.http1.body import ChunkedReader, SizedReader
 
 LAST = b"0\r\n\r\n"
 AT_MOST = 1000
@@ -58,13 +58,45 @@ def read(body: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
     """The data of a body that arrives cut in pieces, and what is left behind it."""
     chunks, arrived, data, begin = reader(), bytearray(), b"", 0
     for end in (*sorted(min(cut, len(body)) for cut in cuts), len(body)):
-        arrived += body[begin:end]
-        data += chunks.take(arrived)
+        chunk = b"" if arrived else chunks.take_only_chunk(body[begin:end])
+        data += chunk
+        if not chunk:
+            arrived += body[begin:end]
+            data += chunks.take(arrived)
         while chunks.paused:
             data += chunks.take(arrived)
         begin = end
     assert chunks.ended
     return data, bytes(arrived)
+
+
+def test_one_chunk_is_taken_at_once_and_nothing_else() -> None:
+    chunks = reader()
+    assert chunks.take_only_chunk(b"1a\r\n" + b"x" * 26 + b"\r\n") == b"x" * 26
+    assert chunks.take_only_chunk(b"3\r\n\r\n\r\r\n") == b"\r\n\r"
+    for other in (
+        *(b"", b"\r\n", b"1", b"1\r\n", b"1\r\na", b"1\r\na\r", b"1\r\na\n\r", b"1\r\nab\r\n"),
+        *(b"1\r\na\r\n0\r\n\r\n", b"1\r\na\r\n1\r\na\r\n", LAST, b"01\r\na\r\n", b"1;a\r\na\r\n"),
+        *(
+            b"1A\r\n" + b"x" * 26 + b"\r\n",
+            b"a\r\n\r\n",
+            b"\r\na\r\n",
+            b"-1\r\na\r\n",
+            b" 1\r\na\r\n",
+        ),
+    ):
+        assert chunks.take_only_chunk(other) == b""
+    chunks.take(bytearray(b"3\r\n"))  # so that it is in the middle of a chunk
+    assert chunks.take_only_chunk(b"1\r\na\r\n") == b""
+    assert SizedReader(6).take_only_chunk(b"1\r\na\r\n") == b""
+
+
+def test_chunks_taken_at_once_count() -> None:
+    chunks = reader()
+    for _ in range(AT_MOST):
+        chunks.take_only_chunk(b"1\r\na\r\n")
+    with pytest.raises(BodyTooLarge):
+        chunks.take_only_chunk(b"1\r\na\r\n")
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -76,10 +76,13 @@ def _read_chunks(data: bytes, step: int) -> tuple[bool, bytes, bytes] | None:
     """Whether the body has ended, its data, and the bytes behind it; None for a refusal."""
     reader, arrived, body, begin = ChunkedReader(300, 100, 50), bytearray(), b"", 0
     for end in _ends(len(data), step):
-        arrived += data[begin:end]
-        begin = end
+        piece, begin = data[begin:end], end
         try:
-            body += reader.take(arrived)
+            chunk = b"" if arrived else reader.take_only_chunk(piece)
+            if not chunk:
+                arrived += piece
+                chunk = reader.take(arrived)
+            body += chunk
         except ProxyError:
             return None
         if reader.ended:
