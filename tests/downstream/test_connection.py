@@ -99,6 +99,32 @@ async def test_held_chunks_leave_together_when_flushed() -> None:
     assert await client.receive() == b"1\r\nd\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize("most", [0, 1, 150, 1000])
+async def test_chunks_sent_at_once_as_far_as_the_client_takes_them(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind what was held before, framed or not."""
+    client, downstream = connection()
+    taken = b""
+
+    def take(item: bytes) -> int:
+        nonlocal taken
+        taken += item[:most]
+        return len(item[:most])
+
+    monkeypatch.setattr(downstream.stream, "send_now", take)
+    await client.send(GET)
+    await read_request(downstream)
+    downstream.send_head(exchange(), 200, ())
+    await downstream.send_chunk(b"a", hold=True)
+    sent = [downstream.send_chunk_now(chunk) for chunk in (b"b", b"cd")]
+    assert sent == [most >= 150] * 2
+    await downstream.send_end()
+    taken += await client.receive()
+    assert taken.endswith(b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n")
+    assert downstream.body_bytes == 4
+
+
 async def test_holding_has_a_limit() -> None:
     client, downstream = connection()
     await client.send(GET)
