@@ -215,14 +215,22 @@ class StreamMeter:
                 break
 
     def _take_batch(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
-        text = b"\n".join(events)
-        plain = not (is_notable(text) or text.find(END_MARKER) >= 0)
-        plain = plain and len(text) <= _MAX_PARSED_EVENT
-        if plain and len([event for event in events if TOKEN.search(event)]) == len(events):
+        if self._token_events.are_all(events) or self._are_tokens(events):
             self._exchange.last_token_at = arrived_at
             self._exchange.token_events += len(events)
         else:
             self._take(events, arrived_at, sent_at)
+
+    def _are_tokens(self, events: list[bytes]) -> bool:
+        """Whether each of these is a token and nothing else, so that others like it are known."""
+        text = b"\n".join(events)
+        plain = not (is_notable(text) or text.find(END_MARKER) >= 0)
+        plain = plain and len(text) <= _MAX_PARSED_EVENT
+        if not plain or len([event for event in events if TOKEN.search(event)]) < len(events):
+            return False
+        if self._token_events.learns:
+            self._token_events.learn(events[-1])
+        return True
 
     def _take(self, events: list[bytes], arrived_at: float, sent_at: float | None) -> None:
         exchange = self._exchange

