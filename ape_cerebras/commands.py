@@ -1,8 +1,7 @@
-"""The commands: ``serve``, ``check``, ``settings``, ``health``, ``simulate``, ``selfcheck``,
-``report`` and ``top``.
+"""The commands of the command line: those of ``_COMMANDS``.
 
-The simulator, the self-check, the report and the parent of workers are imported only when they are
-needed: they are a fifth of the modules, and most proxies in production have no use for them.
+What serves is imported only when it is needed, and so are the simulator, the self-check, the report
+and the parent of workers: a health check runs every few seconds.
 """
 
 import argparse
@@ -11,7 +10,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -28,7 +27,7 @@ from .config.settings import SETTINGS
 from .config.values import Origin
 from .downstream.listener import CannotListen, Ports, addresses_of, open_ports
 from .errors import KeyRefused, ProxyError
-from .net.event_loop import run_on
+from .net.event_loop import import_for, run_on
 from .process.hardening import OutputWriter, tune_garbage_collector
 from .process.signals import (
     Systemd,
@@ -39,7 +38,6 @@ from .process.signals import (
     run_until_stopped,
     unless_stopped,
 )
-from .server import serve
 from .telemetry.logs import Logs
 from .telemetry.multiprocess import WorkerSlot
 from .version import VERSION
@@ -76,8 +74,7 @@ def run_command(arguments: list[str]) -> int:
     options, unknown = _parser(arguments[0]).parse_known_args(arguments)
     if unknown:  # the command's own parser names the flags that it knows
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+    return int(options.run(options))
 
 
 def _parser(wanted: str) -> argparse.ArgumentParser:
@@ -264,6 +261,7 @@ def _serve(options: argparse.Namespace) -> int:
     logs = Logs(config.log_level, OutputWriter(_OUTPUT_TIMEOUT), run_id=config.run_id)
     for level, message, problem in doubts(config, os.environ):
         logs.event(level, message, problem=problem)
+    import_for(config.backend, "ape_cerebras.server")
     tune_garbage_collector()
     reloads = config.ape_api_keys_file is not None
     if reloads:
@@ -289,6 +287,8 @@ async def _serve_proxy(
     ports: Ports | None,
     stop: anyio.Event,
 ) -> None:
+    from .server import serve
+
     async with anyio.create_task_group() as tasks:
         if demo:
             from .simulator.server import Simulator

@@ -40,6 +40,21 @@ anyio.run(serve_one)
 print(*sys.modules)
 """
 
+# What the command has loaded when its event loop is about to begin, and whether trio still can be.
+_COMMAND = """
+import sys
+
+from ape_cerebras import commands
+
+def run(work, backend, **_):
+    print(*sys.modules)
+    return 0
+
+commands.run_until_stopped = run
+assert commands.run_command(["serve", "--backend", sys.argv[1], "--demo"]) == 0
+import trio
+"""
+
 UNUSED = {
     # Rooms and modules of other commands and settings.
     "ape_cerebras.limits.redis_store",
@@ -65,3 +80,27 @@ def loaded() -> set[str]:
 def test_a_service_loads_nothing_that_it_does_not_use(loaded: set[str]) -> None:
     assert "ape_cerebras.upstream.connection" in loaded
     assert not loaded & UNUSED
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio", "uvloop"])
+def test_the_command_loads_trio_only_to_run_on_it(backend: str) -> None:
+    command = (sys.executable, "-W", "error", "-c", _COMMAND, backend)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.split())
+    assert {"ape_cerebras.server", "httpcore"} <= loaded
+    assert ("trio" in loaded) == (backend == "trio")
+
+
+@pytest.mark.parametrize("arguments", ["health --port 1", "check", "settings"])
+def test_a_short_command_loads_nothing_of_what_serves(arguments: str) -> None:
+    program = """
+import sys
+from ape_cerebras.commands import run_command
+run_command(sys.argv[1:])
+print(*sys.modules)
+"""
+    command = (sys.executable, "-W", "error", "-c", program, *arguments.split())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "ape_cerebras.commands" in loaded
+    assert not loaded & {"ape_cerebras.server", "httpcore", "trio", "uvloop"}

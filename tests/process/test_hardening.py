@@ -139,11 +139,11 @@ def test_crashes_are_reported_in_threads_finalizers_and_libraries() -> None:
 
 BROKEN = """
 import os, sys
-import ape_cerebras.commands as commands
+import ape_cerebras.server as server
 from ape_cerebras.__main__ import main
 async def fail(*_, **__):
     raise ValueError(os.environ["CEREBRAS_API_KEY"])
-commands.serve = fail
+server.serve = fail
 raise SystemExit(main(["serve"]))
 """
 
