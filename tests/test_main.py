@@ -1,4 +1,5 @@
-"""The command line, as a user runs it: real processes, real signals."""
+"""The command line, as a user runs it: real processes, real signals; commands that only print run
+in the process of the tests."""
 
 import http.client
 import os
@@ -20,7 +21,8 @@ import pytest
 import trustme
 from end_to_end import KEY, free_port
 from pages import ROOT
-from server_process import CLIENT_KEY, RUN_TIMEOUT, TIMEOUT, run, serving
+from run_here import run_here
+from server_process import CLIENT_KEY, TIMEOUT, run, serving
 
 from ape_cerebras.commands import _serve_proxy
 from ape_cerebras.config.config import Config
@@ -33,18 +35,19 @@ JSON = {"Content-Type": "application/json"}
 
 
 def test_the_version() -> None:
-    for arguments in (("--version",), ("serve", "--version"), ("check", "--version")):
-        assert run(*arguments).stdout.startswith("ape-cerebras ")
+    assert run("--version").stdout.startswith("ape-cerebras ")
+    for command in ("serve", "check"):
+        assert run_here(command, "--version").stdout.startswith("ape-cerebras ")
 
 
 def test_a_wrong_flag_names_the_right_ones() -> None:
-    wrong = run("serve", "--prot", "1")
+    wrong = run_here("serve", "--prot", "1")
     assert wrong.returncode == 2
     assert "--port" in wrong.stderr
 
 
 def test_check_prints_the_settings_and_hides_the_secrets() -> None:
-    good = run("check", CEREBRAS_API_KEY=KEY, APE_API_KEY="alice:secret-of-alice", PORT="1234")
+    good = run_here("check", CEREBRAS_API_KEY=KEY, APE_API_KEY="alice:secret-of-alice", PORT="1234")
     assert good.returncode == 0
     assert "PORT=1234" in good.stdout
     assert "CEREBRAS_API_KEY=(set)" in good.stdout
@@ -55,7 +58,8 @@ def test_check_prints_the_settings_and_hides_the_secrets() -> None:
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_all_wrong_settings_are_reported_at_once_without_secrets(command: str) -> None:
     secret = "csk-with a blank"
-    wrong = run(command, CEREBRAS_API_KEY=secret, PORT="70000", BACKEND="twisted")
+    running = run if command == "serve" else run_here  # the log of a service is the process's
+    wrong = running(command, CEREBRAS_API_KEY=secret, PORT="70000", BACKEND="twisted")
     reported = wrong.stdout + wrong.stderr
     assert wrong.returncode == 2
     assert all(name in reported for name in ("CEREBRAS_API_KEY", "PORT", "BACKEND"))
@@ -82,15 +86,21 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_demo_serves_until_a_signal(backend: str) -> None:
-    with serving("serve", "--demo", "--backend", backend) as served:
+def test_the_demo_serves_until_a_signal_that_ends_it(backend: str, tmp_path: Path) -> None:
+    """Other signals end nothing; and without a terminal standard error is empty."""
+    errors = tmp_path / "errors"
+    with serving("serve", "--demo", "--backend", backend, stderr=str(errors)) as served:
         assert served.lines[0]["level"] == "warning"  # open to everybody
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+            served.process.send_signal(number)
+        assert served.metric("cerebras_proxy_client_connections") == 1
         connection = served.connection()
         connection.request("POST", "/v1/chat/completions", CHAT, JSON)
         response = connection.getresponse().read()
         connection.close()
         line = served.line("ttft_seconds")
-        health = run("health", HOST="127.0.0.1", PORT=str(served.port))
+        in_a_process = run if backend == "asyncio" else run_here
+        health = in_a_process("health", HOST="127.0.0.1", PORT=str(served.port))
         served.process.send_signal(signal.SIGTERM)
         status = served.ended()
     assert response.endswith(b"data: [DONE]\n\n")
@@ -99,6 +109,7 @@ def test_the_demo_serves_until_a_signal(backend: str) -> None:
     assert '"status":"healthy"' in health.stdout
     assert status == 0
     assert served.lines[-1]["message"] == "Stopped"
+    assert errors.read_bytes() == b""
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -170,24 +181,6 @@ def test_the_request_on_a_terminal_works_with_a_clients_key_in_its_place(screen:
         connection.close()
 
 
-def test_without_a_terminal_standard_error_is_empty(tmp_path: Path) -> None:
-    errors = tmp_path / "errors"
-    with serving("serve", "--demo", stderr=str(errors)) as served:
-        served.process.send_signal(signal.SIGTERM)
-        assert served.ended() == 0
-    assert errors.read_bytes() == b""
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ignored_signals_end_nothing(backend: str) -> None:
-    with serving("serve", "--demo", "--backend", backend) as served:
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
-            served.process.send_signal(number)
-        assert served.metric("cerebras_proxy_client_connections") == 1
-        served.process.send_signal(signal.SIGTERM)
-        assert served.ended() == 0
-
-
 def test_sighup_ends_nothing_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
     try:
@@ -231,7 +224,7 @@ def test_simulate_keeps_to_account_limits() -> None:
         connection.close()
     assert [response.status for response in responses] == [200, 429]
     assert responses[0].getheader("x-ratelimit-limit-requests-day") == "1"
-    wrong = run("simulate", "--reservations", "lent")
+    wrong = run_here("simulate", "--reservations", "lent")
     assert wrong.returncode == 2
     assert "argument --reservations: invalid" in wrong.stderr
 
@@ -249,14 +242,14 @@ def test_simulate_over_tls(authority: trustme.CA, tmp_path: Path) -> None:
         connection.request("GET", "/v1/tcp_warming")
         assert connection.getresponse().read() == b"{}"
         connection.close()
-    wrong = run("simulate", "--certificate", str(key), "--private-key", str(certificate))
+    wrong = run_here("simulate", "--certificate", str(key), "--private-key", str(certificate))
     assert wrong.returncode == 2
     assert "must be files that fit together" in wrong.stderr
 
 
 @pytest.mark.parametrize("command", ["health", "simulate"])
 def test_a_wrong_port_is_reported(command: str) -> None:
-    refused = run(command, "--port", "http")
+    refused = run_here(command, "--port", "http")
     assert refused.returncode == 2
     assert "PORT must be a whole number from 0 to 65535" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -264,7 +257,7 @@ def test_a_wrong_port_is_reported(command: str) -> None:
 
 def test_health_where_nothing_listens() -> None:
     port = str(free_port())
-    health = run("health", HOST="0.0.0.0", PORT=port)
+    health = run_here("health", HOST="0.0.0.0", PORT=port)
     assert health.returncode == 1
     assert health.stderr == f"no response from 127.0.0.1:{port}: Connection refused\n"
 
@@ -279,20 +272,20 @@ def test_health_where_something_else_listens() -> None:
 
         thread = threading.Thread(target=respond)
         thread.start()
-        health = run("health", HOST="127.0.0.1", PORT=str(listener.getsockname()[1]))
+        health = run_here("health", HOST="127.0.0.1", PORT=str(listener.getsockname()[1]))
         thread.join()
     assert health.returncode == 1
     assert health.stderr.endswith("what responds there does not speak HTTP\n")
 
 
 def test_health_at_no_such_host() -> None:
-    health = run("health", HOST="nowhere.invalid", PORT="1")
+    health = run_here("health", HOST="nowhere.invalid", PORT="1")
     assert health.returncode == 1
     assert health.stderr == "no response from nowhere.invalid:1: there is no such host\n"
 
 
 def test_every_flag_shows_its_default() -> None:
-    serving, simulating = run("serve", "--help").stdout, run("simulate", "--help").stdout
+    serving, simulating = (run_here(each, "--help").stdout for each in ("serve", "simulate"))
     for text in ("HOST, else 0.0.0.0)", "PORT, else 8000)", "BACKEND, else asyncio)"):
         assert f"(default: {text}" in " ".join(serving.split())
     flags = set(re.findall(r"^  --([a-z-]+)", simulating, re.MULTILINE))
@@ -307,16 +300,14 @@ SETTINGS_OF = {"CEREBRAS_API_KEY": KEY, "PORT": "99", "MODEL_ALIASES": "a=b|c", 
 
 
 def test_settings_prints_the_table_in_three_forms() -> None:
-    plain = run("settings", timeout=RUN_TIMEOUT, **SETTINGS_OF)
-    assert plain.returncode == 0
-    [port] = [line.split() for line in plain.stdout.splitlines() if line.startswith("PORT ")]
+    runs = [
+        run_here("settings", *form, **SETTINGS_OF) for form in ((), ("--json",), ("--markdown",))
+    ]
+    assert [each.returncode for each in runs] == [0, 0, 0]
+    plain, as_json, as_markdown = (each.stdout for each in runs)
+    [port] = [line.split() for line in plain.splitlines() if line.startswith("PORT ")]
     assert port[:4] == ["PORT", "8000", "99", "PORT"]
-    rows = {
-        row["name"]: row
-        for row in orjson.loads(
-            run("settings", "--json", timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout
-        )
-    }
+    rows = {row["name"]: row for row in orjson.loads(as_json)}
     assert list(rows) == [setting.variable for setting in SETTINGS]
     assert rows["LOG_LEVEL"] == {
         "name": "LOG_LEVEL",
@@ -329,20 +320,19 @@ def test_settings_prints_the_table_in_three_forms() -> None:
     assert (rows["CEREBRAS_API_KEY"]["value"], rows["CEREBRAS_API_KEY"]["default"]) == (
         *("(set)", "(required)"),
     )
-    markdown = run("settings", "--markdown", timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout.splitlines()
+    markdown = as_markdown.splitlines()
     assert markdown[:2] == [
         "| NAME | DEFAULT | VALUE | FROM | MEANING |",
         "| --- | --- | --- | --- | --- |",
     ]
     assert len(markdown) == 2 + len(SETTINGS)
     assert [line for line in markdown if "a=b\\|c" in line]
-    for form in ((), ("--json",), ("--markdown",)):
-        assert KEY not in run("settings", *form, timeout=RUN_TIMEOUT, **SETTINGS_OF).stdout
+    assert not [each for each in runs if KEY in each.stdout]
 
 
 def test_settings_needs_no_key_but_right_settings() -> None:
-    assert run("settings").returncode == 0
-    wrong = run("settings", PORT="many")
+    assert run_here("settings").returncode == 0
+    wrong = run_here("settings", PORT="many")
     assert wrong.returncode == 2
     assert wrong.stderr == "PORT must be a whole number from 0 to 65535 (it is 'many')\n"
 
@@ -357,7 +347,7 @@ DOUBTFUL = {
 
 
 def test_doubtful_settings_are_said_by_check_and_at_the_start() -> None:
-    checked = run("check", CEREBRAS_API_KEY=KEY, timeout=RUN_TIMEOUT, **DOUBTFUL)
+    checked = run_here("check", CEREBRAS_API_KEY=KEY, **DOUBTFUL)
     assert checked.returncode == 0
     with serving("serve", "--demo", **DOUBTFUL) as served:
         said = [f"{x['level']}: {x['message']}: {x.get('problem')}" for x in served.lines]
@@ -373,7 +363,7 @@ def test_doubtful_settings_are_said_by_check_and_at_the_start() -> None:
 
 def test_check_prints_prices() -> None:
     prices = '{"m":{"input":0.5,"output":"1.25"}}'
-    checked = run("check", CEREBRAS_API_KEY=KEY, MODEL_PRICES=prices)
+    checked = run_here("check", CEREBRAS_API_KEY=KEY, MODEL_PRICES=prices)
     assert "\nMODEL_PRICES=m=0.5/1.25/0.5\n" in checked.stdout
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pyte
 import pytest
 from rich.console import Console
+from run_here import run_here
 from scraped_proxies import buckets_text
 from server_process import TIMEOUT, Served, environment, run, serving
 from worker_service import CHAT, JSON
@@ -128,21 +129,21 @@ def test_once_prints_a_frame(proxy: Served) -> None:
 
 
 def test_a_proxy_that_is_down_is_said_and_others_go_on(proxy: Served) -> None:
-    done = run("top", f"127.0.0.1:{proxy.port}", "127.0.0.1:1", "--once", *FAST)
+    done = run_here("top", f"127.0.0.1:{proxy.port}", "127.0.0.1:1", "--once", *FAST)
     assert done.returncode == 1
     assert "1 of 2 up" in done.stdout
     assert done.stderr == "ape-cerebras top: 127.0.0.1:1: connection refused\n"
 
 
 def test_nothing_to_watch() -> None:
-    done = run("top", "127.0.0.1:1", "--once", *FAST)
+    done = run_here("top", "127.0.0.1:1", "--once", *FAST)
     assert done.returncode == 2
     assert done.stderr == "ape-cerebras top: 127.0.0.1:1: connection refused\n"
 
 
 @pytest.mark.parametrize("flags", [["--interval", "0"], ["--window", "x"], ["--sort", "colour"]])
 def test_wrong_flags(flags: list[str]) -> None:
-    done = run("top", *flags)
+    done = run_here("top", *flags)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
