@@ -16,7 +16,7 @@ DEMO = Path(__file__).parents[2] / "contrib" / "demo" / "demo_report.py"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("demo")
-    arguments = (sys.executable, DEMO, "--seconds", "15", "--folder", made)
+    arguments = (sys.executable, DEMO, "--seconds", "8", "--folder", made)
     subprocess.run(arguments, check=True, capture_output=True, env=environment())
     return made
 
