@@ -51,29 +51,34 @@ def _lines(served: Served, trace_id: str, times: int) -> list[Line]:
 
 
 @contextmanager
-def running(backend: str, **settings: str) -> Iterator[Stack]:
-    with serving("simulate", "--backend", backend, "--ttft", "0.01") as api:
-        environment = {
-            "CEREBRAS_API_KEY": "csk-upstream-key-0123456789",
-            "CEREBRAS_BASE_URL": f"http://127.0.0.1:{api.port}",
-            "APE_API_KEY": f"agents:{CLIENT_KEY}",
-            "BACKEND": backend,
-            **settings,
-        }
-        with serving("serve", **environment) as proxy:
-            yield Stack(proxy, api)
+def before(api: Served, backend: str, **settings: str) -> Iterator[Stack]:
+    environment = {
+        "CEREBRAS_API_KEY": "csk-upstream-key-0123456789",
+        "CEREBRAS_BASE_URL": f"http://127.0.0.1:{api.port}",
+        "APE_API_KEY": f"agents:{CLIENT_KEY}",
+        "BACKEND": backend,
+        **settings,
+    }
+    with serving("serve", **environment) as proxy:
+        yield Stack(proxy, api)
 
 
 @pytest.fixture(scope="module")
-def stack(backend: str) -> Iterator[Stack]:
-    with running(backend) as stack:
+def api(backend: str) -> Iterator[Served]:
+    with serving("simulate", "--backend", backend, "--ttft", "0.01") as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def stack(api: Served, backend: str) -> Iterator[Stack]:
+    with before(api, backend) as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
-def hasty(backend: str) -> Iterator[Stack]:
+def hasty(api: Served, backend: str) -> Iterator[Stack]:
     """One whose proxy does not wait for long; for one request at a time."""
-    with running(backend, UPSTREAM_FIRST_BYTE_TIMEOUT="1") as stack:
+    with before(api, backend, UPSTREAM_FIRST_BYTE_TIMEOUT="1") as stack:
         yield stack
 
 

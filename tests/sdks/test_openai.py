@@ -9,7 +9,7 @@ import openai
 import pydantic
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
-from sdks import OPENAI, REQUEST, TOOL, SdkClient
+from sdks import NO_CERTIFICATES, OPENAI, REQUEST, TOOL, SdkClient
 from server_process import CLIENT_KEY, Served
 
 pytestmark = pytest.mark.every_loop
@@ -20,7 +20,8 @@ TOOLS: list[ChatCompletionFunctionToolParam] = [TOOL]  # type: ignore[list-item]
 
 def client_of(served: Served, api_key: str = "any") -> openai.OpenAI:
     url = f"http://127.0.0.1:{served.port}/v1"
-    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+    http_client = openai.DefaultHttpxClient(verify=NO_CERTIFICATES)
+    return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http_client)
 
 
 def test_a_response(demo: Served) -> None:
@@ -88,9 +89,7 @@ def test_what_is_not_served_is_said_with_what_to_do_instead(
     url, trace_id = f"http://127.0.0.1:{demo.port}{base}", f"nowhere{path}".replace("/", ".")
     headers = {"X-Trace-ID": trace_id}
     with (
-        openai.OpenAI(
-            base_url=url, api_key="any", max_retries=0, default_headers=headers
-        ) as client,
+        client_of(demo).with_options(base_url=url, default_headers=headers) as client,
         pytest.raises(openai.NotFoundError) as raised,
     ):
         request_it(client)

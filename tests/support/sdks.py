@@ -65,17 +65,21 @@ JAVASCRIPT = Path(__file__).parents[1] / "sdks" / "js"
 
 
 class Sdk(NamedTuple):
-    """``errors`` is the module with the SDK's exceptions; ``prefix`` is the end of its base URL."""
+    """``errors`` is the module with the SDK's exceptions; ``prefix`` is the end of its base URL;
+    ``options`` are those of every client."""
 
     errors: Any
     client: Callable[..., Any]
     async_client: Callable[..., Any]
     prefix: str
+    options: dict[str, Any]
 
 
-OPENAI = Sdk(openai, openai.OpenAI, openai.AsyncOpenAI, "/v1")
+OPENAI = Sdk(openai, openai.OpenAI, openai.AsyncOpenAI, "/v1", {})
+# Its warm-up, the subject of test_cerebras, has a client of its own, which reads the certificates.
+_COLD = {"warm_tcp_connection": False}
 CEREBRAS = Sdk(
-    cerebras.cloud.sdk, cerebras.cloud.sdk.Cerebras, cerebras.cloud.sdk.AsyncCerebras, ""
+    cerebras.cloud.sdk, cerebras.cloud.sdk.Cerebras, cerebras.cloud.sdk.AsyncCerebras, "", _COLD
 )
 
 
@@ -140,6 +144,7 @@ class SdkClient:
             "base_url": f"http://127.0.0.1:{self.port}{self.sdk.prefix}",
             "api_key": "any",
             "max_retries": 0,
+            **self.sdk.options,
             **self.options,
         }
         if self.backend is not None:
