@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
+from characters import CHARACTERS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,7 +185,7 @@ def test_without_models_there_is_no_closest_name() -> None:
 
 _names = st.sampled_from(("id", "pricing", "prompt", "completion", "limits", "deprecated", "x"))
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(CHARACTERS, max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_names, inner, max_size=4),
     max_leaves=20,
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 import recorded_streams
+from characters import CHARACTERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ COMPLETIONS = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=160)
 @given(COMPLETIONS, st.lists(st.integers(0, 2**30), max_size=20))
 def test_a_stream_is_reassembled_to_the_plain_reply(
     completion: Completion, cuts: list[int]
@@ -71,7 +72,7 @@ def test_a_stream_is_reassembled_to_the_plain_reply(
     assert assembled(cut(stream, cuts)) == Reply(200, completion.plain(TIMING).data)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(COMPLETIONS)
 def test_byte_by_byte(completion: Completion) -> None:
     stream = b"".join(event.data for event in completion.events(TIMING))
@@ -81,7 +82,7 @@ def test_byte_by_byte(completion: Completion) -> None:
 
 # Whatever the API could send: plain replies are made up, split into events, and reassembled.
 
-TEXTS = st.text(min_size=1, max_size=20)
+TEXTS = st.text(CHARACTERS, min_size=1, max_size=20)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1) | TEXTS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
@@ -92,7 +93,9 @@ LOGPROBS = st.fixed_dictionaries(
 )
 CALLS = st.fixed_dictionaries(
     {
-        "function": st.fixed_dictionaries({"name": NAMES, "arguments": st.text(max_size=20)}),
+        "function": st.fixed_dictionaries(
+            {"name": NAMES, "arguments": st.text(CHARACTERS, max_size=20)}
+        ),
         "type": st.just("function"),
         "id": NAMES,
     }
@@ -160,7 +163,7 @@ def parts_of_a_choice(draw: st.DrawFn, whole: dict[str, Any]) -> list[dict[str, 
     return [*parts, {"delta": {}, **last}]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data(), ENVELOPES, st.lists(CHOICES, min_size=1, max_size=3))
 def test_split_texts_are_reassembled(
     data: st.DataObject, envelope: dict[str, Any], choices: list[dict[str, Any]]

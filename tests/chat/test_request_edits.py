@@ -153,7 +153,7 @@ def bodies(draw: st.DrawFn) -> list[tuple[str, bytes, bytes]]:
     return members
 
 
-@settings(max_examples=800)
+@settings(max_examples=400)
 @given(bodies(), spaces, spaces, st.booleans())
 @example([], b"", b" ", False)
 def test_only_model_and_stream_change(

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+from characters import CHARACTERS
 from chat_requests import JSON
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -114,8 +115,11 @@ def test_a_repeated_token_limit_is_refused() -> None:
 
 _limits = st.none() | st.integers(-1, 100_000)
 _others = st.dictionaries(
-    st.text(max_size=8).filter(lambda name: name not in ("model", "stream", NEW, OLD)),
-    st.none() | st.integers() | st.text(max_size=8) | st.just({OLD: 99_999, "model": "x"}),
+    st.text(CHARACTERS, max_size=8).filter(lambda name: name not in ("model", "stream", NEW, OLD)),
+    st.none()
+    | st.integers()
+    | st.text(CHARACTERS, max_size=8)
+    | st.just({OLD: 99_999, "model": "x"}),
     max_size=4,
 )
 

@@ -4,6 +4,7 @@ import json
 from itertools import accumulate
 
 import pytest
+from characters import CHARACTERS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,7 +117,7 @@ def test_arguments_of_a_tool_call() -> None:
     assert events.count_in(b"data: " + event % b"city" + b"\n\n") == 1
 
 
-texts = st.text(max_size=5) | st.sampled_from(
+texts = st.text(CHARACTERS, max_size=5) | st.sampled_from(
     ('"content":"x', "[DONE]", "\\", '"', "\n\n", "\u2028", "a", "b")
 )
 names = st.sampled_from(("content", "content", "reasoning", "refusal"))

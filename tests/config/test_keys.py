@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from characters import CHARACTERS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -183,7 +184,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
             read_keys_file(path)
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@given(st.binary(max_size=200) | st.text(CHARACTERS, max_size=200).map(str.encode))
 def test_no_content_raises_anything_but_our_own_text(tmp_path_factory: Any, content: bytes) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys.toml"
     for text in (content, ALICE.encode() + b"usd_per_day = " + content):

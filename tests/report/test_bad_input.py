@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from characters import CHARACTERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_lines import event_line, line_of, lines_of
@@ -25,10 +26,12 @@ def report(path: Path, *arguments: str | Path) -> int:
     return run_command(["report", str(path), *map(str, arguments)])
 
 
+words = st.sampled_from(["measured", "completed", "derived", "2026", "NaTZ"])
+names = st.text(CHARACTERS, max_size=3)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False)
-    | st.text(max_size=12) | st.sampled_from(["measured", "completed", "derived", "2026", "NaTZ"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    | st.text(CHARACTERS, max_size=12) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner),
     max_leaves=4,
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
+from characters import CHARACTERS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,7 +107,7 @@ def test_read_time_info(info: Any, times: TimeInfo | None) -> None:
 
 
 strange = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=3),
     lambda inner: st.dictionaries(
         st.sampled_from(
             [

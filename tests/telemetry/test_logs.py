@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from characters import CHARACTERS
 from exchanges import chat_exchange, ended_exchanges, plain_exchange, stream_exchange, with_timings
 from failure_examples import FAILURES, example
 from hypothesis import given, settings
@@ -381,7 +382,7 @@ def test_the_longest_line_fits_one_atomic_pipe_write(model: str) -> None:
 
 
 @settings(max_examples=200)
-@given(ended_exchanges(), st.text())
+@given(ended_exchanges(), st.text(CHARACTERS))
 def test_any_exchange_makes_one_valid_line(exchange: Exchange, model: str) -> None:
     exchange.model = model
     written = text_of(exchange)
