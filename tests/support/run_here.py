@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import pytest
+from key_leaks import check_for_keys
 from server_process import environment
 
 from ape_cerebras.commands import run_command
@@ -17,7 +18,7 @@ __all__ = ("run_here",)
 
 
 def run_here(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Like ``server_process.run``."""
+    """Like ``server_process.run``, and looked through for keys as the output of a process is."""
     output, errors = StringIO(), StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
@@ -32,4 +33,6 @@ def run_here(*arguments: str, **settings: str) -> subprocess.CompletedProcess[st
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+    for text in (output.getvalue(), errors.getvalue()):
+        check_for_keys(text.encode())
     return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
