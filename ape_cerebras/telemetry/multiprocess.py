@@ -9,8 +9,8 @@ as two counters, in such files or in one process.
 
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from glob import glob
@@ -18,7 +18,7 @@ from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -28,7 +28,7 @@ from prometheus_client.core import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.utils import floatToGoString
 
-from .metric_table import METRICS, STEM, WORKER_METRICS
+from .metric_table import METRICS, STEM, WORKER_METRICS, MetricRow
 
 __all__ = (
     "GAPS",
@@ -41,7 +41,9 @@ __all__ = (
     "collect_workers",
     "forget_worker",
     "labelled",
+    "make_metric",
     "share_values",
+    "values_by",
 )
 
 _WORD = 8  # bytes
@@ -215,6 +217,33 @@ def labelled(values: Values, metric: Any, *labels: str) -> Any:
     """The child of a metric, whose values are kept as ``values`` has it."""
     with values():
         return metric.labels(*labels)
+
+
+@contextmanager
+def values_by(make: Callable[..., Any]) -> Iterator[None]:
+    """Have the values of metrics that are made within made by ``make``.
+
+    The library goes by PROMETHEUS_MULTIPROC_DIR alone, for the whole process: in a variable of
+    somebody else's, a directory that is not there ends the process, and one that is there gets our
+    series among others', without exemplars.
+    """
+    before = values.ValueClass
+    values.ValueClass = make
+    try:
+        yield
+    finally:
+        values.ValueClass = before
+
+
+def make_metric(row: MetricRow, buckets: Mapping[str, tuple[float, ...]], registry: Any) -> Any:
+    name = STEM + row.name
+    if row.type == "counter":
+        return Counter(name, row.meaning, row.labels, registry=registry)
+    if row.type == "gauge":
+        mode = row.mode
+        return Gauge(name, row.meaning, row.labels, registry=registry, multiprocess_mode=mode)
+    bounds = buckets[row.buckets]
+    return Histogram(name, row.meaning, row.labels, registry=registry, buckets=bounds)
 
 
 class GapCounts:

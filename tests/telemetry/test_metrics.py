@@ -368,3 +368,16 @@ def test_buckets() -> None:
     assert bounds(own, "ttft_seconds") == bounds(own, "network_seconds") == ["0.5", "1.0", "+Inf"]
     assert bounds(own, "loop_lag_seconds") == ["0.0", "+Inf"]
     assert bounds(own, "request_duration_seconds") == duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at_most"),
+    [(0.0, "0.5"), (0.5, "0.5"), (0.500001, "1.0"), (1.0, "1.0"), (1.000001, "+Inf"), (9, "+Inf")],
+)
+def test_a_bucket_holds_what_is_at_most_its_bound(seconds: float, at_most: str) -> None:
+    metrics = new_metrics(HISTOGRAM_BUCKETS='{"duration":[0.5,1]}')
+    exchange, timings = with_timings(stream_exchange())
+    metrics.observe(exchange, timings._replace(total_time_seconds=seconds))
+    name = "request_duration_seconds_bucket"
+    rises = [value(metrics, name, route=CHAT, le=le) for le in ("0.5", "1.0", "+Inf")]
+    assert rises.count(1) == 3 - ["0.5", "1.0", "+Inf"].index(at_most)
