@@ -51,7 +51,7 @@ class ExchangeScope:
 
     def __init__(self, downstream: Watched, seconds: float | None) -> None:
         self._downstream = downstream
-        deadline = math.inf if seconds is None else anyio.current_time() + seconds
+        deadline = math.inf if seconds is None else downstream.stream.now() + seconds
         self._scope = anyio.CancelScope(deadline=deadline)
         self._gone = False
 

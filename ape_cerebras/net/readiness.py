@@ -196,6 +196,7 @@ class EdgeWaiter(Waiter):
     def __init__(self) -> None:
         self.ready = self.ended = False
         self.future: asyncio.Future[bool] | None = None
+        self._loop = asyncio.get_running_loop()  # CPython 3.11 calls getpid each time
         self._failure: Exception | None = None
         self._until = math.inf
         self._timer: asyncio.Handle | None = None
@@ -205,7 +206,7 @@ class EdgeWaiter(Waiter):
         if self.ready:
             self.ready = self.ended
             return True
-        self.future = asyncio.get_running_loop().create_future()
+        self.future = self._loop.create_future()
         self.set_deadline(until)
         try:
             in_time = await self.future
@@ -239,14 +240,14 @@ class EdgeWaiter(Waiter):
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = until
-            self._timer = asyncio.get_running_loop().call_at(until, self._check_deadline)
+            self._timer = self._loop.call_at(until, self._check_deadline)
 
     def _check_deadline(self) -> None:
         """End the wait that is under way now, which may be a later one, if it is time for that."""
         self._timer, self._timer_at = None, math.inf
         if self.future is None or self.future.done() or self._until == math.inf:
             return
-        if asyncio.get_running_loop().time() < self._until:
+        if self._loop.time() < self._until:
             self.set_deadline(self._until)
         else:
             self.future.set_result(False)

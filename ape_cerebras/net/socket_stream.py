@@ -88,8 +88,7 @@ class SocketStream(TimestampedStream):
 
     def watch(self, hook: Callable[[], None] | None, *, end_only: bool = False) -> bool:
         watches = self._readiness.watch(hook, end_only=end_only)
-        may_have_arrived = self._reading.ready or not self._drained
-        if watches and hook is not None and not end_only and may_have_arrived:
+        if watches and hook is not None and not end_only and self.may_have_arrived:
             hook()
         return watches
 
@@ -110,6 +109,10 @@ class SocketStream(TimestampedStream):
     def set_deadline(self, seconds: float | None) -> None:
         super().set_deadline(seconds)
         self._reading.set_deadline(self.deadline)
+
+    @property
+    def may_have_arrived(self) -> bool:
+        return self._reading.ready or not self._drained
 
     async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         if self._peeker is not None and self._peeker.watched:

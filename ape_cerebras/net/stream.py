@@ -96,6 +96,11 @@ class TimestampedStream(ByteStream):
         where it took none."""
         return max(0.0, self.written_at - self.left_at)
 
+    @property
+    def may_have_arrived(self) -> bool:
+        """Whether something may have arrived that has not been received."""
+        return True
+
     def receive_nowait(self) -> bytes:
         """Receive what has arrived. Raises what ``receive`` raises, and WouldBlock where nothing
         has arrived, or where this stream cannot know."""

@@ -211,9 +211,10 @@ class UpstreamStream(httpcore.AsyncNetworkStream):
         """What has arrived, read through TLS too: b"" at the end, None where nothing has arrived.
 
         Never waits. TLS streams of anyio cannot do that, so the timeout of the socket below is 0
-        meanwhile. It has to be a read, not a look at the socket: a server may send a TLS session
-        ticket at any time, which is no response.
+        meanwhile. It has to be a read: a TLS session ticket may come any time, and is no response.
         """
+        if self._records is None and not self.raw.may_have_arrived:
+            return None
         timeout, self.raw.read_timeout = self.raw.read_timeout, 0
         try:
             return await self._incoming.receive(READ_BYTES)
