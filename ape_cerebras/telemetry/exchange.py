@@ -120,13 +120,16 @@ class TimeInfo(NamedTuple):
         """Read the ``time_info`` object of a response; None where that is no object, or empty."""
         if not isinstance(info, dict) or not info:
             return None
-        queue, prompt, completion = map(info.get, ("queue_time", "prompt_time", "completion_time"))
-        return cls(_seconds(queue), _seconds(prompt), _seconds(completion))
+        return cls(
+            _seconds(info.get("queue_time")),
+            _seconds(info.get("prompt_time")),
+            _seconds(info.get("completion_time")),
+        )
 
 
 def _seconds(value: Any) -> float | None:
     """None for a value that is no duration: an infinite one would spoil their sum for good."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) not in (float, int):
         return None
     return float(value) if 0 <= value <= _MAX_SECONDS else None
 

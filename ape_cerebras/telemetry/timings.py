@@ -227,8 +227,9 @@ def _proxy_parts_of(
     if proxy_ttft is None:
         return None, wait, None
     parts = (exchange.retry_seconds, wait, exchange.connect_seconds, exchange.tls_seconds)
-    own = round(proxy_ttft - sum(part or 0.0 for part in parts), 6)
-    return proxy_ttft, wait, own
+    if not any(parts):
+        return proxy_ttft, wait, proxy_ttft
+    return proxy_ttft, wait, round(proxy_ttft - sum(part or 0.0 for part in parts), 6)
 
 
 def _totals_of(exchange: Exchange) -> tuple[float, float | None, float | None]:
