@@ -10,7 +10,7 @@ machine, whatever the size.
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ pytestmark = [
 ]
 
 MIB = 2**20
+MANY = 2_500  # of events, 60 calls each: in one step they were four times what that may be
 LARGEST = 10 * MIB - 100  # of a body that is accepted
 MOST_CALLS = 40_000
 MOST_BYTES = 6 * MIB
@@ -135,10 +136,10 @@ REQUESTS = {
     **{f"{name}, 10 MB": body(make, LARGEST) for name, make in BODIES.items()},
     "compressed": compressed(LARGEST),
     "small chunks": Case(
-        lambda: chat_in_chunks(many(NAMED + b'"x":"', b"x", b'"}', MIB // 4), 16), at_once=MIB
+        lambda: chat_in_chunks(many(NAMED + b'"x":"', b"x", b'"}', MIB // 16), 16), at_once=MIB
     ),
-    "500 at once": Case(
-        lambda: b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 500, statuses=(200,) * 500
+    "150 at once": Case(
+        lambda: b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 150, statuses=(200,) * 150
     ),
 }
 RESPONSES = {
@@ -152,14 +153,15 @@ RESPONSES = {
     ),
 }
 STREAMS = {
-    "10,000 events": lambda: events(*[TOKEN] * 10_000),
-    "10,000 tiny events": lambda: events(TOKEN) + b"data:{}\n\n" * 10_000,
-    "10,000 events with usage": lambda: events(TOKEN, *[FINISH] * 10_000),
+    "many tiny events": lambda: events(TOKEN) + b"data:{}\n\n" * MANY,
+    "many events with usage": lambda: events(TOKEN, *[FINISH] * MANY),
     "a text of 1 MB first": lambda: text_event(MIB),
 }
 CASES = {
     **{f"a request: {name}": case for name, case in REQUESTS.items()},
     **{f"a response: {name}": case for name, case in RESPONSES.items()},
+    "a stream: 10,000 events": stream(lambda: events(*[TOKEN] * 10_000)),  # of 5 calls
+    "reassembled: many events": reassembled(lambda: events(*[TOKEN] * MANY), at_once=MIB),
     **{f"a stream: {name}": stream(make) for name, make in STREAMS.items()},
     **{f"reassembled: {name}": reassembled(make, at_once=MIB) for name, make in STREAMS.items()},
     "a stream: 1 MB of small values": stream(lambda: dense_event(MIB)),
@@ -173,18 +175,28 @@ CASES = {
 async def proxy_before(upstream: ThreadedUpstream, **settings: str) -> AsyncIterator[Running]:
     with upstream.serving():
         async with running_proxy(upstream.port, MODEL_ALIASES="old=new", **settings) as running:
-            await play(Case(), upstream, running)
+            await request(Case(), upstream, running)
             yield running
 
 
-async def play(case: Case, upstream: ThreadedUpstream, running: Running) -> Steps:
-    """What the largest steps did."""
+async def request(
+    case: Case,
+    upstream: ThreadedUpstream,
+    running: Running,
+    watch: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it keeps nothing
+) -> Any:
     upstream.response = case.response()
-    request = case.request()
-    send = partial(request_all, running.port, request, len(case.statuses), case.write_bytes)
-    with watched_steps() as steps:
+    sends = case.request()
+    send = partial(request_all, running.port, sends, len(case.statuses), case.write_bytes)
+    with watch as watched:
         statuses = await anyio.to_thread.run_sync(send)
     assert tuple(statuses) == case.statuses
+    return watched
+
+
+async def play(case: Case, upstream: ThreadedUpstream, running: Running) -> Steps:
+    """The work of the largest steps."""
+    steps: Steps = await request(case, upstream, running, watched_steps())
     return steps
 
 
