@@ -87,9 +87,11 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_demo_serves_until_a_signal_that_ends_it(backend: str, tmp_path: Path) -> None:
-    """Other signals end nothing; and without a terminal standard error is empty."""
+    """Started as users do; other tests have a fork of the program. Other signals end nothing, and
+    without a terminal standard error is empty."""
     errors = tmp_path / "errors"
-    with serving("serve", "--demo", "--backend", backend, stderr=str(errors)) as served:
+    demo = ("serve", "--demo", "--backend", backend)
+    with serving(*demo, by="exec", stderr=str(errors)) as served:
         assert served.lines[0]["level"] == "warning"  # open to everybody
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
             served.process.send_signal(number)
@@ -184,7 +186,7 @@ def test_the_request_on_a_terminal_works_with_a_clients_key_in_its_place(screen:
 def test_sighup_ends_nothing_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits
     try:
-        with serving("serve", "--demo") as served:
+        with serving("serve", "--demo", by="exec") as served:
             served.process.send_signal(signal.SIGHUP)
             assert served.metric("cerebras_proxy_client_connections") == 1
             served.process.send_signal(signal.SIGTERM)

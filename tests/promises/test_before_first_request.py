@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 import trustme
-from server_process import CLIENT_KEY, RUN_TIMEOUT, environment, refusing_port, run, serving
+from server_process import CLIENT_KEY, RUN_TIMEOUT, environment, refusing_port, run, serving, start
 
 UPSTREAM_KEY = "csk-upstream-key-0123456789"
 OK = {"CEREBRAS_API_KEY": UPSTREAM_KEY, "DEFAULT_MODEL": "gpt-oss-120b"}
@@ -22,8 +22,8 @@ def check(*flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def simulating(*flags: str) -> Iterator[str]:
     """A simulator in a process of its own; the address that it serves."""
-    command = (sys.executable, "-m", "ape_cerebras", "simulate", "--port", "0", *flags)
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
+    command = ("simulate", "--port", "0", *flags)
+    with start(*command, env=environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             yield orjson.loads(process.stdout.readline())["address"]

@@ -21,7 +21,7 @@ from end_to_end import (
 )
 from opentelemetry.sdk.environment_variables import OTEL_BSP_SCHEDULE_DELAY
 from otlp_collector import CollectedSpan, Collector, collecting
-from server_process import RUN_TIMEOUT, environment, run, serving
+from server_process import RUN_TIMEOUT, environment, run, serving, start
 from worker_service import CHAT, JSON, running_workers
 
 pytestmark = pytest.mark.anyio
@@ -392,28 +392,24 @@ _WITHOUT = (
     "from importlib import util\nfound = util.find_spec\n"
     "util.find_spec = lambda name, *more: None if 'opentelemetry' in name else found(name, *more)"
 )
-
-
-_PROGRAM = "from ape_cerebras.__main__ import main; raise SystemExit(main())"
-_NO_EXTRA = (f"{_WITHOUT}\n{_PROGRAM}", "http/protobuf", "pip install 'ape-cerebras[otel]'")
-_NO_GRPC = (_PROGRAM, "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf")
+_NO_EXTRA = (_WITHOUT, "http/protobuf", "pip install 'ape-cerebras[otel]'")
+_NO_GRPC = ("", "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf")
 _ENDPOINT = "http://127.0.0.1:1"
 
 
-@pytest.mark.parametrize(("program", "protocol", "text"), [_NO_EXTRA, _NO_GRPC])
+@pytest.mark.parametrize(("fault", "protocol", "text"), [_NO_EXTRA, _NO_GRPC])
 def test_what_keeps_traces_from_a_collector_is_warned_of(
-    program: str, protocol: str, text: str
+    fault: str, protocol: str, text: str
 ) -> None:
+    """The fault is in place before anything is imported."""
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": _ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    command = (sys.executable, "-c", program)
-    given = environment(CEREBRAS_API_KEY="csk-0123456789abcdef", PORT="0", **settings)
-    done = subprocess.run(
-        (*command, "check"), env=given, capture_output=True, text=True, check=False
-    )
+    settings |= {"CEREBRAS_API_KEY": "csk-0123456789abcdef", "PORT": "0"}
+    done = run("check", timeout=RUN_TIMEOUT, fault=fault, by="exec", **settings)
     assert done.returncode == 0
     assert "warning: No traces: " in done.stderr
     assert text in done.stderr
-    with subprocess.Popen((*command, "serve"), env=given, stdout=subprocess.PIPE) as serving:
+    given = environment(**settings)
+    with start("serve", fault=fault, by="exec", env=given, stdout=subprocess.PIPE) as serving:
         assert serving.stdout is not None
         lines: list[dict[str, Any]] = []
         while not lines or lines[-1]["message"] != "Listening":

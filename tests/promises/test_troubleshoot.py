@@ -4,7 +4,6 @@ import errno
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -25,7 +24,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from server_process import TIMEOUT, environment, refusing_port
+from server_process import TIMEOUT, environment, refusing_port, start
 from tls_upstream import certificate, over_tls
 from upstream_scripts import one_token_and_no_more, responds, responds_with, silent, streams
 
@@ -244,11 +243,11 @@ def test_a_full_disk_of_logs(backend: str) -> None:
     """/dev/full fails every write as a full disk does."""
     row, port = ROWS["the disk of the logs full"], free_port()
     metric = f"cerebras_proxy_{re.findall('`([a-z_]+)`', row[1])[0]}"
-    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--port", str(port))
+    command = ("serve", "--demo", "--port", str(port))
     settings = environment(BACKEND=backend, HOST="127.0.0.1")
     with (
         open("/dev/full", "wb") as full,
-        subprocess.Popen(command, env=settings, stdout=full, stderr=subprocess.PIPE) as process,
+        start(*command, env=settings, stdout=full, stderr=subprocess.PIPE) as process,
     ):
         try:
             dropped, end = 0.0, time.monotonic() + TIMEOUT

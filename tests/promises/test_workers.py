@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Any
 import orjson
 import pytest
 from end_to_end import KEY
-from server_process import TIMEOUT, Line, Served, environment, run, serving
+from server_process import TIMEOUT, Line, Served, environment, run, serving, start
 from worker_service import CHAT, JSON, WorkerService, running_workers, scraped
 
 from ape_cerebras.process.workers import restart_delay
@@ -251,7 +250,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
 def test_how_a_worker_ended_is_known_even_where_sigchld_is_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which the process inherits
     try:
-        with running_workers("asyncio", tmp_path) as workers:
+        with running_workers("asyncio", tmp_path, by="exec") as workers:
             assert workers.end(1)["signal"] == signal.SIGKILL
             workers.wait_for(1)
             workers.served.process.send_signal(signal.SIGTERM)
@@ -301,6 +300,8 @@ def test_a_port_in_use_is_one_line() -> None:
     assert line["address"].endswith(port)
 
 
+TWO = {"ASYNC_WORKERS": "2", "HOST": "127.0.0.1", "PORT": "0"}
+
 # As where a bundle is replaced by an unreadable one once the parent has judged it.
 BUNDLE_GONE = """
 import os, ssl
@@ -310,12 +311,12 @@ def create_in_parent(*arguments, **options):
         raise FileNotFoundError
     return create(*arguments, **options)
 ssl.create_default_context = create_in_parent
-from ape_cerebras.__main__ import main; raise SystemExit(main(["serve"]))
 """
 
 
 def test_workers_that_cannot_begin_are_not_tried_for_ever(tmp_path: Path) -> None:
-    ended = run_script(BUNDLE_GONE, CEREBRAS_API_KEY=KEY, TMPDIR=str(tmp_path))
+    settings = {**TWO, "CEREBRAS_API_KEY": KEY, "TMPDIR": str(tmp_path)}
+    ended = run("serve", timeout=TIMEOUT, fault=BUNDLE_GONE, **settings)
     messages = [orjson.loads(text)["message"] for text in ended.stdout.splitlines()]
     assert ended.returncode == 1
     # The other one may still be failing when the first has been found out.
@@ -329,27 +330,12 @@ def test_without_a_directory_nothing_is_served(tmp_path: Path) -> None:
     """As root may write anywhere, the directory it would be made in is none."""
     nowhere = tmp_path / "nowhere"
     nowhere.touch()
-    script = f"import tempfile; tempfile.tempdir = {str(nowhere)!r}\n{SERVE}"
-    ended = run_script(script, TMPDIR=str(nowhere))
+    fault = f"import tempfile; tempfile.tempdir = {str(nowhere)!r}"
+    ended = run("serve", "--demo", timeout=TIMEOUT, fault=fault, TMPDIR=str(nowhere), **TWO)
     [line] = [orjson.loads(text) for text in ended.stdout.splitlines()]
     assert (ended.returncode, line["level"]) == (1, "error")
     assert line["message"] == "No directory for the metrics of workers"
     assert line["reason"] == "Not a directory"
-
-
-SERVE = "from ape_cerebras.__main__ import main; raise SystemExit(main(['serve', '--demo']))"
-
-
-def run_script(script: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    settings |= {"ASYNC_WORKERS": "2", "HOST": "127.0.0.1", "PORT": "0"}
-    return subprocess.run(
-        (sys.executable, "-c", script),
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
 
 
 def test_check_marks_what_each_worker_has_for_itself() -> None:
@@ -368,7 +354,7 @@ def test_check_marks_what_each_worker_has_for_itself() -> None:
 
 
 def test_no_room_for_a_process_is_waited_for(tmp_path: Path) -> None:
-    script = f"""
+    fault = """
 import errno, os
 fork, refusals = os.fork, [1, 2]
 def fork_or_not():
@@ -376,13 +362,10 @@ def fork_or_not():
         raise OSError(errno.EAGAIN, "no room", refusals.pop())
     return fork()
 os.fork = fork_or_not
-{SERVE}
 """
-    settings = environment(
-        ASYNC_WORKERS="2", HOST="127.0.0.1", PORT="0", TMPDIR=str(tmp_path), APE_API_KEY="key"
-    )
-    command = (sys.executable, "-c", script)
-    served = Served(subprocess.Popen(command, env=settings, stdout=subprocess.PIPE))
+    settings = environment(**TWO, TMPDIR=str(tmp_path), APE_API_KEY="key")
+    command = ("serve", "--demo")
+    served = Served(start(*command, fault=fault, env=settings, stdout=subprocess.PIPE))
     try:
         served.line("address")
         for _ in range(2):

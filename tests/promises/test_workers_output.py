@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from server_process import TIMEOUT, environment
+from server_process import TIMEOUT, environment, start
 
 PIPE_BYTES = 4096
 REQUESTS = 400
@@ -71,12 +70,12 @@ class Muffled:
 @contextmanager
 def muffled(backend: str, directory: Path) -> Iterator[Muffled]:
     """Two workers that serve, from now on unheard."""
-    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--workers", "2")
     # Requests for /health are logged at debug.
     settings = environment(
         BACKEND=backend, HOST="127.0.0.1", PORT="0", TMPDIR=str(directory), LOG_LEVEL="debug"
     )
-    process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, bufsize=0)
+    command = ("serve", "--demo", "--workers", "2")
+    process = start(*command, env=settings, stdout=subprocess.PIPE, bufsize=0)
     with process:
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)

@@ -12,12 +12,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import orjson
+from fork_server import CAN_FORK, ForkedProcess
 from key_leaks import check_for_keys
 from prometheus_client import parser
 
 __all__ = (
     "CLIENT_KEY",
     "RUN_TIMEOUT",
+    "START",
     "TIMEOUT",
     "Line",
     "Served",
@@ -25,6 +27,7 @@ __all__ = (
     "refusing_port",
     "run",
     "serving",
+    "start",
 )
 
 TIMEOUT = 15.0  # seconds until a test that waits for something fails
@@ -32,6 +35,10 @@ RUN_TIMEOUT = 60.0
 """Seconds until a test fails whose process has neither begun to serve nor ended. Python's start and
 the imports take 0.3 s of a core, and took more than 15 s beside 24 others on two cores."""
 CLIENT_KEY = "ape-key-0123456789"
+
+_MAIN = "\nfrom ape_cerebras.__main__ import main; raise SystemExit(main())"
+
+START = "fork" if CAN_FORK else "exec"
 
 Line = dict[str, Any]
 
@@ -42,17 +49,36 @@ def environment(**settings: str) -> dict[str, str]:
     return {**clean, **settings}
 
 
+def start(
+    *arguments: str, fault: str = "", by: str = START, **options: Any
+) -> subprocess.Popen[Any]:
+    """A process of the program, with the options of ``subprocess.Popen``. ``fault``: a program that
+    injects one, and runs in the process before ours. ``by``: "fork" is without a start of its own,
+    see ``fork_server``; "exec" where the start is the subject."""
+    if by == "fork":
+        return ForkedProcess([fault + _MAIN, *arguments], **options)
+    program = ("-c", fault + _MAIN) if fault else ("-m", "ape_cerebras")
+    return subprocess.Popen((sys.executable, *program, *arguments), **options)
+
+
 def run(
-    *arguments: str, timeout: float = RUN_TIMEOUT, **settings: str
+    *arguments: str,
+    timeout: float = RUN_TIMEOUT,
+    fault: str = "",
+    by: str = START,
+    **settings: str,
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (sys.executable, "-m", "ape_cerebras", *arguments),
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """Run it to its end; the arguments as for ``start``."""
+    pipe, given = subprocess.PIPE, environment(**settings)
+    options: Any = {"env": given, "stdout": pipe, "stderr": pipe, "text": True}
+    with start(*arguments, fault=fault, by=by, **options) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    check_for_keys(stdout)
+    check_for_keys(stderr)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
 class Served:
@@ -144,19 +170,17 @@ class Served:
         self.process.stdout.close()
 
 
-_MAIN = "\nfrom ape_cerebras.__main__ import main; raise SystemExit(main())"
-
-
 @contextmanager
 def serving(
-    *arguments: str, fault: str = "", stderr: str = "", **settings: str
+    *arguments: str, fault: str = "", stderr: str = "", by: str = START, **settings: str
 ) -> Iterator[Served]:
-    """``fault``: a program that injects one, and runs in the process before ours. ``stderr``: the
-    path of a file or a terminal; by default it is that of the tests."""
-    program = ("-c", fault + _MAIN) if fault else ("-m", "ape_cerebras")
+    """``fault`` and ``by`` as for ``start``. ``stderr``: the path of a file or a terminal; by
+    default it is that of the tests."""
     with open(stderr, "wb") if stderr else nullcontext() as errors:
-        process = subprocess.Popen(
-            (sys.executable, *program, *arguments, "--port", "0", "--host", "127.0.0.1"),
+        process = start(
+            *(*arguments, "--port", "0", "--host", "127.0.0.1"),
+            fault=fault,
+            by=by,
             env=environment(**settings),
             stdout=subprocess.PIPE,
             stderr=errors,

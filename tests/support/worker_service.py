@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometheus_client import parser
-from server_process import Line, Served, serving
+from server_process import START, Line, Served, serving
 
 __all__ = ("CHAT", "JSON", "WorkerService", "running_workers", "scraped")
 
@@ -102,12 +102,15 @@ def scraped(connection: http.client.HTTPConnection) -> Counter[str]:
 
 
 @contextmanager
-def running_workers(backend: str, directory: Path, **settings: str) -> Iterator[WorkerService]:
-    """A demo of two workers that serve, with ``directory`` for their files."""
+def running_workers(
+    backend: str, directory: Path, *, by: str = START, **settings: str
+) -> Iterator[WorkerService]:
+    """A demo of two workers that serve, with ``directory`` for their files. ``by`` as for
+    ``start``."""
     command = ("serve", "--demo", "--workers", "2", "--backend", backend)
     # At that level also the lines of /health, which say who took a connection.
     level = {"LOG_LEVEL": "debug"}
-    with serving(*command, TMPDIR=str(directory), **{**level, **settings}) as served:
+    with serving(*command, by=by, TMPDIR=str(directory), **{**level, **settings}) as served:
         workers = WorkerService(served)
         try:
             for number in (1, 2):
