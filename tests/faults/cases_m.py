@@ -22,7 +22,7 @@ from end_to_end import (
 )
 from end_to_end import events as sent_as
 from fault_bench import Case, Scene, post
-from server_process import environment, run, serving
+from server_process import environment, run, serving, start
 from soak import soaked
 from upstream_scripts import one_token_and_no_more, responds
 
@@ -171,9 +171,9 @@ async def both_families(scene: Scene) -> None:
 
 def output_ends(backend: str) -> None:
     """M10: nobody reads the log any more; lines are lost and counted, and serving goes on."""
-    command = (sys.executable, "-m", "ape_cerebras", "serve", "--demo", "--port", "0")
+    command = ("serve", "--demo", "--port", "0")
     settings = environment(BACKEND=backend, HOST="127.0.0.1", LOG_LEVEL="debug")
-    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE) as process:
+    with start(*command, env=settings, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         listening = next(line for line in process.stdout if b'"address"' in line)
         process.stdout.close()

@@ -158,6 +158,7 @@ class Bench:
     upstream: FaultUpstream
     secure: Callable[[Script], Script]
     series: set[str] = field(default_factory=set)
+    played: int = 0
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from cases_m import CASES as M
 from cases_n import CASES as N
 from cases_o import CASES as O
 from fault_bench import Bench, Case, benched
-from fault_player import play_case
+from fault_player import assert_no_new_series, play_case
 
 pytestmark = pytest.mark.faults
 
@@ -43,6 +43,8 @@ def play(loop: tuple[str, dict[str, Any]]) -> Iterator[Callable[[Case], None]]:
             portal.call(play_case, benches[settings], case)
 
         yield on_its_bench
+        for bench in benches.values():
+            portal.call(assert_no_new_series, bench)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.once], ids=lambda case: case.id)
