@@ -110,17 +110,17 @@ def whole(length: int) -> bytes:
     return head % length
 
 
-async def a_gibibyte(peer: Conversation) -> None:
+async def a_long_body(peer: Conversation) -> None:
     await peer.request()
-    await peer.send(whole(1024 * MIB))
-    for _ in range(1024):
+    await peer.send(whole(256 * MIB))
+    for _ in range(256):
         await peer.send(b" " * MIB)
 
 
 async def a_long_stream(peer: Conversation) -> None:
     await peer.request()
     await peer.stream_head()
-    for _ in range(1000):
+    for _ in range(500):
         await peer.chunk(PIECE)
     await peer.chunk(events(b"[DONE]"))
     await peer.end()
@@ -129,8 +129,8 @@ async def a_long_stream(peer: Conversation) -> None:
 @pytest.mark.parametrize(
     ("script", "least", "kept"),
     [
-        (a_gibibyte, 1024 * MIB, 32 * MIB),  # so much of a plain reply, for the usage in it
-        (a_long_stream, 1000 * len(PIECE), 0),
+        (a_long_body, 256 * MIB, 32 * MIB),  # so much of a plain reply, for the usage in it
+        (a_long_stream, 500 * len(PIECE), 0),
     ],
 )
 async def test_a_long_response_passes_and_leaves_nothing(
@@ -153,7 +153,7 @@ async def test_a_long_response_passes_and_leaves_nothing(
 
 
 async def test_ten_thousand_pipelined_requests_take_no_memory() -> None:
-    async with running_upstream(a_gibibyte) as upstream:
+    async with running_upstream(a_long_body) as upstream:
         with serving("serve", **proxied(upstream.port)) as served:
             async with watched(served) as memory, anyio.create_task_group() as tasks:
                 client = await entered(served)
