@@ -66,6 +66,8 @@ def stages_of(exchange: Sequence[Sequence[Any]]) -> tuple[Stages, Stages] | None
     up = [*_woken(notes, request), *between, *_written(notes, sends)]
     token = _find(notes, sends, "read", not_of=client, arrived_at=token_at)
     out = _find(notes, token, "sends", of=client)
+    if any(note.label == "read" and note.stream != client for note in notes[token + 1 : out]):
+        raise Failed("that the first token was sent was not noted, only what came later")
     down = [*_woken(notes, token), *_written(notes, out)]
     return _differences(started_at, up), _differences(token_at, down)
 

@@ -116,6 +116,9 @@ def test_the_stages_of_a_first_token() -> None:
     assert down == {"woke": 2.0, "read": 1.0, "sends": 3.0, "sent": 4.0}
     assert stages.own_work([(up, down)], 1) == pytest.approx(8e6)
     assert stages.stages_of([["started", 100.0], ["token", None], *notes]) is None
+    later = [["read", 145.0, api, 144.0], *notes[-2:]]  # of which only a later token's is known
+    with pytest.raises(import_module("load").Failed, match="not noted"):
+        stages.stages_of([["started", 100.0], ["token", 140.0], *notes[:-2], *later])
 
 
 def test_stages_are_noted_outside_the_package(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ PROBES = (
     Probe("net.readiness", "EdgePoller.poll", enter="woke"),
     Probe("net.socket_stream", "SocketStream._read_arrived", leave="read"),
     Probe("net.socket_stream", "SocketStream.send", enter="sends", leave="sent"),
+    Probe("net.socket_stream", "SocketStream.send_now", enter="sends", leave="sent"),
     Probe("proxy", "Proxy._serve", enter="begins"),
     Probe("downstream.connection", "Downstream.read_head", leave="head"),
     Probe("proxy", "identify", leave="ids"),
