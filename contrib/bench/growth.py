@@ -43,6 +43,13 @@ def possible(numbers: Sequence[int]) -> list[int]:
     return sorted({min(number, (most - SPARE) // 2) for number in numbers})
 
 
+def ours_with_room(number: int) -> Peer:
+    """For so many connections, which may all be opened before the first is used."""
+    names = ("CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS", "MAX_CONNECTIONS")
+    room = dict.fromkeys(names, str(number + 2 * CLIENTS))
+    return ours_with({**room, "CLIENT_HEAD_TIMEOUT": "300"})
+
+
 def cost(rig: Rig, peer: Peer, what: str, number: int) -> float:
     """CPU in µs of a plain request beside so many open connections."""
     size, measure = BESIDE[what]
@@ -55,9 +62,7 @@ def cost(rig: Rig, peer: Peer, what: str, number: int) -> float:
 
 def measured(options: argparse.Namespace) -> Rounds:
     numbers = possible(options.numbers)
-    room = str(numbers[-1] + 2 * CLIENTS)
-    names = ("CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS", "MAX_CONNECTIONS")
-    peer = ours_with(dict.fromkeys(names, room))
+    peer = ours_with_room(numbers[-1])
     rounds: Rounds = {what: {number: [] for number in numbers} for what in BESIDE}
     with mock("http", Plan((), (), options.backend, seconds=options.seconds)) as rig:
         for number_of_round in range(options.rounds):

@@ -162,11 +162,10 @@ def run_plans(chosen: Sequence[Plan]) -> Iterator[tuple[str, dict[str, list[dict
 def growth_rounds(quick: bool) -> dict[str, dict[str, Values]]:
     """CPU of a request beside so many open connections or streams, and beside none."""
     rounds: dict[str, dict[str, Values]] = {OURS: {}, "none open": {}}
-    names = ("CONNECTION_POOL_SIZE", "KEEP_ALIVE_CONNECTIONS", "MAX_CONNECTIONS")
     sizes = {"connections": IDLE, "streams": STREAMS}
     if quick:
         sizes = dict.fromkeys(sizes, 20)
-    peer = ours_with(dict.fromkeys(names, str(IDLE + 2 * growth.CLIENTS)))
+    peer = growth.ours_with_room(IDLE)
     with mock("http", Plan((), (), seconds=0.2 if quick else 1.0)) as rig:
         for _ in range(1 if quick else 5):
             for what, size in sizes.items():

@@ -18,7 +18,7 @@ from processes import KEEP_BYTECODE, Process
 from responses import MARK, RESPONSES
 
 Figures = dict[str, float]
-HELD_WITHIN = 180.0  # seconds in which requests to be held have to reach the mock
+HELD_WITHIN = 60.0  # seconds in which requests to be held have to reach the mock
 FAULTS = (Failed, OSError, HTTPException, ValueError, subprocess.CalledProcessError)
 
 
