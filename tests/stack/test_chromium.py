@@ -25,10 +25,10 @@ PAGE = """<!doctype html><html><body><pre id="found"></pre><img src="/done"><scr
 const url = "PROXY/v1/chat/completions", key = "KEY", found = {};
 const messages = [{role: "user", content: "hi"}];
 const names = ["x-request-id", "x-trace-id", "inference-id", "retry-after", "server"];
-async function request(more, token = key) {
+async function request(more, token = key, fields = {}) {
   const response = await fetch(url, {
     method: "POST",
-    headers: {"content-type": "application/json", authorization: `Bearer ${token}`},
+    headers: {"content-type": "application/json", authorization: `Bearer ${token}`, ...fields},
     body: JSON.stringify({model: "llama3.1-8b", messages, ...more}),
   });
   const headers = Object.fromEntries(names.map((name) => [name, response.headers.get(name)]));
@@ -39,7 +39,8 @@ async function plain() {
   return {...head, text: (await response.json()).choices[0].message.content};
 }
 async function streamed() {
-  const [response, head] = await request({stream: true});
+  const paced = {"x-simulate": "rate=80, tokens=80"};  // a second: no browser reads it at once
+  const [response, head] = await request({stream: true}, key, paced);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", reads = 0;
   for (let step = await reader.read(); !step.done; step = await reader.read()) {
