@@ -217,7 +217,7 @@ def _times(texts: Sequence[Any]) -> Floats:
             milliseconds = np.array(less_their_z, dtype="datetime64[ms]")
         if milliseconds.ndim == 1:  # else each was a list, which can be cut, too
             return np.asarray(milliseconds.astype(np.int64) / 1000, dtype=np.float64)
-    except (TypeError, ValueError, UserWarning):
+    except (TypeError, KeyError, ValueError, UserWarning):  # an object: KeyError from 3.12 on
         pass
     return np.array([_time(text) for text in texts])
 

@@ -136,6 +136,14 @@ def test_a_timestamp_with_another_offset_is_read(tmp_path: Path) -> None:
         assert orjson.loads(figures.read_bytes())["end"] == "2026-11-29T12:00:00.000+00:00"
 
 
+@pytest.mark.parametrize("value", [{}, {"a": 1}, [], [1], 7, True])
+def test_a_timestamp_that_is_no_text_is_unreadable(value: object, tmp_path: Path) -> None:
+    log, figures = tmp_path / "a.log", tmp_path / "a.json"
+    log.write_bytes(line_of(timestamp=value) + b"\n" + line_of())
+    assert report(log, "--json", figures) == 0
+    assert orjson.loads(figures.read_bytes())["requests"] >= 1
+
+
 def test_a_timestamp_without_seconds_is_read_as_python_reads_it(tmp_path: Path) -> None:
     """Which refuses a fraction behind minutes from 3.14 on."""
     log, figures = tmp_path / "a.log", tmp_path / "a.json"
