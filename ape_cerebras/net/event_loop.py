@@ -55,7 +55,7 @@ def run_on(backend: str, work: Callable[..., Awaitable[_T]], *arguments: Any) ->
 def import_for(backend: str, module: str) -> None:
     """Import a module for a process that runs on ``backend`` and on nothing else.
 
-    httpcore imports trio wherever that is installed: a quarter of the CPU of a start, and 4.2 MB.
+    httpcore imports trio wherever that is installed: a quarter of the CPU of a start, and 4 MB.
     Nothing uses it on another loop, so there httpcore finds none, as where it is not installed.
     """
     is_needless = backend != "trio" and "trio" not in sys.modules
