@@ -5,6 +5,7 @@ import gc
 import signal
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
@@ -87,6 +88,28 @@ def is_chosen(metafunc: pytest.Metafunc, name: str) -> bool:
     """Whether the test itself chooses its event loops."""
     named = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     return any(name in ([each] if isinstance(each, str) else each) for each in named)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests are marked ``loops_in_turn``, keep each of a test's cases on one loop, and the
+    test on all: two cases that differ in one parameter by one place are on different ones. A test
+    of one case stays on all."""
+    turns = defaultdict[str, dict[pytest.Item, int]](dict)
+    places = defaultdict[str, dict[str, dict[int, int]]](lambda: defaultdict(dict))
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.get_closest_marker("loops_in_turn") and values.keys() & LOOP_FIXTURES.keys():
+            test = item.nodeid.partition("[")[0]
+            known = [(places[test][name], id(value)) for name, value in values.items()]
+            turns[test][item] = sum(of.setdefault(value, len(of)) for of, value in known)
+    left_out = set()
+    for test, cases in turns.items():
+        loops = max(len(of) for name, of in places[test].items() if name in LOOP_FIXTURES)
+        if len(cases) > loops:
+            left_out |= {item for item, turn in cases.items() if turn % loops}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = (item for item in items if item not in left_out)
 
 
 @pytest.fixture

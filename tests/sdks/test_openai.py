@@ -15,7 +15,7 @@ from server_process import CLIENT_KEY, Served
 pytestmark = pytest.mark.every_loop
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
-TOOLS: list[ChatCompletionFunctionToolParam] = [TOOL]  # type: ignore[list-item]
+TOOLS: list[ChatCompletionFunctionToolParam] = [TOOL]
 
 
 def client_of(served: Served, api_key: str = "any") -> openai.OpenAI:

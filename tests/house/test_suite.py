@@ -1,0 +1,62 @@
+"""Which cases of a test run on which event loop."""
+
+import pytest
+
+TESTS = """
+import pytest
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
+
+@pytest.mark.parametrize("a", [1, 2, 3])
+@pytest.mark.parametrize("b", ["x", "y"])
+async def test_two(a, b): pass
+
+async def test_of_one_case(): pass
+
+@pytest.mark.parametrize("a", [1, 2, 3])
+def test_without_a_loop(a): pass
+
+@pytest.mark.parametrize("a", [1, 2, 3])
+def test_of_a_process(a, backend): pass
+"""
+EACH = [f"test_without_a_loop[{a}]" for a in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("loops", "expected"),
+    [
+        (
+            "asyncio,trio",
+            [
+                *("test_two[asyncio-x-1]", "test_two[asyncio-x-3]", "test_two[asyncio-y-2]"),
+                *("test_two[trio-x-2]", "test_two[trio-y-1]", "test_two[trio-y-3]"),
+                *("test_of_one_case[asyncio]", "test_of_one_case[trio]"),
+                *EACH,
+                *("test_of_a_process[asyncio-1]", "test_of_a_process[asyncio-3]"),
+                "test_of_a_process[trio-2]",
+            ],
+        ),
+        (
+            "trio",
+            [
+                *(f"test_two[trio-{b}-{a}]" for b in "xy" for a in (1, 2, 3)),
+                "test_of_one_case[trio]",
+                *EACH,
+                *(f"test_of_a_process[trio-{a}]" for a in (1, 2, 3)),
+            ],
+        ),
+    ],
+)
+def test_cases_take_the_loops_in_turn(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, loops: str, expected: list[str]
+) -> None:
+    own = request.config.rootpath
+    pytester.makeini(
+        f"[pytest]\npythonpath = {own}/tests/support\nmarkers =\n    loops_in_turn: a\n"
+        "    every_loop: b\n"
+    )
+    pytester.makepyfile(TESTS)
+    pytester.makeconftest((own / "tests" / "conftest.py").read_text())
+    result = pytester.runpytest_subprocess("--collect-only", "--quiet", "--loops", loops)
+    listed = [line.partition("::")[2] for line in result.outlines if "::" in line]
+    assert sorted(listed) == sorted(expected)
