@@ -20,7 +20,7 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from sdks import MESSAGE_PACK, REQUEST
+from sdks import MESSAGE_PACK, NO_CERTIFICATES, REQUEST
 from server_process import serving
 
 from ape_cerebras.chat import request
@@ -146,6 +146,7 @@ def test_the_simulator_reads_a_compressed_body(backend: str) -> None:
             f"http://127.0.0.1:{served.port}/v1/chat/completions",
             content=orjson.dumps({**REQUEST, "messages": [words]}),
             headers={"content-type": "application/json", "x-trace-id": trace_id},
+            verify=NO_CERTIFICATES,
         )
         line = served.exchange(trace_id)
     assert response.status_code == 200

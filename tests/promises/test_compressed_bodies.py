@@ -6,7 +6,7 @@ from secrets import token_hex
 import httpx
 import orjson
 import pytest
-from sdks import MESSAGE_PACK, REQUEST
+from sdks import MESSAGE_PACK, NO_CERTIFICATES, REQUEST
 from server_process import Served
 
 JSON = orjson.dumps({**REQUEST, "stream": True})
@@ -27,6 +27,7 @@ def test_a_binary_body_is_relayed(demo: Served, kind: str) -> None:
         f"http://127.0.0.1:{demo.port}/v1/chat/completions",
         content=body,
         headers={"content-type": media_type, "x-trace-id": trace_id, **coding},
+        verify=NO_CERTIFICATES,
     )
     line = demo.exchange(trace_id)
     assert response.status_code == 200
@@ -41,6 +42,7 @@ def test_a_coding_that_is_not_known_is_refused(demo: Served) -> None:
         f"http://127.0.0.1:{demo.port}/v1/chat/completions",
         content=JSON,
         headers={"content-type": "application/json", "content-encoding": "br"},
+        verify=NO_CERTIFICATES,
     )
     assert response.status_code == 415
     assert response.json()["error"]["code"] == "unsupported_media_type"
