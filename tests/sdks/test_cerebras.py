@@ -4,8 +4,7 @@
 from typing import Any
 
 import pytest
-from cerebras.cloud.sdk import AsyncCerebras, Cerebras, NotFoundError
-from sdks import REQUEST
+from sdks import CEREBRAS, REQUEST
 from server_process import CLIENT_KEY, Served
 
 from ape_cerebras.net.event_loop import run_on
@@ -13,9 +12,10 @@ from ape_cerebras.net.event_loop import run_on
 WARMING = "/v1/tcp_warming"
 
 
-def client_of(served: Served, prefix: str = "", **options: Any) -> Cerebras:
+def client_of(served: Served, prefix: str = "", **options: Any) -> Any:
     url = f"http://127.0.0.1:{served.port}{prefix}"
-    return Cerebras(base_url=url, **{"api_key": "any", "max_retries": 0, **options})
+    make = CEREBRAS.errors.Cerebras
+    return make(base_url=url, **{"api_key": "any", "max_retries": 0, **options})
 
 
 def warmed(served: Served) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_the_warm_up_gets_its_response_whatever_the_key(guarded: Served, api_key
 def test_the_warm_up_of_an_asynchronous_client(guarded: Served, backend: str) -> None:
     async def make() -> None:
         url = f"http://127.0.0.1:{guarded.port}"
-        async with AsyncCerebras(base_url=url, api_key=CLIENT_KEY) as client:
+        async with CEREBRAS.errors.AsyncCerebras(base_url=url, api_key=CLIENT_KEY) as client:
             await client.models.list()
 
     run_on(backend, make)
@@ -69,7 +69,9 @@ def test_the_warm_up_fails_not_while_upstream_does(unreachable: Served) -> None:
 def test_a_base_url_that_ends_in_v1(demo: Served) -> None:
     with (
         client_of(demo, "/v1", max_retries=2) as client,
-        pytest.raises(NotFoundError, match="its base URL must not end in /v1") as caught,
+        pytest.raises(
+            CEREBRAS.errors.NotFoundError, match="its base URL must not end in /v1"
+        ) as caught,
     ):
         client.chat.completions.create(**REQUEST)
     body: Any = caught.value.body

@@ -5,21 +5,20 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import openai
 import pydantic
 import pytest
-from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 from sdks import NO_CERTIFICATES, OPENAI, REQUEST, TOOL, SdkClient
 from server_process import CLIENT_KEY, Served
 
 pytestmark = pytest.mark.every_loop
 
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello!"}]
-TOOLS: list[ChatCompletionFunctionToolParam] = [TOOL]
+MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Hello!"}]
+TOOLS: list[dict[str, Any]] = [TOOL]
 
 
-def client_of(served: Served, api_key: str = "any") -> openai.OpenAI:
+def client_of(served: Served, api_key: str = "any") -> Any:
     url = f"http://127.0.0.1:{served.port}/v1"
+    openai = OPENAI.errors
     http_client = openai.DefaultHttpxClient(verify=NO_CERTIFICATES)
     return openai.OpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=http_client)
 
@@ -82,7 +81,7 @@ def test_a_tool_call_reassembled_by_the_sdk(demo: Served) -> None:
 def test_what_is_not_served_is_said_with_what_to_do_instead(
     demo: Served,
     base: str,
-    request_it: Callable[[openai.OpenAI], object],
+    request_it: Callable[[Any], object],
     path: str,
     advice: str,
 ) -> None:
@@ -90,7 +89,7 @@ def test_what_is_not_served_is_said_with_what_to_do_instead(
     headers = {"X-Trace-ID": trace_id}
     with (
         client_of(demo).with_options(base_url=url, default_headers=headers) as client,
-        pytest.raises(openai.NotFoundError) as raised,
+        pytest.raises(OPENAI.errors.NotFoundError) as raised,
     ):
         request_it(client)
     assert advice in str(raised.value)
@@ -149,7 +148,7 @@ def test_streamed_structured_output_parsed_by_the_sdk(demo: Served) -> None:
 
 
 def test_a_named_tool_parsed_by_the_sdk(demo: Served) -> None:
-    tools = [openai.pydantic_function_tool(each) for each in (Line, Address)]
+    tools = [OPENAI.errors.pydantic_function_tool(each) for each in (Line, Address)]
     with client_of(demo) as client:
         parsed = client.chat.completions.parse(
             model="gpt-oss-120b",
@@ -183,7 +182,7 @@ ATTRIBUTES = [
 def test_the_attributes_of_an_error(
     demo: Served, fields: dict[str, Any], expected: tuple[str | None, ...]
 ) -> None:
-    with pytest.raises(openai.APIStatusError) as caught:
+    with pytest.raises(OPENAI.errors.APIStatusError) as caught:
         SdkClient(OPENAI, demo.port).whole(**fields)
     error = caught.value
     assert (error.code, error.type, error.param) == expected
@@ -192,7 +191,7 @@ def test_the_attributes_of_an_error(
 
 def test_the_attributes_of_a_refused_key(guarded: Served) -> None:
     with client_of(guarded, "a-wrong-key") as client:
-        with pytest.raises(openai.AuthenticationError) as caught:
+        with pytest.raises(OPENAI.errors.AuthenticationError) as caught:
             client.chat.completions.create(**REQUEST)
         right = client.with_options(api_key=CLIENT_KEY)
         assert right.chat.completions.create(**REQUEST).usage
@@ -203,7 +202,7 @@ def test_the_attributes_of_a_refused_key(guarded: Served) -> None:
 
 def test_the_attributes_of_a_502(unreachable: Served) -> None:
     with client_of(unreachable) as client:
-        with pytest.raises(openai.InternalServerError) as caught:
+        with pytest.raises(OPENAI.errors.InternalServerError) as caught:
             client.chat.completions.create(**REQUEST)
         models = [model.id for model in client.models.list().data]
     error = caught.value

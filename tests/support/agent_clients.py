@@ -9,8 +9,7 @@ from typing import Any
 
 import anyio
 import httpx
-from cerebras.cloud.sdk import Cerebras, DefaultHttpxClient
-from sdks import NO_CERTIFICATES
+from sdks import CEREBRAS, NO_CERTIFICATES
 
 __all__ = ("ATTEMPTS", "RETRIED", "CerebrasLLM", "McpGateway", "trace")
 
@@ -28,8 +27,9 @@ class CerebrasLLM:
     with the proxy's root, without /v1, as base URL. With the SDK's own two retries."""
 
     def __init__(self, base_url: str, api_key: str) -> None:
-        http_client = DefaultHttpxClient(verify=NO_CERTIFICATES)
-        self.client = Cerebras(base_url=base_url, api_key=api_key, http_client=http_client)
+        sdk = CEREBRAS.errors
+        http_client = sdk.DefaultHttpxClient(verify=NO_CERTIFICATES)
+        self.client = sdk.Cerebras(base_url=base_url, api_key=api_key, http_client=http_client)
 
     def complete(self, prompt: str, trace_id: str) -> str:
         reply: Any = self.client.chat.completions.create(**self._request(prompt, trace_id))

@@ -6,12 +6,11 @@ import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-import cerebras.cloud.sdk
-import openai
 import pytest
 
 from ape_cerebras.net.event_loop import run_on
@@ -65,22 +64,25 @@ JAVASCRIPT = Path(__file__).parents[1] / "sdks" / "js"
 
 
 class Sdk(NamedTuple):
-    """``errors`` is the module with the SDK's exceptions; ``prefix`` is the end of its base URL;
-    ``options`` are those of every client."""
+    """``module`` is the SDK's, ``client`` its class of clients; ``prefix`` is the end of its base
+    URL; ``options`` are those of every client. It is loaded where it is used: that is 2 s of CPU,
+    and most processes of the tests use none."""
 
-    errors: Any
-    client: Callable[..., Any]
-    async_client: Callable[..., Any]
+    module: str
+    client: str
     prefix: str
     options: dict[str, Any]
 
+    @property
+    def errors(self) -> Any:
+        """The module, with the SDK's exceptions."""
+        return import_module(self.module)
 
-OPENAI = Sdk(openai, openai.OpenAI, openai.AsyncOpenAI, "/v1", {})
+
+OPENAI = Sdk("openai", "OpenAI", "/v1", {})
 # Its warm-up, the subject of test_cerebras, has a client of its own, which reads the certificates.
 _COLD = {"warm_tcp_connection": False}
-CEREBRAS = Sdk(
-    cerebras.cloud.sdk, cerebras.cloud.sdk.Cerebras, cerebras.cloud.sdk.AsyncCerebras, "", _COLD
-)
+CEREBRAS = Sdk("cerebras.cloud.sdk", "Cerebras", "", _COLD)
 
 
 def text_of(events: list[Any], kind: str = "content") -> str:
@@ -150,14 +152,16 @@ class SdkClient:
         if self.backend is not None:
             return run_on(self.backend, self._run_async, request, options)
         http_client = self.sdk.errors.DefaultHttpxClient(verify=NO_CERTIFICATES)
-        with self.sdk.client(http_client=http_client, **options) as client:
+        make = getattr(self.sdk.errors, self.sdk.client)
+        with make(http_client=http_client, **options) as client:
             return request(client)
 
     async def _run_async(
         self, request: Callable[[Any], Awaitable[Any]], options: dict[str, Any]
     ) -> Any:
         http_client = self.sdk.errors.DefaultAsyncHttpxClient(verify=NO_CERTIFICATES)
-        async with self.sdk.async_client(http_client=http_client, **options) as client:
+        make = getattr(self.sdk.errors, f"Async{self.sdk.client}")
+        async with make(http_client=http_client, **options) as client:
             return await request(client)
 
 
