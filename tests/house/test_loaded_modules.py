@@ -40,20 +40,32 @@ anyio.run(serve_one)
 print(*sys.modules)
 """
 
-# What the command has loaded when its event loop is about to begin, and whether trio still can be.
-_COMMAND = """
+# What commands have loaded: a service when its event loop is about to begin, the others at their
+# end. Each is a fork of a process that has loaded what is common to all.
+_COMMANDS = """
+import os
 import sys
 
 from ape_cerebras import commands
 
 def run(work, backend, **_):
-    print(*sys.modules)
     return 0
 
 commands.run_until_stopped = run
-assert commands.run_command(["serve", "--backend", sys.argv[1], "--demo"]) == 0
-import trio
+for command in sys.argv[1:]:
+    sys.stdout.flush()
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, command
+        continue
+    status = commands.run_command(command.split())
+    print(f"{command}:", status, *sys.modules)
+    sys.stdout.flush()
+    if command.startswith("serve"):
+        import trio  # which still can be
+    os._exit(0)
 """
+_BACKENDS = ("asyncio", "trio", "uvloop")
+_SHORT = ("health --port 1", "check", "settings")
 
 UNUSED = {
     # Rooms and modules of other commands and settings.
@@ -82,25 +94,29 @@ def test_a_service_loads_nothing_that_it_does_not_use(loaded: set[str]) -> None:
     assert not loaded & UNUSED
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio", "uvloop"])
-def test_the_command_loads_trio_only_to_run_on_it(backend: str) -> None:
-    command = (sys.executable, "-W", "error", "-c", _COMMAND, backend)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    loaded = set(done.stdout.split())
-    assert {"ape_cerebras.server", "httpcore"} <= loaded
+@pytest.fixture(scope="module")
+def loaded_by() -> dict[str, set[str]]:
+    """What each command has loaded, and its status among it."""
+    commands = (*_SHORT, *(f"serve --backend {name} --demo" for name in _BACKENDS))
+    program = (sys.executable, "-W", "error", "-c", _COMMANDS, *commands)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    lines = (line.partition(": ") for line in done.stdout.splitlines())
+    return {command: set(loaded.split()) for command, _, loaded in lines if command in commands}
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_the_command_loads_trio_only_to_run_on_it(
+    backend: str, loaded_by: dict[str, set[str]]
+) -> None:
+    loaded = loaded_by[f"serve --backend {backend} --demo"]
+    assert {"0", "ape_cerebras.server", "httpcore"} <= loaded
     assert ("trio" in loaded) == (backend == "trio")
 
 
-@pytest.mark.parametrize("arguments", ["health --port 1", "check", "settings"])
-def test_a_short_command_loads_nothing_of_what_serves(arguments: str) -> None:
-    program = """
-import sys
-from ape_cerebras.commands import run_command
-run_command(sys.argv[1:])
-print(*sys.modules)
-"""
-    command = (sys.executable, "-W", "error", "-c", program, *arguments.split())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
+@pytest.mark.parametrize("arguments", _SHORT)
+def test_a_short_command_loads_nothing_of_what_serves(
+    arguments: str, loaded_by: dict[str, set[str]]
+) -> None:
+    loaded = loaded_by[arguments]
     assert "ape_cerebras.commands" in loaded
     assert not loaded & {"ape_cerebras.server", "httpcore", "trio", "uvloop"}
