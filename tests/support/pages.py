@@ -9,6 +9,7 @@ ports; ``localhost:8000`` in a block means the one that runs.
 import os
 import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
+from fork_server import CAN_FORK, ForkedProcess
 from key_leaks import check_for_keys
 from programs import tool
-from server_process import RUN_TIMEOUT, environment
+from server_process import RUN_TIMEOUT, environment, start
 
 __all__ = ("PAGES", "ROOT", "Block", "Session", "blocks_of", "matches", "session")
 
@@ -29,6 +31,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "contrib" / "docs").glob("*.md")))
 _REQUIREMENTS = ROOT / "pyproject.toml"
 _FENCED = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+# One command of ours, after settings, in which nothing is for the shell; and a comment.
+_OURS = re.compile(
+    r"(?P<settings>(?:[A-Z_]+=[\w.,:/-]+\s+)*)ape-cerebras(?P<arguments>(?: [\w./-]+)+)\s*(?:#.*)?"
+)
 _API_KEY = '"csk-0123456789"'
 _LOOPS = ("asyncio", "trio")
 _PROGRAMS = {"curl": "curl", "make": "make", "promtool": "prometheus"}  # and Debian's packages
@@ -72,17 +78,32 @@ def _tidied(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-class _Service:
-    """A process that a page has started, and all that it started: a process group of its own."""
+def _started(block: Block, program: str, settings: dict[str, str], **options: Any) -> Any:
+    """A process that runs ``program``, of a block of ``sh`` or ``python``. A fork has the program
+    loaded, see ``fork_server``; the shell takes what is more than one command of ours."""
+    if block.kind == "python" and CAN_FORK:
+        return ForkedProcess([program], env=settings, **options)
+    if block.kind == "python":
+        return subprocess.Popen((sys.executable, "-c", program), env=settings, **options)
+    if ours := _OURS.fullmatch(program.replace("\\\n", " ").strip()):
+        more = dict(pair.split("=", 1) for pair in ours["settings"].split())
+        return start(*shlex.split(ours["arguments"]), env={**settings, **more}, **options)
+    command = ("sh", "-ec", program)
+    return subprocess.Popen(command, env=settings, start_new_session=True, **options)
 
-    def __init__(self, command: str, directory: Path, settings: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            ("sh", "-ec", command),
-            cwd=directory,
-            env=settings,
+
+class _Service:
+    """A process that a page has started, and all that it started: a process group of its own where
+    the shell started it."""
+
+    def __init__(
+        self, block: Block, command: str, directory: Path, settings: dict[str, str]
+    ) -> None:
+        self.process = _started(
+            *(block, command, settings),
+            cwd=str(directory),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         assert self.process.stdout is not None
         self._output: IO[bytes] = self.process.stdout
@@ -112,7 +133,10 @@ class _Service:
         """SIGTERM, as a service manager would; SIGKILL where that does not help."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
-                os.killpg(self.process.pid, number)
+                if os.getpgid(self.process.pid) == self.process.pid:
+                    os.killpg(self.process.pid, number)
+                else:
+                    self.process.send_signal(number)
                 self.process.wait(timeout=RUN_TIMEOUT)
                 break
             except ProcessLookupError:
@@ -141,7 +165,7 @@ class Session:
             case ("python", note) if not block.why_not:
                 for loop in _LOOPS if note == "on asyncio and trio" else _LOOPS[-1:]:
                     program = self._here(block).replace('backend="trio"', f'backend="{loop}"')
-                    self._finish(block, (sys.executable, "-c", program))
+                    self._finish(block, program)
             case ("text", "output"):
                 shown = self._outputs[-1]
                 assert matches(block.text, shown), f"{block}: it printed\n{shown}"
@@ -161,7 +185,7 @@ class Session:
             self._start(block)
         else:
             status = int(block.note.removeprefix("exits with ") or 0)
-            self._finish(block, ("sh", "-ec", self._here(block)), status)
+            self._finish(block, self._here(block), status)
 
     def _here(self, block: Block) -> str:
         """The block with this session's addresses: of the service, and of the API where a program
@@ -182,22 +206,26 @@ class Session:
         self.end()
         command = block.text.replace("cerebras simulate", "cerebras simulate --port 0")
         settings = self._settings(PORT="0", CEREBRAS_BASE_URL=self._api)
-        self._service = _Service(command, self._directory, settings)
+        self._service = _Service(block, command, self._directory, settings)
         self._service.wait_until_it_listens()
 
-    def _finish(self, block: Block, command: tuple[str, ...], status: int = 0) -> None:
+    def _finish(self, block: Block, command: str, status: int = 0) -> None:
         more = {} if self._service is None else {"PORT": str(self._service.port)}
-        done = subprocess.run(
-            command,
-            cwd=self._directory,
-            env=self._settings(**more),
-            capture_output=True,
+        with _started(
+            *(block, command, self._settings(**more)),
+            cwd=str(self._directory),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=RUN_TIMEOUT,
-            check=False,
-        )
-        assert done.returncode == status, f"{block}: {done.stdout}{done.stderr}"
-        self._outputs.append(done.stdout or done.stderr)
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=RUN_TIMEOUT)
+            finally:
+                process.kill()
+        check_for_keys(output)
+        check_for_keys(errors)
+        assert process.returncode == status, f"{block}: {output}{errors}"
+        self._outputs.append(output or errors)
 
     def end(self) -> None:
         if self._service is not None:
