@@ -5,6 +5,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -96,6 +97,7 @@ def compressed(coding: str, data: bytes) -> tuple[bytes, bytes]:
     return name, compress(data)
 
 
+@cache
 def bomb(coding: str, size: int, end: bytes = b"") -> tuple[bytes, bytes]:
     """The same of so many blanks and an ``end``."""
     if size < _MIB or coding not in _BLANKS:
