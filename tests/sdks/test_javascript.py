@@ -1,7 +1,11 @@
-"""The official JavaScript SDKs through the proxy. One Node process sends every request
-(tests/sdks/js); the tests look at what it printed."""
+"""The official JavaScript SDKs through the proxy. One Node process sends every request of all
+tests (tests/sdks/js), as reading the SDKs takes a second of CPU; the tests look at what it
+printed."""
 
 import subprocess
+import threading
+from collections.abc import Iterator
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import orjson
@@ -31,29 +35,63 @@ class Outcomes(NamedTuple):
 Outputs = dict[tuple[str, str], Outcomes]
 
 
-def request(served: Served, *scenarios: str) -> Outputs:
-    url = f"http://127.0.0.1:{served.port}"
-    done = subprocess.run(
-        (node(), str(JAVASCRIPT / "clients.mjs"), url, "any-key", *scenarios),
-        env=environment(),
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    lines = [orjson.loads(text) for text in done.stdout.splitlines()]
-    assert len(lines) == len(SDKS) * len(scenarios)
-    return {
-        (line["sdk"], line["scenario"]): Outcomes(
-            line.get("response"), line.get("error", {}), line["events"]
-        )
-        for line in lines
-    }
+class Clients:
+    """The Node process."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def _ask(self, served: Served, **wanted: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        question = {"url": f"http://127.0.0.1:{served.port}", **wanted}
+        self._process.stdin.write(orjson.dumps(question) + b"\n")
+        self._process.stdin.flush()
+        late = threading.Timer(TIMEOUT, self._process.kill)
+        late.start()
+        printed = self._process.stdout.readline()
+        late.cancel()
+        late.join()
+        assert printed, "Node has ended, or printed nothing in time"
+        return orjson.loads(printed)
+
+    def request(self, served: Served, *scenarios: str) -> Outputs:
+        lines = self._ask(served, scenarios=scenarios)
+        assert len(lines) == len(SDKS) * len(scenarios)
+        return {
+            (line["sdk"], line["scenario"]): Outcomes(
+                line.get("response"), line.get("error", {}), line["events"]
+            )
+            for line in lines
+        }
+
+    def errors_of_the_ai_sdk(self, served: Served, simulate: str) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = self._ask(served, breaks=simulate)
+        return found
 
 
 @pytest.fixture(scope="module")
-def reported(demo: Served) -> Outputs:
-    return request(demo, *RESPONDED, *REFUSED, *BROKEN)
+def clients() -> Iterator[Clients]:
+    pipe = subprocess.PIPE
+    command = (node(), str(JAVASCRIPT / "clients.mjs"))
+    with (
+        TemporaryFile() as complaints,
+        subprocess.Popen(
+            command, env=environment(), stdin=pipe, stdout=pipe, stderr=complaints
+        ) as process,
+    ):
+        try:
+            yield Clients(process)
+            process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+        complaints.seek(0)
+        assert (process.returncode, complaints.read()) == (0, b"")
+
+
+@pytest.fixture(scope="module")
+def reported(clients: Clients, demo: Served) -> Outputs:
+    return clients.request(demo, *RESPONDED, *REFUSED, *BROKEN)
 
 
 @pytest.mark.parametrize("sdk", SDKS)
@@ -106,16 +144,16 @@ def test_errors_of_the_proxy(reported: Outputs, sdk: str, scenario: str) -> None
     assert_readable(reported[sdk, scenario].error, *OWN[scenario])
 
 
-def test_a_refused_key(guarded: Served) -> None:
+def test_a_refused_key(clients: Clients, guarded: Served) -> None:
     message = "Missing or wrong API key."
-    for line in request(guarded, "plain").values():
+    for line in clients.request(guarded, "plain").values():
         assert line.error["name"] == "AuthenticationError"
         assert_readable(line.error, 401, message, "authentication_error", "invalid_api_key")
 
 
-def test_an_upstream_that_cannot_be_reached(unreachable: Served) -> None:
+def test_an_upstream_that_cannot_be_reached(clients: Clients, unreachable: Served) -> None:
     message = "Could not connect to the upstream API."
-    for line in request(unreachable, "plain").values():
+    for line in clients.request(unreachable, "plain").values():
         assert line.error["name"] == "InternalServerError"
         assert_readable(line.error, 502, message, "upstream_error", "connect_error")
 
@@ -162,24 +200,16 @@ def test_a_stream_that_breaks_is_an_error(reported: Outputs, sdk: str, scenario:
     assert 0 < line.events <= 4
 
 
-def test_the_ai_sdk_reports_a_stream_that_breaks(demo: Served) -> None:
+def test_the_ai_sdk_reports_a_stream_that_breaks(clients: Clients, demo: Served) -> None:
     """The error event's message comes first; the cut behind it is another error."""
-    command = (node(), str(JAVASCRIPT / "ai_sdk.mjs"), f"http://127.0.0.1:{demo.port}")
-    done = subprocess.run(
-        (*command, "fault=cut, at=4"),
-        env=environment(),
-        capture_output=True,
-        timeout=TIMEOUT,
-        check=True,
-    )
-    reported = orjson.loads(done.stdout)
+    reported = clients.errors_of_the_ai_sdk(demo, "fault=cut, at=4")
     assert set(reported) == {"cerebras", "compatible"}
     for messages in reported.values():
         assert messages[0] == "The upstream API's response ended before it was complete."
 
 
-def test_the_warm_up_of_the_cerebras_client(guarded: Served) -> None:
+def test_the_warm_up_of_the_cerebras_client(clients: Clients, guarded: Served) -> None:
     """It carries a key that is not accepted, and does not matter."""
-    request(guarded, "models")
+    clients.request(guarded, "models")
     warmed = guarded.line_where(lambda line: line.get("route") == "/v1/tcp_warming")
     assert (warmed["status_code"], warmed["outcome"]) == (200, "completed")

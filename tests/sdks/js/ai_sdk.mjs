@@ -1,19 +1,11 @@
-// Streams that break, as the AI SDK reports them; prints the errors of each provider as a JSON object.
-// Usage: node ai_sdk.mjs BASE_URL SIMULATE
+// Streams that break, as the AI SDK reports them.
 import { createCerebras } from "@ai-sdk/cerebras";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { streamText } from "ai";
 
-const [baseURL, simulate] = process.argv.slice(2);
-const options = { name: "any", apiKey: "any", baseURL: `${baseURL}/v1` };
-const headers = { "x-simulate": `ttft=0.01, rate=10000, ${simulate}` };
-const providers = {
-  cerebras: createCerebras(options),
-  compatible: createOpenAICompatible(options),
-};
-
-async function errorsOf(provider) {
+async function errorsOf(provider, simulate) {
   const model = provider("gpt-oss-120b");
+  const headers = { "x-simulate": `ttft=0.01, rate=10000, ${simulate}` };
   const errors = [];
   try {
     const stream = streamText({ model, prompt: "Hello!", headers, maxRetries: 0, onError() {} });
@@ -26,6 +18,16 @@ async function errorsOf(provider) {
   return errors;
 }
 
-const named = Object.entries(providers);
-const found = await Promise.all(named.map(async ([name, each]) => [name, await errorsOf(each)]));
-console.log(JSON.stringify(Object.fromEntries(found)));
+// The errors by the name of the provider.
+export async function errorsOfAll(url, simulate) {
+  const options = { name: "any", apiKey: "any", baseURL: `${url}/v1` };
+  const providers = {
+    cerebras: createCerebras(options),
+    compatible: createOpenAICompatible(options),
+  };
+  const found = Object.entries(providers).map(async ([name, each]) => [
+    name,
+    await errorsOf(each, simulate),
+  ]);
+  return Object.fromEntries(await Promise.all(found));
+}

@@ -1,14 +1,18 @@
-// The official JavaScript SDKs, asked the same questions; prints one JSON line for each answer.
-// Usage: node clients.mjs BASE_URL API_KEY SCENARIO...
+// The JavaScript SDKs, asked the same questions. Reads a JSON object on each line, {url, scenarios}
+// for the official SDKs or {url, breaks} for the AI SDK, and prints one JSON line for each: a list
+// of what each official SDK answered to each scenario, or the AI SDK's errors. Ends with its input.
+import { createInterface } from "node:readline";
 import Cerebras from "@cerebras/cerebras_cloud_sdk";
 import OpenAI from "openai";
+import { errorsOfAll } from "./ai_sdk.mjs";
 
-const [baseURL, apiKey, ...wanted] = process.argv.slice(2);
-const options = { apiKey, maxRetries: 0 };
-const clients = {
-  openai: new OpenAI({ ...options, baseURL: `${baseURL}/v1` }),
-  cerebras: new Cerebras({ ...options, baseURL }),
-};
+function clientsOf(baseURL) {
+  const options = { apiKey: "any-key", maxRetries: 0 };
+  return {
+    openai: new OpenAI({ ...options, baseURL: `${baseURL}/v1` }),
+    cerebras: new Cerebras({ ...options, baseURL }),
+  };
+}
 
 const question = { model: "gpt-oss-120b", messages: [{ role: "user", content: "Hello!" }] };
 const tool = {
@@ -89,15 +93,26 @@ function failure(error) {
   return { name: error.constructor.name, message, status, type, code, param, body, retryAfter };
 }
 
-for (const scenario of wanted) {
-  for (const [sdk, client] of Object.entries(clients)) {
-    const seen = { events: 0 };
-    const line = { sdk, scenario };
-    try {
-      line.response = await scenarios[scenario](client, seen);
-    } catch (error) {
-      line.error = failure(error);
+async function answers(url, wanted) {
+  const clients = Object.entries(clientsOf(url));
+  const lines = [];
+  for (const scenario of wanted) {
+    for (const [sdk, client] of clients) {
+      const seen = { events: 0 };
+      const line = { sdk, scenario };
+      try {
+        line.response = await scenarios[scenario](client, seen);
+      } catch (error) {
+        line.error = failure(error);
+      }
+      lines.push({ ...line, ...seen });
     }
-    console.log(JSON.stringify({ ...line, ...seen }));
   }
+  return lines;
+}
+
+for await (const text of createInterface({ input: process.stdin })) {
+  const { url, scenarios: wanted, breaks } = JSON.parse(text);
+  const found = wanted ? await answers(url, wanted) : await errorsOfAll(url, breaks);
+  console.log(JSON.stringify(found));
 }
