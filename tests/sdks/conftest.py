@@ -8,7 +8,8 @@ from sdks import CEREBRAS, OPENAI, SdkClient
 from server_process import Served
 
 
-@pytest.fixture(params=["openai", "openai-async", "cerebras", "cerebras-async"])
+# In this order, where tests take the loops in turn, each loop gets both SDKs and both kinds.
+@pytest.fixture(params=["openai", "cerebras", "cerebras-async", "openai-async"])
 def sdk_client(request: pytest.FixtureRequest, backend: str) -> Callable[..., SdkClient]:
     """What makes a client of one of the SDKs for a process; an asynchronous one runs on the same
     event loop as the process."""

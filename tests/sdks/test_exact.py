@@ -8,7 +8,7 @@ import pytest
 from sdks import LEAVES_GENERATORS, TOOL, SdkClient
 from server_process import Served, serving
 
-pytestmark = LEAVES_GENERATORS
+pytestmark = [LEAVES_GENERATORS, pytest.mark.loops_in_turn]
 MakeClient = Callable[..., SdkClient]
 
 

@@ -8,7 +8,7 @@ import pytest
 from sdks import LEAVES_GENERATORS, REQUEST, SdkClient
 from server_process import Served
 
-pytestmark = LEAVES_GENERATORS
+pytestmark = [LEAVES_GENERATORS, pytest.mark.loops_in_turn]
 MakeClient = Callable[..., SdkClient]
 
 KEYS = ("message", "type", "param", "code")
