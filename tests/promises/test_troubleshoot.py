@@ -64,7 +64,7 @@ async def held(running: Running, row: list[str], number: int = 1) -> None:
     samples = await running._scrape()
     series = f"cerebras_proxy_{name}{{"
     found = [
-        value
+        float(value)
         for text, value in samples
         if text.startswith(series) and wanted <= set(text[len(series) : -1].split(","))
     ]

@@ -329,18 +329,19 @@ class Running:
 
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples, as a scrape gives them."""
-        return sum(value for series, value in await self._scrape() if series.split("{")[0] == name)
+        rows = await self._scrape()
+        return sum(float(value) for series, value in rows if series.partition("{")[0] == name)
 
     async def sample(self, series: str) -> float:
         """One sample, by its name and labels."""
-        return dict(await self._scrape())[series]
+        return float(dict(await self._scrape())[series])
 
-    async def _scrape(self) -> list[tuple[str, float]]:
+    async def _scrape(self) -> list[tuple[str, str]]:
         client = await self.scraper()
         text = (await client.get("/metrics")).body.decode()
         client.stream.close()
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return [(series, float(value)) for series, _, value in rows]
+        return [(series, value) for series, _, value in rows]
 
 
 @asynccontextmanager
