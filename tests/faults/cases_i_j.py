@@ -143,11 +143,11 @@ async def never_shakes_hands(peer: Conversation) -> None:
 
 
 async def churn(scene: Scene) -> None:
-    """20 clients for each of two connections, most of which disconnect midway."""
+    """10 clients for each of two connections, most of which disconnect midway."""
     dice = random.Random(2)
 
     async def come_and_go() -> None:
-        for _ in range(8):
+        for _ in range(6):
             client = await scene.client()
             await client.send(OK)
             for _ in range(dice.randrange(30)):
@@ -155,7 +155,7 @@ async def churn(scene: Scene) -> None:
             client.stream.reset()
 
     async with anyio.create_task_group() as tasks:
-        for _ in range(40):
+        for _ in range(20):
             tasks.start_soon(come_and_go)
     assert (await (await scene.client()).request(OK)).status == 200
 

@@ -111,8 +111,9 @@ def any_keys_file(backend: str) -> None:
 
 def resolver_hangs_at_the_end(backend: str) -> None:
     """O2: no thread holds the end, nor what waits for it."""
+    settings = {**UPSTREAM, "GRACEFUL_SHUTDOWN_TIMEOUT": "0.2"}
     for loop in loops(backend):
-        with serving("serve", fault=RESOLVER_HANGS, BACKEND=loop, **UPSTREAM) as served:
+        with serving("serve", fault=RESOLVER_HANGS, BACKEND=loop, **settings) as served:
             connection = served.connection()
             connection.request("POST", "/v1/chat/completions", CHAT, JSON)
             while served.metric("cerebras_proxy_requests_in_flight") < 2:
@@ -124,13 +125,15 @@ def resolver_hangs_at_the_end(backend: str) -> None:
 
 
 def resolver_hangs(backend: str) -> None:
-    """O3: a name that is not found in time."""
+    """O3: a name that is not found in time; no thread that looks for it holds the end."""
     for loop in loops(backend):
         settings = {**UPSTREAM, "UPSTREAM_CONNECT_TIMEOUT": "0.2", "BACKEND": loop}
         with serving("serve", fault=RESOLVER_HANGS, **settings) as served:
             for _ in range(3):
                 with chat(served) as response:
                     assert (response.status, b"connect_timeout" in response.read()) == (504, True)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.ended() == 0
 
 
 def no_threads(backend: str) -> None:

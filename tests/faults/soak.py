@@ -52,8 +52,6 @@ SETTINGS = {
     "CONNECTION_POOL_SIZE": str(POOL_SIZE),
     "WARM_CONNECTIONS": "0",  # so that descriptors can be counted
     "UPSTREAM_CONNECT_TIMEOUT": "1",
-    "UPSTREAM_FIRST_BYTE_TIMEOUT": "1",
-    "UPSTREAM_IDLE_TIMEOUT": "1",
 }
 LARGEST = 100_000  # bytes of a fault
 NEVER_MORE = ("tasks", "descriptors")
@@ -76,8 +74,9 @@ FAULTS = [case for case in (*A_TO_D, *E_F, *G, *H, *I_J) if case.sends and is_si
 class Soak:
     """One backend's. ``problems`` is what was wrong."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, clients: int) -> None:
         self._seed = seed
+        self._clients = clients
         self._port = 0
         self._state: dict[str, int] = {}
         self._news = anyio.Event()
@@ -141,7 +140,7 @@ class Soak:
     async def _crowd_in(self, seconds: float) -> None:
         until = anyio.current_time() + seconds
         async with anyio.create_task_group() as tasks:
-            for number in range(CLIENTS):
+            for number in range(self._clients):
                 name = f"{self._seed} {number} {len(self.states)}"
                 tasks.start_soon(self._come_and_go, random.Random(name), until)
 
@@ -195,13 +194,25 @@ class Soak:
         return "\n".join([f"{requested}, {reported:,} lines", *rows, *grown, *self.problems])
 
 
-async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) -> Soak:
-    soak, authority = Soak(seed), trustme.CA()
+async def soaked(
+    backend: str,
+    seconds: float,
+    seed: int,
+    trouble: float = 0.2,
+    clients: int = CLIENTS,
+    patience: str = "1",
+) -> Soak:
+    """``patience``: how many seconds the proxy waits for what an upstream that stalls sends."""
+    soak, authority = Soak(seed, clients), trustme.CA()
     with authority.cert_pem.tempfile() as bundle, tempfile.TemporaryFile() as complaints:
         async with opened_ways(as_requested, authority) as opened:
             options = {"addresses": opened.addresses, "seed": seed, "trouble": trouble}
             options["backend"] = backend
             path = [str(Path(__file__).parents[1] / "support"), *sys.path]
+            settings = {"SSL_CERT_FILE": bundle, "PYTHONPATH": ":".join(path)}
+            settings |= dict.fromkeys(
+                ("UPSTREAM_FIRST_BYTE_TIMEOUT", "UPSTREAM_IDLE_TIMEOUT"), patience
+            )
             async with (
                 await anyio.open_process(
                     (
@@ -209,7 +220,7 @@ async def soaked(backend: str, seconds: float, seed: int, trouble: float = 0.2) 
                         str(Path(__file__).with_name("soak_proxy.py")),
                         orjson.dumps(options),
                     ),
-                    env=environment(SSL_CERT_FILE=bundle, PYTHONPATH=":".join(path), **SETTINGS),
+                    env=environment(**SETTINGS, **settings),
                     stderr=complaints,
                 ) as process,
                 anyio.create_task_group() as tasks,
