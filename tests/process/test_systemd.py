@@ -64,7 +64,7 @@ def test_one_process(manager: Manager, monkeypatch: pytest.MonkeyPatch, backend:
 
 
 def test_workers(manager: Manager, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", "5000000")
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
     with serving("serve", "--demo", "--workers", "2", BACKEND=backend) as served:
         assert manager.next() == b"READY=1"
         assert manager.next() == b"WATCHDOG=1"
@@ -73,7 +73,7 @@ def test_workers(manager: Manager, monkeypatch: pytest.MonkeyPatch, backend: str
             processes.append(served.line_where(lambda line: "process" in line)["process"])
         os.kill(processes[0], signal.SIGSTOP)  # one that hangs
         try:
-            assert len(manager.until_silent_for(7.5)) <= 1
+            assert len(manager.until_silent_for(4.5)) <= 1
         finally:
             os.kill(processes[0], signal.SIGCONT)
         assert manager.next() == b"WATCHDOG=1"

@@ -5,6 +5,8 @@ runtime in it."""
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +15,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]
 import orjson
 import pytest
-import yaml
-from deployment_files import CONTRIB, config_of, documents
+from deployment_files import CONTRIB, config_of, documents, documents_in
 
 from ape_cerebras.version import VERSION
 
@@ -59,14 +60,15 @@ CHOICES = {
 WITHOUT_SCHEMA = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 HELM = """
 import sys, json, helm_python as helm
-path, values, release = json.load(sys.stdin)
-report = {"lint": helm.lint(path, values, strict=True)}
-try:
-    with helm.Chart.load(path) as chart:
-        report["rendered"] = chart.render(values, name=release, namespace="agents")
-except helm.HelmValuesError as failure:
-    report["refused"] = str(failure)
-print(json.dumps(report))
+for line in sys.stdin:
+    path, values, release = json.loads(line)
+    report = {"lint": helm.lint(path, values, strict=True)}
+    try:
+        with helm.Chart.load(path) as chart:
+            report["rendered"] = chart.render(values, name=release, namespace="agents")
+    except helm.HelmValuesError as failure:
+        report["refused"] = str(failure)
+    print(json.dumps(report), flush=True)
 """
 
 pytestmark = pytest.mark.skipif(
@@ -75,13 +77,31 @@ pytestmark = pytest.mark.skipif(
 
 
 @cache
+def _engine() -> subprocess.Popen[bytes]:
+    """Helm's process, which reads a line and prints one."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen((sys.executable, "-c", HELM), stdin=pipe, stdout=pipe)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_of_the_engine() -> Iterator[None]:
+    yield
+    if _engine.cache_info().currsize:
+        _engine().communicate()
+        assert _engine().returncode == 0
+        _engine.cache_clear()
+    _helm.cache_clear()
+    _rendered.cache_clear()
+
+
+@cache
 def _helm(values: bytes, release: str) -> Any:
-    given = orjson.dumps([str(CHART), orjson.loads(values), release])
-    done = subprocess.run(
-        (sys.executable, "-c", HELM), input=given, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return orjson.loads(done.stdout)
+    engine = _engine()
+    assert engine.stdin is not None
+    assert engine.stdout is not None
+    engine.stdin.write(orjson.dumps([str(CHART), orjson.loads(values), release]) + b"\n")
+    engine.stdin.flush()
+    return orjson.loads(engine.stdout.readline())
 
 
 def helm(values: dict[str, Any], release: str = NAME) -> Any:
@@ -89,13 +109,18 @@ def helm(values: dict[str, Any], release: str = NAME) -> Any:
 
 
 def rendered(values: dict[str, Any], release: str = NAME) -> dict[tuple[str, str], dict[str, Any]]:
-    """The documents, by kind and name."""
-    files: dict[str, str] = helm(values, release)["rendered"]
+    """The documents, by kind and name; the caller's own."""
+    return deepcopy(_rendered(orjson.dumps(values), release))
+
+
+@cache
+def _rendered(values: bytes, release: str) -> dict[tuple[str, str], dict[str, Any]]:
+    files: dict[str, str] = _helm(values, release)["rendered"]
     found = [
         document
         for path, text in files.items()
         if path.endswith(".yaml")
-        for document in yaml.safe_load_all(text)
+        for document in documents_in(text)
         if document
     ]
     by_name = {(each["kind"], each["metadata"]["name"]): each for each in found}

@@ -11,8 +11,7 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-import yaml
-from deployment_files import CONTRIB, config_of, documents
+from deployment_files import CONTRIB, config_of, documents, documents_in
 
 from ape_cerebras.version import VERSION
 
@@ -226,7 +225,7 @@ def built(folder: str, there: Path) -> list[dict[str, Any]]:
     command = (kubectl, "kustomize", str(there / folder))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    return list(yaml.safe_load_all(done.stdout))
+    return documents_in(done.stdout)
 
 
 def test_kubectl_builds_the_proxy(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from ape_cerebras import Config
 from ape_cerebras.config.settings import SETTINGS
 
-__all__ = ("CONTRIB", "config_of", "documents")
+__all__ = ("CONTRIB", "config_of", "documents", "documents_in")
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 KNOWN = {setting.variable for setting in SETTINGS} | {
@@ -18,7 +18,12 @@ KNOWN = {setting.variable for setting in SETTINGS} | {
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(path.read_text("utf-8")))
+    return documents_in(path.read_text("utf-8"))
+
+
+def documents_in(text: str | bytes) -> list[dict[str, Any]]:
+    """By libyaml, ten times as fast as PyYAML's own parser: the rules and dashboards are long."""
+    return list(yaml.load_all(text, yaml.CSafeLoader))
 
 
 def config_of(environment: Mapping[str, str], folder: Path) -> Config:
