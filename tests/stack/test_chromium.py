@@ -5,27 +5,30 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from programs import tool
-from server_process import TIMEOUT, serving
+from server_process import TIMEOUT, Served, serving
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     "--dump-dom",
 )
+BACKENDS = ("asyncio", "trio")
 PAGE_KEY = "page-key-0123456789"  # Chromium prints it with the page
-# The image holds the page's load event, at which Chromium prints the page, until all is done.
+# The image holds the page's load event, at which Chromium prints the page, until all is done. The
+# frame is the same page at another origin, whose name it reports.
 PAGE = """<!doctype html><html><body><pre id="found"></pre><img src="/done"><script>
-const url = "PROXY/v1/chat/completions", key = "KEY", found = {};
+const proxies = PROXIES, key = "KEY";
 const messages = [{role: "user", content: "hi"}];
 const names = ["x-request-id", "x-trace-id", "inference-id", "retry-after", "server"];
-async function request(more, token = key, fields = {}) {
+async function request(url, more, token = key, fields = {}) {
   const response = await fetch(url, {
     method: "POST",
     headers: {"content-type": "application/json", authorization: `Bearer ${token}`, ...fields},
@@ -34,13 +37,13 @@ async function request(more, token = key, fields = {}) {
   const headers = Object.fromEntries(names.map((name) => [name, response.headers.get(name)]));
   return [response, {status: response.status, headers}];
 }
-async function plain() {
-  const [response, head] = await request({});
+async function plain(url) {
+  const [response, head] = await request(url, {});
   return {...head, text: (await response.json()).choices[0].message.content};
 }
-async function streamed() {
+async function streamed(url) {
   const paced = {"x-simulate": "rate=80, tokens=80"};  // a second: no browser reads it at once
-  const [response, head] = await request({stream: true}, key, paced);
+  const [response, head] = await request(url, {stream: true}, key, paced);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", reads = 0;
   for (let step = await reader.read(); !step.done; step = await reader.read()) {
@@ -49,18 +52,37 @@ async function streamed() {
   }
   return {...head, text, reads};
 }
-async function refused() {
-  const [response, head] = await request({}, "a-wrong-key");
+async function refused(url) {
+  const [response, head] = await request(url, {}, "a-wrong-key");
   return {...head, code: (await response.json()).code};
 }
-async function all() {
+async function tried(url) {
+  const found = {};
   for (const each of [plain, streamed, refused]) {
-    try { found[each.name] = await each(); } catch (error) { found[each.name] = error.name; }
+    try { found[each.name] = await each(url); } catch (error) { found[each.name] = error.name; }
   }
-  document.getElementById("found").textContent = JSON.stringify(found);
+  return found;
+}
+async function all() {
+  const found = {};
+  await Promise.all(Object.entries(proxies).map(async ([name, url]) => {
+    found[name] = await tried(url);
+  }));
+  return found;
+}
+function strangers() {
+  const frame = document.createElement("iframe");
+  frame.src = location.href.replace("127.0.0.1", "localhost");
+  document.body.append(frame);
+  return new Promise((resolve) => addEventListener("message", ({data}) => resolve(data)));
+}
+async function main() {
+  if (parent !== window) return parent.postMessage(await all(), "*");
+  const [allowed, strange] = await Promise.all([all(), strangers()]);
+  document.getElementById("found").textContent = JSON.stringify({allowed, strange});
   await fetch("/end", {method: "POST"});
 }
-all();
+main();
 </script></body></html>
 """
 
@@ -97,16 +119,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def pages() -> Iterator[Pages]:
-    with Pages() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+class Visited(NamedTuple):
+    """The proxies, and what a page of each origin has found at each."""
+
+    proxies: dict[str, Served]
+    allowed: dict[str, Any]
+    strange: dict[str, Any]
 
 
 def visit(url: str, profile: Path) -> dict[str, Any]:
@@ -124,27 +142,39 @@ def visit(url: str, profile: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_page_uses_the_proxy_from_another_origin(
-    pages: Pages, tmp_path: Path, backend: str
-) -> None:
-    port = pages.server_address[1]
-    settings = {
-        "CORS_ORIGINS": f"http://127.0.0.1:{port}",
-        "APE_API_KEY": f"page:{PAGE_KEY}",
-        "BACKEND": backend,
-        "LOG_LEVEL": "debug",
-    }
-    with serving("serve", "--demo", **settings) as served:
-        text = PAGE.replace("PROXY", f"http://127.0.0.1:{served.port}").replace("KEY", PAGE_KEY)
-        pages.page = text.encode()
-        found = visit(f"http://127.0.0.1:{port}/", tmp_path / "allowed")
-        pages.done.clear()
-        strange = visit(f"http://localhost:{port}/", tmp_path / "refused")
-        preflight = served.first_line_where(lambda line: line.get("method") == "OPTIONS")
-        turned_away = served.first_line_where(
-            lambda line: line.get("method") == "OPTIONS" and line["status_code"] != 204
-        )
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visited]:
+    """One Chromium for the proxies on both event loops, and for both origins."""
+    with Pages() as pages, ExitStack() as stack:
+        port = pages.server_address[1]
+        settings = {
+            "CORS_ORIGINS": f"http://127.0.0.1:{port}",
+            "APE_API_KEY": f"page:{PAGE_KEY}",
+            "LOG_LEVEL": "debug",
+        }
+        proxies = {
+            backend: stack.enter_context(serving("serve", "--demo", BACKEND=backend, **settings))
+            for backend in BACKENDS
+        }
+        chat = "http://127.0.0.1:{}/v1/chat/completions"
+        urls = {backend: chat.format(each.port) for backend, each in proxies.items()}
+        pages.page = PAGE.replace("PROXIES", json.dumps(urls)).replace("KEY", PAGE_KEY).encode()
+        thread = threading.Thread(target=pages.serve_forever)
+        thread.start()
+        try:
+            found = visit(f"http://127.0.0.1:{port}/", tmp_path_factory.mktemp("profile"))
+        finally:
+            pages.shutdown()
+            thread.join()
+        yield Visited(proxies, found["allowed"], found["strange"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_page_uses_the_proxy_from_another_origin(visited: Visited, backend: str) -> None:
+    served, found = visited.proxies[backend], visited.allowed[backend]
+    preflight = served.first_line_where(
+        lambda line: line.get("method") == "OPTIONS" and line["status_code"] == 204
+    )
     plain, streamed, refused = found["plain"], found["streamed"], found["refused"]
     assert (plain["status"], streamed["status"], refused["status"]) == (200, 200, 401)
     assert plain["text"].startswith("the wafer holds")
@@ -156,8 +186,16 @@ def test_a_page_uses_the_proxy_from_another_origin(
         assert each["headers"]["x-trace-id"]
         assert each["headers"]["server"] is None
     assert plain["headers"]["inference-id"]
-    assert (preflight["outcome"], preflight["status_code"]) == ("completed", 204)
+    assert preflight["outcome"] == "completed"
     assert "Chrome/" in preflight["user_agent"]
-    # A page that is not allowed learns nothing, and its requests are not sent: only asked about.
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_page_that_is_not_allowed_learns_nothing(visited: Visited, backend: str) -> None:
+    """And its requests are not sent: only asked about."""
+    strange = visited.strange[backend]
+    turned_away = visited.proxies[backend].first_line_where(
+        lambda line: line.get("method") == "OPTIONS" and line["status_code"] != 204
+    )
     assert strange == dict.fromkeys(("plain", "streamed", "refused"), "TypeError")
     assert (turned_away["status_code"], turned_away["outcome"]) == (401, "unauthorized")
