@@ -1,6 +1,7 @@
 """Processes of the bench: each on a core of its own, measured through /proc, ended by its id."""
 
 import os
+import random
 import resource
 import signal
 import socket
@@ -115,9 +116,14 @@ def started(
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A free port below the range of ephemeral ports, so that no process gets it that lets the
+    system choose, before the peer listens: under valgrind that takes many seconds."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as sock, suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def listening(port: int, process: Process, timeout: float) -> float:
