@@ -112,6 +112,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
     assert {line["outcome"] for line in ending.lines.exchanges()} == {"completed"}
 
 
+@pytest.mark.loops_in_turn
 async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Path) -> None:
     """Large prompts, trace ids, keys, errors; the metrics are not for clients."""
     prompt = b'{"model":"gpt-oss-120b","messages":[{"role":"user","content":"%s"}]}' % (
@@ -130,6 +131,7 @@ async def test_what_a_client_sends_and_gets_is_the_same(kind: str, tmp_path: Pat
     assert (metrics.status, models.status) == (404, 200)
 
 
+@pytest.mark.loops_in_turn
 async def test_fields_with_underscores_and_large_ones_get_through(
     kind: str, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ async def test_fields_with_underscores_and_large_ones_get_through(
     assert b"\r\nqueue_threshold: 100\r\n" in fleet.upstream.requests[0]
 
 
+@pytest.mark.loops_in_turn
 async def test_whoever_refuses_a_request_says_so_in_json(kind: str, tmp_path: Path) -> None:
     """HAProxy's own page for a malformed request is HTML, and cannot have a type of content."""
     async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
@@ -179,6 +182,7 @@ async def test_a_disconnect_ends_the_request(
             await fleet.upstream.disconnected.wait()
 
 
+@pytest.mark.loops_in_turn
 async def test_where_no_proxy_is_left_clients_get_an_error(kind: str, tmp_path: Path) -> None:
     async with balanced(kind, streams_until(anyio.Event()), tmp_path) as fleet:
         for proxy in fleet.proxies:

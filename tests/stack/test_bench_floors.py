@@ -18,21 +18,23 @@ WORDS = ("plain", "burst", "paced", "wafer", "plain")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the bench needs epoll and /proc")
 
 
-@pytest.fixture(autouse=True)
-def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _path() -> Iterator[None]:
     """The modules are no package: they find each other beside themselves."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.syspath_prepend(str(CONFIGS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        patch.syspath_prepend(str(CONFIGS))
+        yield
 
 
-@pytest.fixture
-def rig() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def rig(_path: None) -> Iterator[Any]:
     runs = import_module("runs")
     with runs.mock("http", runs.Plan((), ())) as rig:
         yield rig
 
 
-@pytest.fixture(params=FLOORS)
+@pytest.fixture(scope="module", params=FLOORS)
 def floor(request: pytest.FixtureRequest, rig: Any) -> Iterator[Any]:
     peers = import_module("peers")
     [peer] = (peer for peer in peers.PEERS if peer.name == request.param)
