@@ -5,9 +5,9 @@ from typing import NamedTuple
 import orjson
 import pytest
 from end_to_end import TOKEN, Conversation, Script, chat, events, running_proxy, running_upstream
-from upstream_scripts import pieces_of, streams
+from upstream_scripts import one_after_another, pieces_of, streams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 EXACT = {"TTFT_MODE": "exact"}
 STOP = b'{"choices":[{"delta":{},"finish_reason":"stop","index":0}]}'
@@ -112,6 +112,17 @@ async def test_a_first_token_that_the_end_of_the_body_ends_is_timed() -> None:
     assert line["ttft_seconds"] == pytest.approx(parts)
 
 
+def in_one_piece(body: bytes) -> Script:
+    """A stream as the response to a request that has been read."""
+
+    async def response(peer: Conversation) -> None:
+        await peer.stream_head()
+        await peer.chunk(body)
+        await peer.end()
+
+    return response
+
+
 FAILURES = {
     "wrapped": (b'data: {"error":{"message":"no"}}\n\n', 502),
     "wrapped, with its status": (b'data: {"status_code":503,"error":{"message":"no"}}\n\n', 503),
@@ -130,27 +141,35 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("then", ["", "[DONE]"])
-@pytest.mark.parametrize("tokens", [0, 1, 20])
 @pytest.mark.parametrize("kind", FAILURES)
-async def test_an_error_of_any_shape_is_a_failure(kind: str, tokens: int, then: str) -> None:
+async def test_an_error_of_any_shape_is_a_failure(kind: str) -> None:
+    """As the first event or behind tokens, and whether the end marker comes behind it or not."""
     failure, status = FAILURES[kind]
-    if then and kind == "without an end":
-        failure += b"\n\n"
-    body = events(*[TOKEN] * tokens) + failure + (events(then.encode()) if then else b"")
+    whole = failure if failure.endswith(b"\n\n") else failure + b"\n\n"
+    bodies = [
+        events(*[TOKEN] * tokens) + end
+        for tokens in (0, 1, 20)
+        for end in (failure, whole + events(b"[DONE]"))
+    ]
+    script = one_after_another(*map(in_one_piece, bodies))
     async with (
-        running_upstream(streams(body)) as upstream,
+        running_upstream(script) as upstream,
         running_proxy(upstream.port) as passing,
-        running_proxy(upstream.port, **EXACT) as exact,
+        running_upstream(script) as same,
+        running_proxy(same.port, **EXACT) as exact,
     ):
-        passed = await (await passing.client()).request(chat())
-        response = await (await exact.client()).request(chat())
-        lines = await passing.lines.exchange(), await exact.lines.exchange()
-    assert (passed.body, passed.complete) == (body, True)
-    assert [line["outcome"] for line in lines] == ["upstream_stream_error"] * 2
-    assert response.status == status
-    error = orjson.loads(response.body)
-    assert "error" in error if failure.startswith(b"event:") else b"data: %s" % response.body
+        for number, body in enumerate(bodies, 1):
+            passed = await (await passing.client()).request(chat())
+            response = await (await exact.client()).request(chat())
+            lines = await passing.lines.exchange(number), await exact.lines.exchange(number)
+            assert (passed.body, passed.complete) == (body, True)
+            assert [line["outcome"] for line in lines] == ["upstream_stream_error"] * 2
+            assert response.status == status
+            if failure.startswith(b"event:"):
+                assert "error" in orjson.loads(response.body)
+            else:
+                assert b"data: %s\n\n" % response.body in body + b"\n\n"
+    assert len(upstream.requests) == len(same.requests) == len(bodies)
 
 
 HARMLESS = {
