@@ -2,6 +2,7 @@
 estimate that is marked as one."""
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -29,7 +30,7 @@ from upstream_scripts import closes, resets, responds_with, silent, streams
 
 from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 STREAM = b'{"model":"gpt-oss-120b","messages":[],"stream":true}'
 PLAIN = b'{"model":"gpt-oss-120b","messages":[]}'
@@ -51,9 +52,6 @@ class Charging(NamedTuple):
     async def client(self) -> Client:
         return await self.running.client()
 
-    async def metric(self, name: str) -> float:
-        return await self.running.metric(f"cerebras_proxy_{name}")
-
     def lines(self) -> list[dict[str, Any]]:
         """Those of chat exchanges."""
         lines = self.running.lines.exchanges()
@@ -73,9 +71,17 @@ class Charging(NamedTuple):
         assert balance.reserved == 0
         return balance.spent
 
-    async def counted(self, kind: str) -> float:
-        series = f'cerebras_proxy_tokens_total{{model="gpt-oss-120b",type="{kind}"}}'
-        return await self.running.sample(series)
+    async def metrics(self) -> Counter[str]:
+        """The sums of all metrics' samples, and the tokens that were counted by their kind; of one
+        scrape."""
+        sums: Counter[str] = Counter()
+        for series, value in await self.running.samples():
+            name, _, labels = series.removeprefix("cerebras_proxy_").partition("{")
+            sums[name] += value  # type: ignore[assignment]
+            if name == "tokens_total":
+                assert labels.startswith('model="gpt-oss-120b",type="')
+                sums[labels.split('"')[3]] += value  # type: ignore[assignment]
+        return sums
 
 
 @asynccontextmanager
@@ -101,19 +107,20 @@ async def check_charged(
     it: Charging, prompt: int, completion: int, source: str = "estimated"
 ) -> dict[str, Any]:
     """Line, counters and budget have one exchange, with these tokens. Return the line."""
-    line = await it.line()
+    line, metrics = await it.line(), await it.metrics()
     cost = (prompt * INPUT + completion * OUTPUT) / 10**6
     assert line["usage_source"] == source
     assert (line["prompt_tokens"], line["completion_tokens"]) == (prompt, completion)
     assert line["total_tokens"] == prompt + completion
     assert Decimal(str(line["cost_usd"])) == cost == await it.spent()
-    assert await it.counted("prompt") == prompt
-    assert await it.counted("completion") == completion
-    assert await it.metric("client_tokens_total") == prompt + completion
+    assert metrics.keys() >= {"prompt", "completion"}
+    assert (metrics["prompt"], metrics["completion"]) == (prompt, completion)
+    assert metrics["client_tokens_total"] == prompt + completion
     for name in ("cost_usd_total", "client_cost_usd_total"):
-        assert await it.metric(name) == pytest.approx(float(cost))
-    estimated = await it.metric("usage_estimated_total")
-    assert estimated == (source == "estimated")
+        assert metrics[name] == pytest.approx(float(cost))
+    assert metrics["usage_estimated_total"] == (source == "estimated")
+    missing = source == "estimated" and line["outcome"] == "completed"
+    assert metrics["usage_missing_total"] == missing
     return line
 
 
@@ -204,8 +211,6 @@ async def test_a_stream_is_charged_however_it_ends(name: str, tmp_path: Path) ->
         await play(it, STREAM, end)
         line = await check_charged(it, PROMPT[STREAM], end.completion)
         assert line["outcome"] == end.outcome
-        missing = await it.metric("usage_missing_total")
-        assert missing == (end.outcome == "completed")
 
 
 @pytest.mark.parametrize("name", OF_PLAIN)
@@ -363,5 +368,6 @@ async def check_free(it: Charging) -> None:
     line = await it.line()
     assert not {"usage_source", "total_tokens", "cost_usd"} & line.keys()
     assert await it.spent() == 0
+    metrics = await it.metrics()
     for name in ("tokens_total", "cost_usd_total", "usage_estimated_total", "usage_missing_total"):
-        assert await it.metric(name) == 0
+        assert metrics[name] == 0

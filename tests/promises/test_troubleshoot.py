@@ -30,7 +30,7 @@ from upstream_scripts import one_token_and_no_more, responds, responds_with, sil
 
 from ape_cerebras.upstream.connect import AttemptFailed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 PAGE = (CONTRIB / "docs" / "troubleshoot.md").read_text("utf-8")
 ALERTS = (CONTRIB / "prometheus" / "alerts.yml").read_text("utf-8")
@@ -61,7 +61,7 @@ async def held(running: Running, row: list[str], number: int = 1) -> None:
     assert expected == {name: str(line.get(name)) for name in expected}
     name, labels = re.findall(r"`([a-z_]+)\{(.*)\}`", row[1])[0]
     wanted = set(labels.split(","))
-    samples = await running._scrape()
+    samples = await running.samples()
     series = f"cerebras_proxy_{name}{{"
     found = [
         float(value)

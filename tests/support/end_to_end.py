@@ -329,19 +329,19 @@ class Running:
 
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples, as a scrape gives them."""
-        rows = await self._scrape()
-        return sum(float(value) for series, value in rows if series.partition("{")[0] == name)
+        return sum(value for series, value in await self.samples() if series.split("{")[0] == name)
 
     async def sample(self, series: str) -> float:
         """One sample, by its name and labels."""
-        return float(dict(await self._scrape())[series])
+        return dict(await self.samples())[series]
 
-    async def _scrape(self) -> list[tuple[str, str]]:
+    async def samples(self) -> list[tuple[str, float]]:
+        """All series with their values, of one scrape."""
         client = await self.scraper()
         text = (await client.get("/metrics")).body.decode()
         client.stream.close()
         rows = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return [(series, value) for series, _, value in rows]
+        return [(series, float(value)) for series, _, value in rows]
 
 
 @asynccontextmanager
