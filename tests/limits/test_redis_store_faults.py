@@ -57,6 +57,7 @@ def write_set(contents: Redis, key: str) -> None:
 OTHER_TYPES = [write_list, write_hash, write_set]
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 async def test_a_damaged_bucket_is_replaced_and_the_others_stay_exact(
     text: str | bytes, server: RedisServer, emptied: Redis
@@ -75,6 +76,7 @@ async def test_a_damaged_bucket_is_replaced_and_the_others_stay_exact(
         assert (made.logged, made.damaged) == ([], [REQUESTS.name])
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("write", OTHER_TYPES)
 async def test_entries_of_another_type_are_replaced(
     write: object, server: RedisServer, emptied: Redis
@@ -152,6 +154,7 @@ REPLIES = {
 }
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
 async def test_a_reply_of_another_shape_is_an_outage(
     reply: bytes, server: RedisServer, emptied: Redis

@@ -14,7 +14,7 @@ from end_to_end import (
     running_upstream,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 PAGE, OTHER = "https://app.example.com", "https://evil.example.com"
 ALLOW = "access-control-allow-origin"

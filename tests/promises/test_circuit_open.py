@@ -18,7 +18,7 @@ from memory_stream import MemoryStream
 from mock_clock import Rig, on_mock_clock, rig
 from upstream_scripts import closes, one_after_another, responds, responds_with
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 THREE = {"CIRCUIT_FAILURES": "3"}
 FAILS = one_after_another(responds_with(500))

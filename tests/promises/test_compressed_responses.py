@@ -20,7 +20,7 @@ from end_to_end import (
 )
 from upstream_scripts import one_after_another, pieces_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 EXACT = {"TTFT_MODE": "exact"}
 STREAM = events(*[TOKEN] * 20, FINISH, b"[DONE]")

@@ -21,7 +21,7 @@ from running_simulator import rig as simulator
 from sdks import TOOL
 from upstream_scripts import pieces_of, streams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 EXACT = {"TTFT_MODE": "exact"}
 CONVERTED = (

@@ -13,7 +13,7 @@ from end_to_end import (
 )
 from upstream_scripts import one_token_and_no_more, streams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 EXACT = {"TTFT_MODE": "exact", "UPSTREAM_IDLE_TIMEOUT": "5"}
 ERROR = {"message": "Oh", "type": "server_error", "param": "", "code": "", "id": ""}

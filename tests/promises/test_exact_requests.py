@@ -10,7 +10,7 @@ from running_simulator import rig as simulator
 from sdks import MESSAGE_PACK
 from upstream_scripts import streams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 EXACT = {"TTFT_MODE": "exact"}
 STREAM = events(TOKEN, b"[DONE]")

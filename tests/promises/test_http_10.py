@@ -63,6 +63,7 @@ async def test_requests_may_be_pipelined_and_mixed_with_http_11() -> None:
     ]
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     "request_bytes",
     [

@@ -6,7 +6,7 @@ import pytest
 from end_to_end import chat, running_proxy, running_upstream
 from upstream_scripts import responds
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 
 async def test_a_request_that_began_late_logs_how_late() -> None:

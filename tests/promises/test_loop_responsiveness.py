@@ -31,6 +31,7 @@ from ape_cerebras.telemetry.exchange import Exchange, TimeInfo
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.loops_in_turn,
     # uvloop's steps cannot be watched; what is done in them is the same as on asyncio.
     pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True),
 ]

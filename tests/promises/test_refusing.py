@@ -15,7 +15,7 @@ from end_to_end import (
 )
 from upstream_scripts import responds
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 OPEN = {"MAX_BODY_BYTES": "1000"}

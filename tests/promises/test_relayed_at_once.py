@@ -135,6 +135,7 @@ async def test_a_first_token_that_waits_for_its_client_is_timed_when_it_was_sent
     assert line["proxy_ttft_seconds"] >= 0.009
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("at", [9, 12, 13])
 async def test_an_end_marker_cut_in_two_ends_the_stream_at_once(
     at: int, leaf: trustme.LeafCert | None, bundle: str
@@ -225,6 +226,7 @@ ROLE = events(b'{"choices":[{"delta":{"role":"assistant"}}]}')
 LAST = [events(FINISH), events(b"[DONE]")]
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("first", [TOKEN, REASONING])
 @pytest.mark.parametrize("number", [2, 3, 20, 32])  # those of more than 2 KiB the task sends
 async def test_records_that_arrive_together_are_written_together(

@@ -33,6 +33,7 @@ async def test_a_plain_exchange_passes_byte_for_byte() -> None:
     assert upstream.requests[0].endswith(b"\r\n\r\n" + body)
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 async def test_a_stream_passes_byte_for_byte_however_it_is_cut(size: int) -> None:
     async with (
@@ -147,6 +148,7 @@ async def test_headers_of_the_response_come_back_less_those_of_the_connection() 
     }
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
@@ -171,6 +173,7 @@ async def test_upstreams_own_errors_pass_as_they_are(status: str, outcome: str) 
     assert line["upstream_status"] == int(status[:3])
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     ("content_type", "coding", "body"),
     [
@@ -287,6 +290,7 @@ CONTINUED = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 STATES = (b"tracestate: rojo=1,congo=2", b"Tracestate: a@b=3")
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     ("lines", "sent"),
     [

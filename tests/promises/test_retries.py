@@ -30,7 +30,7 @@ from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.simulator.replies import ERRORS
 from ape_cerebras.upstream.connect import connect_tcp
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 TWICE = {"RETRY_ATTEMPTS": "2", "RETRY_BACKOFF": "0.001"}
 PLAIN = b'{"choices":[{"index":0,"message":{"content":"a"}}],"model":"gpt-oss-120b"}'

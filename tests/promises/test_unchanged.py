@@ -20,7 +20,7 @@ from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.simulator.options import Simulation
 from ape_cerebras.simulator.server import Simulator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 
 class Tapped(ByteStream):
