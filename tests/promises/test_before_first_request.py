@@ -1,22 +1,24 @@
 """What the operator learns before the first request: by ``check --upstream``, and by lines."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import orjson
 import pytest
 import trustme
-from server_process import CLIENT_KEY, RUN_TIMEOUT, environment, refusing_port, run, serving, start
+from run_here import run_here
+from server_process import CLIENT_KEY, environment, refusing_port, serving, start
 
 UPSTREAM_KEY = "csk-upstream-key-0123456789"
 OK = {"CEREBRAS_API_KEY": UPSTREAM_KEY, "DEFAULT_MODEL": "gpt-oss-120b"}
 
 
 def check(*flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return run("check", *flags, timeout=RUN_TIMEOUT, **settings)
+    return run_here("check", *flags, **settings)
 
 
 @contextmanager
@@ -76,36 +78,29 @@ def test_a_default_model_that_upstream_does_not_list(backend: str) -> None:
     assert line["closest_model"] == "gpt-oss-120b"
 
 
-def test_a_key_that_upstream_refuses(tmp_path: Path, backend: str) -> None:
-    script = tmp_path / "refusing.py"
-    script.write_text(REFUSING)
-    with subprocess.Popen((sys.executable, str(script)), stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        try:
-            base = f"http://127.0.0.1:{int(process.stdout.readline())}"
-            with serving("serve", BACKEND=backend, CEREBRAS_BASE_URL=base, **OK) as served:
-                line = served.line("upstream_status")
-        finally:
-            process.kill()
-    assert line["message"] == "Upstream refuses the account's key"
-    assert (line["level"], line["upstream_status"]) == ("error", 401)
-
-
-REFUSING = """
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
         self.send_response(401)
         self.send_header("content-length", "0")
         self.end_headers()
-    def log_message(self, *_):
-        pass
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_key_that_upstream_refuses(backend: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            base = f"http://127.0.0.1:{server.server_port}"
+            with serving("serve", BACKEND=backend, CEREBRAS_BASE_URL=base, **OK) as served:
+                line = served.line("upstream_status")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert line["message"] == "Upstream refuses the account's key"
+    assert (line["level"], line["upstream_status"]) == ("error", 401)
 
 
 @pytest.mark.parametrize(

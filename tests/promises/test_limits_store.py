@@ -26,9 +26,10 @@ from end_to_end import (
 from fault_bench import until
 from redis import Redis
 from redis_server import PASSWORD, RedisServer, redis_server
-from server_process import run
+from run_here import run_here
 
 from ape_cerebras.config.values import read_store
+from ape_cerebras.limits import redis_store
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,12 @@ def logged(running: Running) -> list[str]:
     """The log messages about the store."""
     messages = [line["message"] for line in running.lines.all()]
     return [message for message in messages if message.startswith("Limit store")]
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is tried again soon: requests are sent until then."""
+    monkeypatch.setattr(redis_store, "_RETRY_AFTER", 0.1)
 
 
 async def until_logged(proxies: Sequence[Running], message: str) -> None:
@@ -207,7 +214,7 @@ async def test_many_at_once_spend_no_more_than_one_by_one(tmp_path: Path) -> Non
 
 def test_check_marks_whose_a_limit_is() -> None:
     check = partial(
-        run, "check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="2", RATE_LIMIT_PER_MINUTE="7"
+        run_here, "check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="2", RATE_LIMIT_PER_MINUTE="7"
     )
     assert "RATE_LIMIT_PER_MINUTE=7  # in each of 2 workers" in check().stdout.splitlines()
     shared = check(LIMITS_STORE=f"redis://:{PASSWORD}@localhost").stdout

@@ -21,6 +21,7 @@ from end_to_end import (
 )
 from opentelemetry.sdk.environment_variables import OTEL_BSP_SCHEDULE_DELAY
 from otlp_collector import CollectedSpan, Collector, collecting
+from run_here import run_here
 from server_process import RUN_TIMEOUT, environment, run, serving, start
 from worker_service import CHAT, JSON, running_workers
 
@@ -388,10 +389,11 @@ def test_nothing_is_imported_unless_it_is_switched_on() -> None:
     assert done.stdout == "[]\n"
 
 
-_WITHOUT = (
-    "from importlib import util\nfound = util.find_spec\n"
-    "util.find_spec = lambda name, *more: None if 'opentelemetry' in name else found(name, *more)"
-)
+_WITHOUT = """
+from ape_cerebras.config import values
+found = values.find_spec
+values.find_spec = lambda name: None if "opentelemetry" in name else found(name)
+"""
 _NO_EXTRA = (_WITHOUT, "http/protobuf", "pip install 'ape-cerebras[otel]'")
 _NO_GRPC = ("", "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL is not http/protobuf")
 _ENDPOINT = "http://127.0.0.1:1"
@@ -401,15 +403,14 @@ _ENDPOINT = "http://127.0.0.1:1"
 def test_what_keeps_traces_from_a_collector_is_warned_of(
     fault: str, protocol: str, text: str
 ) -> None:
-    """The fault is in place before anything is imported."""
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": _ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     settings |= {"CEREBRAS_API_KEY": "csk-0123456789abcdef", "PORT": "0"}
-    done = run("check", timeout=RUN_TIMEOUT, fault=fault, by="exec", **settings)
+    done = run("check", timeout=RUN_TIMEOUT, fault=fault, **settings)
     assert done.returncode == 0
     assert "warning: No traces: " in done.stderr
     assert text in done.stderr
     given = environment(**settings)
-    with start("serve", fault=fault, by="exec", env=given, stdout=subprocess.PIPE) as serving:
+    with start("serve", fault=fault, env=given, stdout=subprocess.PIPE) as serving:
         assert serving.stdout is not None
         lines: list[dict[str, Any]] = []
         while not lines or lines[-1]["message"] != "Listening":
@@ -431,7 +432,7 @@ def test_what_keeps_traces_from_a_collector_is_warned_of(
 )
 def test_wrong_settings(setting: str, value: str, word: str) -> None:
     settings = {"CEREBRAS_API_KEY": "csk-0123456789abcdef", setting: value}
-    done = run("check", timeout=RUN_TIMEOUT, **settings)
+    done = run_here("check", **settings)
     assert done.returncode == 2
     assert done.stderr.startswith(setting)
     assert word in done.stderr

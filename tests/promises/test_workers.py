@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import pytest
 from end_to_end import KEY
+from run_here import run_here
 from server_process import TIMEOUT, Line, Served, environment, run, serving, start
 from worker_service import CHAT, JSON, WorkerService, running_workers, scraped
 
@@ -339,9 +340,9 @@ def test_without_a_directory_nothing_is_served(tmp_path: Path) -> None:
 
 
 def test_check_marks_what_each_worker_has_for_itself() -> None:
-    alone = run("check", CEREBRAS_API_KEY=KEY).stdout
+    alone = run_here("check", CEREBRAS_API_KEY=KEY).stdout
     assert "#" not in alone
-    several = run("check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="3").stdout.splitlines()
+    several = run_here("check", CEREBRAS_API_KEY=KEY, ASYNC_WORKERS="3").stdout.splitlines()
     reported = {
         line.partition("=")[0] for line in several if line.endswith("  # in each of 3 workers")
     }
