@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from exchanges import CHAT, ended_exchanges, with_timings
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from scraped_metrics import rendered
@@ -122,8 +122,9 @@ def each_client_has_the_counts_of_its_lines_and_keys_without_a_name_none(
         assert found["cost_usd_total"] == pytest.approx(dollars)
 
 
-@settings(max_examples=60)
-@given(st.lists(ended_exchanges(), max_size=12))
+@settings(max_examples=35)
+@example([])
+@given(st.lists(ended_exchanges(), min_size=6, max_size=12))
 def test_sums(exchanges: list[Exchange]) -> None:
     lines, sums, samples = reported(exchanges)
     assert len(lines) == len(exchanges)

@@ -1,6 +1,8 @@
 """Finished exchanges: made to order, and at random."""
 
+from collections.abc import Iterable
 from decimal import Decimal
+from math import prod
 from typing import Any
 
 from hypothesis import strategies as st
@@ -113,24 +115,52 @@ def with_timings(exchange: Exchange) -> tuple[Exchange, Timings]:
 
 
 _counts = st.integers(0, 200_000)
+_parts = st.integers(1, 200_000)
 _steps = st.floats(0, 100, allow_nan=False)
-_models = st.sampled_from(("gpt-oss-120b", "zai-glm-4.7", "unpriced", "own\u2028model", None))
-_parts = st.none() | st.integers(1, 200_000)
-_usages = st.builds(Usage, *[_counts] * 5, *[_parts] * 3)
-_phases = st.none() | _steps
-_time_infos = st.builds(TimeInfo, _phases, _phases, _phases)
-
-
-_ways_to_a_connection = st.fixed_dictionaries(
-    {"connection": st.sampled_from((None, "new", "reused", "warm"))},
-    optional={
-        name: st.floats(0, 1).map(lambda seconds: round(seconds, 6))
-        for name in (
-            *("admission_wait_seconds", "pool_wait_seconds"),
-            *("connect_seconds", "tls_seconds"),
-        )
+_waits = st.floats(0, 1).map(lambda seconds: round(seconds, 6))
+_WAITS = ("admission_wait_seconds", "pool_wait_seconds", "connect_seconds", "tls_seconds")
+_IS = (False, True)
+_OPTIONS: tuple[dict[Any, tuple[Any, ...]], ...] = (
+    {
+        "route": (CHAT, CHAT, "/v1/models", "/health", "none"),
+        "status": (0, 200, 400, 429, 500, 502),
+        "upstream_status": (None, 200, 400, 429, 500),
+        "error": (*[None] * len(_ERRORS), *_ERRORS),
+        "client": (None, "alice", "bob"),
+        "model": ("gpt-oss-120b", "zai-glm-4.7", "unpriced", "own\u2028model", None),
+        "connection": (None, "new", "reused", "warm"),
+        "response_timestamped": (None, None, *_IS),
+    },
+    {
+        **dict.fromkeys(("stream", "has_reasoning", "stream_failed"), _IS),
+        **dict.fromkeys(("response_backlogged", "request_timestamped"), _IS),
+        "without": (0, 1, 2),
+        "has_time_info": _IS,
+        **dict.fromkeys(range(3), _IS),
+        **dict.fromkeys(_WAITS, _IS),
+    },
+    {
+        **dict.fromkeys(("usage", "estimated_usage"), _IS),
+        **dict.fromkeys(range(6), _IS),
     },
 )
+"""What is drawn by one number for each of these: a draw of its own for every field took twice as
+long, and there are thousands of exchanges."""
+
+
+def _chosen(draw: st.DrawFn, options: dict[Any, tuple[Any, ...]]) -> dict[Any, Any]:
+    """One of the options of each."""
+    number = draw(st.integers(0, prod(map(len, options.values())) - 1))
+    chosen = {}
+    for name, values in options.items():
+        number, place = divmod(number, len(values))
+        chosen[name] = values[place]
+    return chosen
+
+
+def _usage(draw: st.DrawFn, parts: Iterable[bool]) -> Usage:
+    counts = [draw(_counts) for _ in range(5)]
+    return Usage(*counts, *[draw(_parts) if given else None for given in parts])
 
 
 def _cost(model: str | None, usage: Usage | None) -> Decimal | None:
@@ -144,36 +174,35 @@ def _cost(model: str | None, usage: Usage | None) -> Decimal | None:
 def ended_exchanges(draw: st.DrawFn) -> Exchange:
     """Any exchange whose times are in the order of its events."""
     moments = [draw(st.floats(-1000, 1e6))]
-    for step in draw(st.lists(_steps, min_size=10, max_size=10)):
-        moments.append(moments[-1] + step)
+    for _ in _MOMENTS[1:]:
+        moments.append(moments[-1] + draw(_steps))
     fields: dict[str, Any] = dict(zip(_MOMENTS, moments, strict=True))
-    model, usage, estimated = draw(_models), draw(st.none() | _usages), draw(st.none() | _usages)
-    stream = draw(st.booleans())
+    first, second, third = (_chosen(draw, options) for options in _OPTIONS)
+    usages = [
+        _usage(draw, (third[number] for number in parts)) if third[name] else None
+        for name, parts in (("usage", range(3)), ("estimated_usage", range(3, 6)))
+    ]
+    usage, estimated = usages
+    model, error, stream = first["model"], first.pop("error"), second["stream"]
     # Of a plain reply that was reassembled no token was sent by itself.
-    for name in draw(st.sampled_from((_TOKENS, _SENT, () if stream else _SENT))):
+    for name in (_TOKENS, _SENT, () if stream else _SENT)[second.pop("without")]:
         fields[name] = None
+    has_time_info, has = second.pop("has_time_info"), [second.pop(number) for number in range(3)]
+    phases = [draw(_steps) if has_time_info and each else None for each in has]
+    waits = {name: draw(_waits) for name in _WAITS if second.pop(name)}
     return chat_exchange(
         **fields,
-        route=draw(st.sampled_from((CHAT, CHAT, "/v1/models", "/health", "none"))),
-        status=draw(st.sampled_from((0, 200, 400, 429, 500, 502))),
-        upstream_status=draw(st.sampled_from((None, 200, 400, 429, 500))),
-        error=draw(st.none() | st.sampled_from(_ERRORS).map(lambda error: error())),
-        stream_failed=draw(st.booleans()),
-        client=draw(st.sampled_from((None, "alice", "bob"))),
-        model=model,
-        stream=stream,
-        has_reasoning=draw(st.booleans()),
+        **first,
+        **second,
+        **waits,
+        error=error and error(),
         usage=usage,
         estimated_usage=estimated,
-        time_info=draw(st.none() | _time_infos),
+        time_info=TimeInfo(*phases) if has_time_info else None,
         cost=_cost(model, estimated or usage),
         client_blocked_seconds=draw(_steps),
         send_seconds=draw(_steps),
         arrival_seconds=draw(_steps),
         token_send_seconds=draw(_steps),
-        **draw(_ways_to_a_connection),
-        response_timestamped=draw(st.none() | st.booleans()),
-        response_backlogged=draw(st.booleans()),
-        request_timestamped=draw(st.booleans()),
         upstream_wait_seconds=draw(_steps),
     )
