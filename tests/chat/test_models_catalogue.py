@@ -22,7 +22,7 @@ from ape_cerebras.telemetry.logs import Logs
 from ape_cerebras.telemetry.metrics import Metrics
 from ape_cerebras.upstream.client import UpstreamClient
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 ON = {"PRICE_CATALOGUE": "on"}
 RESPONSE = (

@@ -28,7 +28,7 @@ from ape_cerebras.chat.request import Compression
 from ape_cerebras.config.config import Config
 from ape_cerebras.http1.messages import Headers
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
 
 WORDS = b"All work and no play makes a dull token. "
 LONG_REQUEST = b'{ "model":"old","messages":[{"content":"%s"}]}' % (WORDS * 500)

@@ -175,6 +175,7 @@ async def test_an_address_that_does_not_respond(monkeypatch: pytest.MonkeyPatch)
 # TLS
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     ("shown", "cause"),
     [
@@ -291,6 +292,7 @@ async def test_models_that_the_settings_name_and_the_list_does_not(tmp_path: Pat
     }
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     "body",
     [
@@ -365,6 +367,7 @@ async def test_a_clock_that_is_wrong(seconds: int, text: str) -> None:
     assert 3500 < int(found[1].split()[0]) < 3700
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     "date", ["", "x", "Mon, 99 Foo 2026", "Mon, 01 Jan 99999 00:00:00 GMT", "0" * 5000, ";;;"]
 )
@@ -427,6 +430,7 @@ async def test_through_a_proxy(authority: trustme.CA, bundle: str) -> None:
     assert b"Basic " in proxy.requests[0]
 
 
+@pytest.mark.loops_in_turn
 @pytest.mark.parametrize(
     ("status", "cause"),
     [
