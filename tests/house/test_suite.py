@@ -7,17 +7,25 @@ import pytest
 TESTS = """
 import pytest
 
-pytestmark = [pytest.mark.anyio, pytest.mark.loops_in_turn]
+pytestmark = pytest.mark.anyio
+in_turn = pytest.mark.loops_in_turn
 
+@pytest.mark.parametrize("a", [1, 2])
+async def test_unmarked(a): pass
+
+@in_turn
 @pytest.mark.parametrize("a", [1, 2, 3])
 @pytest.mark.parametrize("b", ["x", "y"])
 async def test_two(a, b): pass
 
+@in_turn
 async def test_of_one_case(): pass
 
+@in_turn
 @pytest.mark.parametrize("a", [1, 2, 3])
 def test_without_a_loop(a): pass
 
+@in_turn
 @pytest.mark.parametrize("a", [1, 2, 3])
 def test_of_a_process(a, backend): pass
 """
@@ -26,6 +34,7 @@ EACH = [f"test_without_a_loop[{a}]" for a in (1, 2, 3)]
 
 EXPECTED = {
     "asyncio,trio": [
+        *(f"test_unmarked[{loop}-{a}]" for loop in ("asyncio", "trio") for a in (1, 2)),
         *("test_two[asyncio-x-1]", "test_two[asyncio-x-3]", "test_two[asyncio-y-2]"),
         *("test_two[trio-x-2]", "test_two[trio-y-1]", "test_two[trio-y-3]"),
         *("test_of_one_case[asyncio]", "test_of_one_case[trio]"),
@@ -34,6 +43,7 @@ EXPECTED = {
         "test_of_a_process[trio-2]",
     ],
     "trio": [
+        *(f"test_unmarked[trio-{a}]" for a in (1, 2)),
         *(f"test_two[trio-{b}-{a}]" for b in "xy" for a in (1, 2, 3)),
         "test_of_one_case[trio]",
         *EACH,
