@@ -34,11 +34,13 @@ EVERY = [(file, name) for file in FILES for name in services(file)]
 PROXIES = [(file, "cerebras-proxy") for file in FILES]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_specification_allows_it(file: str) -> None:
-    check = ("check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILES[file]))
+def test_the_specification_allows_them() -> None:
+    check = ("check_jsonschema", "--builtin-schema", "vendor.compose-spec")
     done = subprocess.run(
-        (sys.executable, "-m", *check), capture_output=True, text=True, check=False
+        (sys.executable, "-m", *check, *map(str, FILES.values())),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
