@@ -15,8 +15,8 @@ from server_process import CLIENT_KEY, Line, Served, serving
 
 from ape_cerebras.net.event_loop import run_on
 
-AGENTS = 16
-ROUNDS = 3
+AGENTS = 8
+ROUNDS = 2
 
 
 @dataclass
