@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketListener
+from server_process import run, start
 
 from ape_cerebras.commands import run_command
 from ape_cerebras.config.values import BACKENDS
@@ -133,40 +134,46 @@ def test_the_table_is_in_milliseconds() -> None:
 
 
 # The command, with a less busy event loop and less time to find the number of streams for it; each
-# phase starts a proxy of its own, 0.8 s of CPU, so with TLS, which is the same in all, it has two.
+# phase starts a proxy of its own, 0.8 s of CPU, so a run has two of the four. What spins beside
+# is the next test's.
 IN_A_HURRY = """
 import sys
-from ape_cerebras.__main__ import main
-from ape_cerebras.simulator import selfcheck
+from ape_cerebras.simulator import selfcheck, selfcheck_rig
 names = ("_BUSY", "_SETTLE_SECONDS", "_MEASURE_SECONDS", "_SPINNING", "_BESIDE_OVERLOAD")
 for name, value in zip(names, (0.3, 0.1, 0.2, 1, 1), strict=True):
     assert getattr(selfcheck, name) > value
     setattr(selfcheck, name, value)
-if "--tls" in sys.argv:
-    selfcheck.PHASES = selfcheck.PHASES[::3]
-raise SystemExit(main())
+selfcheck.PHASES = selfcheck.PHASES[1:3] if "--tls" in sys.argv else selfcheck.PHASES[::3]
+pause = "__import__('time').sleep(0.01)"
+selfcheck_rig._SPIN = selfcheck_rig._SPIN.replace("100_000", "1").replace("pass", pause)
+assert selfcheck_rig._SPIN.count("range(1)") == selfcheck_rig._SPIN.count(pause) == 1
 """
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "phases"),
+    ("arguments", "status", "loops", "stamps", "machines"),
     [
-        (("--backend", "asyncio", "--limit", "1e9", "--overload"), 0, 6),
-        (("--backend", "trio", "--tls", "--limit", "0"), 1, 2),
+        (
+            ("--backend", "asyncio", "--limit", "1e9", "--overload"),
+            *(0, "idle busy idle busy", "kernel read kernel kernel"),
+            "free free overloaded overloaded",
+        ),
+        (
+            ("--backend", "trio", "--tls", "--limit", "0"),
+            *(1, "idle busy", "read kernel", "free free"),
+        ),
     ],
 )
-def test_a_whole_run_prints_its_table(arguments: tuple[str, ...], status: int, phases: int) -> None:
-    command = (sys.executable, "-c", IN_A_HURRY, "selfcheck", "--streams", "3", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SLOW, check=False)
+def test_a_whole_run_prints_its_table(
+    arguments: tuple[str, ...], status: int, loops: str, stamps: str, machines: str
+) -> None:
+    phases = len(loops.split())
+    done = run("selfcheck", "--streams", "3", *arguments, timeout=SLOW, fault=IN_A_HURRY)
     assert done.returncode == status, done.stderr
     rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines()}
-    loops = {2: "idle busy", 6: "idle idle busy busy idle busy"}
-    stamps = {2: "kernel read", 6: "kernel read kernel read kernel kernel"}
-    assert (rows["event loop"], rows["timestamp"]) == (
-        loops[phases].split(),
-        stamps[phases].split(),
-    )
-    assert rows["machine"] == (["free"] * 4 + ["overloaded"] * 2)[:phases]
+    assert rows["event loop"] == loops.split()
+    assert rows["timestamp"] == stamps.split()
+    assert rows["machine"] == machines.split()
     for name in NAMES:
         assert all(math.isfinite(float(cell)) for cell in rows[f"error of {name}"])
     assert all(float(cell) > 0 for cell in rows["share of a core"])
@@ -258,8 +265,8 @@ async def test_a_process_that_cannot_be_pinned_is_ended(
 )
 def test_a_signal_ends_the_check_and_its_processes(backend: str, number: int) -> None:
     flags = ("--streams", "20", "--backend", backend)
-    arguments = (sys.executable, "-m", "ape_cerebras", "selfcheck", *flags)
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with start("selfcheck", *flags, stdout=pipe, stderr=pipe) as process:
         assert process.stderr is not None
         process.stderr.readline()  # a tenth of the streams has run
         of_threads = Path(f"/proc/{process.pid}/task").glob("*/children")

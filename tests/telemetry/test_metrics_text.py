@@ -1,7 +1,6 @@
 """The text of the metrics: its format, exemplars, and no key in it."""
 
 from threading import Thread
-from typing import Any
 
 import pytest
 from exchanges import stream_exchange, with_timings
@@ -88,6 +87,7 @@ def test_the_accept_header_chooses_the_format(accept: bytes, is_open: bool) -> N
 
 
 METRICS = new_metrics()
+KINDS = {rendered(METRICS, accept)[1] for accept in (b"", OPENMETRICS)}
 
 
 @given(
@@ -99,8 +99,7 @@ METRICS = new_metrics()
     ).map(b"".join)
 )
 def test_no_accept_header_raises_or_is_echoed(accept: bytes) -> None:
-    kinds: set[Any] = {rendered(METRICS, accept)[1] for accept in (b"", OPENMETRICS)}
-    assert rendered(METRICS, accept)[1] in kinds
+    assert rendered(METRICS, accept)[1] in KINDS
 
 
 def test_a_scrape_in_a_thread_is_safe_while_series_are_made() -> None:

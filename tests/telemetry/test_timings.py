@@ -149,8 +149,15 @@ def test_a_ttft_is_derived_without_usage() -> None:
 
 @settings(max_examples=400)
 @given(ended_exchanges())
-def test_the_parts_of_ttft_add_up_exactly_in_decimal(exchange: Exchange) -> None:
+def test_the_times_of_any_exchange(exchange: Exchange) -> None:
+    """One property of three parts: making an exchange costs most of it."""
     timings = Timings.of(exchange)
+    assert_two_parts_of_ttft_add_up_exactly_in_decimal(timings)
+    assert_all_parts_of_ttft_add_up_where_all_are_known(exchange, timings)
+    assert_times_are_never_negative_and_rounded_to_microseconds(timings)
+
+
+def assert_two_parts_of_ttft_add_up_exactly_in_decimal(timings: Timings) -> None:
     parts = (timings.upstream_ttft_seconds, timings.proxy_ttft_seconds)
     if timings.ttft_seconds is None:
         assert parts == (None, None)
@@ -160,10 +167,9 @@ def test_the_parts_of_ttft_add_up_exactly_in_decimal(exchange: Exchange) -> None
         assert timings.ttft_source in ("measured", "derived")
 
 
-@settings(max_examples=400)
-@given(ended_exchanges())
-def test_all_parts_of_ttft_add_up_where_all_are_known(exchange: Exchange) -> None:
-    timings = Timings.of(exchange)
+def assert_all_parts_of_ttft_add_up_where_all_are_known(
+    exchange: Exchange, timings: Timings
+) -> None:
     making = (timings.wait_seconds, exchange.connect_seconds, exchange.tls_seconds)
     waits = (exchange.retry_seconds, *making)
     ours = [timings.proxy_own_seconds, *(each for each in waits if each is not None)]
@@ -206,10 +212,7 @@ def test_tokens_per_event_and_events_per_read() -> None:
     assert (timings.tokens_per_event, timings.events_per_read) == (None, None)
 
 
-@settings(max_examples=400)
-@given(ended_exchanges())
-def test_times_are_never_negative_and_rounded_to_microseconds(exchange: Exchange) -> None:
-    timings = Timings.of(exchange)
+def assert_times_are_never_negative_and_rounded_to_microseconds(timings: Timings) -> None:
     for name in DURATIONS:
         value = getattr(timings, name)
         assert value is None or (value >= 0 and round(value, 6) == value), name
