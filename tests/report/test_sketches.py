@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -132,7 +133,11 @@ def test_runs_are_compared_by_the_ways_in_which_ranks_can_fall() -> None:
 
 
 @pytest.mark.parametrize("runs", [5, 8, 30])
-def test_the_interval_between_runs_holds_a_shift_in_95_of_100_cases(runs: int) -> None:
+def test_the_interval_between_runs_holds_a_shift_in_95_of_100_cases(
+    runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same in each case, and of 30 runs nearly all of its CPU.
+    monkeypatch.setattr("ape_cerebras.report.sketches._ways", cache(_ways))
     random = np.random.default_rng(7)
     held = 0
     for _ in range(1000):
