@@ -94,9 +94,12 @@ async def test_figures_are_what_the_simulator_says_it_did(tmp_path: Path) -> Non
     assert found["sums"]["completion_tokens"] == 30 * len(served)
     upstream, derived = (found["latencies"][name] for name in ("upstream_ttft", "ttft_derived"))
     assert (upstream["count"], derived["count"]) == (12, 1)
-    true = [each.ttft_seconds for each in served[:12] if each.ttft_seconds is not None]
-    # The proxy sees what upstream did, and what lies between. Both began or ended by a write, whose
-    # moment is known to half of CERTAIN_SECONDS.
+    known = [(each.ttft_seconds, each.uncertain_seconds) for each in served[:12]]
+    true = [ttft - uncertain for ttft, uncertain in known if ttft is not None and uncertain]
+    assert len(true) == 12
+    # The proxy sees what upstream did, and what lies between. Its time begins by a write, whose
+    # moment it knows to half of CERTAIN_SECONDS; the simulator's ends by one, and it takes the
+    # middle of that however long it was, and says so.
     assert min(true) <= upstream["min"] + CERTAIN_SECONDS <= min(true) + 1.0
     assert sum(true) / 12 <= upstream["mean"] + CERTAIN_SECONDS
     shares = found["parts_of_ttft"]["all"]
@@ -106,6 +109,7 @@ async def test_figures_are_what_the_simulator_says_it_did(tmp_path: Path) -> Non
 def test_inputs_are_files_patterns_gzip_and_stdin(
     tmp_path: Path, raw_lines: Sequence[bytes]
 ) -> None:
+    """The last in a process, with a terminal that knows no more than ASCII."""
     (tmp_path / "a-1.log").write_bytes(b"\n".join(raw_lines[:500]) + b"\n")
     (tmp_path / "a-2.log").write_bytes(b"\n".join(raw_lines[500:900]))
     with gzip.open(tmp_path / "b.log.gz", "wb") as packed:
@@ -113,11 +117,20 @@ def test_inputs_are_files_patterns_gzip_and_stdin(
     found = figures(tmp_path / "a-*.log", tmp_path / "b.log.gz")
     assert found["requests"] == 1400
     assert len(found["inputs"]) == 3
-    arguments = (sys.executable, "-m", "ape_cerebras", "report", "-", "--json", "-")
+    path = tmp_path / "figures.json"
+    arguments = (sys.executable, "-m", "ape_cerebras", "report", "-", "--md", "--json", path)
+    variables = environment(PYTHONIOENCODING="ascii")
     piped = subprocess.run(
-        arguments, input=b"\n".join(raw_lines), capture_output=True, check=True, env=environment()
+        arguments, input=b"\n".join(raw_lines), capture_output=True, check=True, env=variables
     )
-    assert orjson.loads(piped.stdout)["requests"] == 2000
+    assert orjson.loads(path.read_bytes())["requests"] == 2000
+    assert b"| ? |" in piped.stdout or b" ?s " in piped.stdout
+    assert piped.stderr == b""
+
+
+def test_figures_go_to_standard_output(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(log, "--json", "-") == 0
+    assert orjson.loads(capsys.readouterr().out)["requests"] == 2000
 
 
 def test_lines_are_selected(log: Path) -> None:
@@ -233,13 +246,6 @@ def test_a_comparison(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 # Outputs
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty drawing in place of each plot, where a page's other parts are the subject: drawing
-    is nine tenths of a page's CPU, 2 s."""
-    monkeypatch.setattr("ape_cerebras.report.page._svg", lambda plot: "<svg></svg>")
-
-
 class Page(HTMLParser):
     """What a page holds."""
 
@@ -256,7 +262,17 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_one_file_that_loads_nothing(log: Path, tmp_path: Path) -> None:
+def test_the_page_is_one_file_that_loads_nothing(
+    log: Path, tmp_path: Path, raw_lines: Sequence[bytes]
+) -> None:
+    """Of more agents than have plots of their own."""
+    agents = [b'"agent_id":"agent-%d"' % (number % 13) for number in range(len(raw_lines))]
+    log.write_bytes(
+        b"\n".join(
+            re.sub(b'"agent_id":"[a-z]+"', agent, line)
+            for agent, line in zip(agents, raw_lines, strict=True)
+        )
+    )
     path = tmp_path / "report.html"
     assert report(log, "--html", path) == 0
     page = Page(path.read_text())
@@ -273,6 +289,7 @@ def test_the_page_is_one_file_that_loads_nothing(log: Path, tmp_path: Path) -> N
     figures = [tag for tag, _ in page.tags].count("figure")
     drawn = [attrs for tag, attrs in page.tags if tag == "svg"]
     assert figures == len(drawn) == 11
+    assert "The 12 of 13 agents with most requests" in page.text
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawn)
     assert [tag for tag, _ in page.tags].count("details") == figures
     assert "<script>" not in path.read_text()
@@ -289,6 +306,7 @@ def test_names_of_a_log_are_no_markup(tmp_path: Path) -> None:
     assert not [tag for tag, _ in page.tags if tag in ("img", "b")]
 
 
+@pytest.mark.usefixtures("not_laid_out")
 def test_plots_and_markdown(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(log, "--png", tmp_path / "plots", "--md") == 0
     assert {path.read_bytes()[:4] for path in (tmp_path / "plots").iterdir()} == {b"\x89PNG"}
@@ -374,6 +392,7 @@ FAILED = [
 ]
 
 
+@pytest.mark.usefixtures("not_laid_out")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -382,12 +401,23 @@ FAILED = [
         [line_of(ttft_source="derived")],
         [line_of(0), line_of(-86_400 * 365), line_of(86_400 * 365)],  # a clock that was set
         [line_of(timestamp="0001-01-01T00:00:00.000Z"), line_of()],
-        [line_of(total_time_seconds=1e300), line_of(ttft_seconds=0, upstream_ttft_seconds=0)],
         [line_of(total_time_seconds=-5.0, proxy_ttft_seconds=-0.1), line_of(prompt_tokens=-3)],
         [line_of(1e-3 * number) for number in range(50)],
     ],
 )
 def test_odd_logs_have_a_report(lines: list[bytes], tmp_path: Path) -> None:
+    assert_a_report(lines, tmp_path)
+
+
+def test_values_that_are_far_apart_have_a_report(tmp_path: Path) -> None:
+    """With as many and as long marks at the axes as they can have, so this one is laid out."""
+    assert_a_report(
+        [line_of(total_time_seconds=1e300), line_of(ttft_seconds=0, upstream_ttft_seconds=0)],
+        tmp_path,
+    )
+
+
+def assert_a_report(lines: list[bytes], tmp_path: Path) -> None:
     log, page = tmp_path / "a.log", tmp_path / "a.html"
     log.write_bytes(b"\n".join(lines))
     assert figures(log, "--html", page, "--md", "--compare", log)["requests"] > 0

@@ -2,26 +2,63 @@
 
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
-from server_process import environment
+from server_process import environment, start
 
 from ape_cerebras.commands import run_command
 
 DEMO = Path(__file__).parents[2] / "contrib" / "demo" / "demo_report.py"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("demo")
-    arguments = (sys.executable, DEMO, "--seconds", "8", "--folder", made)
-    subprocess.run(arguments, check=True, capture_output=True, env=environment())
-    return made
+@pytest.fixture
+def demo() -> Any:
+    spec = spec_from_file_location("demo_report", DEMO)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_the_demonstration_has_what_it_says(folder: Path) -> None:
+def forked(command: tuple[str, ...], **options: Any) -> subprocess.Popen[Any]:
+    assert command[:3] == (sys.executable, "-m", "ape_cerebras")
+    return start(*command[3:], **{"env": environment(), **options})
+
+
+def done_here(command: tuple[str, ...], check: bool) -> subprocess.CompletedProcess[str]:
+    assert command[:3] == (sys.executable, "-m", "ape_cerebras")
+    return subprocess.CompletedProcess(command, run_command([*command[3:]]))
+
+
+@pytest.mark.usefixtures("not_laid_out")
+def test_the_demonstration_has_what_it_says(
+    demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With half of its agents, a tenth of the tokens, and a third of the calm. Its services are
+    forked, and the report is made here."""
+    processes = SimpleNamespace(Popen=forked, run=done_here, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(demo, "subprocess", processes)
+    fleet = [each._replace(completion_tokens=each.completion_tokens // 10) for each in demo.FLEET]
+    monkeypatch.setattr(demo, "FLEET", fleet[::2])
+    phases = [
+        each._replace(share=each.share / 3) if each.name == "calm" else each for each in demo.PHASES
+    ]
+    monkeypatch.setattr(demo, "PHASES", phases)
+    monkeypatch.setattr(sys, "argv", [str(DEMO), "--seconds", "12", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert ended.value.code == 0
+    assert_figures_are_right(tmp_path)
+    assert_page_and_plots_are_there(tmp_path)
+
+
+def assert_figures_are_right(folder: Path) -> None:
     lines = [orjson.loads(line) for line in (folder / "proxy.log").read_bytes().splitlines()]
     assert run_command(["report", str(folder / "proxy.log"), "--json", str(folder / "a.json")]) == 0
     found = orjson.loads((folder / "a.json").read_bytes())
@@ -39,7 +76,7 @@ def test_the_demonstration_has_what_it_says(folder: Path) -> None:
     assert parts["slowest_1_percent"]["queue"] > parts["all"]["queue"]
 
 
-def test_its_page_and_plots_are_there(folder: Path) -> None:
+def assert_page_and_plots_are_there(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     for word in ("upstream_connect_failed", "upstream_rate_limited", "from the intended start"):
         assert word in page
