@@ -1,4 +1,4 @@
-"""A report as one HTML file that loads nothing, and as Markdown.
+"""A report as one HTML file that loads nothing.
 
 No script: the figures behind a plot open by ``details``, light and dark are CSS. Whatever a log
 holds is escaped.
@@ -18,28 +18,13 @@ from ..version import VERSION
 from .drawing import Plot
 from .tables import Table, cautions_of, head_of, tables_of, value_text
 
-__all__ = ("markdown", "page")
+__all__ = ("page",)
 
 _CSS = {"#222222": "ink", "#dddddd": "rule", "#999999": "faint", "#7f7f7f": "faint"}
 _BEFORE_PLOTS = ("Objectives", "Compared", "Latencies")
 _SMALL, _IN_SMALL = re.compile(r" (\(.+\))$"), r"<br><small>\1</small>"
 _MARKS = {"met": "good", "missed": "bad"}
 _PIXELS = 144  # an inch, of what is drawn as an image
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """All tables as Markdown."""
-    cautions = [f"* {text}" for text in cautions_of(summary)]
-    tables = [head_of(summary), *tables_of(summary)]
-    first, *others = map(_markdown, tables)
-    return "\n".join([first, *cautions, "", *others])
-
-
-def _markdown(table: Table) -> str:
-    rows = [table.head, ["---"] * len(table.head), *table.rows]
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    note = [table.note, ""] if table.note else []
-    return "\n".join([f"## {table.title}", "", *note, *lines, ""])
 
 
 def page(summary: dict[str, Any], plots: Iterable[Plot], *, reload_seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a report, made from its figures."""
+"""The tables of a report, made from its figures, and all of them as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from .columns import METRICS, PARTS
 from .summary import completeness
 
-__all__ = ("Table", "cautions_of", "head_of", "tables_of", "value_text")
+__all__ = ("Table", "cautions_of", "head_of", "markdown", "tables_of", "value_text")
 
 _TOO_FEW, _MET = "too few requests for it", ("missed", "met")
 
@@ -34,6 +34,21 @@ def value_text(value: Any, unit: str, none: str = "–") -> str:
     if abs(scaled) < 1:
         scaled, name = value * 1e6, "µs"
     return f"{scaled:,.0f} {name}" if abs(scaled) >= 1000 else f"{scaled:.3g} {name}"
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """All tables as Markdown."""
+    cautions = [f"* {text}" for text in cautions_of(summary)]
+    tables = [head_of(summary), *tables_of(summary)]
+    first, *others = map(_markdown, tables)
+    return "\n".join([first, *cautions, "", *others])
+
+
+def _markdown(table: Table) -> str:
+    rows = [table.head, ["---"] * len(table.head), *table.rows]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    note = [table.note, ""] if table.note else []
+    return "\n".join([f"## {table.title}", "", *note, *lines, ""])
 
 
 def tables_of(summary: dict[str, Any]) -> list[Table]:

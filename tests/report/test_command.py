@@ -542,6 +542,20 @@ def test_other_commands_import_nothing_of_it() -> None:
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.parametrize(("flags", "loads"), [([], False), (["--html", "a.html"], True)])
+def test_only_what_draws_loads_matplotlib(
+    flags: list[str], loads: bool, log: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from ape_cerebras.commands import run_command; "
+        f"run_command(['report', {str(log)!r}, *{flags}]); "
+        "print('matplotlib' in sys.modules, file=sys.stderr)"
+    )
+    command = (sys.executable, "-c", code)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr == f"{loads}\n"
+
+
 def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         report("--help")
