@@ -13,6 +13,7 @@ from anyio.abc import SocketAttribute
 from end_to_end import TOKEN, Conversation, chat, events, running_proxy, running_upstream
 
 from ape_cerebras.net.event_loop import loop_clock
+from ape_cerebras.net.timestamps import AwakeClock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("kernel_timestamps")]
 
@@ -34,17 +35,21 @@ def chunk(data: bytes) -> bytes:
 async def test_of_a_first_token_that_was_coalesced_the_line_tells_how_early_it_may_have_been() -> (
     None
 ):
-    left_at = []
+    now, awake = loop_clock(), AwakeClock()
+    sent_between, stolen = list[tuple[float, float]](), list[float]()
 
     async def coalescing(peer: Conversation) -> None:
         """Sends past the streams, whose every write looks for arrivals."""
         await peer.request()
         sock = peer.stream.extra(SocketAttribute.raw_socket)
-        left_at.append(loop_clock()())
+        sent_between.append((now(), now()))
         for piece in (HEAD + chunk(events(TOKEN)), chunk(events(TOKEN))):
+            began_at = now()
             sock.send(piece)
-            left_at.append(loop_clock()())
+            sent_between.append((began_at, now()))
+            awake_before = awake()
             preempt()
+            stolen.append(now() - sent_between[-1][1] - awake() + awake_before)
         await peer.chunk(events(b"[DONE]"))
         await peer.end()
 
@@ -52,12 +57,13 @@ async def test_of_a_first_token_that_was_coalesced_the_line_tells_how_early_it_m
         client = await running.client()
         await client.request(STREAMED)
         line = await running.lines.exchange(1)
-    requested_at, first_at, second_at = left_at
-    late = second_at - first_at - 0.001
+    (requested_at, _), (_, first_at), (second_at, _) = sent_between
+    late = second_at - first_at  # at least: this task itself may be kept from running in between
     assert line["upstream_ttft_seconds"] > late  # the kernel has the time of the second alone
-    assert line["uncertainty_seconds"] > late
-    earliest = line["upstream_ttft_seconds"] - line["uncertainty_seconds"]
-    assert earliest < first_at - requested_at + 0.001
+    # What a hypervisor takes from the machine, the machine cannot know.
+    uncertainty = line["uncertainty_seconds"] + sum(stolen) + 0.001
+    assert uncertainty > late
+    assert line["upstream_ttft_seconds"] - uncertainty < first_at - requested_at
     parts = line["upstream_ttft_seconds"] + line["proxy_ttft_seconds"]
     assert line["ttft_seconds"] == pytest.approx(parts, abs=1e-9)
 

@@ -542,18 +542,15 @@ def test_other_commands_import_nothing_of_it() -> None:
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize(("flags", "loads"), [([], False), (["--html", "a.html"], True)])
-def test_only_what_draws_loads_matplotlib(
-    flags: list[str], loads: bool, log: Path, tmp_path: Path
-) -> None:
+def test_text_is_reported_without_matplotlib(log: Path) -> None:
     code = (
         "import sys; from ape_cerebras.commands import run_command; "
-        f"run_command(['report', {str(log)!r}, *{flags}]); "
+        f"run_command(['report', {str(log)!r}]); "
         "print('matplotlib' in sys.modules, file=sys.stderr)"
     )
     command = (sys.executable, "-c", code)
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stderr == f"{loads}\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == "False\n"
 
 
 def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,8 +73,7 @@ def assert_figures_are_right(folder: Path) -> None:
     queues = [line["queue_seconds"] for line in lines if "queue_seconds" in line]
     assert min(queues) < 0.1
     assert 0.35 < max(queues) < 1.0
-    parts = found["parts_of_ttft"]
-    assert parts["slowest_1_percent"]["queue"] > parts["all"]["queue"]
+    assert found["parts_of_ttft"]["all"]["queue"] > 2 * median(queues)  # by the slow phase alone
 
 
 def assert_page_and_plots_are_there(folder: Path) -> None:
