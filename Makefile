@@ -1,7 +1,7 @@
 # make run          set up and serve on port 8000: the real API where CEREBRAS_API_KEY is set,
 #                   otherwise its simulator
-# make test         set up and run everything: format, lint, types, tests, these in three processes;
-#                   JOBS=4 for more, LOOPS=uvloop for other event loops than asyncio and trio
+# make test         set up and run everything: format, lint, types, tests, these in four processes;
+#                   JOBS=8 for more, LOOPS=uvloop for other event loops than asyncio and trio
 # make test-pythons the tests on every CPython from 3.11 to 3.14 that is found; ARGS=tests/chat
 #                   for some of them
 # make test-newer   the tests of contrib's files with Prometheus 3 and HAProxy 3.2, from Debian's sid;
@@ -54,8 +54,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 LOOPS  ?= asyncio,trio
-# One more than two cores take, as some tests wait for deadlines and for other processes.
-JOBS   ?= 3
+# Two more than two cores take, as some tests wait for deadlines and for other processes.
+JOBS   ?= 4
 BENCH  := contrib/bench
 FUZZ   := contrib/fuzz
 TOOLS  := build/tools

@@ -112,8 +112,8 @@ def run_of(
     """The lines added up, read in some pieces."""
     run = Run(window, ("model", "client", "agent_id", "session_id"), list(objectives))
     reader = Reader(Selection())
-    for part in np.array_split(np.arange(len(lines)), pieces):
-        batch = reader.read([lines[number] for number in part])
+    for part in np.array_split(range(len(lines)), pieces):
+        batch = reader.read([lines[int(number)] for number in part])
         if batch is not None:
             run.add(batch)
     return run
