@@ -21,7 +21,7 @@ the last timestamp is left: on a machine with ten times as many busy processes a
 hundredth first token seemed to arrive 50 ms late. ``CoalescingWatch`` finds that out, by the
 kernel's count of segments, and by how much, by the time for which the thread was awake: while it
 slept, nothing had arrived. What a hypervisor takes from the machine's cores is in neither, and is
-not told: up to 3 ms were seen, on a virtual machine with 1 % of steal time.
+not told: up to 5 ms were seen, on a virtual machine with less than 1 % of steal time.
 
 Bytes leave within the call that sends them. The clock is read before and behind it, and
 ``moment_within`` takes the middle, unless the process was preempted in between. Then the moment

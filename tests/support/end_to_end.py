@@ -43,7 +43,7 @@ __all__ = (
 )
 
 KEY = "csk-upstream-key-0123456789"
-TIMEOUT = 15.0  # seconds until a test that waits for something fails
+TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 def chat(body: bytes = b'{"model":"gpt-oss-120b","messages":[]}', *extra: bytes) -> bytes:
