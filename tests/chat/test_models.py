@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Conversation, running_upstream
 from memory_stream import MemoryStream, memory_pair
 from trio.testing import MockClock
@@ -209,7 +210,7 @@ async def test_a_shared_request_is_waited_for_on_either_backend() -> None:
             while not peer.requests:
                 await anyio.lowlevel.checkpoint()
             tasks.start_soon(models.text, second)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             may_respond.set()
         upstream.pool.close()
         assert len(peer.requests) == 1

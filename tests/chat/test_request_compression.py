@@ -11,6 +11,7 @@ import anyio
 import httpx
 import orjson
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     TOKEN,
     Client,
@@ -223,7 +224,7 @@ async def test_compression_uses_one_thread_per_core_of_its_own(gate: Gate) -> No
                 await client.send(chat(LONG_REQUEST))
             for _ in range(cores):
                 await gate.until_entered()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
         for client in clients:
             assert (await client.response()).body == b"{}"

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, chat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -253,7 +254,7 @@ def test_draining_ends_an_idle_connection_after_a_last_chance() -> None:
                 assert await downstream.wait_for_request() is None
 
             tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             downstream.drain()
         assert anyio.current_time() - began_at == pytest.approx(0.1)
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import memory_pair
 
@@ -99,7 +100,7 @@ async def test_requests_that_come_meanwhile_are_kept(over: str) -> None:
     async with requested(over) as (client, downstream):
         async with watched(downstream):
             await client.send(GET.replace(b"health", b"later"))
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         await respond(downstream)
         assert await downstream.wait_for_request() is not None
         assert (await downstream.read_head()).path == b"/later"

@@ -13,6 +13,7 @@ import anyio
 import pytest
 import trio
 from anyio.lowlevel import checkpoint
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
 from sockets import client_of
@@ -296,13 +297,13 @@ async def test_the_connection_that_has_been_idle_longest_makes_room(
             if number == 1:
                 await client.send(b"G")
             tasks.start_soon(serve, number, server)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         with anyio.fail_after(TIMEOUT):
             await connections.wait_for_room()
             assert ended == [0]
             client, server = memory_pair()
             tasks.start_soon(serve, 3, server)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             await connections.wait_for_room()
             assert ended == [0, 2]
         tasks.cancel_scope.cancel()
@@ -315,7 +316,7 @@ async def test_a_connection_that_has_just_been_opened_makes_no_room() -> None:
     connections.add(server, downstream)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(downstream.wait_for_request)
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         with anyio.move_on_after(0.05) as waited:
             await connections.wait_for_room()
         assert waited.cancelled_caught

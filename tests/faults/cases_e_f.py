@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import TOKEN, Conversation, Response, events
 from fault_bench import BODY, HEALTH, Case, Scene, post
 from upstream_scripts import silent
@@ -168,7 +169,7 @@ async def one_too_many(scene: Scene) -> None:
     assert [(await client.get("/health")).status for client in inside] == [200] * 3
     outside = await scene.client()
     await outside.send(HEALTH)
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert not outside.stream.peer_is_gone()
     assert len(scene.exchanges) == 3
     inside[0].stream.close()

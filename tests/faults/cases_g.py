@@ -7,6 +7,7 @@ from socket import MSG_OOB, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from blocked_tasks import wait_all_tasks_blocked
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
 from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
@@ -88,7 +89,7 @@ async def urgent_in_the_middle(scene: Scene) -> None:
     client = await scene.client()
     raw = client.stream.extra(SocketAttribute.raw_socket)
     for begin in (20, len(OK) - 5):
-        await anyio.wait_all_tasks_blocked()  # the proxy waits for all of it at once
+        await wait_all_tasks_blocked()  # the proxy waits for all of it at once
         for data, flag in ((OK[:begin], 0), (b"!", MSG_OOB), (OK[begin:], 0)):
             raw.send(data, flag)
         assert (await client.response()).status == 200
@@ -104,7 +105,7 @@ def half_closed(*, stream: bool) -> Callable[[Scene], Awaitable[None]]:
                 await peer.stream_head()
                 await peer.chunk(events(TOKEN))
             await half.wait()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             if stream:
                 await peer.chunk(events(b"[DONE]"))
                 await peer.end()

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import orjson
+from blocked_tasks import wait_all_tasks_blocked
 from cases_e_f import PACE, QUICK
 from end_to_end import Conversation, Response, Script
 from fault_bench import Case, Scene, post
@@ -28,7 +29,7 @@ def raw(data: bytes, then: str = "close") -> Script:
         if then == "hold":
             await peer.until_disconnected()
         elif then == "reset":
-            await anyio.wait_all_tasks_blocked()  # or the reset would overtake what was sent
+            await wait_all_tasks_blocked()  # or the reset would overtake what was sent
             peer.stream.reset()
 
     return script

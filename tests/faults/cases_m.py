@@ -10,6 +10,7 @@ from functools import partial
 
 import anyio
 import orjson
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     TIMEOUT,
     TOKEN,
@@ -65,7 +66,7 @@ async def what_runs_is_finished(scene: Scene) -> None:
         await streaming.send(OK)
         await streaming.until(ONE)
         await slow.send(OK[:-5])
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         running.proxy.begin_drain()
         may_end.set()
         await slow.send(OK[-5:])

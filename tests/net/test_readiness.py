@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio import ClosedResourceError
+from blocked_tasks import wait_all_tasks_blocked
 
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.net.event_loop import loop_clock, run_on
@@ -59,7 +60,7 @@ async def test_arrivals_before_during_and_after_a_wait_are_read(pair: Pair) -> N
             elif number % 3 == 2:
                 ours.send(text[:1])
                 ours.send(text[1:])
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
             got = await read(theirs, readiness)
             while len(got) < len(text):
                 got += await read(theirs, readiness)
@@ -74,7 +75,7 @@ def fill(sock: socket.socket) -> None:
 
 
 async def _send_later(sock: socket.socket, data: bytes) -> None:
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     sock.send(data)
 
 
@@ -114,7 +115,7 @@ async def test_a_full_socket_is_writable_once_it_has_been_read(pair: Pair) -> No
 
 
 async def _drain_later(sock: socket.socket) -> None:
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     with suppress(BlockingIOError):
         while True:
             sock.recv(1 << 20)
@@ -130,7 +131,7 @@ async def test_the_end_of_the_peer_wakes_a_reader(pair: Pair) -> None:
 
 
 async def _close_later(sock: socket.socket) -> None:
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     sock.close()
 
 
@@ -139,7 +140,7 @@ async def test_closing_wakes_waiting_tasks(pair: Pair) -> None:
     readiness = readiness_of(theirs)
 
     async def close_later() -> None:
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         readiness.close()
         theirs.close()
 
@@ -171,7 +172,7 @@ async def test_a_watcher_of_the_end_is_notified_only_of_the_end(reads: bool, pai
         ours.send(b"a")
         if reads:
             assert await read(theirs, readiness) == b"a"
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert not ended.is_set()
     ours.shutdown(socket.SHUT_WR)
     with anyio.fail_after(5):
@@ -186,7 +187,7 @@ async def test_a_closed_socket_notifies_of_no_end(pair: Pair) -> None:
     readiness.watch(lambda: notified.append("end"), end_only=True)
     readiness.close()
     ours.close()
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert notified == []
 
 
@@ -213,7 +214,7 @@ async def test_the_deadline_of_a_wait_can_be_changed_and_the_next_has_its_own(pa
     readiness = readiness_of(theirs)
 
     async def shorten_later() -> None:
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         readiness.reading.set_deadline(within(0.01))
 
     for timeout in (math.inf, 60.0):
@@ -293,7 +294,7 @@ async def test_a_watcher_is_notified_of_unread_bytes(pair: Pair) -> None:
     readiness.watch(None, end_only=False)
     came = anyio.Event()
     ours.close()
-    await anyio.wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert not came.is_set()
     readiness.close()
 

@@ -3,12 +3,14 @@
 import select
 import socket
 from contextlib import suppress
+from itertools import pairwise
 
 import anyio
 import anyio.lowlevel
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import SocketAttribute
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import hold_the_loop
 from sockets import sockets
 
@@ -35,6 +37,18 @@ async def test_bytes_arrive_as_they_were_sent_however_many() -> None:
     assert ours.write_wait_seconds > 0
 
 
+def noted_moments(stream: SocketStream) -> list[float]:
+    """The moments that a stream reads from its clock from now on."""
+    moments, now = list[float](), stream.now
+
+    def noted() -> float:
+        moments.append(now())
+        return moments[-1]
+
+    stream.now = noted
+    return moments
+
+
 async def test_arrivals_have_times_and_waits_are_counted() -> None:
     async with sockets() as (ours, theirs):
         before = loop_clock()()
@@ -42,11 +56,14 @@ async def test_arrivals_have_times_and_waits_are_counted() -> None:
         assert before <= ours.left_at <= ours.written_at
         assert await theirs.receive() == b"a"
         assert before <= theirs.arrived_at <= loop_clock()()
-        with anyio.move_on_after(0.02):
+        moments = noted_moments(theirs)
+        with anyio.move_on_after(0.02) as scope:
             await theirs.receive()
         theirs.read_timeout = 0.02
         waited = theirs.read_wait_seconds
-        assert waited >= 0.019  # an expired wait counts too; uvloop's timers are in milliseconds
+        # An expired wait counts too, from when it began; uvloop's timers are in milliseconds.
+        [began_at] = [before for before, end in pairwise(moments) if end - before == waited]
+        assert began_at + waited >= scope.deadline - 0.001
         with pytest.raises(PeerStalled):
             await theirs.receive()
         assert theirs.read_wait_seconds >= waited + 0.019
@@ -78,7 +95,7 @@ async def test_peeking_distinguishes_arrivals_that_are_coalesced(peeking: bool) 
         theirs.peek_arrivals(peeking)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive, theirs)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             await ours.send(b"aa")
             await others.send(b"whatever happens on any other socket")
             first_held_until = hold_the_loop()
@@ -126,7 +143,7 @@ async def test_bytes_that_arrive_before_their_connection_is_accepted_have_timest
     with listener:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(accept)
-            await anyio.wait_all_tasks_blocked()  # the backlog has been found empty
+            await wait_all_tasks_blocked()  # the backlog has been found empty
             with socket.create_connection(listener.getsockname()) as client:
                 client.send(b"a")
                 held_until = hold_the_loop()
@@ -143,7 +160,7 @@ async def test_the_delay_of_a_busy_loop_is_not_waiting_for_the_peer() -> None:
     async with sockets() as (ours, theirs), anyio.create_task_group() as tasks:
 
         async def send_and_hold() -> None:
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             await ours.send(b"a")
             hold_the_loop()
 
@@ -214,7 +231,7 @@ async def test_a_read_that_stops_at_urgent_data_is_followed_by_another(before: b
         with anyio.fail_after(5):
             for number in range(1, 4):
                 # The reader waits, and one edge reports all that arrives now.
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 for data, flag in ((before, 0), (b"!", socket.MSG_OOB), (b"cd", 0)):
                     raw.send(data, flag)
                 while received != (before + b"cd") * number:
@@ -253,7 +270,7 @@ async def test_an_arrival_that_wakes_a_cancelled_reader_is_read_by_the_next(
         scope = anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             await ours.send(b"b")
             for _ in range(iterations):
                 await anyio.lowlevel.checkpoint()
@@ -300,7 +317,7 @@ async def test_an_end_that_arrives_with_the_last_bytes_is_read_too() -> None:
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(receive)
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 ours.send_nowait(b"b")
                 await ours.send_eof()
     assert got == [b"b"]
@@ -349,7 +366,7 @@ async def test_closing_wakes_a_waiting_reader() -> None:
                 await ours.receive()
 
         tasks.start_soon(wait)
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         ours.close()
         ours.close()  # once is enough, twice does no harm
 
@@ -414,12 +431,12 @@ async def test_arrivals_are_handled_while_a_reader_waits_on() -> None:
 
             tasks.start_soon(receive)
             for data in (b"a", b"b", b"end"):
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 assert read == []
                 await ours.send(data)
                 while handled.data[-1:] != [data]:
                     await anyio.lowlevel.checkpoint()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert read == []  # its wait has ended, and nothing was left
             theirs.handle_arrivals(None)
             await ours.send(b"c")
@@ -433,7 +450,7 @@ async def test_what_arrives_while_nobody_receives_is_not_handled() -> None:
         handled = Handled(theirs)
         theirs.handle_arrivals(handled)
         await ours.send(b"a")
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert await theirs.receive() == b"a"
         assert handled.data == []
 
@@ -489,7 +506,7 @@ async def test_each_handled_arrival_begins_the_read_timeout_anew() -> None:
 
             stalled_at: list[float] = []
             tasks.start_soon(stall)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             held_until = hold_the_loop()
             await ours.send(b"a")
         assert handled.data == [b"a"]
@@ -526,7 +543,7 @@ async def test_what_arrives_before_a_wait_is_not_missed_by_a_handler() -> None:
             if not sent:
                 sent = True
                 await ours.send(b"a")
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
 
         async def receive() -> None:
             read.append(await theirs.receive())
@@ -536,7 +553,7 @@ async def test_what_arrives_before_a_wait_is_not_missed_by_a_handler() -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(receive)
                 while not (read or handled.data):
-                    await anyio.wait_all_tasks_blocked()
+                    await wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
         assert read + handled.data == [b"a"]
 
@@ -548,7 +565,7 @@ async def test_closing_wakes_a_reader_whose_arrivals_are_handled() -> None:
             async with anyio.create_task_group() as tasks:
 
                 async def close() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await wait_all_tasks_blocked()
                     theirs.close()
 
                 tasks.start_soon(close)

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, TOKEN, Client, Conversation, Script, chat, events, running_upstream
 from server_process import Served, serving
 
@@ -163,7 +164,7 @@ async def test_a_long_queue_of_requests_takes_no_memory() -> None:
             async with watched(served) as memory, anyio.create_task_group() as tasks:
                 client = await entered(served)
                 tasks.start_soon(client.send, request * QUEUED)
-                await anyio.wait_all_tasks_blocked()  # the watch sleeps: nobody takes responses
+                await wait_all_tasks_blocked()  # the watch sleeps: nobody takes responses
                 data = bytearray()
                 with suppress(anyio.EndOfStream):
                     while True:

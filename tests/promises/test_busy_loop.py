@@ -15,6 +15,7 @@ import anyio.lowlevel
 import pytest
 import trustme
 from anyio.abc import SocketAttribute
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     TOKEN,
     Client,
@@ -176,7 +177,7 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
             await client.send(STREAMED)
             with anyio.fail_after(5):
                 await all_sent.wait()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             began_to_read_at = hold_the_loop()
             await client.until(b"0\r\n\r\n")
             line = await running.lines.exchange()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     TOKEN,
     Client,
@@ -60,7 +61,7 @@ async def test_exchanges_under_way_are_finished() -> None:
         await client.send(chat())
         begun = await client.until(TOKEN + b"\n\n\r\n")
         running.proxy.begin_drain()
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert not running.ended.is_set()
         may_end.set()
         rest = await client.until_closed()

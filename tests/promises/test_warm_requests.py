@@ -8,6 +8,7 @@ import anyio
 import pytest
 import trio
 import trustme
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     KEY,
     Conversation,
@@ -55,7 +56,7 @@ class Site:
             while self.ready < count:
                 self._more = anyio.Event()
                 await self._more.wait()
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
     def close_all(self) -> None:
         while self._open:
@@ -228,11 +229,11 @@ def test_one_that_is_made_at_the_moment_of_the_end_is_closed() -> None:
             return ours
 
         async with a_proxy(connect) as (proxy, _):
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             may_be_made.set()
             proxy.begin_drain()
             proxy.close()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert all(peer.peer_is_gone() for peer in peers)
 
     for _ in range(20):  # trio orders at random what is woken at one moment

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Lines
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
@@ -44,7 +45,7 @@ async def test_the_first_that_is_up_waits_for_the_others(tmp_path: Path) -> None
         with anyio.fail_after(5):
             while not scoreboard.up:
                 await anyio.lowlevel.checkpoint()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert not served.is_set()
             scoreboard.mark_up(2)
             await served.wait()
@@ -64,7 +65,7 @@ async def test_no_connection_is_left_to_a_worker_that_drains(tmp_path: Path) -> 
         client, server = memory_pair()
         tasks.start_soon(proxy.handle, server)
         await client.send(HEALTH[:10])
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         proxy.begin_drain()
         with anyio.fail_after(5):
             while scoreboard.others(2):

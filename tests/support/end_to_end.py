@@ -172,7 +172,8 @@ class ScriptedUpstream:
 
 
 class Lines:
-    """The log lines of a proxy, as objects; ``raw`` as bytes."""
+    """The log lines of a proxy, as objects; ``raw`` as bytes. pytest shows them where a test
+    fails."""
 
     def __init__(self) -> None:
         self.raw: list[bytes] = []
@@ -180,6 +181,7 @@ class Lines:
 
     def write(self, line: bytes) -> None:
         check_for_keys(line)
+        print(line.decode(), end="")
         self.raw.append(line)
         self._more.set()
         self._more = anyio.Event()

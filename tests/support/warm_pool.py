@@ -9,6 +9,7 @@ import anyio
 import httpcore
 import trio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, Lines
 from trio.testing import MockClock
 
@@ -60,7 +61,7 @@ class Upstream:
         while len(self.requested_at) < count:
             self._more = anyio.Event()
             await self._more.wait()
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
     def close_all(self) -> None:
         while self._open:
@@ -92,7 +93,7 @@ class Rig:
     async def until(self, moment: float) -> None:
         """Wait until so many seconds after the start, and for the tasks due then."""
         await anyio.sleep_until(self.upstream.began_at + moment)
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
 
     async def fewest_idle(self, moment: float) -> int:
         """The fewest idle connections until then, sampled every 0.1 s."""

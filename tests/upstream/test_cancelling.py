@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from exchanges import chat_exchange
 from memory_stream import MemoryStream, memory_pair
@@ -122,7 +123,7 @@ async def test_no_slot_no_connection_and_no_half_read_response_is_left(
             else:
                 client.pool.close()
             ended = await cancel_after(steps, client, size)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert client.pool.active == 0
             assert client.pool.idle == upstream.open == (ended or 0)
             ended_in_a_row = ended_in_a_row + 1 if ended else 0

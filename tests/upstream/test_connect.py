@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Conversation, free_port, running_upstream
 
 from ape_cerebras.config.values import EgressProxy
@@ -103,7 +104,7 @@ async def test_a_crowd_shares_a_lookup(resolver: Resolver) -> None:
     async with listening() as port, anyio.create_task_group() as tasks:
         for _ in range(5):
             tasks.start_soon(connect_tcp_and_close, port, "slow.test")
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         resolver.answer.set()
     assert resolver.asked == ["slow.test"]
 
@@ -120,7 +121,7 @@ async def test_those_who_share_a_failing_lookup_get_an_error_each(resolver: Reso
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(fails)
         tasks.start_soon(fails)
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         resolver.answer.set()
     assert resolver.asked == ["slow.test"]
     assert caught[0] is not caught[1]

@@ -11,6 +11,7 @@ import pytest
 import trustme
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSAttribute, TLSStream
+from blocked_tasks import wait_all_tasks_blocked
 from sockets import sockets
 
 from ape_cerebras.errors import Truncated
@@ -70,7 +71,7 @@ class Relayed:
 
     async def send_records(self, records: Sequence[bytes], until: Callable[[], bool]) -> None:
         """Likewise, each as a record of TLS, in one segment."""
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         for record in records[:-1]:
             self.peer.extra(TLSAttribute.ssl_object).write(record)
         await self.peer.send(records[-1])
@@ -212,7 +213,7 @@ async def test_every_end_is_the_same_as_without(tls: bool, end: str, authority: 
 
             async def finish() -> None:
                 await relay.send(framed(b"a"), lambda: bool(relay.handled or chunks))
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 if end == "closed":
                     with suppress(anyio.BrokenResourceError, ssl.SSLError):
                         await relay.peer.aclose()
@@ -286,7 +287,7 @@ async def test_an_arrival_is_read_once(
 
         relay.connection.handle_chunks(relay.handle)
         tasks.start_soon(relay.receive)
-        await anyio.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         monkeypatch.setattr(SocketStream, "_read_arrived", counted)
         for number in range(1, 6):
             await relay.send(framed(b"a"), lambda: len(relay.handled) == number)  # noqa: B023
@@ -302,7 +303,7 @@ async def test_the_end_of_tls_leaves_no_cyclic_garbage(last: bytes, authority: t
         send = relay.raw_peer.send
 
         async def finish() -> None:
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             with suppress(anyio.BrokenResourceError, ssl.SSLError):
                 if last:
                     relay.raw_peer.send = lambda item: send(item + bytes(40))  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 import httpcore
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
 
@@ -182,7 +183,7 @@ async def test_who_waits_first_is_served_first() -> None:
         async with anyio.create_task_group() as tasks, leased(pool):
             for number in range(5):
                 tasks.start_soon(wait, number)
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
         assert served == [0, 1, 2, 3, 4]
 
 
@@ -220,12 +221,12 @@ async def test_warm_connections_are_ready_before_the_first_request_and_replaced(
         warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmup.keep)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             for peer in peers.peers:
                 peer.close()
             warmup.hint()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert (pool.idle, peers.open) == (2, 2)
             assert len(peers.peers) == 4
             tasks.cancel_scope.cancel()
@@ -238,7 +239,7 @@ async def test_warming_leaves_room_for_requests() -> None:
         warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks, leased(pool):
             tasks.start_soon(warmup.keep)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert (pool.active, pool.idle) == (1, 1)
             tasks.cancel_scope.cancel()
         assert len(peers.peers) == 2
@@ -299,7 +300,7 @@ async def test_a_lease_reports_what_connection_it_got() -> None:
         warmup = Warmup(pool, Logs("error", print))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(warmup.keep)
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
         for expected in ("warm", "reused"):
             lease = await pool.lease()

@@ -3,6 +3,7 @@ everybody waits, so that a minute takes no time and 55 s are 55.0."""
 
 import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
 from warm_pool import kept_warm, leased, on_mock_clock, use
@@ -166,7 +167,7 @@ def test_one_that_upstream_closes_after_its_use_is_replaced_at_that_moment() -> 
                 async with leased(rig.pool) as lease:
                     await use(lease.connection)
                 rig.upstream.close_all()
-                await anyio.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
         assert rig.upstream.requested_at == [0, 10, 10.5, 11]
 
     on_mock_clock(test)

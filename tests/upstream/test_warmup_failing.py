@@ -1,8 +1,8 @@
 """Connections that cannot be kept warm: when it is tried again; on a clock that only moves when
 everybody waits."""
 
-import anyio
 import pytest
+from blocked_tasks import wait_all_tasks_blocked
 from warm_pool import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.errors import ConnectFailed
@@ -64,7 +64,7 @@ def test_a_request_about_to_be_sent_cuts_the_pause_short() -> None:
             await rig.until(20)
             rig.upstream.refuses = False
             rig.warmup.hint()
-            await anyio.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert rig.pool.idle == 1
         assert rig.upstream.requested_at == [*PAUSES[:5], 20]
 
