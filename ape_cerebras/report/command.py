@@ -191,13 +191,14 @@ def _write(options: argparse.Namespace, log: _Log, summary: dict[str, Any]) -> i
     if options.html:
         _write_html(options.html, log, summary)
     if options.png:
+        from .drawing import save
         from .plots import plots_of
 
         with _writing(options.png):
             Path(options.png).mkdir(parents=True, exist_ok=True)
             for plot in plots_of(log.run, summary):
                 file = Path(options.png) / f"{plot.name}.png"
-                plot.figure.savefig(file, dpi=200, facecolor="white")
+                save(plot, file, dpi=200, facecolor="white")
     text = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if options.json == "-":
         _print(text.decode())

@@ -1,5 +1,6 @@
 """What all plots share: their form, their axes, and the table behind each."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ __all__ = (
     "highest",
     "legend",
     "new_figure",
+    "save",
     "stacked",
     "time_axis",
 )
@@ -102,3 +104,11 @@ def highest(series: Series, values: Floats, unit: str) -> str:
         return "is not known"
     place = int(np.nanargmax(values))
     return f"is highest at {series.names[place]}: {value_text(float(values[place]), unit)}"
+
+
+def save(plot: Plot, file: Any, **options: Any) -> None:
+    """Write the plot, as ``Figure.savefig``. matplotlib warns where its font lacks a character of
+    some name, and draws a box; a browser has other fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
+        plot.figure.savefig(file, **options)

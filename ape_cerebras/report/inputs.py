@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .texts import printable
+
 __all__ = ("Inputs", "UnusableInput")
 
 _CHUNK_BYTES = 16 * 1024 * 1024
@@ -83,7 +85,7 @@ class Inputs:
 
 def _shown(name: str) -> str:
     """The name as text: a file's may be any bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    return printable(os.fsencode(name).decode("utf-8", "replace"))
 
 
 def _exists(name: str) -> bool:

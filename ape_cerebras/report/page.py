@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 
 from ..version import VERSION
-from .drawing import Plot
+from .drawing import Plot, save
 from .tables import Table, cautions_of, head_of, tables_of, value_text
 
 __all__ = ("page",)
@@ -124,7 +124,7 @@ def _svg(plot: Plot) -> str:
     """The plot as SVG for a page: names of its own, colours by CSS, and a text in place of it."""
     text = StringIO()
     with mpl.rc_context({"svg.hashsalt": plot.name, "svg.fonttype": "none"}):
-        plot.figure.savefig(text, format="svg", dpi=_PIXELS, metadata={"Date": None})
+        save(plot, text, format="svg", dpi=_PIXELS, metadata={"Date": None})
     drawn = text.getvalue()[text.getvalue().index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", drawn)

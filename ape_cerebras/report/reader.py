@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..telemetry.exchange import CHAT_ROUTE
 from .columns import LABELS, NUMBERS, Batch, Floats, texts_of
+from .texts import printable
 
 __all__ = ("Reader", "RunLines", "Selection")
 
@@ -83,9 +84,9 @@ class RunLines:
         """Take note of a line that is of no exchange."""
         message, settings = line.get("message"), line.get("settings")
         if isinstance(line.get("version"), str):
-            self.versions.add(line["version"])
+            self.versions.add(printable(line["version"]))
         if message == "Settings" and isinstance(settings, dict):
-            self.settings = {str(name): str(value) for name, value in settings.items()}
+            self.settings = {printable(str(k)): printable(str(v)) for k, v in settings.items()}
             self.started += self.settings.get("ASYNC_WORKERS", "1") == "1"
         elif message == "Worker serves":
             self.started += 1
@@ -177,10 +178,10 @@ class Reader:
             self.counts["other requests"] += 1
             return
         self.counts["events"] += 1
-        kind = str(line.get("level")), str(line.get("message"))
+        kind = printable(str(line.get("level"))), printable(str(line.get("message")))
         if kind in self.events or len(self.events) < _MAX_EVENTS:
             self.events[kind] += 1
-        self.run(str(line.get("run_id") or self._input)).note(line)
+        self.run(printable(str(line.get("run_id") or self._input))).note(line)
 
     def _look_at_clock(self, ends: Floats) -> None:
         latest = self._latest.get(self._input, -np.inf)
@@ -245,4 +246,6 @@ def _numbers(values: Sequence[Any]) -> Floats:
 def _labels(values: Sequence[Any]) -> NDArray[np.object_]:
     if not {str}.issuperset(map(type, values)):
         values = ["" if value is None else str(value) for value in values]
+    if not "".join(values).isprintable():
+        values = [*map(printable, values)]
     return texts_of(values)

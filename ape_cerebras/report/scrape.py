@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..telemetry.metric_table import METRICS, STEM, WORKER_METRICS
+from .texts import printable
 
 __all__ = ("Merged", "ScrapeFailed", "ScrapedProxy", "SeriesKey", "merged", "quantile", "scrape")
 
@@ -141,7 +142,7 @@ def parse(body: bytes) -> Samples:
         ours = [line for line in lines if line.startswith(stem) and not line.startswith(skipped)]
         families = text_string_to_metric_families("\n".join((*ours, "")))
         samples = {
-            SeriesKey(sample.name.removeprefix(stem), tuple(sorted(sample.labels.items()))): value
+            _key_of(sample.name.removeprefix(stem), sample.labels): value
             for family in families
             for sample in family.samples
             if math.isfinite(value := float(sample.value))
@@ -153,6 +154,11 @@ def parse(body: bytes) -> Samples:
         what = "a web page" if is_page else "metrics of another program, or with none"
         raise ScrapeFailed(f"responds with {what}")
     return samples
+
+
+def _key_of(name: str, labels: Mapping[str, str]) -> SeriesKey:
+    shown = [(label, printable(text)) for label, text in labels.items()]
+    return SeriesKey(name, tuple(sorted(shown)))
 
 
 class _Increase(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from .columns import METRICS, PARTS
 from .summary import completeness
+from .texts import printable
 
 __all__ = ("Table", "cautions_of", "head_of", "markdown", "tables_of", "value_text")
 
@@ -349,7 +350,7 @@ def _slowest(summary: dict[str, Any]) -> Table:
     rows = [
         (
             *(value_text(line.get(name), "s") for name in times),
-            *(str(line.get(name, "–")) for name in texts),
+            *(printable(str(line.get(name, "–"))) for name in texts),
         )
         for line in summary["slowest"]
     ]

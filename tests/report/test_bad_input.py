@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from characters import CHARACTERS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from report_lines import event_line, line_of, lines_of
 from server_process import environment
@@ -67,7 +67,34 @@ def test_random_garbage_is_reported_or_refused(tmp_path: Path, lines: list[bytes
     figures.unlink(missing_ok=True)
 
 
+ODD_NAME = "\x1b[2J\x9b\u202e\x0e$\\frac$模😀_"  # a terminal, a formula, no glyph
+
+
+def named(name: str) -> list[bytes]:
+    """Lines with this for every text, and of an event."""
+    texts = dict.fromkeys((*LABELS, "trace_id", "request_id", "upstream_id"), name)
+    event = orjson.loads(event_line("Settings")) | {"settings": {name: name}, "version": name}
+    return [
+        orjson.dumps(orjson.loads(line) | texts | {"outcome": outcome})
+        for line in (line_of(), SEVERAL[7])
+        for outcome in ("completed", name)
+    ] + [orjson.dumps(event), orjson.dumps(event | {"message": name, "level": name})]
+
+
+def test_no_text_of_a_log_is_obeyed_by_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clients choose names of models and agents."""
+    log = tmp_path / f"{ODD_NAME}.log"
+    log.write_bytes(b"\n".join(named(ODD_NAME)))
+    assert report(log, "--md", "--compare", log) == 0
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert "\\x1b[2J" in shown
+
+
 @pytest.mark.usefixtures("not_laid_out")
+@example(named(ODD_NAME))
 @settings(
     max_examples=4,  # each is drawn: 0.8 s; drawing odd values is also test_command's
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

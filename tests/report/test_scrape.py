@@ -211,6 +211,12 @@ def assert_quantiles_agree(prometheus: Prometheus, url: str) -> None:
 # Real proxies
 
 
+def test_no_label_is_obeyed_by_a_terminal() -> None:
+    text = 'cerebras_proxy_requests_total{model="\x1b[2J"} 1\n'
+    [series] = parse(text.encode())
+    assert series.label("model") == r"\x1b[2J"
+
+
 def test_what_a_proxy_renders_is_read() -> None:
     metrics = observed(stream_exchange(client="alice"), stream_exchange())
     samples = parse(rendered(metrics)[0])
