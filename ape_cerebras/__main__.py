@@ -8,7 +8,12 @@ commands imported, which takes most of a second.
 import sys
 from collections.abc import Sequence
 
-from .process.hardening import end_now, forbid_core_dumps, report_crashes
+from .process.hardening import (
+    end_now,
+    ends_with_its_reader,
+    forbid_core_dumps,
+    report_crashes,
+)
 
 __all__ = ("main",)
 
@@ -19,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report_crashes()
     from .commands import run_command
 
-    status = run_command(sys.argv[1:] if arguments is None else list(arguments))
+    status = 0
+    with ends_with_its_reader():
+        status = run_command(sys.argv[1:] if arguments is None else list(arguments))
     end_now(status)
     return status
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,7 +23,15 @@ import trustme
 from end_to_end import KEY, free_port
 from pages import ROOT
 from run_here import run_here
-from server_process import CLIENT_KEY, TIMEOUT, run, serving
+from server_process import (
+    CLIENT_KEY,
+    RUN_TIMEOUT,
+    TIMEOUT,
+    environment,
+    run,
+    serving,
+    start,
+)
 
 from ape_cerebras.commands import _serve_proxy
 from ape_cerebras.config.config import Config
@@ -38,6 +47,18 @@ def test_the_version() -> None:
     assert run("--version").stdout.startswith("ape-cerebras ")
     for command in ("serve", "check"):
         assert run_here(command, "--version").stdout.startswith("ape-cerebras ")
+
+
+@pytest.mark.parametrize("command", ["--help", "settings", "settings --json", "check", "top"])
+def test_a_command_ends_in_order_where_nobody_reads(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer) as output:
+        given = environment(CEREBRAS_API_KEY=KEY)
+        options: Any = {"env": given, "stdout": output, "stderr": subprocess.PIPE, "text": True}
+        with start(*command.split(), by="exec", **options) as process:
+            _, errors = process.communicate(timeout=RUN_TIMEOUT)
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_a_wrong_flag_names_the_right_ones() -> None:

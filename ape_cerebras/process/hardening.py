@@ -1,5 +1,6 @@
 """Hardening of a process of our own before it serves: no core dumps, crash reports without texts,
-and few passes of the garbage collector. Forked workers inherit all of that.
+an orderly end where nobody reads what it prints, and few passes of the garbage collector. Forked
+workers inherit all of that.
 
 Its memory holds keys, so no core file and no debugger may get it. Exception messages may quote a
 header, and with it a key; Python's own reports (its hooks for programs, threads and finalizers, and
@@ -15,11 +16,13 @@ import select
 import sys
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 __all__ = (
     "OutputWriter",
     "end_now",
+    "ends_with_its_reader",
     "forbid_core_dumps",
     "report_crash",
     "report_crashes",
@@ -61,6 +64,24 @@ def end_now(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+@contextmanager
+def ends_with_its_reader() -> Iterator[None]:
+    """End where nobody reads standard output any more, as with ``| head``: that is no fault. Python
+    would report one, and exit with 120 where it finds that out in its own last flush."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as it is behind >&-
+                sys.stdout.flush()
+    except* BrokenPipeError:
+        poll = select.poll()
+        poll.register(_STANDARD_OUTPUT, 0)  # POLLERR is always reported
+        if not poll.poll(0):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)  # for the last flush
 
 
 def tune_garbage_collector() -> None:

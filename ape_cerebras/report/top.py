@@ -69,9 +69,7 @@ def run_top(options: argparse.Namespace) -> int:
             return _print_once(proxies, options)
         _watch(proxies, options)
     except KeyboardInterrupt:
-        return 0
-    except BrokenPipeError:  # of a pipe into head, say: nothing may be flushed at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
     return 0
 
 
@@ -108,11 +106,13 @@ def _console() -> Console:
     return Console(highlight=False, width=max(width, _LEAST), no_color=True, force_terminal=False)
 
 
-def _print(proxies: list[ScrapedProxy], console: Console, sort: str) -> None:
-    """Print a frame. Not by rich, which has its own idea of a pipe that is closed."""
+def _print(proxies: list[ScrapedProxy], console: Console, sort: str, behind: str = "") -> None:
+    """Print a frame, all of it at once, and not by rich: it flushes by itself, and exits with 1
+    where it finds that nobody reads any more."""
     with console.capture() as captured:
         console.print(frame(proxies, _look(console, sort)))
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    lines = (f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    sys.stdout.write("".join((*lines, behind)))
     sys.stdout.flush()
 
 
@@ -132,8 +132,7 @@ def _watch(proxies: list[ScrapedProxy], options: argparse.Namespace) -> None:
     if not console.is_terminal:
         while True:
             time.sleep(options.interval)
-            _print(proxies, console, options.sort)
-            sys.stdout.write("\n")
+            _print(proxies, console, options.sort, "\n")
     with _keys() as next_key, Live(console=console, screen=True, auto_refresh=False) as live:
         sort = options.sort
         while True:

@@ -10,6 +10,7 @@ from end_to_end import KEY
 from server_process import TIMEOUT, environment
 
 from ape_cerebras.config.values import BACKENDS
+from ape_cerebras.process.hardening import ends_with_its_reader
 from ape_cerebras.telemetry.logs import describe_exceptions
 
 
@@ -85,6 +86,7 @@ def test_large_groups_and_deep_stacks_are_cut() -> None:
 EVERYWHERE = f"""
 import gc, logging, threading
 from ape_cerebras.config.values import BACKENDS
+from ape_cerebras.process.hardening import ends_with_its_reader
 from ape_cerebras.process.hardening import report_crashes
 key = {KEY!r}
 
@@ -161,3 +163,19 @@ def test_a_proxy_that_fails_reports_its_crash(backend: str, workers: str) -> Non
     }
     assert {line.get("worker") for line in described} <= ({None} if workers == "1" else {1, 2})
     assert all("ValueError" in types(line["exceptions"]) for line in described)
+
+
+def breaks_one_inside() -> None:
+    raise ExceptionGroup("", [BrokenPipeError()])
+
+
+def breaks_one() -> None:
+    raise BrokenPipeError
+
+
+@pytest.mark.parametrize("breaks", [breaks_one, breaks_one_inside])
+def test_another_broken_pipe_is_no_end(breaks: Any) -> None:
+    """Somebody reads the output of these tests."""
+    with pytest.raises(ExceptionGroup) as caught, ends_with_its_reader():
+        breaks()
+    assert caught.group_contains(BrokenPipeError)

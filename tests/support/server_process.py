@@ -43,7 +43,8 @@ Line = dict[str, Any]
 
 
 def environment(**settings: str) -> dict[str, str]:
-    ours = ("CEREBRAS_", "APE_", "HOST", "PORT", "BACKEND")
+    """That of the tests without settings of ours, and with output buffered as it mostly is."""
+    ours = ("CEREBRAS_", "APE_", "HOST", "PORT", "BACKEND", "PYTHONUNBUFFERED")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**clean, **settings}
 
