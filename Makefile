@@ -99,7 +99,7 @@ test-newer: $(VENV)/installed-test
 	build/newer/bin/haproxy -c -dW -f contrib/haproxy/haproxy.cfg
 	build/newer/bin/amtool check-config contrib/compose/alertmanager.yml
 
-# By the names that Debian, python.org and pyenv give them. A free-threaded build is none of them:
+# By the names that Debian, python.org and pyenv give them. A free-threaded build has another:
 # orjson has no wheel for those.
 test-pythons: pyproject.toml
 	@found=""; \
