@@ -17,7 +17,8 @@ from end_to_end import (
     running_upstream,
     serve_each,
 )
-from http_clients import CLIENTS
+from http_clients import CLIENTS, PROGRAMS
+from programs import tool
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp
@@ -82,6 +83,14 @@ async def half_closing(
         tasks.cancel_scope.cancel()
 
 
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> str:
+    """The name of one whose program is installed."""
+    if request.param in PROGRAMS:
+        tool(*PROGRAMS[request.param])
+    return str(request.param)
+
+
 async def read(client: str, url: str) -> bytes | None:
     """The response's body; None where the client reports an error."""
     with suppress(Exception):
@@ -90,7 +99,6 @@ async def read(client: str, url: str) -> bytes | None:
 
 
 @pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize("client", CLIENTS)
 async def test_a_probe_before_the_head(client: str, complete: bool) -> None:
     probed: list[anyio.Event] = []
 
@@ -106,7 +114,6 @@ async def test_a_probe_before_the_head(client: str, complete: bool) -> None:
 
 
 @pytest.mark.parametrize("end", ["complete", "cut", "cut inside an event"])
-@pytest.mark.parametrize("client", CLIENTS)
 async def test_a_probe_inside_a_stream(client: str, end: str) -> None:
     begun = events(TOKEN) + (INSIDE if end == "cut inside an event" else b"")
     probed: list[anyio.Event] = []

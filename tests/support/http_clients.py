@@ -4,7 +4,6 @@ the client reports one."""
 import asyncio
 import atexit
 import http.client
-import shutil
 import subprocess
 from base64 import b64decode
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import httpx
 import pytest
 from sdks import NO_CERTIFICATES
 
-__all__ = ("CLIENTS",)
+__all__ = ("CLIENTS", "PROGRAMS")
 
 _TIMEOUT = 60.0  # seconds; Java compiles its client first
 _BODY = b'{"model":"gpt-oss-120b","messages":[]}'
@@ -71,9 +70,7 @@ def _aiohttp(url: str) -> bytes:
 
 
 def _program(*command: str) -> bytes:
-    """Run another language's client; the test is skipped where it is not installed."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]}")
+    """Run another language's client."""
     done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
     if done.returncode:
         raise OSError(done.stderr.decode())
@@ -89,8 +86,6 @@ def _curl(url: str) -> bytes:
 def _running(*command: str) -> subprocess.Popen[bytes]:
     """A program that goes on until the tests end. A start of Java with what it compiles is 2 s of
     CPU, one of Node 0.3 s."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]}")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def end() -> None:
@@ -150,3 +145,10 @@ CLIENTS: dict[str, Callable[[str], bytes]] = {
     "fetch": _fetch,
     "Java": _java,
 }
+
+PROGRAMS = {
+    "curl": ("curl", "curl"),
+    "fetch": ("node", "nodejs"),
+    "Java": ("java", "default-jdk-headless"),
+}
+"""What those in another language run with, and Debian's package of it."""
