@@ -7,10 +7,10 @@ from typing import Any
 import anyio
 import pytest
 import trio
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Conversation, running_upstream
 from memory_stream import MemoryStream, memory_pair
 from trio.testing import MockClock
+from waiting import until, wait_all_tasks_blocked
 
 from ape_cerebras import Config
 from ape_cerebras.chat.models import ModelList
@@ -207,8 +207,7 @@ async def test_a_shared_request_is_waited_for_on_either_backend() -> None:
         models, second = ModelList(config, upstream), exchange()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(models.text, exchange())
-            while not peer.requests:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: bool(peer.requests))
             tasks.start_soon(models.text, second)
             await wait_all_tasks_blocked()
             may_respond.set()

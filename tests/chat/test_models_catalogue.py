@@ -13,6 +13,7 @@ from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
 from running_simulator import rig as simulator
 from scraped_metrics import config_with, samples
+from waiting import TIMEOUT, until
 
 from ape_cerebras.chat.models import Catalogue, ModelList
 from ape_cerebras.net.stream import TimestampedStream
@@ -63,8 +64,9 @@ def api(public: bytes, **responses: bytes) -> Callable[[Conversation], Awaitable
 
 
 async def fetched(running: Running, times: int = 1) -> None:
-    while await running.metric("cerebras_proxy_catalogue_fetches_total") < times:
-        await anyio.lowlevel.checkpoint()
+    with anyio.fail_after(TIMEOUT):
+        while await running.metric("cerebras_proxy_catalogue_fetches_total") < times:
+            await anyio.lowlevel.checkpoint()
 
 
 def chat_for(model: str) -> bytes:
@@ -74,9 +76,12 @@ def chat_for(model: str) -> bytes:
 async def cost(running: Running, model: str) -> Decimal | None:
     """The logged cost of a million prompt and a million completion tokens."""
     await (await running.client()).request(chat_for(model))
-    while not (lines := [line for line in running.lines.exchanges() if line.get("model") == model]):
-        await anyio.lowlevel.checkpoint()
-    [line] = lines
+
+    def lines() -> list[dict[str, Any]]:
+        return [line for line in running.lines.exchanges() if line.get("model") == model]
+
+    await until(lambda: bool(lines()))
+    [line] = lines()
     return Decimal(str(line["cost_usd"])) if "cost_usd" in line else None
 
 

@@ -11,18 +11,10 @@ import anyio
 import httpx
 import orjson
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
-from end_to_end import (
-    TOKEN,
-    Client,
-    Conversation,
-    chat,
-    events,
-    running_proxy,
-    running_upstream,
-)
+from end_to_end import TOKEN, Client, Conversation, chat, events, running_proxy, running_upstream
 from sdks import MESSAGE_PACK, NO_CERTIFICATES, REQUEST
 from server_process import serving
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.chat import request
 from ape_cerebras.chat.request import Compression

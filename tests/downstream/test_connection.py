@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import anyio
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, chat
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream

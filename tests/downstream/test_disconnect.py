@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.lowlevel
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import memory_pair
+from waiting import until, wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
@@ -88,9 +88,8 @@ async def test_a_disconnect_before_the_end_of_the_block_is_not_overlooked(over: 
         async def work() -> None:
             async with watched(downstream):
                 client.close()
-                with anyio.CancelScope(shield=True), anyio.fail_after(5):
-                    while not downstream.reader.ended:
-                        await anyio.lowlevel.checkpoint()
+                with anyio.CancelScope(shield=True):
+                    await until(lambda: downstream.reader.ended)
 
         with pytest.raises(ClientGone):
             await work()

@@ -13,11 +13,11 @@ import anyio
 import pytest
 import trio
 from anyio.lowlevel import checkpoint
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
 from sockets import client_of
 from trio.testing import MockClock
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream

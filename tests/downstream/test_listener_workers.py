@@ -3,7 +3,6 @@
 import errno
 import math
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from random import Random
 from unittest.mock import patch
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_stream import memory_pair
 from sockets import client_of
+from waiting import until
 
 from ape_cerebras.downstream.listener import (
     Acceptor,
@@ -205,12 +205,6 @@ class Worker:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without end, so that nothing depends on how fast this machine is."""
     monkeypatch.setattr(f"{MODULE}._PATIENCE", 1000.0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio

@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import TOKEN, Conversation, Response, events
 from fault_bench import BODY, HEALTH, Case, Scene, post
 from upstream_scripts import silent
+from waiting import wait_all_tasks_blocked
 
 __all__ = (
     "CASES",

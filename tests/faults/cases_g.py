@@ -7,11 +7,11 @@ from socket import MSG_OOB, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
-from blocked_tasks import wait_all_tasks_blocked
 from cases_e_f import endless
 from end_to_end import TOKEN, Client, Conversation, Response, events
 from fault_bench import BODY, CLIENT_KEY, HEALTH, Case, Scene, get, post
 from upstream_scripts import silent, streams
+from waiting import until, wait_all_tasks_blocked
 
 __all__ = ("CASES",)
 
@@ -152,8 +152,7 @@ def disconnects(how: str, *, stream: bool) -> Callable[[Scene], Awaitable[None]]
         await client.send(OK)
         if stream:
             await client.until(TOKEN)
-        while not scene.upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(scene.upstream.requests))
         getattr(client.stream, how)()
         with anyio.fail_after(5):
             await scene.upstream.disconnected.wait()

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable
 import anyio
 import orjson
 from cases_e_f import QUICK
-from end_to_end import TIMEOUT, Conversation, Response, running_proxy
-from fault_bench import BODY, Case, Scene, post, until
+from end_to_end import Conversation, Response, running_proxy
+from fault_bench import BODY, Case, Scene, post
 from upstream_scripts import silent
+from waiting import TIMEOUT, until
 
 __all__ = ("CASES",)
 
@@ -163,8 +164,7 @@ async def churn(scene: Scene) -> None:
 async def full_and_stays_full(scene: Scene) -> None:
     holder = await scene.client()
     await holder.send(OK)
-    while not scene.upstream.requests:
-        await anyio.lowlevel.checkpoint()
+    await until(lambda: bool(scene.upstream.requests))
     response = await (await scene.client()).request(OK)
     assert (response.status, response.json()["code"]) == (503, "overloaded")
     assert "retry-after" in response.headers
@@ -240,7 +240,7 @@ J = [
         lines=2,
         up=1,
         upstream=silent,
-        settings={"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.2"},
+        settings={"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "1"},
     ),
     Case(
         "J8 first come, first served, in a bounded queue",

@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import orjson
-from blocked_tasks import wait_all_tasks_blocked
 from cases_e_f import PACE, QUICK
 from end_to_end import Conversation, Response, Script
 from fault_bench import Case, Scene, post
 from upstream_scripts import closes, resets, responds_once, silent
+from waiting import wait_all_tasks_blocked
 
 __all__ = ("CASES", "raw")
 

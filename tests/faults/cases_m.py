@@ -10,9 +10,7 @@ from functools import partial
 
 import anyio
 import orjson
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
-    TIMEOUT,
     TOKEN,
     Client,
     Conversation,
@@ -27,6 +25,7 @@ from fault_bench import Case, Scene, post
 from server_process import environment, run, serving, start
 from soak import soaked
 from upstream_scripts import one_token_and_no_more, responds
+from waiting import TIMEOUT, until, wait_all_tasks_blocked
 
 from ape_cerebras.net.event_loop import run_on
 from ape_cerebras.net.socket_stream import SocketStream
@@ -111,8 +110,7 @@ async def nothing_is_lost_under_load(scene: Scene) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(30):
                 tasks.start_soon(request_on, running)
-            while len(responses) < 60:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: len(responses) >= 60, 10)
             running.proxy.begin_drain()
         with anyio.fail_after(10):
             await running.ended.wait()

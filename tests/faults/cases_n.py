@@ -13,9 +13,10 @@ from typing import NamedTuple
 import anyio
 from cases_e_f import QUICK
 from end_to_end import Conversation, Running, running_proxy
-from fault_bench import Case, Scene, post, until
+from fault_bench import Case, Scene, post
 from redis import Redis
 from redis_server import RedisRelay, RedisServer, redis_relay, redis_server, store
+from waiting import until
 
 from ape_cerebras.limits.token_buckets import Budget, Charge, Hold, TokenBucket, day_of
 from ape_cerebras.net.socket_stream import SocketStream

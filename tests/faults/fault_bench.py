@@ -16,7 +16,6 @@ import anyio
 import orjson
 import trustme
 from end_to_end import (
-    TIMEOUT,
     Client,
     Conversation,
     Response,
@@ -26,6 +25,7 @@ from end_to_end import (
     running_proxy,
 )
 from tls_upstream import certificate, over_tls
+from waiting import until
 
 from ape_cerebras.net.event_loop import of_this_loop
 from ape_cerebras.net.socket_stream import SocketStream
@@ -229,9 +229,3 @@ class Scene:
     def request(self) -> bytes:
         """What upstream got last."""
         return self.upstream.requests[-1]
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()

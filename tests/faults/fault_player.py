@@ -10,8 +10,9 @@ from contextlib import suppress
 
 import anyio
 import sniffio
-from end_to_end import KEY, TIMEOUT, Client, Response
-from fault_bench import CLIENT_KEY, Bench, Case, Scene, until
+from end_to_end import KEY, Client, Response
+from fault_bench import CLIENT_KEY, Bench, Case, Scene
+from waiting import TIMEOUT, until
 
 from ape_cerebras.net.event_loop import of_this_loop
 from ape_cerebras.net.readiness import EdgePoller

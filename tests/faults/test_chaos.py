@@ -13,9 +13,9 @@ import trustme
 from crowd import Crowd, outcomes_in
 from end_to_end import KEY, Running, chat, running_proxy
 from failing_upstream import Plan, as_requested
-from fault_bench import until
 from fault_player import files_open, tasks_alive, until_nothing_is_left
 from upstream_paths import Ways, opened_ways, strange_names
+from waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.chaos]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from fault_bench import until
 from redis import Redis
 from redis_server import RedisRelay, RedisServer, Store, redis_relay, redis_server, store
+from waiting import until
 
 from ape_cerebras.limits.token_buckets import Balance, Budget, Charge, Decision, Hold, TokenBucket
 from ape_cerebras.net.socket_stream import SocketStream

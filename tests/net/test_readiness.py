@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio import ClosedResourceError
-from blocked_tasks import wait_all_tasks_blocked
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.config.values import BACKENDS
 from ape_cerebras.net.event_loop import loop_clock, run_on

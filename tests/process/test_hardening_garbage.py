@@ -19,6 +19,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import closes, resets, responds, silent, streams
+from waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.anyio
 
@@ -89,14 +90,14 @@ async def run_exchange(script: Script, request: bytes, disconnects: bool, mode: 
         with garbage_kept() as names:
             await client.send(request)
             if disconnects:
-                while not upstream.requests:
-                    await anyio.lowlevel.checkpoint()
+                await until(lambda: bool(upstream.requests))
             else:
                 await client.response("POST")
             client.stream.close()
             await running.lines.exchange()
-            while await running.metric("cerebras_proxy_client_connections") > 1:
-                await anyio.lowlevel.checkpoint()
+            with anyio.fail_after(TIMEOUT):
+                while await running.metric("cerebras_proxy_client_connections") > 1:
+                    await anyio.lowlevel.checkpoint()
         assert names == []
 
 

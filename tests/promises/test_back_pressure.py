@@ -10,9 +10,9 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, TOKEN, Client, Conversation, Script, chat, events, running_upstream
 from server_process import Served, serving
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.net.event_loop import current_backend
 from ape_cerebras.net.socket_stream import SocketStream

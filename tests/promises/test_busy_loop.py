@@ -15,17 +15,9 @@ import anyio.lowlevel
 import pytest
 import trustme
 from anyio.abc import SocketAttribute
-from blocked_tasks import wait_all_tasks_blocked
-from end_to_end import (
-    TOKEN,
-    Client,
-    Conversation,
-    chat,
-    events,
-    hold_the_loop,
-    running_proxy,
-)
+from end_to_end import TOKEN, Client, Conversation, chat, events, hold_the_loop, running_proxy
 from tls_upstream import proxy_before
+from waiting import until, wait_all_tasks_blocked
 
 from ape_cerebras.net.socket_stream import SocketStream
 
@@ -158,14 +150,11 @@ async def test_a_client_that_reads_nothing_for_a_while_makes_no_cerebras_look_sl
         await peer.chunk(events(TOKEN))
         for _ in range(56):
             await peer.chunk(events(long_token))
-            for _ in range(
-                10
-            ):  # iterations of the event loop, so that the proxy keeps up while it can
+            for _ in range(10):  # iterations, so that the proxy keeps up while it can
                 await anyio.lowlevel.checkpoint()
         await peer.chunk(events(long_token, FINISH, b"[DONE]"))
         await peer.end()
-        while bytes_under_way(peer):
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: not bytes_under_way(peer))
         all_sent.set()
 
     async with proxy_before(script, leaf, bundle) as running:

@@ -9,7 +9,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anyio
 import pytest
 from end_to_end import (
     FINISH,
@@ -27,6 +26,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import closes, resets, responds_with, silent, streams
+from waiting import until
 
 from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 
@@ -58,9 +58,7 @@ class Charging(NamedTuple):
         return [line for line in lines if line["route"].endswith("completions")]
 
     async def line(self, number: int = 1) -> dict[str, Any]:
-        with anyio.fail_after(5):
-            while len(self.lines()) < number:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: len(self.lines()) >= number)
         return self.lines()[number - 1]
 
     async def spent(self) -> Decimal:
@@ -198,9 +196,7 @@ async def play(it: Charging, body: bytes, end: End) -> None:
     if end.leaves_after:
         await client.until(end.leaves_after)
     else:
-        with anyio.fail_after(5):
-            while not it.upstream.requests:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(it.upstream.requests))
     client.stream.close()
 
 

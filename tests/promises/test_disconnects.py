@@ -12,6 +12,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import one_token_and_no_more, responds_once, silent, streams
+from waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -35,8 +36,7 @@ async def test_a_disconnect_ends_the_upstream_request(after_first_token: bool, h
         if after_first_token:
             await client.until(TOKEN)
         else:
-            while not upstream.requests:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: bool(upstream.requests))
         if how == "reset":
             client.stream.reset()
         else:
@@ -54,8 +54,7 @@ async def test_a_client_that_has_sent_far_ahead_is_watched_all_the_same() -> Non
     async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(chat() * 1000)  # more than is read ahead
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(upstream.requests))
         client.stream.reset()
         with anyio.fail_after(1):
             await upstream.disconnected.wait()
@@ -114,8 +113,7 @@ async def test_a_client_that_resets_before_its_response_took_the_time_until_then
     async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(upstream.requests))
         requested_at, left_at = anyio.current_time(), hold_the_loop()
         client.stream.reset()
         line = await running.lines.exchange()
@@ -128,8 +126,7 @@ async def test_a_disconnect_ends_the_request_for_the_models(how: str) -> None:
     async with running_upstream(silent) as upstream, running_proxy(upstream.port) as running:
         client = await running.client()
         await client.send(MODELS)
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(upstream.requests))
         getattr(client.stream, how)()
         with anyio.fail_after(1):
             await upstream.disconnected.wait()

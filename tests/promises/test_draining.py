@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     TOKEN,
     Client,
@@ -18,6 +17,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import one_token_and_no_more, silent, streams
+from waiting import until, wait_all_tasks_blocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -121,8 +121,7 @@ async def ended_in_the_middle(
     ):
         client = await running.client()
         await client.send(chat())
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(upstream.requests))
         await client.until(got)
         running.proxy.begin_drain()
         with anyio.fail_after(within):

@@ -15,9 +15,9 @@ import pytest
 from crowd import Crowd
 from end_to_end import Conversation, Running, running_proxy, running_upstream
 from failing_upstream import as_requested
-from fault_bench import until
 from redis import Redis
 from redis_server import redis_server
+from waiting import until
 
 from ape_cerebras.limits.token_buckets import Budget, Hold, day_of
 

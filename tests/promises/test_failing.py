@@ -16,6 +16,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import closes, one_token_and_no_more, resets, responds_once, silent, streams
+from waiting import until
 
 from ape_cerebras.net.stream import TimestampedStream
 from ape_cerebras.upstream.connect import AttemptFailed, EgressRefused
@@ -264,16 +265,24 @@ async def test_bytes_behind_a_response_never_reach_the_next_request() -> None:
 
 
 async def test_all_connections_in_use() -> None:
+    async def script(peer: Conversation) -> None:
+        await peer.request()
+        await peer.respond(b"ok")
+        await silent(peer)
+
     settings = {"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.05"}
     async with (
-        running_upstream(silent) as upstream,
+        running_upstream(script) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
-        await (await running.client()).send(chat())
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        client, tries = await running.client(), 1
+        # On a busy machine it may take longer to connect than it may.
+        while (await client.request(chat())).status != 200:
+            tries += 1
+        await client.send(chat())
+        await until(lambda: len(upstream.requests) == 2)
         response = await (await running.client()).request(chat())
-        line = await running.lines.exchange()
+        line = await running.lines.exchange(tries + 1)
     assert (response.status, response.headers["retry-after"]) == (503, "1")
     assert error_shape(response.json()) == ("overloaded_error", "overloaded")
     assert line["outcome"] == "overloaded"

@@ -23,10 +23,10 @@ from end_to_end import (
     running_proxy,
     running_upstream,
 )
-from fault_bench import until
 from redis import Redis
 from redis_server import PASSWORD, RedisServer, redis_server
 from run_here import run_here
+from waiting import until
 
 from ape_cerebras.config.values import read_store
 from ape_cerebras.limits import redis_store

@@ -24,6 +24,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import closes, one_after_another, resets, responds_with, silent
+from waiting import until
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.net.stream import TimestampedStream
@@ -463,8 +464,7 @@ async def test_a_wait_for_a_retry_holds_no_connection() -> None:
     ):
         first, second = await running.client(), await running.client()
         await first.send(chat(b'{"model":"first"}'))
-        while not upstream.requests:
-            await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(upstream.requests))
         assert (await second.request(chat())).status == 200
         assert isinstance(first.stream, SocketStream)
         assert len(upstream.requests) == 2

@@ -146,7 +146,7 @@ async def test_a_handshake_without_a_reply(bundle: str) -> None:
             0,
             CEREBRAS_BASE_URL=f"https://localhost:{upstream.port}",
             SSL_CERT_FILE=bundle,
-            UPSTREAM_CONNECT_TIMEOUT="0.1",
+            UPSTREAM_CONNECT_TIMEOUT="0.5",
         ) as running,
     ):
         response = await (await running.client()).request(chat())

@@ -27,6 +27,7 @@ from end_to_end import (
 from server_process import TIMEOUT, environment, refusing_port, start
 from tls_upstream import certificate, over_tls
 from upstream_scripts import one_token_and_no_more, responds, responds_with, silent, streams
+from waiting import until
 
 from ape_cerebras.upstream.connect import AttemptFailed
 
@@ -189,15 +190,14 @@ async def test_the_proxys_own_limits(tmp_path: Path) -> None:
 
 
 async def test_no_upstream_connection_comes_free() -> None:
-    settings = {"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "0.2"}
+    settings = {"CONNECTION_POOL_SIZE": "1", "UPSTREAM_CONNECT_TIMEOUT": "1"}
     async with (
         running_upstream(silent) as upstream,
         running_proxy(upstream.port, **settings) as running,
     ):
         first = await running.client()
         await first.send(chat())
-        while not upstream.requests:
-            await (await running.client()).get("/health")
+        await until(lambda: bool(upstream.requests))
         number = len(running.lines.exchanges())
         await (await running.client()).request(chat())
         while "overloaded" not in [line["outcome"] for line in running.lines.exchanges()]:

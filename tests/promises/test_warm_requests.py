@@ -8,7 +8,6 @@ import anyio
 import pytest
 import trio
 import trustme
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import (
     KEY,
     Conversation,
@@ -22,6 +21,7 @@ from memory_stream import MemoryStream, memory_pair
 from server_process import refusing_port
 from tls_upstream import over_tls
 from trio.testing import MockClock
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras import Config, Proxy
 from ape_cerebras.net.stream import TimestampedStream

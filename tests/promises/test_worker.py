@@ -7,11 +7,11 @@ from pathlib import Path
 import anyio
 import orjson
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Lines
 from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
 from scraped_metrics import config_with
+from waiting import TIMEOUT, until, wait_all_tasks_blocked
 
 from ape_cerebras import Proxy, serve
 from ape_cerebras.downstream.listener import Ports, open_listeners
@@ -42,9 +42,8 @@ async def test_the_first_that_is_up_waits_for_the_others(tmp_path: Path) -> None
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
-        with anyio.fail_after(5):
-            while not scoreboard.up:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: scoreboard.up > 0)
+        with anyio.fail_after(TIMEOUT):
             await wait_all_tasks_blocked()
             assert not served.is_set()
             scoreboard.mark_up(2)
@@ -67,9 +66,7 @@ async def test_no_connection_is_left_to_a_worker_that_drains(tmp_path: Path) -> 
         await client.send(HEALTH[:10])
         await wait_all_tasks_blocked()
         proxy.begin_drain()
-        with anyio.fail_after(5):
-            while scoreboard.others(2):
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: not scoreboard.others(2))
         assert (scoreboard.connections(1), scoreboard.up) == (1, 2)
         client.close()
 

@@ -6,17 +6,8 @@ from pathlib import Path
 import anyio
 import pytest
 from balancers import BALANCERS, HOSTS, Fleet, balanced
-from end_to_end import (
-    TIMEOUT,
-    TOKEN,
-    Client,
-    Conversation,
-    Response,
-    Script,
-    body_of,
-    chat,
-    events,
-)
+from end_to_end import TOKEN, Client, Conversation, Response, Script, body_of, chat, events
+from waiting import TIMEOUT, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", list(BALANCERS))]
 
@@ -85,9 +76,7 @@ async def test_a_proxy_ends_under_load_and_no_request_is_lost(kind: str, tmp_pat
 
     async def until_responded(more: int) -> None:
         wanted = len(responses) + more
-        with anyio.fail_after(30):
-            while len(responses) < wanted:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: len(responses) >= wanted, 30)
 
     async with balanced(kind, streams_until(may_end), tmp_path) as fleet:
         streaming = await stream_of(fleet)

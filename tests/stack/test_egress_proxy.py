@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import trustme
-from end_to_end import TIMEOUT, chat, free_port, running_proxy, running_upstream
+from end_to_end import chat, free_port, running_proxy, running_upstream
 from programs import tool
 from tls_upstream import over_tls
 from upstream_scripts import responds
+from waiting import TIMEOUT
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import anyio
 from anyio.abc import SocketAttribute, TaskStatus
 from end_to_end import (
-    TIMEOUT,
     Client,
     Running,
     Script,
@@ -28,6 +27,7 @@ from end_to_end import (
     running_upstream,
 )
 from programs import tool
+from waiting import TIMEOUT
 
 from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.upstream.connect import connect_tcp

@@ -14,6 +14,7 @@ import h11
 import orjson
 from anyio.abc import TaskStatus
 from key_leaks import check_for_keys
+from waiting import TIMEOUT
 
 from ape_cerebras import Config, Proxy, serve
 from ape_cerebras.downstream.listener import Acceptor, open_listeners
@@ -43,7 +44,6 @@ __all__ = (
 )
 
 KEY = "csk-upstream-key-0123456789"
-TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 def chat(body: bytes = b'{"model":"gpt-oss-120b","messages":[]}', *extra: bytes) -> bytes:

@@ -9,9 +9,9 @@ import anyio
 import httpcore
 import trio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY, Lines
 from trio.testing import MockClock
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.socket_stream import SocketStream

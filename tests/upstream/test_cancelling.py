@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from exchanges import chat_exchange
 from memory_stream import MemoryStream, memory_pair
+from waiting import wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.net.stream import TimestampedStream

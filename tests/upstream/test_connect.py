@@ -9,8 +9,8 @@ from typing import Any
 
 import anyio
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import Conversation, free_port, running_upstream
+from waiting import until, wait_all_tasks_blocked
 
 from ape_cerebras.config.values import EgressProxy
 from ape_cerebras.downstream.listener import open_listeners
@@ -217,7 +217,6 @@ async def test_a_silent_proxy_is_left_when_the_time_is_over() -> None:
         with anyio.move_on_after(5) as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(connect_through, proxy)
-                while not requests:
-                    await anyio.lowlevel.checkpoint()
+                await until(lambda: bool(requests))
                 scope.cancel()
         assert scope.cancelled_caught

@@ -11,8 +11,8 @@ import pytest
 import trustme
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSAttribute, TLSStream
-from blocked_tasks import wait_all_tasks_blocked
 from sockets import sockets
+from waiting import until, wait_all_tasks_blocked
 
 from ape_cerebras.errors import Truncated
 from ape_cerebras.net.socket_stream import SocketStream
@@ -65,19 +65,17 @@ class Relayed:
     async def receive(self) -> None:
         self.returned.append(await self.connection.next_chunk())
 
-    async def send(self, data: bytes, until: Callable[[], bool]) -> None:
+    async def send(self, data: bytes, is_handled: Callable[[], bool]) -> None:
         """Send once everybody waits, and come back when that has had its effect."""
-        await self.send_records((data,), until)
+        await self.send_records((data,), is_handled)
 
-    async def send_records(self, records: Sequence[bytes], until: Callable[[], bool]) -> None:
+    async def send_records(self, records: Sequence[bytes], is_handled: Callable[[], bool]) -> None:
         """Likewise, each as a record of TLS, in one segment."""
         await wait_all_tasks_blocked()
         for record in records[:-1]:
             self.peer.extra(TLSAttribute.ssl_object).write(record)
         await self.peer.send(records[-1])
-        with anyio.fail_after(5):
-            while not until():
-                await anyio.lowlevel.checkpoint()
+        await until(is_handled)
 
 
 @asynccontextmanager
@@ -181,8 +179,7 @@ async def test_a_part_of_a_record_of_tls_delays_no_other(cut: int, authority: tr
 
         async def send_cut(item: bytes) -> None:
             await send(item[:-cut])
-            while not handled:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: bool(handled))
             assert handled == [b"onetwo"]
             await send(item[-cut:])
 

@@ -3,9 +3,9 @@ everybody waits, so that a minute takes no time and 55 s are 55.0."""
 
 import anyio
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
 from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
+from waiting import wait_all_tasks_blocked
 from warm_pool import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.config.config import Config

@@ -2,7 +2,7 @@
 everybody waits."""
 
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
+from waiting import wait_all_tasks_blocked
 from warm_pool import kept_warm, leased, on_mock_clock, use
 
 from ape_cerebras.errors import ConnectFailed

@@ -3,8 +3,7 @@
 import anyio
 import anyio.lowlevel
 import pytest
-from blocked_tasks import wait_all_tasks_blocked
-from end_to_end import TIMEOUT
+from waiting import TIMEOUT, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 

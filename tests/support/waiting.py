@@ -1,4 +1,4 @@
-"""Waiting until all other tasks wait, beside tasks that wake up again and again.
+"""Waiting in an event loop without knowing for how long: for a condition, or for all other tasks.
 
 anyio's ``wait_all_tasks_blocked`` looks every 0.1 s on asyncio. Beside a task that wakes as often,
 as the proxy's watch of the loop's lag does, it may look each time at the moment when that task has
@@ -6,14 +6,26 @@ been woken and has not run yet, and so never return.
 """
 
 import asyncio
+from collections.abc import Callable
 
+import anyio
+import anyio.lowlevel
 import sniffio
 import trio.testing
 
-__all__ = ("wait_all_tasks_blocked",)
+__all__ = ("TIMEOUT", "until", "wait_all_tasks_blocked")
 
+TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 _waiting = set[asyncio.Task[object] | None]()
+
+
+async def until(is_so: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+    """Return once ``is_so`` returns true; it is called in every iteration of the loop. Raises
+    TimeoutError."""
+    with anyio.fail_after(timeout):
+        while not is_so():
+            await anyio.lowlevel.checkpoint()
 
 
 async def wait_all_tasks_blocked() -> None:
