@@ -57,7 +57,8 @@ class CircuitBreaker:
         """Let a request through; return what ``leave`` needs. Raises UpstreamUnavailable."""
         if self._open_until is not None:
             if self._probing or now < self._open_until:
-                raise UpstreamUnavailable(max(1, math.ceil(self._open_until - now)))
+                left = min(self._open_until - now, self._time)  # the sum may be rounded up
+                raise UpstreamUnavailable(max(1, math.ceil(left)))
             self._probing = True
         return self._era
 

@@ -94,6 +94,11 @@ def test_a_probe_without_a_result_is_followed_by_another() -> None:
     assert circuit.state == "closed"
 
 
+def test_retry_after_is_no_longer_than_the_time() -> None:
+    """Though 1.2 + 1 - 1.2 is a little more than 1."""
+    assert refusal(opened(1.2), 1.2) == b"1"
+
+
 @pytest.mark.parametrize("failed", [True, False, None])
 def test_results_of_requests_sent_before_it_opened_do_not_count(failed: bool | None) -> None:
     circuit = CircuitBreaker(3)
