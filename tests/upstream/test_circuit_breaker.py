@@ -125,6 +125,11 @@ class Played:
         self.out: list[tuple[int, bool]] = []  # era, whether it is a probe
         self.retry_after: list[int] = []  # seconds, of those that were refused
 
+    def check(self) -> None:
+        probes = sum(is_probe for _, is_probe in self.out)
+        assert self.circuit.state in CIRCUIT_STATES
+        assert probes == (self.circuit.state == "half_open")
+
     def enter(self, _: int) -> None:
         was_closed = self.circuit.state == "closed"
         try:
@@ -132,28 +137,61 @@ class Played:
         except UpstreamUnavailable as error:
             assert not was_closed
             self.retry_after.append(int(error.headers[0][1]))
+        self.check()
 
     def leave(self, number: int) -> None:
-        if self.out:
-            era, _ = self.out.pop(number % len(self.out))
-            self.circuit.leave(era, (True, False, None)[number % 3], self.now)
+        self.leave_one_of(list(range(len(self.out))), number, (True, False, None)[number % 3])
+
+    def leave_one_of(self, places: list[int], number: int, failed: bool | None) -> None:
+        if places:
+            era, _ = self.out.pop(places[number % len(places)])
+            self.circuit.leave(era, failed, self.now)
+        self.check()
 
     def wait(self, number: int) -> None:
         self.now += number / 10
+        self.check()
+
+    def try_again(self, number: int) -> None:
+        """After as long as the last one that was refused was told, or a little less or more."""
+        told = self.retry_after[-1] if self.retry_after else 1
+        self.now += told + (-0.001, 0, 0.001)[number % 3]
+        self.enter(0)
+
+    def leave_late(self, number: int) -> None:
+        """One that is no probe."""
+        places = [at for at, (_, is_probe) in enumerate(self.out) if not is_probe]
+        self.leave_one_of(places, number // 3, (True, False, None)[number % 3])
+
+    def leave_probe(self, number: int) -> None:
+        places = [at for at, (_, is_probe) in enumerate(self.out) if is_probe]
+        self.leave_one_of(places, 0, (True, False, None)[number % 3])
+
+    def fail(self, number: int) -> None:
+        """All fail, the probes too; and at once behind each comes another, which may be refused."""
+        for _ in range(number % 11):
+            self.wait(300)
+            self.enter(0)
+            self.leave_one_of([*range(len(self.out))][-1:], 0, True)
+            self.enter(0)
 
 
-_steps = st.tuples(st.sampled_from((Played.enter, Played.leave, Played.wait)), st.integers(0, 1000))
+STEPS = (
+    *(Played.enter, Played.enter, Played.leave, Played.wait, Played.try_again),
+    *(Played.leave_late, Played.leave_probe, Played.fail),
+)
+Step = tuple[Callable[[Played, int], None], int]
+_steps = st.tuples(st.sampled_from(STEPS), st.integers(0, 1000))
+# Of bytes, a long list is as quickly drawn as a short one.
+_many_steps = st.binary(min_size=30, max_size=80).map(
+    lambda drawn: [(STEPS[byte % len(STEPS)], byte // len(STEPS)) for byte in drawn]
+)
 
 
 @settings(max_examples=500)
-@given(st.integers(1, 4), st.lists(_steps, max_size=80))
-def test_never_more_than_one_probe_is_out(
-    failures: int, steps: list[tuple[Callable[[Played, int], None], int]]
-) -> None:
+@given(st.integers(1, 4), st.lists(_steps, max_size=80) | _many_steps)
+def test_never_more_than_one_probe_is_out(failures: int, steps: list[Step]) -> None:
     played = Played(failures)
     for step, number in steps:
         step(played, number)
-        probes = sum(is_probe for _, is_probe in played.out)
-        assert played.circuit.state in CIRCUIT_STATES
-        assert probes == (played.circuit.state == "half_open")
     assert all(1 <= seconds <= 30 for seconds in played.retry_after)
