@@ -1,6 +1,7 @@
 """Bodies in chunks: what is refused, how soon, and agreement with h11 on all that passes."""
 
 from contextlib import nullcontext, suppress
+from itertools import accumulate, chain
 
 import pytest
 from hypothesis import example, given, settings
@@ -146,54 +147,115 @@ def test_accepted_whole_and_byte_by_byte_and_by_h11(body: bytes) -> None:
 
 token = st.sampled_from([b"a", b"X-1", b"!#$%&'*+-.^_`|~"])
 quoted = st.sampled_from([b'""', b'"a b"', b'"\\"\\\\;"', b'"\xe9\t"'])
+escaped = st.sampled_from([b'"\\a"', b'"\\\t"', b'"a\\""'])
 extension = st.builds(
-    lambda name, value: b";" + name + (b"=" + value if value else b""),
+    lambda name, value: [b";" + name, *([b"=", value] if value else [])],
     token,
-    st.none() | token | quoted,
+    st.none() | token | quoted | escaped,
 )
 size = st.sampled_from([b"%x", b"%X", b"0%x", b"00000%X"])
-chunk = st.builds(
-    lambda size, extensions, data: size % len(data) + b"".join(extensions) + b"\r\n" + data,
-    size,
-    st.lists(extension, max_size=2),
-    st.binary(min_size=1, max_size=40),
-)
-trailer = st.builds(lambda name, value: name + b": " + value + b"\r\n", token, token)
-bodies = st.builds(
-    lambda chunks, last, extensions, trailers: (
-        b"".join(each + b"\r\n" for each in chunks)
-        + last
-        + b"".join(extensions)
-        + b"\r\n"
-        + b"".join(trailers)
-        + b"\r\n"
-    ),
-    st.lists(chunk, max_size=6),
-    st.sampled_from([b"0", b"000"]),
-    st.lists(extension, max_size=2),
-    st.lists(trailer, max_size=3),
-)
+# Some data look like framing.
+contents = st.binary(min_size=1, max_size=40) | st.sampled_from([b"1\r\na\r\n", LAST, b"\r\n"])
+trailer = st.builds(lambda name, value: [name, b": ", value, b"\r\n"], token, token)
+
+
+def joined(
+    elements: st.SearchStrategy[list[bytes]], least: int, most: int
+) -> st.SearchStrategy[list[bytes]]:
+    several = st.lists(elements, min_size=least, max_size=most)
+    return several.map(lambda each: list(chain.from_iterable(each)))
+
+
+def bodies_of(
+    chunks: tuple[int, int], extensions: tuple[int, int], trailers: tuple[int, int]
+) -> st.SearchStrategy[list[bytes]]:
+    """The elements of bodies with at least and at most so many of each."""
+    chunk = st.builds(
+        lambda size, extensions, data: [size % len(data), *extensions, b"\r\n", data, b"\r\n"],
+        size,
+        joined(extension, *extensions),
+        contents,
+    )
+    return st.builds(
+        lambda chunks, last, extensions, trailers: [
+            *(*chunks, last, *extensions, b"\r\n"),
+            *(*trailers, b"\r\n"),
+        ],
+        joined(chunk, *chunks),
+        st.sampled_from([b"0", b"000"]),
+        joined(extension, *extensions),
+        joined(trailer, *trailers),
+    )
+
+
+bodies = bodies_of((0, 6), (0, 2), (0, 3))
 
 
 @settings(max_examples=600)
-@given(bodies, st.binary(max_size=20), st.lists(st.integers(0, 400), max_size=8))
+@given(
+    bodies,
+    st.binary(max_size=20),
+    st.lists(st.integers(0, 400), max_size=8),
+    st.sampled_from([1, 2, 4, 100]),
+    st.integers(-1, 1),
+)
 def test_a_valid_body_cut_anywhere_is_what_h11_reads(
-    body: bytes, behind: bytes, cuts: list[int]
+    elements: list[bytes], behind: bytes, cuts: list[int], every: int, beside: int
 ) -> None:
-    assert read(body + behind, tuple(cuts)) == read_by_h11(body + behind)
+    """Also at, or beside, one in ``every`` so many bounds of its elements, or a single one."""
+    body = b"".join(elements)
+    expected = read_by_h11(body + behind)
+    assert read(body + behind, tuple(cuts)) == expected
+    bounds = [bound + beside for bound in accumulate(map(len, elements))]
+    for first in range(min(every, len(bounds))):
+        assert read(body + behind, tuple(bounds[first::every])) == expected
+
+
+def overwritten(elements: list[bytes], spoils: list[tuple[int, bytes]]) -> list[bytes]:
+    body = b"".join(elements)
+    for at, spoil in spoils:
+        body = body[:at] + spoil + body[at + len(spoil) :]
+    return [body]
+
+
+def spoilt(elements: list[bytes], spoil: bytes) -> list[bytes]:
+    """With these bytes before, behind, within and instead of each of the elements."""
+    found = set()
+    for number, element in enumerate(elements):
+        before, behind = b"".join(elements[:number]), b"".join(elements[number + 1 :])
+        found |= {
+            before + spoil + element + behind,
+            before + element + spoil + behind,
+            before + element[:1] + spoil + element[1:] + behind,
+            before + spoil + element[1:] + behind,
+            before + element[:-1] + spoil + behind,
+            before + spoil + behind,
+        }
+    return sorted(found)
+
+
+# What a parser may take for something else; and nothing at all.
+spoils = st.sampled_from([b"", b"\r", b"\n", b"\r\n", b" ", b"\0", b"\\\n", b"x", b"+"])
 
 
 @settings(max_examples=1000)
-@given(bodies, st.lists(st.tuples(st.integers(0, 300), st.binary(max_size=3)), max_size=2))
-@example(b"5\r\nhello\r\n0\r\n\r\n", [(1, b" ")])
-def test_whatever_passes_is_what_h11_reads(body: bytes, spoils: list[tuple[int, bytes]]) -> None:
-    for at, spoil in spoils:
-        body = body[:at] + spoil + body[at + len(spoil) :]
-    chunks, arrived, data = reader(), bytearray(body), b""
-    with suppress(ProxyError):
-        data = chunks.take(arrived)
-    if chunks.ended:
-        assert (data, bytes(arrived)) == read_by_h11(body)
+@given(
+    st.builds(
+        overwritten,
+        bodies,
+        st.lists(st.tuples(st.integers(0, 300), st.binary(max_size=3)), max_size=2),
+    )
+    | st.builds(spoilt, bodies_of((1, 1), (0, 0), (1, 1)), spoils)
+    | st.builds(spoilt, bodies_of((1, 1), (1, 1), (0, 0)), spoils)
+)
+@example([b"5 \nhello\r\n0\r\n\r\n"])
+def test_whatever_passes_is_what_h11_reads(candidates: list[bytes]) -> None:
+    for body in candidates:
+        chunks, arrived, data = reader(), bytearray(body), b""
+        with suppress(ProxyError):
+            data = chunks.take(arrived)
+        if chunks.ended:
+            assert (data, bytes(arrived)) == read_by_h11(body)
 
 
 @settings(max_examples=300)
