@@ -1,6 +1,8 @@
 """However a stream is cut into chunks, the meter finds what an oracle does that sees it whole."""
 
 import json
+import re
+from bisect import bisect_right
 from dataclasses import asdict
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -83,14 +85,77 @@ def events(draw: st.DrawFn) -> Written:
     return Written(event, f"{comment}data:{space}{text}{end}".encode(), rest.encode())
 
 
-TOKEN = Written(
-    {"choices": [{"index": 0, "delta": {"content": "a"}}]},
-    b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n',
-    b"",
+def plain(event: dict[str, Any], before: bytes = b"", end: bytes = b"\n\n") -> Written:
+    """An event as the API writes them."""
+    text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return Written(event, before + b"data: " + text.encode() + end, b"")
+
+
+def one(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+def in_lines(event: dict[str, Any]) -> Written:
+    """An event whose data is in several lines."""
+    lines = json.dumps(event, indent=0).split("\n")
+    return Written(event, "".join(f"data: {line}\n" for line in lines).encode() + b"\n", b"")
+
+
+A = one(content="a")
+TOKEN = plain(A)
+OF_TWO = {"choices": [{"index": 0, "finish_reason": None}, {"index": 1, "finish_reason": "stop"}]}
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2}
+NOTHING: dict[str, Any] = {"choices": None}
+DONE = Written(None, b"data: [DONE]\n\n", b"")
+# Events that differ from a plain token in what matters; some of them are nothing but comments.
+NEARLY_TOKENS = (
+    plain(one(content="")),
+    plain(one(content='"content":"\u00c5\u2028\U0001f600\\')),
+    plain(one(content="a", reasoning_content="b")),
+    plain(one(reasoning="a")),
+    plain(one(reasoning="a", content="b")),
+    plain(one(role="assistant")),
+    plain(one(tool_calls=[{"function": {"arguments": "a"}}])),
+    plain({"choices": [{"index": 0, "text": "a"}]}),
+    plain({"choices": [{"index": 0}, *A["choices"]]}),
+    plain({"choices": [*A["choices"], *OF_TWO["choices"]]}),
+    plain({"choices": [A["choices"][0] | {"finish_reason": "stop"}, *A["choices"]]}),
+    *(plain(A | {"usage": USAGE}), plain({"choices": [], "usage": USAGE})),
+    *(plain(A | {"time_info": {"queue_time": 1.0}}), plain(A | {"error": {"message": "a"}})),
+    plain(one(reasoning="a") | {"usage": USAGE}),
+    *(plain(A, b": wait\n"), plain(A, b"event: x\n"), plain(A, end=b"\r\r"), in_lines(A)),
+    Written(NOTHING, b":" + TOKEN.text, b""),
+    DONE,
 )
-streams = st.lists(events(), min_size=1, max_size=8) | st.lists(
-    events() | st.just(TOKEN) | st.just(TOKEN) | st.just(TOKEN), min_size=20, max_size=60
+
+
+def in_crlf(written: Written) -> Written:
+    text = written.text.replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+    return Written(written.event, text[:-1], text[-1:])
+
+
+def varied(kinds: tuple[Written, ...], crlf: bool, pattern: bytes) -> list[Written]:
+    """Plain tokens and events of these kinds, by a byte each; a large byte is several of them."""
+    stream = []
+    for byte in pattern:
+        times = 1 if byte < 160 else byte // 16
+        stream += [kinds[byte // 2 % len(kinds)] if byte % 2 else TOKEN] * times
+    return [in_crlf(each) for each in stream] if crlf else stream
+
+
+kinds = st.sampled_from(NEARLY_TOKENS)
+several_kinds = st.tuples(kinds, kinds, kinds, kinds)
+streams = (
+    st.lists(events(), min_size=1, max_size=8)
+    | st.lists(
+        events() | st.just(TOKEN) | st.just(TOKEN) | st.just(TOKEN), min_size=20, max_size=60
+    )
+    | st.builds(varied, several_kinds, st.just(False), st.binary(min_size=2, max_size=20))
+    | st.builds(varied, several_kinds, st.just(False), st.binary(min_size=8, max_size=30))
+    | st.builds(varied, several_kinds, st.booleans(), st.binary(min_size=10, max_size=40))
 )
+# Beside line ends, within a character, and within the name of a field.
+SEAMS = re.compile(rb"[\r\n\x80-\xff]|(?<=da)ta: ?")
 
 
 def has_token(event: dict[str, Any], *names: str) -> bool:
@@ -162,19 +227,29 @@ def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
     meter.end()
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(st.data(), streams)
 def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Written]) -> None:
     whole = b"".join(text + rest for _, text, rest in stream)
     ends = list(accumulate(len(text) + len(rest) for _, text, rest in stream))
-    places = st.integers(1, len(whole) - 1) | st.sampled_from(ends)
-    cuts = sorted(data.draw(st.sets(places, max_size=20)) - {len(whole)})
+    seams = sorted({at for found in SEAMS.finditer(whole) for at in found.span() if at})
+    places = st.integers(1, len(whole) - 1) | st.sampled_from(ends) | st.sampled_from(seams)
+    first = data.draw(st.integers(0, len(seams)))
+    several = set(seams[first : first + data.draw(st.integers(0, 6))])
+    cuts = sorted((data.draw(st.sets(places, max_size=20)) | several) - {len(whole)})
+    check_split(stream, cuts)
+    first, every = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 10))
+    check_split(stream, sorted(set(ends[first::every]) - {len(whole)}))
+
+
+def check_split(stream: list[Written], cuts: list[int]) -> None:
+    whole = b"".join(text + rest for _, text, rest in stream)
     bounds = [0, *cuts, len(whole)]
     chunks = [whole[begin:end] for begin, end in pairwise(bounds)]
     chunk_of, position = [], 0
     for _, text, rest in stream:
         completing = position + len(text) - 1
-        chunk_of.append(sum(cut <= completing for cut in cuts))
+        chunk_of.append(bisect_right(cuts, completing))
         position += len(text) + len(rest)
     exchange = Exchange(started_at=0.0)
     feed(StreamMeter(exchange, GAP_BOUNDS), exchange, chunks)
