@@ -227,7 +227,7 @@ def feed(meter: StreamMeter, exchange: Exchange, chunks: list[bytes]) -> None:
     meter.end()
 
 
-@settings(max_examples=300)
+@settings(max_examples=600)
 @given(st.data(), streams)
 def test_every_split_gives_the_same_record(data: st.DataObject, stream: list[Written]) -> None:
     whole = b"".join(text + rest for _, text, rest in stream)

@@ -5,10 +5,12 @@ import os
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import TIMEOUT
 
 from ape_cerebras.telemetry.logs import LineWriter
 
@@ -73,7 +75,9 @@ def fail(*_: object) -> int:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
+    ends_at = time.monotonic() + TIMEOUT
     while not condition():
+        assert time.monotonic() < ends_at
         os.sched_yield()
 
 
