@@ -108,7 +108,7 @@ test-pythons: pyproject.toml
 	  found="$$found $$version"; \
 	  echo; echo "Python $$version"; \
 	  $(MAKE) --no-print-directory PYTHON=python$$version VENV=build/python$$version \
-	    build/python$$version/installed-test || exit 1; \
+	    build/python$$version/installed-test build/python$$version/installed-js || exit 1; \
 	  build/python$$version/bin/python -m pytest --loops $(LOOPS) --numprocesses $(JOBS) \
 	    --dist worksteal --quiet $(ARGS) || exit 1; \
 	done; \
