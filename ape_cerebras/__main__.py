@@ -13,6 +13,7 @@ from .process.hardening import (
     ends_with_its_reader,
     forbid_core_dumps,
     report_crashes,
+    show_any_text,
 )
 
 __all__ = ("main",)
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     forbid_core_dumps()
     report_crashes()
+    show_any_text()
     from .commands import run_command
 
     status = 0

@@ -61,6 +61,17 @@ def test_a_command_ends_in_order_where_nobody_reads(command: str) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize("command", ["settings", "settings --markdown", "serve --help", "check"])
+def test_every_encoding_will_do(command: str) -> None:
+    words = command.split()
+    shown, in_ascii = (
+        run(*words, by="exec", PYTHONIOENCODING=encoding, CEREBRAS_API_KEY=KEY, COLUMNS="500")
+        for encoding in ("utf-8", "ascii")
+    )
+    assert (in_ascii.returncode, in_ascii.stderr) == (0, "")
+    assert in_ascii.stdout == shown.stdout.encode("ascii", "replace").decode()
+
+
 def test_a_wrong_flag_names_the_right_ones() -> None:
     wrong = run_here("serve", "--prot", "1")
     assert wrong.returncode == 2

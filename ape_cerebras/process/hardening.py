@@ -1,5 +1,5 @@
 """Hardening of a process of our own before it serves: no core dumps, crash reports without texts,
-an orderly end where nobody reads what it prints, and few passes of the garbage collector. Forked
+output whatever its encoding and whoever reads it, and few passes of the garbage collector. Forked
 workers inherit all of that.
 
 Its memory holds keys, so no core file and no debugger may get it. Exception messages may quote a
@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 
 __all__ = (
     "OutputWriter",
@@ -26,6 +27,7 @@ __all__ = (
     "forbid_core_dumps",
     "report_crash",
     "report_crashes",
+    "show_any_text",
     "tune_garbage_collector",
 )
 
@@ -64,6 +66,13 @@ def end_now(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def show_any_text() -> None:
+    """Print a question mark where the encoding of standard output lacks a character. Python would
+    fail, after a part of the output."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

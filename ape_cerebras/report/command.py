@@ -211,10 +211,9 @@ def _write(options: argparse.Namespace, log: _Log, summary: dict[str, Any]) -> i
 
 
 def _print(text: str) -> None:
-    """Whatever the terminal's encoding is, and until nobody reads any more."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Until nobody reads any more, which changes no status."""
     with suppress(BrokenPipeError):
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.write(text)
         sys.stdout.flush()
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end

@@ -123,6 +123,8 @@ def _become(wanted: dict[str, Any]) -> None:
     os.chdir(wanted["directory"])
     sys.argv = ["ape-cerebras", *wanted["arguments"]]
     sys.path[0] = ""
+    # The one that is there has looked at what was standard output when this process began.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - to the end
     exec(wanted["program"], {"__name__": "__main__"})
 
 
