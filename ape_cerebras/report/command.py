@@ -215,8 +215,6 @@ def _print(text: str) -> None:
     with suppress(BrokenPipeError):
         sys.stdout.write(text)
         sys.stdout.flush()
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
 
 
 def _write_html(name: str, log: _Log, summary: dict[str, Any], *, live: bool = False) -> None:

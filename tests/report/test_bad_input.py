@@ -192,17 +192,20 @@ def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
     assert report(log.with_name("gone" + log.name)) == 2
 
 
-def test_an_output_that_nobody_reads_is_no_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "status"), [("ttft:p50<9s", 0), ("ttft:p50<0.001ms", 1)])
+def test_an_output_that_nobody_reads_is_no_failure(
+    objective: str, status: int, tmp_path: Path
+) -> None:
     log = tmp_path / "a.log"
     log.write_bytes(b"\n".join(SEVERAL))
     reading, writing = os.pipe()
     os.close(reading)
-    command = (sys.executable, "-m", "ape_cerebras", "report", log)
+    command = (sys.executable, "-m", "ape_cerebras", "report", log, "--slo", objective)
     done = subprocess.run(
         command, check=False, stdout=writing, stderr=subprocess.PIPE, env=environment()
     )
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (status, b"")
 
 
 def test_a_standard_input_that_is_closed_is_named(
