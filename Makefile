@@ -69,7 +69,7 @@ QUIET  := --quiet --quiet --disable-pip-version-check
 PIP    := $(BIN)/python -m pip install $(QUIET)
 
 # Containers often forbid bytecode files. Then each process of the tests, 130 services among them,
-# would compile the package anew, a tenth of its start's CPU, and three would rewrite every assert.
+# would compile the package anew, a tenth of its start's CPU, and four would rewrite every assert.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help run test test-pythons test-newer docs faults chaos soak httpcore2 fuzz lint types selfcheck bench \
