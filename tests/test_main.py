@@ -23,15 +23,7 @@ import trustme
 from end_to_end import KEY, free_port
 from pages import ROOT
 from run_here import run_here
-from server_process import (
-    CLIENT_KEY,
-    RUN_TIMEOUT,
-    TIMEOUT,
-    environment,
-    run,
-    serving,
-    start,
-)
+from server_process import CLIENT_KEY, RUN_TIMEOUT, TIMEOUT, environment, run, serving, start
 
 from ape_cerebras.commands import _serve_proxy
 from ape_cerebras.config.config import Config

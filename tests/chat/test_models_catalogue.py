@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
-import anyio
 import orjson
 import pytest
 import trio
@@ -13,7 +12,7 @@ from memory_stream import MemoryStream, memory_pair
 from mock_clock import on_mock_clock
 from running_simulator import rig as simulator
 from scraped_metrics import config_with, samples
-from waiting import TIMEOUT, until
+from waiting import until
 
 from ape_cerebras.chat.models import Catalogue, ModelList
 from ape_cerebras.net.stream import TimestampedStream
@@ -64,9 +63,7 @@ def api(public: bytes, **responses: bytes) -> Callable[[Conversation], Awaitable
 
 
 async def fetched(running: Running, times: int = 1) -> None:
-    with anyio.fail_after(TIMEOUT):
-        while await running.metric("cerebras_proxy_catalogue_fetches_total") < times:
-            await anyio.lowlevel.checkpoint()
+    await running.until_metric("cerebras_proxy_catalogue_fetches_total", lambda n: n >= times)
 
 
 def chat_for(model: str) -> bytes:

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 from end_to_end import KEY
 from memory_stream import memory_pair
-from waiting import until, wait_all_tasks_blocked
+from waiting import TIMEOUT, until, wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 GET = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 def pair(over: str) -> tuple[TimestampedStream, TimestampedStream]:

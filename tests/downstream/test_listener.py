@@ -17,7 +17,7 @@ from end_to_end import KEY
 from memory_stream import MemoryStream, memory_pair
 from sockets import client_of
 from trio.testing import MockClock
-from waiting import wait_all_tasks_blocked
+from waiting import TIMEOUT, wait_all_tasks_blocked
 
 from ape_cerebras.config.config import Config
 from ape_cerebras.downstream.connection import Downstream
@@ -26,8 +26,6 @@ from ape_cerebras.net.socket_stream import SocketStream
 from ape_cerebras.telemetry.logs import Logs
 
 pytestmark = pytest.mark.anyio
-
-TIMEOUT = 5.0  # seconds until a test that waits for something fails
 
 
 class Door(Connections):

@@ -220,7 +220,7 @@ async def test_few_clients_are_spread_evenly(workers: int, clients: int) -> None
                 tasks.start_soon(worker.accept)
             for _ in range(clients):
                 opened.enter_context(closing(client_of(listener)))
-            await until(lambda: sum(len(worker.connections) for worker in ours) == clients)
+            await until(lambda: sum(len(worker.connections) for worker in ours) == clients, TIMEOUT)
             assert {len(worker.connections) for worker in ours} == {clients // workers}
             tasks.cancel_scope.cancel()
 
@@ -234,7 +234,7 @@ async def test_connections_left_to_a_worker_that_does_not_run_are_accepted() -> 
             tasks.start_soon(worker.accept)
             for _ in range(8):
                 opened.enter_context(closing(client_of(listener)))
-            await until(lambda: len(worker.connections) == 8)
+            await until(lambda: len(worker.connections) == 8, TIMEOUT)
             tasks.cancel_scope.cancel()
 
 
@@ -262,9 +262,9 @@ async def test_others_do_not_wait_for_a_worker_that_is_out_of_descriptors() -> N
         worker = Worker(1, scoreboard, exhausted)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(worker.accept)
-            await until(lambda: not scoreboard.others(2))
+            await until(lambda: not scoreboard.others(2), TIMEOUT)
             assert len(worker.errors) == 1
-            await until(lambda: bool(scoreboard.others(2)))  # it tries again after a pause
+            await until(lambda: bool(scoreboard.others(2)), TIMEOUT)  # it tries again after a pause
             tasks.cancel_scope.cancel()
 
 

@@ -11,7 +11,7 @@ from cases_e_f import QUICK
 from end_to_end import Conversation, Response, running_proxy
 from fault_bench import BODY, Case, Scene, post
 from upstream_scripts import silent
-from waiting import TIMEOUT, until
+from waiting import until
 
 __all__ = ("CASES",)
 
@@ -205,9 +205,8 @@ async def until_waiting(scene: Scene, count: int) -> None:
     """Return once ``count`` requests wait in the queue, as the proxy counts them, and one has its
     response."""
     await until(lambda: bool(scene.upstream.requests))
-    with anyio.fail_after(TIMEOUT):
-        while await scene.bench.running.metric("cerebras_proxy_queue_length") != count:
-            await anyio.lowlevel.checkpoint()
+    running = scene.bench.running
+    await running.until_metric("cerebras_proxy_queue_length", lambda n: n == count)
 
 
 def untrusted(number: str, name: str) -> Case:

@@ -86,7 +86,6 @@ def test_large_groups_and_deep_stacks_are_cut() -> None:
 EVERYWHERE = f"""
 import gc, logging, threading
 from ape_cerebras.config.values import BACKENDS
-from ape_cerebras.process.hardening import ends_with_its_reader
 from ape_cerebras.process.hardening import report_crashes
 key = {KEY!r}
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import anyio
 import pytest
 from end_to_end import (
     FINISH,
@@ -19,7 +18,7 @@ from end_to_end import (
     running_upstream,
 )
 from upstream_scripts import closes, resets, responds, silent, streams
-from waiting import TIMEOUT, until
+from waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -95,9 +94,7 @@ async def run_exchange(script: Script, request: bytes, disconnects: bool, mode: 
                 await client.response("POST")
             client.stream.close()
             await running.lines.exchange()
-            with anyio.fail_after(TIMEOUT):
-                while await running.metric("cerebras_proxy_client_connections") > 1:
-                    await anyio.lowlevel.checkpoint()
+            await running.until_metric("cerebras_proxy_client_connections", lambda n: n <= 1)
         assert names == []
 
 

@@ -57,9 +57,7 @@ class Gate:
 
 
 async def until_waiting(running: Running, count: int) -> None:
-    with anyio.fail_after(5):
-        while await running.metric("cerebras_proxy_queue_length") != count:
-            await anyio.lowlevel.checkpoint()
+    await running.until_metric("cerebras_proxy_queue_length", lambda n: n == count)
 
 
 async def chat_lines(running: Running, count: int) -> list[dict[str, Any]]:

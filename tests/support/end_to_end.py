@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import h11
 import orjson
 from anyio.abc import TaskStatus
@@ -332,6 +333,12 @@ class Running:
     async def metric(self, name: str) -> float:
         """The sum of a metric's samples, as a scrape gives them."""
         return sum(value for series, value in await self.samples() if series.split("{")[0] == name)
+
+    async def until_metric(self, name: str, is_so: Callable[[float], bool]) -> None:
+        """Scrape until that is so of its sum."""
+        with anyio.fail_after(TIMEOUT):
+            while not is_so(await self.metric(name)):
+                await anyio.lowlevel.checkpoint()
 
     async def sample(self, series: str) -> float:
         """One sample, by its name and labels."""
